@@ -1,0 +1,1 @@
+"""The model and its rivals at the controls: rollouts, experts, cloning, play, scores, video."""

@@ -1,0 +1,56 @@
+"""Agents by the word a user types: `vlm`, `vlm:DIR`, `random`, `planner`, `sb3:PATH`, `human`."""
+
+import difflib
+from pathlib import Path
+
+from agents.agent import Agent
+from agents.random_agent import RandomAgent
+from envs.atari import EmulatorEnvs, Lanes
+from envs.errors import EnvsError
+
+SHIPPED = Path(__file__).resolve().parent.parent / "vlm" / "weights" / "nano"
+KINDS = ("vlm", "random", "planner", "sb3", "human")
+
+
+def split_spec(spec: str) -> tuple[str, str | None]:
+    """Return (kind, path or None) of an agent's word; an unknown kind is refused with the nearest."""
+    kind, _, path = spec.partition(":")
+    if kind not in KINDS:
+        near = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.3) or ["vlm"]
+        raise EnvsError(f"expected an agent ({', '.join(KINDS)}), got {spec!r}; nearest: {near[0]}")
+    if kind == "sb3" and not path:
+        raise EnvsError("expected sb3:PATH with the path of a stable-baselines3 archive, got 'sb3'")
+    return kind, path or None
+
+
+def needs_emulator(spec: str) -> bool:
+    """Whether an agent searches the emulator that it plays on."""
+    return split_spec(spec)[0] == "planner"
+
+
+def make_agent(spec: str, envs: Lanes, decode: str = "scores", temperature: float | None = None) -> Agent:
+    """Build the agent that a user's word means, for these lanes.
+
+    `decode` and `temperature` are a VLM's; a temperature of None is the one chosen for the checkpoint.
+    Torch is imported only for agents that need it.
+    """
+    kind, path = split_spec(spec)
+    if kind == "random":
+        return RandomAgent(envs.action_names)
+    if kind == "planner":
+        from agents.planner_agent import PlannerAgent
+
+        assert isinstance(envs, EmulatorEnvs)
+        return PlannerAgent(envs)
+    if kind == "sb3":
+        from agents.sb3_agent import Sb3Agent
+
+        return Sb3Agent(Path(str(path)), envs.action_names)
+    if kind == "human":
+        from agents.human_agent import HumanAgent
+
+        return HumanAgent(envs.game, envs.action_names)
+    from agents.vlm_agent import VlmAgent
+
+    directory = Path(path) if path else SHIPPED
+    return VlmAgent.load(directory, envs.game, envs.action_names, decode=decode, temperature=temperature)

@@ -1,0 +1,19 @@
+"""How a command ends: a user's mistake is one line and exit code 2, Ctrl-C is 130, a defect keeps its traceback."""
+
+import sys
+from collections.abc import Callable
+
+from envs.errors import EnvsError
+from vlm.errors import VlmError
+
+
+def run(main: Callable[[], int]) -> int:
+    """Run a command's `main` and return its exit code, with user mistakes told in one line."""
+    try:
+        return main()
+    except (EnvsError, VlmError, OSError) as error:
+        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,208 @@
+"""Record whole games into a dataset: frames, actions, rewards and, from a teacher, the value of every action.
+
+    python -m agents.record --game Carnival --agent planner --episodes 20 --out data/carnival
+    python -m agents.record --game MsPacman --agent vlm:runs/clone --teacher planner --teach-every 3 --out data/dagger
+    python -m agents.record --game Pong --agent human --out data/me
+
+Each finished game is one Parquet file of lossless PNG frames with the protocol in the metadata; a killed recording
+keeps every finished game, and the same command goes on where it stopped. With `--teacher` one agent plays and another
+says what it would have done (DAgger, Ross et al. 2011): the states are the player's, the values the teacher's.
+With `--noise` the player's hand slips now and then, so that the dataset shows how to come back (DART, Laskey 2017).
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from agents.agent import Actions, Agent
+from agents.build import make_agent, needs_emulator
+from agents.command import run
+from agents.results import git_commit, package_versions
+from agents.rollout import Turn, play_games
+from envs.atari import Lanes, make_envs
+from envs.episodes import DatasetInfo, Episode, EpisodeWriter
+from envs.errors import EnvsError
+from envs.games import find_game
+from envs.protocol import episode_seeds, find_protocol
+
+
+@dataclass
+class Args:
+    """Record whole games into a dataset of lossless frames, actions, rewards and action values."""
+
+    game: str
+    """The game, in any reasonable spelling: Carnival, "Ms. Pac-Man", ALE/Pong-v5."""
+    out: Path
+    """The dataset directory; an existing one of the same game, protocol and agent is continued."""
+    agent: str = "planner"
+    """Who plays: planner, vlm, vlm:DIR, sb3:PATH, random or human."""
+    teacher: str | None = None
+    """Who gives the action values, where it is not the player: planner, usually."""
+    episodes: int = 10
+    """How many whole games the dataset shall hold of this seed."""
+    seed: int = 0
+    """The seed the games' own seeds derive from; below 1000, which later seeds are kept for published scores."""
+    protocol: str = "machado2018"
+    """The evaluation protocol the games follow: machado2018 or mnih2015."""
+    noise: float = 0.0
+    """Share of decisions at which the player's hand slips to a random legal action, held for one to four decisions."""
+    teach_every: int = 1
+    """Ask the teacher at every n-th decision only; the others carry no values. More games for the same search."""
+    temperature: float | None = None
+    """How freely a VLM that plays samples its answer: 0 is greedy, by default the one chosen for its checkpoint."""
+    lanes: int = 1
+    """How many games to play in step."""
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "teach_every", "lanes"):
+            if getattr(self, name) < 1:
+                raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.noise < 1:
+            raise EnvsError(f"--noise must be at least 0 and below 1, got {self.noise}")
+        if self.teach_every > 1 and self.teacher is None:
+            raise EnvsError("--teach-every asks for a --teacher")
+
+
+class TaughtAgent:
+    """A player whose `scores` come from a teacher, at every `every`-th decision of a game; NaN at the others."""
+
+    def __init__(self, player: Agent, teacher: Agent, every: int):
+        self.name = f"{player.name} taught by {teacher.name}"
+        self.player, self.teacher, self.every = player, teacher, every
+        self._steps = np.zeros(0, dtype=int)
+
+    def reset(self, seeds: Sequence[int | None]) -> None:
+        """Begin new games with both; see `agents.agent.Agent`."""
+        self.player.reset(seeds)
+        self.teacher.reset(seeds)
+        if len(self._steps) != len(seeds):
+            self._steps = np.zeros(len(seeds), dtype=int)
+        for lane, seed in enumerate(seeds):
+            if seed is not None:
+                self._steps[lane] = seed % self.every  # games are not all asked at the same steps
+
+    def act(self, frames: np.ndarray) -> Actions:
+        """The player's actions under the teacher's values."""
+        played = self.player.act(frames)
+        scores = np.full((len(frames), played.scores.shape[1]), np.nan, dtype=np.float32)
+        for lane in np.flatnonzero(self._steps % self.every == 0):
+            scores[lane] = self.teacher.values(lane)
+        self._steps += 1
+        return Actions(played.indices, played.texts, scores, played.unparsable)
+
+
+class SlippingAgent:
+    """A player whose hand slips: with probability `noise` a random legal action is played and held for a while."""
+
+    def __init__(self, player: Agent, noise: float, action_names: Sequence[str]):
+        self.name = f"{player.name}, noise {noise:g}"
+        self.player, self.noise, self.action_names = player, noise, tuple(action_names)
+        self._rngs: list[np.random.Generator] = []
+        self._held: list[tuple[int, int]] = []  # (action, decisions left)
+
+    def reset(self, seeds: Sequence[int | None]) -> None:
+        """Begin new games; see `agents.agent.Agent`."""
+        self.player.reset(seeds)
+        if len(self._rngs) != len(seeds):
+            self._rngs = [np.random.default_rng(0)] * len(seeds)
+            self._held = [(0, 0)] * len(seeds)
+        for lane, seed in enumerate(seeds):
+            if seed is not None:
+                self._rngs[lane], self._held[lane] = np.random.default_rng([seed, 0x511]), (0, 0)
+
+    def act(self, frames: np.ndarray) -> Actions:
+        """The player's actions, some of them replaced."""
+        meant = self.player.act(frames)
+        indices = meant.indices.copy()
+        for lane, rng in enumerate(self._rngs):
+            action, left = self._held[lane]
+            if left == 0 and rng.random() < self.noise:
+                action, left = int(rng.integers(len(self.action_names))), int(rng.integers(1, 5))
+            if left > 0:
+                indices[lane] = action
+            self._held[lane] = (action, max(left - 1, 0))
+        return Actions(indices, tuple(self.action_names[i] for i in indices), meant.scores, meant.unparsable)
+
+
+def to_episode(turns: list[Turn]) -> Episode:
+    """Put the turns of one finished game together."""
+    values = None
+    if turns[0].scores is not None:
+        values = np.stack([turn.scores for turn in turns]).astype(np.float32)
+    last = turns[-1]
+    return Episode(
+        frames=np.stack([turn.frame for turn in turns]),
+        actions=np.array([turn.action for turn in turns]),
+        rewards=np.array([turn.reward for turn in turns], dtype=np.float32),
+        action_values=values,
+        terminated=last.terminated,
+        truncated=last.truncated,
+        seed=last.seed,
+    )
+
+
+def finished_games(turns: Iterator[Turn]) -> Iterator[Episode]:
+    """Yield each game of a rollout as it ends."""
+    open_games: dict[int, list[Turn]] = {}
+    for turn in turns:
+        game = open_games.setdefault(turn.game_index, [])
+        game.append(turn)
+        if turn.ended:
+            yield to_episode(open_games.pop(turn.game_index))
+
+
+def make_player(args: Args, envs: Lanes) -> Agent:
+    """Build the player with what `args` puts around it: noise at the hand, a teacher behind."""
+    player = make_agent(args.agent, envs, temperature=args.temperature)
+    if args.noise:
+        player = SlippingAgent(player, args.noise, envs.action_names)
+    if args.teacher:
+        teacher = make_agent(args.teacher, envs)
+        if not hasattr(teacher, "values"):
+            raise EnvsError(f"--teacher must be an agent that values every action: planner; got {args.teacher!r}")
+        player = TaughtAgent(player, teacher, args.teach_every)
+    return player
+
+
+def record(args: Args) -> Path:
+    """Play and store the games that the dataset still lacks; return its directory."""
+    game, protocol = find_game(args.game), find_protocol(args.protocol)
+    searched = needs_emulator(args.agent) or bool(args.teacher and needs_emulator(args.teacher))
+    with make_envs(game, args.lanes, protocol, searchable=searched) as envs:
+        player = make_player(args, envs)
+        info = DatasetInfo(
+            game=game.name,
+            action_names=envs.action_names,
+            protocol=protocol,
+            agent=player.name,
+            labels=args.teacher or (args.agent if args.agent == "planner" else None),
+            commit=git_commit(),
+            versions=package_versions(),
+        )
+        writer = EpisodeWriter(args.out, info)
+        wanted = [seed for seed in episode_seeds(args.seed, args.episodes) if seed not in writer.seeds()]
+        bar = tqdm(total=args.episodes, initial=args.episodes - len(wanted), desc=f"record {game.title}", unit="game")
+        scores = []
+        for episode in finished_games(play_games(player, envs, wanted)):
+            writer.append(episode)
+            scores.append(episode.score)
+            bar.update()
+            bar.set_postfix(score=f"{episode.score:g}", mean=f"{np.mean(scores):.0f}", steps=len(episode.actions))
+        bar.close()
+    return args.out
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see the head of this file."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    print(f"recorded in {record(args)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,5 @@
+"""What a user can get wrong about games, protocols and datasets."""
+
+
+class EnvsError(ValueError):
+    """A user's mistake; its text is one line, fit to print."""

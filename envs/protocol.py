@@ -1,0 +1,59 @@
+"""Evaluation protocols: all that a score depends on beside the agent.
+
+`machado2018` follows Machado et al. 2018, "Revisiting the Arcade Learning Environment", section 5, with the minimal
+action set of gymnasium's v5 environments; `mnih2015` the no-op starts of Mnih et al. 2015 (extended data table 2).
+Frames are emulator frames, 60 a second.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from envs.errors import EnvsError
+
+EPISODES_PER_SEED = 10_000
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a game is played when it counts.
+
+    `repeat_action_probability` is drawn for each emulator frame; `frame_skip` emulator frames pass in a decision;
+    up to `noop_max` decisions of no-op open a game; a game is cut off after `max_episode_frames`.
+    """
+
+    name: str
+    repeat_action_probability: float
+    frame_skip: int
+    noop_max: int
+    full_action_space: bool
+    max_episode_frames: int
+
+    def to_dict(self) -> dict:
+        """Return the fields as plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "Protocol":
+        """Return the protocol of `to_dict`."""
+        return cls(**fields)
+
+
+MACHADO2018 = Protocol("machado2018", 0.25, 4, 0, False, 108_000)
+MNIH2015 = Protocol("mnih2015", 0.0, 4, 30, False, 108_000)
+PROTOCOLS = {protocol.name: protocol for protocol in (MACHADO2018, MNIH2015)}
+
+
+def find_protocol(name: str) -> Protocol:
+    """Return a protocol by name; `EnvsError` names the ones there are."""
+    if name not in PROTOCOLS:
+        raise EnvsError(f"expected a protocol, {' or '.join(PROTOCOLS)}; got {name!r}")
+    return PROTOCOLS[name]
+
+
+def episode_seeds(seed: int, episodes: int) -> list[int]:
+    """Return the emulator's seed of each game under a published seed; no two pairs of seed and game share one."""
+    if not 0 <= seed < 2000:
+        raise EnvsError(f"expected a seed from 0 to 1999 (1000 and up are for published scores), got {seed}")
+    if not 0 <= episodes <= EPISODES_PER_SEED:
+        raise EnvsError(f"expected at most {EPISODES_PER_SEED} episodes a seed, got {episodes}")
+    return [1 + seed * EPISODES_PER_SEED + episode for episode in range(episodes)]

@@ -1,0 +1,1 @@
+"""The claims as named runs, their results as data, their report."""

@@ -1,0 +1,1 @@
+"""Teaching the model to see: contrast, pixel values, referring masks."""
