@@ -1,0 +1,103 @@
+"""One directory that reloads everything in one call, and that plain transformers loads as well.
+
+    config.json, model.safetensors    transformers' own; `AutoModelForImageTextToText.from_pretrained(DIR)`
+    tokenizer.json, ...               transformers' own; `AutoTokenizer.from_pretrained(DIR)`
+    pvplay.json                       what is ours: the kind of checkpoint and the frames of history
+    training.json                     how it was made: commands, seeds, commit, games, figures
+
+A checkpoint is written aside and moved into place whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+from vlm.errors import VlmError
+from vlm.model import PixelVLM
+
+OURS, TRAINING, WEIGHTS = "pvplay.json", "training.json", "model.safetensors"
+KIND = "pvplay-vlm"
+
+
+class CheckpointError(VlmError):
+    """A checkpoint that is missing, damaged or of another kind; the message names the file."""
+
+
+def save(vlm: PixelVLM, directory: Path, training: dict[str, Any] | None = None, half: bool = False) -> None:
+    """Write a checkpoint; an old one of that name is replaced when the new one is whole.
+
+    With `half` the weights are stored in bfloat16, half the size, and read back into float32.
+    """
+    directory = Path(directory)
+    aside = directory.with_name(f".{directory.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    weights = vlm.model.state_dict()
+    if half:
+        weights = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
+    vlm.model.save_pretrained(aside, state_dict=weights)
+    vlm.tokenizer.save_pretrained(aside)
+    (aside / OURS).write_text(json.dumps({"kind": KIND, "history": vlm.history}, indent=1) + "\n")
+    (aside / TRAINING).write_text(json.dumps(training or {}, indent=1) + "\n")
+    old = directory.with_name(f".{directory.name}.old.{os.getpid()}")
+    if directory.exists():
+        os.replace(directory, old)
+    os.replace(aside, directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load(directory: Path) -> PixelVLM:
+    """Return the model of a checkpoint, in float32 on the CPU, ready to be asked."""
+    directory = Path(directory)
+    ours = _read_json(directory, OURS)
+    if ours.get("kind") != KIND:
+        raise CheckpointError(f"{directory / OURS}: expected a checkpoint of kind {KIND}, got {ours.get('kind')}")
+    if not (directory / WEIGHTS).is_file():
+        raise CheckpointError(f"{directory} is not a whole checkpoint: {WEIGHTS} is missing")
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{directory / WEIGHTS} or a file beside it is damaged: {first}") from error
+    lacking = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
+    if lacking:
+        raise CheckpointError(f"{directory / WEIGHTS} does not fit its config.json: {', '.join(lacking[:3])}")
+    return PixelVLM(model.eval(), tokenizer, history=int(ours["history"]))
+
+
+def _read_json(directory: Path, name: str) -> dict[str, Any]:
+    file = directory / name
+    if not directory.exists():
+        raise CheckpointError(f"expected a checkpoint directory, got {directory}, which does not exist")
+    if not file.is_file():
+        raise CheckpointError(f"expected a checkpoint directory with {name} in it, got {directory}")
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} is damaged: expected an object")
+    return content
+
+
+def read_training(directory: Path) -> dict[str, Any]:
+    """Return how a checkpoint was made."""
+    return _read_json(Path(directory), TRAINING)
+
+
+def content_hash(directory: Path) -> str:
+    """Return the first 12 hexadecimal digits of the SHA-256 of a checkpoint's weights: its name in results."""
+    file = Path(directory) / WEIGHTS
+    if not file.is_file():
+        raise CheckpointError(f"expected a checkpoint directory with {WEIGHTS} in it, got {directory}")
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]

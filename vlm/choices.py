@@ -1,0 +1,165 @@
+"""Exact scores of a set of answers after one prompt, in one pass; and free generation beside it.
+
+The answers form a trie: "up" and "up right" share their first token. Behind [text, image, text] lie the trie's
+nodes, each seeing the prompt, its ancestors and itself, at the position it would have if its answer stood alone:
+
+    prompt          ...  action  :  | up  | right | left | fire
+    position              n-1    n  | n+1 | n+2   | n+2  | n+1
+    node sees                       | .   | up    | up   | .
+
+The log-probability of an answer is the sum over its tokens and its end, exactly what the model gives it when asked
+alone (tested against the plain forward). The mask is additive and of floats: a boolean one is silently misread by
+the eager attention, and without a mask a jump of positions is read as the border of a packed sample.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from vlm.errors import VlmError
+from vlm.model import PixelVLM
+from vlm.prompts import IMAGE
+
+
+@dataclass(frozen=True)
+class AnswerTrie:
+    """Answers as a trie, parents before children.
+
+    tokens: the token of each of N nodes; parents: the node before it, -1 at the first token of an answer;
+    depths: 1 at the first token; ends: for each answer, the node that it ends at.
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    depths: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    @classmethod
+    def build(cls, answers: Sequence[Sequence[int]]) -> "AnswerTrie":
+        """Build the trie of tokenised answers; empty and repeated ones are refused."""
+        nodes: dict[tuple[int, ...], int] = {}
+        for answer in answers:
+            for length in range(1, len(answer) + 1):
+                nodes.setdefault(tuple(answer[:length]), len(nodes))
+        ends = [nodes.get(tuple(answer), -1) for answer in answers]
+        if -1 in ends or len(set(ends)) != len(ends) or not ends:
+            raise VlmError("expected different answers of at least one token each")
+        parents = tuple(nodes.get(path[:-1], -1) for path in nodes)
+        return cls(tuple(path[-1] for path in nodes), parents, tuple(map(len, nodes)), tuple(ends))
+
+    def sight(self) -> np.ndarray:
+        """Return bool[N, N]: which node sees which, its ancestors and itself."""
+        sees = np.eye(len(self.tokens), dtype=bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                sees[node] |= sees[parent]
+        return sees
+
+
+class ChoiceScorer:
+    """Scores the same answers to the same prompt, frame after frame.
+
+    With `keep_text` the decoder reads the text before the image once and keeps it: for play, where the weights stand
+    still. Without it every pass is whole and differentiable: for training.
+    """
+
+    def __init__(self, vlm: PixelVLM, prompt: str, choices: Sequence[str], keep_text: bool = False):
+        before, image, after = prompt.partition(IMAGE)
+        if not image:
+            raise VlmError(f"expected a prompt with {IMAGE} in it, got {prompt!r}")
+        self.vlm, self.choices, self.keep_text = vlm, tuple(choices), keep_text
+        self._before, self._after = self._tokens(before), self._tokens(after)
+        self.trie = AnswerTrie.build([self._tokens(choice) for choice in choices])
+        self._layouts: dict[int, tuple[Tensor, Tensor]] = {}
+        self._text: list[tuple[Tensor, Tensor]] | None = None
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.vlm.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def log_probs(self, pixels: Tensor) -> Tensor:
+        """Return float32[B, C]: the log-probability of every answer, its end included, for `PixelVLM.pixels`."""
+        vlm = self.vlm
+        image = vlm.image_embeddings(pixels)  # [B, N, D]
+        batch, device = len(image), image.device
+        kept = self.keep_text and not torch.is_grad_enabled()
+        tail = torch.tensor([*self._after, *self.trie.tokens], device=device)
+        parts = [image, vlm.embed(tail).expand(batch, -1, -1)]
+        if not kept:
+            parts.insert(0, vlm.embed(torch.tensor(self._before, device=device)).expand(batch, -1, -1))
+        embeddings = torch.cat(parts, dim=1).to(vlm.dtype if not torch.is_autocast_enabled("cpu") else image.dtype)
+        positions, mask = self._layout(image.shape[1], device)
+        if kept:
+            positions, mask = positions[:, len(self._before) :], mask[:, :, len(self._before) :]
+        hidden = vlm.decoder(
+            inputs_embeds=embeddings,
+            position_ids=positions.expand(batch, -1),
+            attention_mask=mask.to(embeddings.dtype).expand(batch, -1, -1, -1),
+            past_key_values=self._text_cache(batch) if kept else None,
+            use_cache=kept,
+        ).last_hidden_state
+        answers = hidden[:, -len(self.trie.tokens) - 1 :]  # the prompt's last token, then the nodes
+        return self._sum(vlm.model.get_output_embeddings()(answers).float().log_softmax(-1))
+
+    def _sum(self, log_probs: Tensor) -> Tensor:
+        """Add up each answer's tokens: [B, 1 + nodes, vocabulary] to [B, C]."""
+        total: list[Tensor] = []
+        for node, (token, parent) in enumerate(zip(self.trie.tokens, self.trie.parents, strict=True)):
+            own = log_probs[:, parent + 1, token]
+            total.append(own if parent < 0 else total[parent] + own)
+            assert len(total) == node + 1
+        end = log_probs[:, :, self.vlm.tokenizer.eos_token_id]
+        return torch.stack([total[node] + end[:, node + 1] for node in self.trie.ends], dim=1)
+
+    def _layout(self, image_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return positions [1, T] and the additive mask [1, 1, T, T]."""
+        if image_tokens not in self._layouts:
+            prompt = len(self._before) + image_tokens + len(self._after)
+            length = prompt + len(self.trie.tokens)
+            positions = torch.arange(length)
+            positions[prompt:] = prompt - 1 + torch.tensor(self.trie.depths)
+            sees = torch.ones(length, length, dtype=torch.bool).tril()
+            sees[prompt:, prompt:] = torch.from_numpy(self.trie.sight())
+            mask = torch.zeros(length, length).masked_fill(~sees, torch.finfo(torch.float32).min / 2)
+            self._layouts[image_tokens] = (positions[None].to(device), mask[None, None].to(device))
+        return self._layouts[image_tokens]
+
+    def _text_cache(self, batch: int) -> DynamicCache:
+        """Return a cache that holds the text before the image, read once."""
+        config = self.vlm.decoder.config
+        if self._text is None:
+            ids = torch.tensor([self._before], device=self.vlm.device)
+            read = DynamicCache(config=config)
+            self.vlm.decoder(inputs_embeds=self.vlm.embed(ids), past_key_values=read, use_cache=True)
+            self._text = [(layer.keys, layer.values) for layer in read.layers]
+        cache = DynamicCache(config=config)
+        for index, (keys, values) in enumerate(self._text):
+            cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), index)
+        if cache.get_seq_length() != len(self._before):
+            raise RuntimeError("the decoder kept no cache: is gradient checkpointing on?")
+        return cache
+
+
+def prompt_ids(vlm: PixelVLM, prompt: str, image_tokens: int) -> list[int]:
+    """Return the token ids of a prompt with the image's placeholder repeated, as transformers' forward wants it."""
+    before, _, after = prompt.partition(IMAGE)
+    encode = lambda text: vlm.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    return [*encode(before), *[vlm.model.config.image_token_id] * image_tokens, *encode(after)]
+
+
+@torch.no_grad()
+def generate_answers(vlm: PixelVLM, pixels: Tensor, prompt: str, max_new_tokens: int = 8) -> list[str]:
+    """Return what the model says, greedily and freely, to a prompt about each image."""
+    image_tokens = vlm.image_embeddings(pixels[:1]).shape[1]
+    ids = torch.tensor(prompt_ids(vlm, prompt, image_tokens), device=pixels.device).expand(len(pixels), -1)
+    said = vlm.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=pixels,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+    )
+    return [vlm.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True).strip() for row in said]

@@ -1,0 +1,82 @@
+"""`PixelVLM`: a transformers vision-language model, its tokenizer and the one way of showing it frames.
+
+Encoder, connector and decoder are reached by role through the library's accessors, so that the rest of the house
+does not depend on how a model class names its parts.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from vlm.errors import VlmError
+
+ROW_MULTIPLE = 24
+LEAST_ROWS = 216
+
+
+class PixelVLM:
+    """A model and what it takes to ask it: `model` (transformers' own class), `tokenizer`, `history` in frames."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, history: int):
+        self.model, self.tokenizer, self.history = model, tokenizer, history
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The vision encoder."""
+        return self.model.get_encoder(modality="image")
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The causal language model, without its head."""
+        return self.model.get_decoder()
+
+    @property
+    def connector(self) -> nn.Module:
+        """The module between encoder and decoder: what is in neither of them, nor in the head."""
+        known = {id(self.encoder), id(self.decoder), id(self.model.get_output_embeddings())}
+        found = [child for child in self.model.model.children() if id(child) not in known]
+        if len(found) != 1:
+            raise VlmError(f"expected one connector in {type(self.model).__name__}, found {len(found)}")
+        return found[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def pixels(self, frames: np.ndarray | Tensor) -> Tensor:
+        """Turn frames into what the encoder reads; training and play both come through here.
+
+        Args:
+            frames: uint8[B, history, H, W, 3], oldest first, at native size.
+
+        Returns:
+            [B, 3 * history, rows, W] in [-1, 1]; `rows` is at least 216 and a multiple of 24, black below, so that
+            games of 210 and 214 lines share one shape. Nothing is resized: every pixel is seen.
+        """
+        frames = torch.as_tensor(frames, device=self.device)
+        if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[1] != self.history:
+            raise VlmError(
+                f"expected frames uint8[B, {self.history}, H, W, 3], got {frames.dtype}{list(frames.shape)}"
+            )
+        batch, _, height, width, _ = frames.shape
+        rows = max(LEAST_ROWS, -(-height // ROW_MULTIPLE) * ROW_MULTIPLE)
+        pixels = frames.permute(0, 1, 4, 2, 3).reshape(batch, -1, height, width)  # [B, 3 * history, H, W]
+        pixels = functional.pad(pixels, (0, 0, 0, rows - height))
+        return pixels.to(self.dtype).div_(127.5).sub_(1.0)
+
+    def image_embeddings(self, pixels: Tensor) -> Tensor:
+        """Return the connector's output for `pixels`, [B, N, text width]: the image tokens the decoder reads."""
+        features = self.model.get_image_features(pixel_values=pixels).pooler_output
+        return torch.stack(list(features))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the decoder's embeddings of token ids."""
+        return self.model.get_input_embeddings()(tokens)

@@ -1,0 +1,100 @@
+"""Model sizes as data, and how a model of each is built.
+
+All presets are transformers' own LLaVA (Liu et al. 2023) around a hierarchical Mix Transformer encoder (Xie et al.
+2021, "SegFormer"): overlapping convolutions read every pixel of the native frame, strides multiply to 24, and a
+210 x 160 frame becomes 9 x 7 = 63 image tokens, whose finer stages (strides 4 and 8) remain for a mask head. The
+decoder is a small Llama. Frames of the past lie on the channels, so that motion costs no tokens.
+"""
+
+import difflib
+from dataclasses import dataclass
+
+import torch
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SegformerConfig
+
+from vlm.errors import VlmError
+from vlm.model import PixelVLM
+from vlm.tokenizer import build_tokenizer
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The dimensions of a model.
+
+    widths, depths, heads: of the encoder's three stages, at strides 4, 8 and 24; text_*: of the decoder;
+    history: how many frames it sees, the present one included.
+    """
+
+    widths: tuple[int, int, int]
+    depths: tuple[int, int, int]
+    heads: tuple[int, int, int]
+    text_width: int
+    text_layers: int
+    text_heads: int
+    text_mlp: int
+    history: int = 2
+
+
+PRESETS = {
+    "tiny": Preset((8, 16, 32), (1, 1, 1), (1, 1, 2), 32, 1, 2, 64),
+    "nano": Preset((32, 64, 256), (0, 1, 2), (1, 2, 4), 256, 2, 4, 704),
+    "small": Preset((64, 128, 512), (2, 2, 4), (1, 2, 8), 512, 6, 8, 1408),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """Return a preset by name; `VlmError` names the nearest."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
+        raise VlmError(f"expected a preset ({', '.join(PRESETS)}), got {name!r}; nearest: {near}")
+    return PRESETS[name]
+
+
+def build(name: str, seed: int = 0) -> PixelVLM:
+    """Return a model of a preset with random weights drawn from `seed`, in float32, on the CPU."""
+    preset, tokenizer = find_preset(name), build_tokenizer()
+    config = LlavaConfig(
+        vision_config=_vision_config(preset),
+        text_config=_text_config(preset, tokenizer),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaForConditionalGeneration(config)
+    return PixelVLM(model.eval(), tokenizer, history=preset.history)
+
+
+def _vision_config(preset: Preset) -> SegformerConfig:
+    return SegformerConfig(
+        num_channels=3 * preset.history,
+        num_encoder_blocks=3,
+        hidden_sizes=preset.widths,
+        depths=preset.depths,
+        num_attention_heads=preset.heads,
+        strides=(4, 2, 3),
+        patch_sizes=(7, 3, 5),
+        sr_ratios=(6, 3, 1),
+        mlp_ratios=(2, 2, 4),
+        drop_path_rate=0.0,
+        reshape_last_stage=False,
+        hidden_size=preset.widths[-1],  # LLaVA's connector asks for the width of the features
+    )
+
+
+def _text_config(preset: Preset, tokenizer) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=preset.text_width,
+        num_hidden_layers=preset.text_layers,
+        num_attention_heads=preset.text_heads,
+        num_key_value_heads=preset.text_heads,
+        intermediate_size=preset.text_mlp,
+        max_position_embeddings=4096,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )

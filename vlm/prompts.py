@@ -1,0 +1,54 @@
+"""Every prompt and every answer, in one place; parsing undoes formatting.
+
+Actions: the task comes before the image, so that the image tokens are read in its light and the text's share of the
+decoder's work can be kept over the frames of a game:
+
+    [play] Ms. Pac-Man : noop , up , right , up right <image> action :      ->  up right
+
+Pixel values follow the paper's lab (Gou et al. 2024; Vision-CAIR's paint data), row first, image first:
+
+    <image> [reconstruct] loc : [ 12 , 7 ] rgb :                            ->  [ 184 , 50 , 50 ]
+"""
+
+from collections.abc import Sequence
+
+IMAGE = "<image>"
+
+
+def action_prompt(title: str, action_names: Sequence[str]) -> str:
+    """Return the prompt that asks for an action of a game, given its title and its legal actions in words."""
+    return f"[play] {title} : {' , '.join(action_names)} {IMAGE} action :"
+
+
+def action_answer(name: str) -> str:
+    """Return the answer that means an action."""
+    return name
+
+
+def parse_action(text: str, legal: Sequence[str]) -> str | None:
+    """Return the legal action that an answer names, or None; nothing is guessed from prose."""
+    said = " ".join(text.split())
+    return said if said in legal else None
+
+
+def pixel_prompt(row: int, column: int) -> str:
+    """Return the prompt that asks for the colour at a place of the grid."""
+    return f"{IMAGE} [reconstruct] loc : [ {row} , {column} ] rgb :"
+
+
+def pixel_answer(rgb: Sequence[int]) -> str:
+    """Return the answer that means a colour of three integers from 0 to 255."""
+    red, green, blue = (int(value) for value in rgb)
+    return f"[ {red} , {green} , {blue} ]"
+
+
+def parse_pixel(text: str) -> tuple[int, int, int] | None:
+    """Return the colour that an answer names, or None."""
+    inside = text.strip()
+    if not (inside.startswith("[") and inside.endswith("]")):
+        return None
+    parts = [part.strip() for part in inside[1:-1].split(",")]
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) < 256 for part in parts):
+        return None
+    red, green, blue = (int(part) for part in parts)
+    return red, green, blue

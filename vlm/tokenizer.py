@@ -1,0 +1,48 @@
+"""A small tokenizer of our own: words of the prompts, actions and numbers as single tokens, letters for the rest.
+
+Text is lower-cased and split at blanks and punctuation. A word that is not in the vocabulary (the title of a game,
+say) is spelt letter by letter, so that any text can be written; what cannot be spelt either is `<unk>`. Numbers from
+0 to 255, the pixel values and coordinates, are one token each.
+"""
+
+import string
+
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import WordPiece
+from transformers import PreTrainedTokenizerFast
+
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
+PUNCTUATION = (",", ":", ".", "[", "]", "?", "'", "*", "-", "(", ")", "/", "!", "&", "+")
+ACTIONS = ("noop", "fire", "up", "down", "left", "right")
+PROMPT_WORDS = ("play", "action", "reconstruct", "segmentation", "caption", "loc", "rgb", "mask", "game", "frame")
+CAPTION_WORDS = (
+    "a an the and of in on at to is are with no above below left-most right-most top bottom middle large small "
+    "red green blue yellow white black grey orange pink purple brown cyan object objects ghost pellet rabbit duck owl "
+    "bullet gun player enemy ball paddle ship"
+).split()
+
+
+def _vocabulary() -> dict[str, int]:
+    words = [*SPECIAL, *PUNCTUATION, *ACTIONS, *PROMPT_WORDS, *CAPTION_WORDS]
+    words += [str(number) for number in range(256)]
+    words += list(string.ascii_lowercase) + [f"##{letter}" for letter in string.ascii_lowercase + string.digits]
+    return {word: index for index, word in enumerate(dict.fromkeys(words))}
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Return the tokenizer; it saves and loads as any of transformers' own."""
+    tokenizer = Tokenizer(WordPiece(_vocabulary(), unk_token="<unk>", max_input_chars_per_word=40))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[^a-z0-9]"), "isolated")]
+    )
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="left",
+    )
