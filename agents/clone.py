@@ -1,0 +1,374 @@
+"""Behaviour cloning: teach the VLM to answer as its teacher, from one or several games' datasets, into one policy.
+
+    python -m agents.clone --data data/carnival data/mspacman --out runs/clone --steps 4000
+    python -m agents.clone --data data/dagger --init runs/clone/best --out runs/again --steps 2000
+
+The loss is the cross-entropy of the exact probability of each legal text answer (`vlm.choices`), the same scores that
+play uses. Where the dataset holds a teacher's value of every action, the target is soft: near-equal actions share it.
+The encoder learns with the rest. A run that was killed goes on from its last checkpoint when the command is repeated.
+Checkpoints are chosen by play on seeds kept for that (below 1000): the accuracy on frames says little about play.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from agents.command import run
+from agents.results import command_line, git_commit, package_versions
+from agents.rollout import play_games
+from agents.vlm_agent import VlmAgent
+from envs.atari import make_envs
+from envs.episodes import EpisodeDataset
+from envs.errors import EnvsError
+from envs.games import find_game
+from envs.protocol import episode_seeds
+from vlm import checkpoint
+from vlm.choices import ChoiceScorer
+from vlm.freezing import TrainablePlan, moved_tensors, parameter_groups, snapshot
+from vlm.model import PixelVLM
+from vlm.presets import build
+from vlm.prompts import action_prompt
+
+SELECTION_SEED = 900
+
+
+@dataclass
+class Args:
+    """Clone a teacher's play into one text policy."""
+
+    data: tuple[Path, ...]
+    """Dataset directories of `agents.record`, of one game or of several."""
+    out: Path
+    """Where the run lives: checkpoints, TensorBoard, `best` and `last`."""
+    preset: str = "nano"
+    """The size of a new model."""
+    init: Path | None = None
+    """A checkpoint to start from, instead of a new model."""
+    steps: int = 4000
+    """Optimizer steps; a step is one batch of one game."""
+    batch_size: int = 64
+    """Decisions a step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate, after a linear warm-up and before a cosine to zero."""
+    encoder_learning_rate: float | None = None
+    """The encoder's own peak learning rate, if another; 0 freezes it."""
+    weight_decay: float = 0.05
+    """Weight decay on matrices."""
+    warmup_steps: int = 200
+    """Steps of linear warm-up."""
+    targets: str = "soft"
+    """soft: shares by the teacher's values; hard: the teacher's best action (or the player's, without a teacher)."""
+    softness: float = 0.25
+    """Temperature of soft targets, in units of the dataset's median spread of values."""
+    hard_share: float = 0.3
+    """Share of a soft target that is its best action alone, so that ties are broken one way."""
+    seed: int = 0
+    """Seed of the initial weights and of the order of the data."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    select_every: int = 1000
+    """Steps between trials by play; 0: the last weights are the best."""
+    select_games: int = 4
+    """Whole games of each kind that a trial plays."""
+    bf16: bool = True
+    """Compute in bfloat16 where that is safe; the weights stay float32."""
+    workers: int = 1
+    """Processes that decode frames ahead."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "save_every"):
+            if getattr(self, name) < 1:
+                raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.targets not in ("soft", "hard"):
+            raise EnvsError(f"expected --targets soft or hard, got {self.targets!r}")
+        if self.select_every and self.select_every % self.save_every:
+            raise EnvsError("--select-every must be a multiple of --save-every")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One game's decisions with their targets.
+
+    rows: int[N] into `data`; targets: float32[N, A], each a distribution; weights: float32[N], what a row matters.
+    """
+
+    data: EpisodeDataset
+    rows: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+
+
+def make_lesson(data: EpisodeDataset, targets: str, softness: float, hard_share: float) -> Lesson:
+    """Turn a dataset into targets.
+
+    Rows of a taught dataset at which the teacher was not asked are left out. A row weighs little where the teacher
+    values all actions alike, up to 1 where the choice is worth the dataset's median spread or more.
+    """
+    width = len(data.info.action_names)
+    taught = ~np.isnan(data.action_values).all(axis=1)
+    if not taught.any():
+        return Lesson(data, np.arange(len(data)), np.eye(width, dtype=np.float32)[data.actions], np.ones(len(data)))
+    rows = np.flatnonzero(taught)
+    values = data.action_values[rows].astype(np.float64)
+    looked = np.isfinite(values)
+    best = np.where(looked, values, -np.inf).max(axis=1, keepdims=True)
+    spread = (best - np.where(looked, values, 0).sum(1, keepdims=True) / looked.sum(1, keepdims=True))[:, 0]
+    scale = float(np.median(spread[spread > 1e-3])) if (spread > 1e-3).any() else 1.0
+    hard = np.eye(width)[np.where(looked, values, -np.inf).argmax(axis=1)]
+    if targets == "hard":
+        return Lesson(data, rows, hard.astype(np.float32), np.ones(len(rows)))
+    soft = np.where(looked, np.exp((np.where(looked, values, 0) - best) / (softness * scale)), 0)
+    soft /= soft.sum(axis=1, keepdims=True)
+    mixed = hard_share * hard + (1 - hard_share) * soft
+    return Lesson(data, rows, mixed.astype(np.float32), 0.1 + 0.9 * np.minimum(1, spread / scale))
+
+
+class Batches(Dataset):
+    """Step i's batch, drawn from the seed and i alone, so that a resumed run sees what an unbroken one would.
+
+    A batch is of one dataset, since a prompt is of one game; games take turns by chance, each as often as the next,
+    and within a game its datasets by their size.
+    """
+
+    def __init__(self, lessons: list[Lesson], history: int, batch_size: int, steps: int, seed: int):
+        self.lessons, self.history, self.batch_size = lessons, history, batch_size
+        self.steps, self.seed = steps, seed
+        self.games = sorted({lesson.data.info.game for lesson in lessons})
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        rng = np.random.default_rng([self.seed, step])
+        game = self.games[rng.integers(len(self.games))]
+        choices = [i for i, lesson in enumerate(self.lessons) if lesson.data.info.game == game]
+        sizes = np.array([len(self.lessons[i].rows) for i in choices], dtype=float)
+        lesson = self.lessons[rng.choice(choices, p=sizes / sizes.sum())]
+        drawn = rng.integers(len(lesson.rows), size=self.batch_size)
+        frames = np.stack([lesson.data.frames(int(lesson.rows[i]), self.history) for i in drawn])
+        return {
+            "frames": torch.from_numpy(frames),
+            "targets": torch.from_numpy(lesson.targets[drawn]),
+            "weights": torch.from_numpy(lesson.weights[drawn].astype(np.float32)),
+            "game": game,
+        }
+
+
+class Pupil(nn.Module):
+    """What the trainer trains: a policy whose forward is the cloning loss."""
+
+    def __init__(self, vlm: PixelVLM, prompts: dict[str, tuple[str, tuple[str, ...]]], bf16: bool):
+        super().__init__()
+        vlm.model.set_attn_implementation("eager")  # on a CPU, backward through sdpa is a fifth slower
+        self.model = vlm.model
+        self.vlm, self.bf16 = vlm, bf16
+        self.scorers = {game: ChoiceScorer(vlm, prompt, names) for game, (prompt, names) in prompts.items()}
+
+    def forward(self, frames: Tensor, targets: Tensor, weights: Tensor, game: str) -> dict[str, Tensor]:
+        """Return the weighted cross-entropy, and the share of rows whose best answer is the target's."""
+        with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.bf16):
+            log_probs = self.scorers[game].log_probs(self.vlm.pixels(frames))  # [B, A]
+        loss = -(targets * log_probs).sum(1)
+        agreed = (log_probs.argmax(1) == targets.argmax(1)).float()
+        return {"loss": (weights * loss).sum() / weights.sum(), "agreed": agreed.mean()}
+
+
+class CloneTrainer(Trainer):
+    """transformers' Trainer over whole batches; its checkpoints are ours, with the optimizer's state beside them."""
+
+    def __init__(self, pupil: Pupil, groups: list[dict], training: dict[str, Any], **kwargs: Any):
+        self.groups, self.training = groups, training
+        super().__init__(model=pupil, data_collator=lambda batches: batches[0], **kwargs)
+
+    def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
+        """AdamW over the groups of the trainable plan."""
+        self.optimizer = torch.optim.AdamW(self.groups, betas=(0.9, 0.95))
+        return self.optimizer
+
+    def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, **_: Any) -> Any:
+        """The pupil's loss; its agreement with the teacher goes to the log."""
+        out = model(**inputs)
+        self._agreed = out["agreed"].detach()
+        return (out["loss"], out) if return_outputs else out["loss"]
+
+    def log(self, logs: dict[str, float], *rest: Any) -> None:
+        """Add the last batch's agreement with the teacher."""
+        if "loss" in logs:
+            logs["agreed"] = round(float(self._agreed), 4)
+        super().log(logs, *rest)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        checkpoint.save(self.model.vlm, Path(output_dir or self.args.output_dir), self.training)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        loaded = checkpoint.load(Path(resume_from_checkpoint))
+        self.model.vlm.model.load_state_dict(loaded.model.state_dict())
+
+
+def play_score(vlm: PixelVLM, game_name: str, protocol: Any, games: int, temperature: float = 0.0) -> list[float]:
+    """Return the scores of whole games on the seeds that choosing checkpoints may use."""
+    game = find_game(game_name)
+    with make_envs(game, games, protocol) as envs:
+        agent = VlmAgent(vlm, game.title, envs.action_names, temperature=temperature)
+        turns = play_games(agent, envs, episode_seeds(SELECTION_SEED, games))
+        return [turn.score for turn in turns if turn.ended]
+
+
+class ChooseByPlay(TrainerCallback):
+    """Plays at the checkpoints that `--select-every` names and keeps the best weights in `best`."""
+
+    def __init__(self, args: Args, vlm: PixelVLM, lessons: list[Lesson], training: dict[str, Any]):
+        self.args, self.vlm, self.training = args, vlm, training
+        self.file = args.out / "selection.json"
+        self.trials: list[dict] = json.loads(self.file.read_text()) if self.file.exists() else []
+        self.teachers: dict[str, float] = {}
+        for lesson in lessons:
+            name, best = lesson.data.info.game, float(np.mean(lesson.data.scores))
+            self.teachers[name] = max(best, self.teachers.get(name, 0.0))
+        self.protocols = {lesson.data.info.game: lesson.data.info.protocol for lesson in lessons}
+
+    def on_save(self, _: TrainingArguments, state: Any, control: Any, **__: Any) -> None:
+        """Play, and keep the weights if no earlier ones played better."""
+        step = state.global_step
+        if not self.args.select_every or step % self.args.select_every or not state.is_world_process_zero:
+            return
+        started, threads = time.monotonic(), torch.get_num_threads()
+        self.vlm.model.eval()
+        scores = {
+            game: play_score(self.vlm, game, protocol, self.args.select_games)
+            for game, protocol in self.protocols.items()
+        }
+        self.vlm.model.train()
+        torch.set_num_threads(threads)
+        shares = [np.mean(scores[game]) / max(teacher, 1.0) for game, teacher in self.teachers.items()]
+        trial = {"step": step, "of_teacher": float(np.mean(shares)), "scores": scores}
+        better = all(trial["of_teacher"] > past["of_teacher"] for past in self.trials if past["step"] < step)
+        self.trials = [past for past in self.trials if past["step"] < step] + [trial]
+        self.file.write_text(json.dumps(self.trials, indent=1))
+        means = ", ".join(f"{game} {np.mean(found):.0f}" for game, found in scores.items())
+        seconds = time.monotonic() - started
+        print(f"\nstep {step}: {means} ({trial['of_teacher']:.2f} of the teacher, {seconds:.0f} s)", flush=True)
+        if better:
+            checkpoint.save(self.vlm, self.args.out / "best", {**self.training, "selected": trial})
+
+
+def load_lessons(args: Args) -> list[Lesson]:
+    """Open every dataset, and refuse two that call the same game's actions by other names."""
+    lessons, names = [], {}
+    for path in args.data:
+        data = EpisodeDataset(path)
+        if names.setdefault(data.info.game, data.info.action_names) != data.info.action_names:
+            raise EnvsError(f"{path}: its legal actions differ from those of another dataset of {data.info.game}")
+        lessons.append(make_lesson(data, args.targets, args.softness, args.hard_share))
+        worth = f"mean score {np.mean(data.scores):.0f}"
+        print(f"{path}: {data.info.game}, {len(data.seeds)} games, {len(lessons[-1].rows)} decisions, {worth}")
+    return lessons
+
+
+def training_record(args: Args, lessons: list[Lesson]) -> dict[str, Any]:
+    """Return what a checkpoint tells of its making."""
+    plain = json.loads(json.dumps(dataclasses.asdict(args), default=str))
+    datasets = [
+        {**lesson.data.info.to_dict(), "games": len(lesson.data.seeds), "decisions": len(lesson.rows),
+         "mean_score": float(np.mean(lesson.data.scores))}
+        for lesson in lessons
+    ]  # fmt: skip
+    return {
+        "command": command_line(),
+        "arguments": plain,
+        "commit": git_commit(),
+        "versions": package_versions(),
+        "games": sorted({lesson.data.info.game for lesson in lessons}),
+        "datasets": datasets,
+    }
+
+
+def check_same_run(args: Args) -> None:
+    """Let a run go on only with the arguments that it began with."""
+    file = args.out / "arguments.json"
+    now = json.loads(json.dumps(dataclasses.asdict(args), default=str))
+    if file.exists():
+        before = json.loads(file.read_text())
+        changed = [name for name in now if before.get(name) != now[name]]
+        if changed:
+            raise EnvsError(f"{args.out} holds a run with another {', '.join(changed)}; choose another --out")
+    args.out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(now, indent=1))
+
+
+def trainer_arguments(args: Args) -> TrainingArguments:
+    """Translate our few arguments into the library's many."""
+    return TrainingArguments(
+        output_dir=str(args.out / "checkpoints"),
+        max_steps=args.steps,
+        per_device_train_batch_size=1,  # an item of `Batches` is a whole batch
+        lr_scheduler_type="cosine",
+        warmup_steps=args.warmup_steps,
+        max_grad_norm=1.0,
+        save_steps=args.save_every,
+        save_total_limit=1,
+        logging_steps=50,
+        logging_nan_inf_filter=False,
+        report_to=["tensorboard"],
+        remove_unused_columns=False,
+        dataloader_num_workers=args.workers,
+        seed=args.seed,
+        dataloader_pin_memory=False,
+    )
+
+
+def clone(args: Args) -> Path:
+    """Train; return the directory of the best checkpoint."""
+    lessons = load_lessons(args)
+    check_same_run(args)
+    vlm = checkpoint.load(args.init) if args.init else build(args.preset, args.seed)
+    training = training_record(args, lessons)
+    prompts = {
+        lesson.data.info.game: (
+            action_prompt(find_game(lesson.data.info.game).title, lesson.data.info.action_names),
+            lesson.data.info.action_names,
+        )
+        for lesson in lessons
+    }
+    encoder = args.learning_rate if args.encoder_learning_rate is None else args.encoder_learning_rate or None
+    plan = TrainablePlan(encoder, args.learning_rate, args.learning_rate)
+    groups = parameter_groups(vlm, plan, args.weight_decay)
+    before = snapshot(vlm)
+    trainer = CloneTrainer(
+        Pupil(vlm, prompts, args.bf16),
+        groups,
+        training,
+        args=trainer_arguments(args),
+        train_dataset=Batches(lessons, vlm.history, args.batch_size, args.steps, args.seed),
+        callbacks=[ChooseByPlay(args, vlm, lessons, training)],
+    )
+    last = get_last_checkpoint(str(args.out / "checkpoints")) if (args.out / "checkpoints").is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    checkpoint.save(vlm, args.out / "last", {**training, "moved": moved_tensors(before, vlm)})
+    return args.out / ("best" if (args.out / "best").exists() else "last")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see the head of this file."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    print(f"the policy is in {clone(args)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,114 @@
+"""The vision-language model at the controls: frames in, a text action out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.agent import Actions
+from envs.errors import EnvsError
+from envs.games import Game
+from vlm import checkpoint
+from vlm.choices import ChoiceScorer, generate_answers
+from vlm.model import PixelVLM
+from vlm.prompts import action_prompt, parse_action
+
+DECODES = ("scores", "generate")
+
+
+class FrameMemory:
+    """The last frames of every lane, oldest first; at the start of a game its first frame is repeated."""
+
+    def __init__(self, history: int):
+        self.history = history
+        self._stacks: np.ndarray | None = None
+        self._fresh = np.zeros(0, dtype=bool)
+
+    def reset(self, started: np.ndarray) -> None:
+        """Forget the games of the lanes `started`, bool[n]."""
+        if len(self._fresh) != len(started):
+            self._stacks, self._fresh = None, np.ones(len(started), dtype=bool)
+        self._fresh |= started
+
+    def add(self, frames: np.ndarray) -> np.ndarray:
+        """Take in frames uint8[n, H, W, 3]; return the stacks uint8[n, history, H, W, 3]."""
+        repeated = np.repeat(frames[:, None], self.history, axis=1)
+        if self._stacks is None:
+            self._stacks = repeated
+        else:
+            moved_on = np.concatenate([self._stacks[:, 1:], frames[:, None]], axis=1)
+            self._stacks = np.where(self._fresh[:, None, None, None, None], repeated, moved_on)
+        self._fresh[:] = False
+        return self._stacks
+
+
+class VlmAgent:
+    """Plays one game with a `PixelVLM`.
+
+    `decode="scores"` compares the exact probabilities of the legal answers: greedily at temperature 0, else drawn.
+    `decode="generate"` lets the model speak; an answer that names no legal action counts as unparsable and noop is
+    played for it.
+    """
+
+    def __init__(
+        self, vlm: PixelVLM, title: str, action_names: Sequence[str], decode: str = "scores", temperature: float = 0.0
+    ):
+        if decode not in DECODES:
+            raise EnvsError(f"expected --decode {' or '.join(DECODES)}, got {decode!r}")
+        if temperature < 0:
+            raise EnvsError(f"expected a temperature of at least 0, got {temperature}")
+        self.name = "vlm"
+        self.vlm, self.action_names = vlm, tuple(action_names)
+        self.decode, self.temperature = decode, temperature
+        self.training: dict[str, Any] = {}
+        self._prompt = action_prompt(title, action_names)
+        self._scorer = ChoiceScorer(vlm, self._prompt, action_names, keep_text=True)
+        self._memory = FrameMemory(vlm.history)
+        self._rngs: list[np.random.Generator] = []
+
+    @classmethod
+    def load(
+        cls, directory: Path, game: Game, action_names: Sequence[str], decode: str, temperature: float | None
+    ) -> "VlmAgent":
+        """Build the agent of a checkpoint; a temperature of None is the one that was chosen for it, else 0."""
+        training = checkpoint.read_training(directory)
+        if temperature is None:
+            temperature = float(training.get("play", {}).get("temperature", 0.0))
+        agent = cls(checkpoint.load(directory), game.title, action_names, decode, temperature)
+        agent.training = training
+        return agent
+
+    def reset(self, seeds: Sequence[int | None]) -> None:
+        """Begin new games; see `agents.agent.Agent`."""
+        if len(self._rngs) != len(seeds):
+            self._rngs = [np.random.default_rng(0)] * len(seeds)
+        for lane, seed in enumerate(seeds):
+            if seed is not None:
+                self._rngs[lane] = np.random.default_rng([seed, 0x5A3])
+        self._memory.reset(np.array([seed is not None for seed in seeds]))
+
+    @torch.inference_mode()
+    def act(self, frames: np.ndarray) -> Actions:
+        """Answer the frames uint8[n, H, W, 3] of all lanes."""
+        pixels = self.vlm.pixels(self._memory.add(frames))
+        if self.decode == "generate":
+            return self._spoken(generate_answers(self.vlm, pixels, self._prompt))
+        scores = self._scorer.log_probs(pixels).softmax(-1).cpu().numpy()
+        indices = self._choose(scores)
+        texts = tuple(self.action_names[i] for i in indices)
+        return Actions(indices, texts, scores, np.zeros(len(frames), dtype=bool))
+
+    def _choose(self, scores: np.ndarray) -> np.ndarray:
+        if self.temperature == 0:
+            return scores.argmax(axis=1)
+        tempered = np.log(scores.astype(np.float64) + 1e-30) / self.temperature
+        shares = np.exp(tempered - tempered.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        return np.array([rng.choice(len(p), p=p) for rng, p in zip(self._rngs, shares, strict=True)])
+
+    def _spoken(self, answers: list[str]) -> Actions:
+        parsed = [parse_action(answer, self.action_names) for answer in answers]
+        indices = np.array([0 if name is None else self.action_names.index(name) for name in parsed])
+        return Actions(indices, tuple(answers), None, np.array([name is None for name in parsed]))
