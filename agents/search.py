@@ -133,7 +133,8 @@ class WanderSearch:
     From every one of `moves`, `walks` random walks of `depth` decisions. A walk holds an action for two to eight
     decisions and seldom turns straight back, since a walk that dithers sees nothing of a maze. The value of a move is
     `optimism` times its best walk plus the rest times its mean walk: a mean alone is too afraid of walks that no
-    player would take, a maximum alone believes in luck.
+    player would take, a maximum alone believes in luck. Where no walk gains anything (the last pellets are far away),
+    walks of `far_depth` decisions look further.
     """
 
     moves: tuple[int, ...]
@@ -142,6 +143,7 @@ class WanderSearch:
     stakes: Stakes = Stakes()
     walks: int = 3
     depth: int = 30
+    far_depth: int = 120
     discount: float = 0.97
     optimism: float = 0.5
     turn_back: float = 0.1
@@ -153,29 +155,32 @@ class WanderSearch:
         start = ahead.mark()
         found: dict[int, list[float]] = {move: [] for move in self.moves}
         best_value, best_plan = -np.inf, None
-        for plan in self._plans(rng):
-            value = ahead.play(plan)
-            ahead.back(start)
-            found[plan[0]].append(value)
-            if value > best_value:
-                best_value, best_plan = value, plan
+        for depth in (self.depth, self.far_depth):
+            for plan in self._plans(rng, depth):
+                value = ahead.play(plan)
+                ahead.back(start)
+                found[plan[0]].append(value)
+                if value > best_value:
+                    best_value, best_plan = value, plan
+            if best_value > 0:
+                break
         self._plan = best_plan
         values = np.full(self.actions, -np.inf, dtype=np.float32)
         for move, worths in found.items():
             values[move] = self.optimism * max(worths) + (1 - self.optimism) * np.mean(worths)
         return values
 
-    def _plans(self, rng: np.random.Generator) -> list[list[int]]:
-        plans = [self._walk(move, rng) for move in self.moves for _ in range(self.walks)]
+    def _plans(self, rng: np.random.Generator, depth: int) -> list[list[int]]:
+        plans = [self._walk(move, rng, depth) for move in self.moves for _ in range(self.walks)]
         if self._plan is not None:
             plans += [self._plan[1:] + [int(rng.choice(self.moves))]] * 2
         return plans
 
-    def _walk(self, first: int, rng: np.random.Generator) -> list[int]:
+    def _walk(self, first: int, rng: np.random.Generator, depth: int) -> list[int]:
         walk = [first] * int(rng.integers(2, 9))
-        while len(walk) < self.depth:
+        while len(walk) < depth:
             back = self.opposite.get(walk[-1])
             onward = [move for move in self.moves if move != back]
             choices = self.moves if rng.random() < self.turn_back else onward
             walk += [int(rng.choice(choices))] * int(rng.integers(2, 9))
-        return walk[: self.depth]
+        return walk[:depth]
