@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from agents.agent import Actions
+from agents.frame_memory import FrameMemory
 from envs.errors import EnvsError
 from envs.games import Game
 from vlm import checkpoint
@@ -16,32 +17,6 @@ from vlm.model import PixelVLM
 from vlm.prompts import action_prompt, parse_action
 
 DECODES = ("scores", "generate")
-
-
-class FrameMemory:
-    """The last frames of every lane, oldest first; at the start of a game its first frame is repeated."""
-
-    def __init__(self, history: int):
-        self.history = history
-        self._stacks: np.ndarray | None = None
-        self._fresh = np.zeros(0, dtype=bool)
-
-    def reset(self, started: np.ndarray) -> None:
-        """Forget the games of the lanes `started`, bool[n]."""
-        if len(self._fresh) != len(started):
-            self._stacks, self._fresh = None, np.ones(len(started), dtype=bool)
-        self._fresh |= started
-
-    def add(self, frames: np.ndarray) -> np.ndarray:
-        """Take in frames uint8[n, H, W, 3]; return the stacks uint8[n, history, H, W, 3]."""
-        repeated = np.repeat(frames[:, None], self.history, axis=1)
-        if self._stacks is None:
-            self._stacks = repeated
-        else:
-            moved_on = np.concatenate([self._stacks[:, 1:], frames[:, None]], axis=1)
-            self._stacks = np.where(self._fresh[:, None, None, None, None], repeated, moved_on)
-        self._fresh[:] = False
-        return self._stacks
 
 
 class VlmAgent:

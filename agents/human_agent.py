@@ -1,0 +1,80 @@
+"""A person at the keyboard: arrows to move, space to fire; the same window shows other agents at play.
+
+Needs pygame, which is not installed by default: `pip install -e ".[human]"`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from agents.agent import Actions
+from envs.errors import EnvsError
+from envs.games import Game
+
+SCALE, DECISIONS_PER_SECOND = 4, 15
+
+
+def import_pygame() -> Any:
+    """Return pygame, or tell how to install it."""
+    try:
+        import pygame
+    except ImportError as error:
+        raise EnvsError('a window needs pygame; install it with: pip install -e ".[human]"') from error
+    return pygame
+
+
+class Window:
+    """Shows frames at the game's own speed."""
+
+    def __init__(self, game: Game):
+        self.pygame = import_pygame()
+        self.pygame.init()
+        self.pygame.display.set_caption(game.title)
+        self._screen: Any = None
+        self._clock = self.pygame.time.Clock()
+
+    def show(self, frame: np.ndarray) -> None:
+        """Draw a frame uint8[H, W, 3] and wait until the next is due; closing the window is Ctrl-C."""
+        height, width, _ = frame.shape
+        size = (width * SCALE, height * SCALE)
+        if self._screen is None:
+            self._screen = self.pygame.display.set_mode(size)
+        surface = self.pygame.surfarray.make_surface(frame.swapaxes(0, 1))
+        self._screen.blit(self.pygame.transform.scale(surface, size), (0, 0))
+        self.pygame.display.flip()
+        if any(event.type == self.pygame.QUIT for event in self.pygame.event.get()):
+            raise KeyboardInterrupt
+        self._clock.tick(DECISIONS_PER_SECOND)
+
+    def keys(self) -> set[str]:
+        """Return the words of the keys that are down: up, down, left, right, fire."""
+        pressed = self.pygame.key.get_pressed()
+        codes = {"up": "K_UP", "down": "K_DOWN", "left": "K_LEFT", "right": "K_RIGHT", "fire": "K_SPACE"}
+        return {word for word, code in codes.items() if pressed[getattr(self.pygame, code)]}
+
+
+def nearest_action(keys: set[str], action_names: Sequence[str]) -> int:
+    """Return the legal action with the most of the pressed keys and none besides; noop if there is none."""
+    fitting = [(len(words), i) for i, words in enumerate(set(name.split()) for name in action_names) if words <= keys]
+    return max(fitting)[1] if fitting else list(action_names).index("noop")
+
+
+class HumanAgent:
+    """Shows the game and reads the keyboard."""
+
+    name = "human"
+
+    def __init__(self, game: Game, action_names: Sequence[str]):
+        self.action_names, self._window = tuple(action_names), Window(game)
+
+    def reset(self, seeds: Sequence[int | None]) -> None:
+        """A person plays one game at a time."""
+        if len(seeds) != 1:
+            raise EnvsError("a person plays one game at a time: use one lane")
+
+    def act(self, frames: np.ndarray) -> Actions:
+        """Show the frame, wait for its time, read the keys."""
+        self._window.show(frames[0])
+        action = nearest_action(self._window.keys(), self.action_names)
+        return Actions(np.array([action]), (self.action_names[action],), None, np.zeros(1, dtype=bool))

@@ -1,0 +1,85 @@
+"""A stable-baselines3 expert at the controls: four small grey frames in, an action index out.
+
+Seeing is the agent's own business: `shrink` makes the 84 x 84 grey image (Mnih et al. 2015) of a true frame, for
+training (`agents.expert`) and for play alike. An archive is opened for its weights only: nothing in it is unpickled.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from sb3_contrib.qrdqn.policies import CnnPolicy as QrdqnPolicy
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, BasePolicy
+from stable_baselines3.dqn.policies import CnnPolicy as DqnPolicy
+from torch.nn import functional
+
+from agents.agent import Actions
+from agents.frame_memory import FrameMemory
+from envs.errors import EnvsError
+
+SIDE, STACK = 84, 4
+GREY = (0.299, 0.587, 0.114)
+OBSERVATIONS = spaces.Box(0, 255, (STACK, SIDE, SIDE), np.uint8)
+POLICIES: dict[str, Callable[..., BasePolicy]] = {
+    "sb3_contrib.qrdqn.policies": QrdqnPolicy,
+    "stable_baselines3.dqn.policies": DqnPolicy,
+    "stable_baselines3.common.policies": ActorCriticCnnPolicy,
+}
+
+
+def shrink(frames: np.ndarray) -> np.ndarray:
+    """Return frames uint8[n, H, W, 3] as grey uint8[n, 84, 84], each pixel the mean of the area it covers."""
+    grey = torch.from_numpy(np.ascontiguousarray(frames)).float() @ torch.tensor(GREY)  # [n, H, W]
+    small = functional.interpolate(grey[:, None], size=(SIDE, SIDE), mode="area")[:, 0]
+    return small.round().byte().numpy()
+
+
+def read_policy(path: Path, actions: int) -> BasePolicy:
+    """Build the policy of an archive from its weights; `EnvsError` tells what is wrong with the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise EnvsError(f"expected a stable-baselines3 archive (.zip), got {path}, which is not a file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            module = json.loads(archive.read("data"))["policy_class"]["__module__"]
+            weights = torch.load(io.BytesIO(archive.read("policy.pth")), weights_only=True, map_location="cpu")
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise EnvsError(f"{path} is not a stable-baselines3 archive: {error}") from error
+    if module not in POLICIES:
+        raise EnvsError(f"{path}: expected a CNN policy of {', '.join(POLICIES)}; got one of {module}")
+    policy = POLICIES[module](OBSERVATIONS, spaces.Discrete(actions), lambda _: 0.0)
+    try:
+        policy.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise EnvsError(f"{path} was not trained for {actions} actions on {STACK} frames: {first}") from error
+    policy.set_training_mode(False)
+    return policy
+
+
+class Sb3Agent:
+    """Plays an SB3 or sb3-contrib archive greedily."""
+
+    name = "sb3"
+
+    def __init__(self, path: Path, action_names: Sequence[str]):
+        self.action_names = tuple(action_names)
+        self._policy = read_policy(path, len(self.action_names))
+        self._memory = FrameMemory(STACK)
+
+    def reset(self, seeds: Sequence[int | None]) -> None:
+        """Begin new games; see `agents.agent.Agent`."""
+        self._memory.reset(np.array([seed is not None for seed in seeds]))
+
+    @torch.inference_mode()
+    def act(self, frames: np.ndarray) -> Actions:
+        """Answer the frames of all lanes with the best action of each."""
+        stacks = self._memory.add(shrink(frames)[..., None])[..., 0]  # [n, 4, 84, 84]
+        indices, _ = self._policy.predict(stacks, deterministic=True)
+        texts = tuple(self.action_names[i] for i in indices)
+        return Actions(np.asarray(indices), texts, None, np.zeros(len(frames), dtype=bool))

@@ -1,0 +1,118 @@
+"""Episodes are checked, stored without loss, whole or not at all."""
+
+import numpy as np
+import pytest
+from datasets import load_dataset
+
+from envs.episodes import DatasetError, DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
+from envs.errors import EnvsError
+from envs.protocol import MACHADO2018
+
+NAMES = ("noop", "fire", "right")
+
+
+def make_episode(seed, length=5, values=True, **changes):
+    rng = np.random.default_rng(seed)
+    fields = {
+        "frames": rng.integers(0, 256, (length, 10, 8, 3), dtype=np.uint8),
+        "actions": rng.integers(3, size=length),
+        "rewards": rng.random(length).astype(np.float32),
+        "action_values": rng.random((length, 3)).astype(np.float32) if values else None,
+        "terminated": True,
+        "truncated": False,
+        "seed": seed,
+    }
+    return Episode(**{**fields, **changes})
+
+
+def make_info(**changes):
+    fields = {"game": "Carnival", "action_names": NAMES, "protocol": MACHADO2018, "agent": "random", "labels": None}
+    return DatasetInfo(**{**fields, "commit": "abc", "versions": {}, **changes})
+
+
+@pytest.fixture
+def stored(tmp_path):
+    writer = EpisodeWriter(tmp_path / "set", make_info())
+    episodes = [make_episode(1), make_episode(2, length=3, values=False)]
+    for episode in episodes:
+        writer.append(episode)
+    return tmp_path / "set", episodes
+
+
+def test_what_was_stored_is_read_back_bit_by_bit(stored):
+    path, episodes = stored
+    data = EpisodeDataset(path)
+    assert len(data) == 8
+    assert np.array_equal(np.stack([data.frame(i) for i in range(8)]), np.concatenate([e.frames for e in episodes]))
+    assert np.array_equal(data.actions, np.concatenate([e.actions for e in episodes]))
+    assert np.array_equal(data.action_values[:5], episodes[0].action_values)
+    assert np.isnan(data.action_values[5:]).all()
+    assert data.scores == pytest.approx([e.score for e in episodes])
+    assert data.info == make_info()
+
+
+def test_history_repeats_the_first_frame_of_a_game_and_never_reaches_into_another(stored):
+    path, (first, second) = stored
+    data = EpisodeDataset(path)
+    assert np.array_equal(data.frames(0, 2), first.frames[[0, 0]])
+    assert np.array_equal(data.frames(4, 3), first.frames[[2, 3, 4]])
+    assert np.array_equal(data.frames(5, 2), second.frames[[0, 0]])
+    assert np.array_equal(data.frames(6, 2), second.frames[[0, 1]])
+
+
+def test_plain_datasets_loads_the_directory(stored, tmp_path):
+    path, episodes = stored
+    rows = load_dataset("parquet", data_files=str(path / "data" / "*.parquet"), cache_dir=tmp_path / "cache")["train"]
+    assert len(rows) == 8
+    assert np.array_equal(np.asarray(rows[0]["frame"]), episodes[0].frames[0])
+    assert [row["terminated"] for row in rows] == [False] * 4 + [True] + [False] * 2 + [True]
+
+
+def test_a_writer_goes_on_where_another_stopped(stored):
+    path, _ = stored
+    writer = EpisodeWriter(path, make_info(commit="later"))
+    assert writer.seeds() == {1, 2}
+    writer.append(make_episode(3))
+    assert len(EpisodeDataset(path)) == 13
+
+
+def test_a_game_half_written_is_not_there(stored):
+    path, _ = stored
+    (path / "data" / ".episode-00000003.parquet.1").write_bytes(b"half")
+    assert EpisodeDataset(path).seeds == [1, 2]
+
+
+@pytest.mark.parametrize("changes", [{"game": "Pong"}, {"agent": "planner"}, {"action_names": ("noop",)}])
+def test_games_of_another_kind_are_refused(stored, changes):
+    with pytest.raises(DatasetError, match="needs a directory of its own"):
+        EpisodeWriter(stored[0], make_info(**changes))
+
+
+def test_a_damaged_file_is_named(stored):
+    path, _ = stored
+    file = path / "data" / "episode-00000002.parquet"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DatasetError, match=r"episode-00000002\.parquet is damaged"):
+        EpisodeDataset(path)
+
+
+def test_a_missing_dataset_is_named(tmp_path):
+    with pytest.raises(DatasetError, match=r"with info\.json in it, got .*nowhere"):
+        EpisodeDataset(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frames": np.zeros((5, 10, 8), np.uint8)}, r"expected frames uint8\[T, H, W, 3\]"),
+        ({"frames": np.zeros((4, 10, 8, 3), np.uint8)}, "expected 5 frames and rewards, got 4"),
+        ({"rewards": np.zeros(4, np.float32)}, "expected 5 frames and rewards"),
+        ({"actions": np.zeros(5)}, r"expected actions int\[T\]"),
+        ({"action_values": np.zeros((4, 3), np.float32)}, r"expected action_values float32\[5, A\]"),
+        ({"truncated": True}, "either terminated or truncated"),
+        ({"terminated": False}, "either terminated or truncated"),
+    ],
+)
+def test_an_episode_that_contradicts_itself_is_refused(changes, message):
+    with pytest.raises(EnvsError, match=message):
+        make_episode(1, **changes)

@@ -1,0 +1,63 @@
+"""Games are found by any reasonable spelling, and refused with the nearest."""
+
+import pytest
+
+from envs.games import (
+    MultiPlayerGameError,
+    UnknownGameError,
+    action_names,
+    action_words,
+    find_game,
+    list_games,
+    screen_size,
+)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["MsPacman", "mspacman", "Ms. Pac-Man", "ms_pacman", "MS PACMAN", "ALE/MsPacman-v5", "MsPacmanNoFrameskip-v4"],
+)
+def test_ms_pacman_is_one_game_under_all_its_spellings(spelling):
+    assert find_game(spelling).rom == "ms_pacman"
+
+
+@pytest.mark.parametrize(("spelling", "name"), [("Q*bert", "Qbert"), ("space invaders", "SpaceInvaders")])
+def test_titles_with_signs_and_blanks_are_found(spelling, name):
+    assert find_game(spelling).name == name
+
+
+def test_every_listed_game_is_registered_with_gymnasium_under_its_name():
+    import ale_py
+    import gymnasium
+
+    gymnasium.register_envs(ale_py)
+    registered = {spec.split("/")[1].removesuffix("-v5") for spec in gymnasium.registry if spec.startswith("ALE/")}
+    assert {game.name for game in list_games()} <= registered
+    assert len(list_games()) == 104
+
+
+def test_every_name_title_and_rom_finds_its_own_game():
+    for game in list_games():
+        assert find_game(game.name) == find_game(game.title) == find_game(game.rom) == game
+
+
+def test_an_unknown_game_is_refused_with_the_nearest_names():
+    with pytest.raises(UnknownGameError, match=r"got 'Carnivall'; nearest: Carnival"):
+        find_game("Carnivall")
+
+
+@pytest.mark.parametrize("name", ["combat", "Joust", "ALE/MazeCraze-v5", "warlords"])
+def test_a_game_for_two_is_refused_by_name(name):
+    with pytest.raises(MultiPlayerGameError, match="needs two players"):
+        find_game(name)
+
+
+def test_actions_are_words_in_the_order_of_the_environment():
+    assert action_words("UPRIGHTFIRE") == "up right fire"
+    assert action_names(find_game("Carnival")) == ("noop", "fire", "right", "left", "right fire", "left fire")
+    assert len(action_names(find_game("Carnival"), full_action_space=True)) == 18
+
+
+def test_screens_have_their_native_size():
+    assert screen_size(find_game("Carnival")) == (214, 160)
+    assert screen_size(find_game("MsPacman")) == (210, 160)
