@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainerCallback
 
 from agents.command import run
 from agents.results import command_line, git_commit, package_versions
@@ -40,6 +39,7 @@ from vlm.freezing import TrainablePlan, moved_tensors, parameter_groups, snapsho
 from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.prompts import action_prompt
+from vlm.trainer import Lesson, train
 
 SELECTION_SEED = 900
 
@@ -98,7 +98,7 @@ class Args:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TaughtGame:
     """One game's decisions with their targets.
 
     rows: int[N] into `data`; targets: float32[N, A], each a distribution; weights: float32[N], what a row matters.
@@ -110,7 +110,7 @@ class Lesson:
     weights: np.ndarray
 
 
-def make_lesson(data: EpisodeDataset, targets: str, softness: float, hard_share: float) -> Lesson:
+def make_lesson(data: EpisodeDataset, targets: str, softness: float, hard_share: float) -> TaughtGame:
     """Turn a dataset into targets.
 
     Rows of a taught dataset at which the teacher was not asked are left out. A row weighs little where the teacher
@@ -119,7 +119,9 @@ def make_lesson(data: EpisodeDataset, targets: str, softness: float, hard_share:
     width = len(data.info.action_names)
     taught = ~np.isnan(data.action_values).all(axis=1)
     if not taught.any():
-        return Lesson(data, np.arange(len(data)), np.eye(width, dtype=np.float32)[data.actions], np.ones(len(data)))
+        return TaughtGame(
+            data, np.arange(len(data)), np.eye(width, dtype=np.float32)[data.actions], np.ones(len(data))
+        )
     rows = np.flatnonzero(taught)
     values = data.action_values[rows].astype(np.float64)
     looked = np.isfinite(values)
@@ -128,11 +130,11 @@ def make_lesson(data: EpisodeDataset, targets: str, softness: float, hard_share:
     scale = float(np.median(spread[spread > 1e-3])) if (spread > 1e-3).any() else 1.0
     hard = np.eye(width)[np.where(looked, values, -np.inf).argmax(axis=1)]
     if targets == "hard":
-        return Lesson(data, rows, hard.astype(np.float32), np.ones(len(rows)))
+        return TaughtGame(data, rows, hard.astype(np.float32), np.ones(len(rows)))
     soft = np.where(looked, np.exp((np.where(looked, values, 0) - best) / (softness * scale)), 0)
     soft /= soft.sum(axis=1, keepdims=True)
     mixed = hard_share * hard + (1 - hard_share) * soft
-    return Lesson(data, rows, mixed.astype(np.float32), 0.1 + 0.9 * np.minimum(1, spread / scale))
+    return TaughtGame(data, rows, mixed.astype(np.float32), 0.1 + 0.9 * np.minimum(1, spread / scale))
 
 
 class Batches(Dataset):
@@ -142,7 +144,7 @@ class Batches(Dataset):
     and within a game its datasets by their size.
     """
 
-    def __init__(self, lessons: list[Lesson], history: int, batch_size: int, steps: int, seed: int):
+    def __init__(self, lessons: list[TaughtGame], history: int, batch_size: int, steps: int, seed: int):
         self.lessons, self.history, self.batch_size = lessons, history, batch_size
         self.steps, self.seed = steps, seed
         self.games = sorted({lesson.data.info.game for lesson in lessons})
@@ -166,61 +168,25 @@ class Batches(Dataset):
         }
 
 
-class Pupil(nn.Module):
-    """What the trainer trains: a policy whose forward is the cloning loss."""
+class Imitation(Lesson):
+    """Cloning as a lesson: the cross-entropy of the exact scores of the legal answers."""
 
     def __init__(self, vlm: PixelVLM, prompts: dict[str, tuple[str, tuple[str, ...]]], bf16: bool):
-        super().__init__()
-        vlm.model.set_attn_implementation("eager")  # on a CPU, backward through sdpa is a fifth slower
-        self.model = vlm.model
-        self.vlm, self.bf16 = vlm, bf16
+        super().__init__(vlm, bf16)
         self.scorers = {game: ChoiceScorer(vlm, prompt, names) for game, (prompt, names) in prompts.items()}
 
     def forward(self, frames: Tensor, targets: Tensor, weights: Tensor, game: str) -> dict[str, Tensor]:
         """Return the weighted cross-entropy, and the share of rows whose best answer is the target's."""
-        with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.bf16):
+        with self.autocast():
             log_probs = self.scorers[game].log_probs(self.vlm.pixels(frames))  # [B, A]
         loss = -(targets * log_probs).sum(1)
         agreed = (log_probs.argmax(1) == targets.argmax(1)).float()
         return {"loss": (weights * loss).sum() / weights.sum(), "agreed": agreed.mean()}
 
 
-class CloneTrainer(Trainer):
-    """transformers' Trainer over whole batches; its checkpoints are ours, with the optimizer's state beside them."""
-
-    def __init__(self, pupil: Pupil, groups: list[dict], training: dict[str, Any], **kwargs: Any):
-        self.groups, self.training = groups, training
-        super().__init__(model=pupil, data_collator=lambda batches: batches[0], **kwargs)
-
-    def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
-        """AdamW over the groups of the trainable plan."""
-        self.optimizer = torch.optim.AdamW(self.groups, betas=(0.9, 0.95))
-        return self.optimizer
-
-    def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
-        return torch.utils.data.SequentialSampler(self.train_dataset)
-
-    def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, **_: Any) -> Any:
-        """The pupil's loss; its agreement with the teacher goes to the log."""
-        out = model(**inputs)
-        self._agreed = out["agreed"].detach()
-        return (out["loss"], out) if return_outputs else out["loss"]
-
-    def log(self, logs: dict[str, float], *rest: Any) -> None:
-        """Add the last batch's agreement with the teacher."""
-        if "loss" in logs:
-            logs["agreed"] = round(float(self._agreed), 4)
-        super().log(logs, *rest)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        checkpoint.save(self.model.vlm, Path(output_dir or self.args.output_dir), self.training)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        loaded = checkpoint.load(Path(resume_from_checkpoint))
-        self.model.vlm.model.load_state_dict(loaded.model.state_dict())
-
-
-def play_score(vlm: PixelVLM, game_name: str, protocol: Any, games: int, temperature: float = 0.0) -> list[float]:
+def play_score(
+    vlm: PixelVLM, game_name: str, protocol: Any, games: int, temperature: float = 0.0
+) -> list[float]:
     """Return the scores of whole games on the seeds that choosing checkpoints may use."""
     game = find_game(game_name)
     with make_envs(game, games, protocol) as envs:
@@ -232,7 +198,7 @@ def play_score(vlm: PixelVLM, game_name: str, protocol: Any, games: int, tempera
 class ChooseByPlay(TrainerCallback):
     """Plays at the checkpoints that `--select-every` names and keeps the best weights in `best`."""
 
-    def __init__(self, args: Args, vlm: PixelVLM, lessons: list[Lesson], training: dict[str, Any]):
+    def __init__(self, args: Args, vlm: PixelVLM, lessons: list[TaughtGame], training: dict[str, Any]):
         self.args, self.vlm, self.training = args, vlm, training
         self.file = args.out / "selection.json"
         self.trials: list[dict] = json.loads(self.file.read_text()) if self.file.exists() else []
@@ -242,7 +208,7 @@ class ChooseByPlay(TrainerCallback):
             self.teachers[name] = max(best, self.teachers.get(name, 0.0))
         self.protocols = {lesson.data.info.game: lesson.data.info.protocol for lesson in lessons}
 
-    def on_save(self, _: TrainingArguments, state: Any, control: Any, **__: Any) -> None:
+    def on_save(self, _: Any, state: Any, control: Any, **__: Any) -> None:
         """Play, and keep the weights if no earlier ones played better."""
         step = state.global_step
         if not self.args.select_every or step % self.args.select_every or not state.is_world_process_zero:
@@ -262,25 +228,31 @@ class ChooseByPlay(TrainerCallback):
         self.file.write_text(json.dumps(self.trials, indent=1))
         means = ", ".join(f"{game} {np.mean(found):.0f}" for game, found in scores.items())
         seconds = time.monotonic() - started
-        print(f"\nstep {step}: {means} ({trial['of_teacher']:.2f} of the teacher, {seconds:.0f} s)", flush=True)
+        print(
+            f"\nstep {step}: {means} ({trial['of_teacher']:.2f} of the teacher, {seconds:.0f} s)", flush=True
+        )
         if better:
             checkpoint.save(self.vlm, self.args.out / "best", {**self.training, "selected": trial})
 
 
-def load_lessons(args: Args) -> list[Lesson]:
+def load_lessons(args: Args) -> list[TaughtGame]:
     """Open every dataset, and refuse two that call the same game's actions by other names."""
     lessons, names = [], {}
     for path in args.data:
         data = EpisodeDataset(path)
         if names.setdefault(data.info.game, data.info.action_names) != data.info.action_names:
-            raise EnvsError(f"{path}: its legal actions differ from those of another dataset of {data.info.game}")
+            raise EnvsError(
+                f"{path}: its legal actions differ from those of another dataset of {data.info.game}"
+            )
         lessons.append(make_lesson(data, args.targets, args.softness, args.hard_share))
         worth = f"mean score {np.mean(data.scores):.0f}"
-        print(f"{path}: {data.info.game}, {len(data.seeds)} games, {len(lessons[-1].rows)} decisions, {worth}")
+        print(
+            f"{path}: {data.info.game}, {len(data.seeds)} games, {len(lessons[-1].rows)} decisions, {worth}"
+        )
     return lessons
 
 
-def training_record(args: Args, lessons: list[Lesson]) -> dict[str, Any]:
+def training_record(args: Args, lessons: list[TaughtGame]) -> dict[str, Any]:
     """Return what a checkpoint tells of its making."""
     plain = json.loads(json.dumps(dataclasses.asdict(args), default=str))
     datasets = [
@@ -311,27 +283,6 @@ def check_same_run(args: Args) -> None:
     file.write_text(json.dumps(now, indent=1))
 
 
-def trainer_arguments(args: Args) -> TrainingArguments:
-    """Translate our few arguments into the library's many."""
-    return TrainingArguments(
-        output_dir=str(args.out / "checkpoints"),
-        max_steps=args.steps,
-        per_device_train_batch_size=1,  # an item of `Batches` is a whole batch
-        lr_scheduler_type="cosine",
-        warmup_steps=args.warmup_steps,
-        max_grad_norm=1.0,
-        save_steps=args.save_every,
-        save_total_limit=1,
-        logging_steps=50,
-        logging_nan_inf_filter=False,
-        report_to=["tensorboard"],
-        remove_unused_columns=False,
-        dataloader_num_workers=args.workers,
-        seed=args.seed,
-        dataloader_pin_memory=False,
-    )
-
-
 def clone(args: Args) -> Path:
     """Train; return the directory of the best checkpoint."""
     lessons = load_lessons(args)
@@ -349,16 +300,18 @@ def clone(args: Args) -> Path:
     plan = TrainablePlan(encoder, args.learning_rate, args.learning_rate)
     groups = parameter_groups(vlm, plan, args.weight_decay)
     before = snapshot(vlm)
-    trainer = CloneTrainer(
-        Pupil(vlm, prompts, args.bf16),
+    train(
+        Imitation(vlm, prompts, args.bf16),
         groups,
         training,
-        args=trainer_arguments(args),
-        train_dataset=Batches(lessons, vlm.history, args.batch_size, args.steps, args.seed),
+        Batches(lessons, vlm.history, args.batch_size, args.steps, args.seed),
+        args.out,
+        warmup_steps=args.warmup_steps,
+        save_every=args.save_every,
+        seed=args.seed,
+        workers=args.workers,
         callbacks=[ChooseByPlay(args, vlm, lessons, training)],
     )
-    last = get_last_checkpoint(str(args.out / "checkpoints")) if (args.out / "checkpoints").is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
     checkpoint.save(vlm, args.out / "last", {**training, "moved": moved_tensors(before, vlm)})
     return args.out / ("best" if (args.out / "best").exists() else "last")
 

@@ -26,10 +26,10 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.command import run
+from agents.frame_memory import FrameMemory
 from agents.results import git_commit, package_versions
 from agents.rollout import play_games
 from agents.sb3_agent import OBSERVATIONS, STACK, Sb3Agent, shrink
-from agents.frame_memory import FrameMemory
 from envs.atari import Lanes, make_envs
 from envs.errors import EnvsError
 from envs.games import find_game
@@ -77,7 +77,11 @@ class ExpertEnvs(VecEnv):
 
     def __init__(self, lanes: Lanes, seed: int):
         self.lanes, self._rng = lanes, np.random.default_rng(seed)
-        self._memory, self._scores, self._lengths = FrameMemory(STACK), np.zeros(lanes.n), np.zeros(lanes.n, int)
+        self._memory, self._scores, self._lengths = (
+            FrameMemory(STACK),
+            np.zeros(lanes.n),
+            np.zeros(lanes.n, int),
+        )
         super().__init__(lanes.n, OBSERVATIONS, spaces.Discrete(len(lanes.action_names)))
 
     def _start(self, lanes: np.ndarray) -> np.ndarray:
@@ -109,7 +113,11 @@ class ExpertEnvs(VecEnv):
             infos[lane] = {
                 "terminal_observation": seen[lane].copy(),
                 "TimeLimit.truncated": bool(step.truncated[lane]),
-                "episode": {"r": float(self._scores[lane]), "l": int(self._lengths[lane]), "t": time.monotonic()},
+                "episode": {
+                    "r": float(self._scores[lane]),
+                    "l": int(self._lengths[lane]),
+                    "t": time.monotonic(),
+                },
             }
         if ended.any():
             fresh = self._start(ended)
@@ -178,7 +186,11 @@ def try_expert(archive: Path, args: Args) -> list[float]:
 
 def make_algorithm(args: Args, envs: VecEnv) -> BaseAlgorithm:
     """Build the learner, or reload it with its replay buffer where the run was stopped."""
-    common: dict[str, Any] = {"env": envs, "tensorboard_log": str(args.out / "tensorboard"), "seed": args.seed}
+    common: dict[str, Any] = {
+        "env": envs,
+        "tensorboard_log": str(args.out / "tensorboard"),
+        "seed": args.seed,
+    }
     algorithm = ALGORITHMS[args.algo]
     if (args.out / "last.zip").exists():
         model = algorithm.load(args.out / "last.zip", env=envs, tensorboard_log=common["tensorboard_log"])
@@ -186,7 +198,9 @@ def make_algorithm(args: Args, envs: VecEnv) -> BaseAlgorithm:
             model.load_replay_buffer(args.out / "replay.pkl")
         return model
     if args.algo == "ppo":
-        return PPO("CnnPolicy", n_steps=128, batch_size=256, n_epochs=4, clip_range=0.1, ent_coef=0.01, **common)
+        return PPO(
+            "CnnPolicy", n_steps=128, batch_size=256, n_epochs=4, clip_range=0.1, ent_coef=0.01, **common
+        )
     return algorithm(
         "CnnPolicy",
         buffer_size=args.buffer,

@@ -243,7 +243,10 @@ def plot(result: dict[str, Any], file: Path) -> None:
     for axis, game in zip(axes[0], games, strict=True):
         lines = [line for line in table if line["game"] == game][::-1]
         means = [line["mean"] for line in lines]
-        errors = [[line["mean"] - line["low"] for line in lines], [line["high"] - line["mean"] for line in lines]]
+        errors = [
+            [line["mean"] - line["low"] for line in lines],
+            [line["high"] - line["mean"] for line in lines],
+        ]
         axis.barh([line["agent"] for line in lines], means, xerr=errors, color="#4c72b0", capsize=3)
         for known in all_references(find_game(game)):
             axis.axvline(known.score, color="#999999", linewidth=0.8, linestyle=":")

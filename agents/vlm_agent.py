@@ -28,7 +28,12 @@ class VlmAgent:
     """
 
     def __init__(
-        self, vlm: PixelVLM, title: str, action_names: Sequence[str], decode: str = "scores", temperature: float = 0.0
+        self,
+        vlm: PixelVLM,
+        title: str,
+        action_names: Sequence[str],
+        decode: str = "scores",
+        temperature: float = 0.0,
     ):
         if decode not in DECODES:
             raise EnvsError(f"expected --decode {' or '.join(DECODES)}, got {decode!r}")

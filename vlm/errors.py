@@ -1,5 +1,5 @@
 """What a user can get wrong about models and checkpoints."""
 
 
-class VlmError(ValueError):
+class VlmError(Exception):
     """A user's mistake; its text is one line, fit to print."""

@@ -24,7 +24,13 @@ def role_parameters(vlm: PixelVLM) -> dict[str, list[tuple[str, nn.Parameter]]]:
     connector = {id(parameter) for parameter in vlm.connector.parameters()}
     found: dict[str, list[tuple[str, nn.Parameter]]] = {role: [] for role in ROLES}
     for name, parameter in vlm.model.named_parameters():
-        role = "encoder" if id(parameter) in encoder else "connector" if id(parameter) in connector else "decoder"
+        role = (
+            "encoder"
+            if id(parameter) in encoder
+            else "connector"
+            if id(parameter) in connector
+            else "decoder"
+        )
         found[role].append((name, parameter))
     return found
 
@@ -61,5 +67,3 @@ def moved_tensors(before: dict[str, Tensor], vlm: PixelVLM) -> dict[str, dict[st
             "largest_change": max(changes, default=0.0),
         }
     return report
-
-

@@ -5,9 +5,10 @@ decoder's work can be kept over the frames of a game:
 
     [play] Ms. Pac-Man : noop , up , right , up right <image> action :      ->  up right
 
-Pixel values follow the paper's lab (Gou et al. 2024; Vision-CAIR's paint data), row first, image first:
+Pixel values follow the paper's lab (Gou et al. 2024; Vision-CAIR's paint data), row first, image first; only the
+opening bracket of the answer has moved to the prompt, and the question's fixed parts are one token each:
 
-    <image> [reconstruct] loc : [ 12 , 7 ] rgb :                            ->  [ 184 , 50 , 50 ]
+    <image> [reconstruct] loc: [12,7] rgb: [                                ->  184,50,50]
 """
 
 from collections.abc import Sequence
@@ -31,24 +32,27 @@ def parse_action(text: str, legal: Sequence[str]) -> str | None:
     return said if said in legal else None
 
 
+PIXEL_PREFIX, PIXEL_MIDDLE = "[reconstruct] loc: [", "] rgb: ["
+
+
 def pixel_prompt(row: int, column: int) -> str:
     """Return the prompt that asks for the colour at a place of the grid."""
-    return f"{IMAGE} [reconstruct] loc : [ {row} , {column} ] rgb :"
+    return f"{IMAGE} {PIXEL_PREFIX}{row},{column}{PIXEL_MIDDLE}"
 
 
 def pixel_answer(rgb: Sequence[int]) -> str:
     """Return the answer that means a colour of three integers from 0 to 255."""
     red, green, blue = (int(value) for value in rgb)
-    return f"[ {red} , {green} , {blue} ]"
+    return f"{red},{green},{blue}]"
 
 
 def parse_pixel(text: str) -> tuple[int, int, int] | None:
     """Return the colour that an answer names, or None."""
-    inside = text.strip()
-    if not (inside.startswith("[") and inside.endswith("]")):
+    said = text.strip()
+    parts = [part.strip() for part in said.removesuffix("]").split(",")]
+    if not said.endswith("]") or len(parts) != 3:
         return None
-    parts = [part.strip() for part in inside[1:-1].split(",")]
-    if len(parts) != 3 or not all(part.isdecimal() and int(part) < 256 for part in parts):
+    if not all(part.isdecimal() and int(part) < 256 for part in parts):
         return None
     red, green, blue = (int(part) for part in parts)
     return red, green, blue

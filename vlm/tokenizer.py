@@ -7,25 +7,36 @@ say) is spelt letter by letter, so that any text can be written; what cannot be 
 
 import string
 
-from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 PUNCTUATION = (",", ":", ".", "[", "]", "?", "'", "*", "-", "(", ")", "/", "!", "&", "+")
+# The fixed parts of a question about a pixel are one token each, so that a question is short.
+PIXEL_PARTS = ("[reconstruct] loc: [", "] rgb: [")
 ACTIONS = ("noop", "fire", "up", "down", "left", "right")
-PROMPT_WORDS = ("play", "action", "reconstruct", "segmentation", "caption", "loc", "rgb", "mask", "game", "frame")
-CAPTION_WORDS = (
-    "a an the and of in on at to is are with no above below left-most right-most top bottom middle large small "
-    "red green blue yellow white black grey orange pink purple brown cyan object objects ghost pellet rabbit duck owl "
-    "bullet gun player enemy ball paddle ship"
-).split()
+PROMPT_WORDS = (
+    "play",
+    "action",
+    "reconstruct",
+    "segmentation",
+    "caption",
+    "loc",
+    "rgb",
+    "mask",
+    "game",
+    "frame",
+)
+CAPTION_WORDS = ["a", "an", "the", "and", "of", "in", "on", "at", "to", "is", "are", "with", "no", "above", "below", "left-most", "right-most", "top", "bottom", "middle", "large", "small", "red", "green", "blue", "yellow", "white", "black", "grey", "orange", "pink", "purple", "brown", "cyan", "object", "objects", "ghost", "pellet", "rabbit", "duck", "owl", "bullet", "gun", "player", "enemy", "ball", "paddle", "ship"]
 
 
 def _vocabulary() -> dict[str, int]:
     words = [*SPECIAL, *PUNCTUATION, *ACTIONS, *PROMPT_WORDS, *CAPTION_WORDS]
     words += [str(number) for number in range(256)]
-    words += list(string.ascii_lowercase) + [f"##{letter}" for letter in string.ascii_lowercase + string.digits]
+    words += list(string.ascii_lowercase) + [
+        f"##{letter}" for letter in string.ascii_lowercase + string.digits
+    ]
     return {word: index for index, word in enumerate(dict.fromkeys(words))}
 
 
@@ -37,6 +48,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[^a-z0-9]"), "isolated")]
     )
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    tokenizer.add_tokens([AddedToken(part, normalized=False) for part in PIXEL_PARTS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

@@ -15,7 +15,15 @@ from envs.games import (
 
 @pytest.mark.parametrize(
     "spelling",
-    ["MsPacman", "mspacman", "Ms. Pac-Man", "ms_pacman", "MS PACMAN", "ALE/MsPacman-v5", "MsPacmanNoFrameskip-v4"],
+    [
+        "MsPacman",
+        "mspacman",
+        "Ms. Pac-Man",
+        "ms_pacman",
+        "MS PACMAN",
+        "ALE/MsPacman-v5",
+        "MsPacmanNoFrameskip-v4",
+    ],
 )
 def test_ms_pacman_is_one_game_under_all_its_spellings(spelling):
     assert find_game(spelling).rom == "ms_pacman"
@@ -31,7 +39,9 @@ def test_every_listed_game_is_registered_with_gymnasium_under_its_name():
     import gymnasium
 
     gymnasium.register_envs(ale_py)
-    registered = {spec.split("/")[1].removesuffix("-v5") for spec in gymnasium.registry if spec.startswith("ALE/")}
+    registered = {
+        spec.split("/")[1].removesuffix("-v5") for spec in gymnasium.registry if spec.startswith("ALE/")
+    }
     assert {game.name for game in list_games()} <= registered
     assert len(list_games()) == 104
 

@@ -1,0 +1,157 @@
+"""Cloning makes the targets it says, learns them, resumes to the same numbers and refuses what it cannot learn from."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from agents import clone
+from agents.clone import Batches, make_lesson
+from agents.command import run
+from envs.episodes import DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
+from envs.protocol import MACHADO2018
+from vlm import checkpoint
+
+NAMES = ("noop", "fire", "right", "left", "right fire", "left fire")
+
+
+def write_set(path, values, names=NAMES, game="Carnival", seed=1):
+    """A dataset of one game whose frames are noise; `values` is float[T, A] or None."""
+    length = 24 if values is None else len(values)
+    rng = np.random.default_rng(seed)
+    info = DatasetInfo(game, names, MACHADO2018, "test", "planner", "abc", {})
+    episode = Episode(
+        frames=rng.integers(0, 256, (length, 214, 160, 3), dtype=np.uint8),
+        actions=rng.integers(len(names), size=length),
+        rewards=np.ones(length, np.float32),
+        action_values=values,
+        terminated=True,
+        truncated=False,
+        seed=seed,
+    )
+    EpisodeWriter(path, info).append(episode)
+    return path
+
+
+@pytest.fixture
+def taught(tmp_path):
+    values = np.random.default_rng(0).normal(0, 50, (24, 6)).astype(np.float32)
+    return write_set(tmp_path / "taught", values)
+
+
+def command(*arguments):
+    return run(lambda: clone.main([str(argument) for argument in arguments]))
+
+
+SMALL = ("--preset", "tiny", "--batch-size", 4, "--select-every", 0, "--warmup-steps", 1, "--workers", 0)
+
+
+def test_soft_targets_share_by_value_and_break_ties_one_way(tmp_path):
+    nan = [np.nan] * 6
+    values = np.array([[0, 0, -100, -np.inf, -np.inf, -np.inf], nan, [50, 0, 0, 0, 0, 0]], dtype=np.float32)
+    lesson = make_lesson(
+        EpisodeDataset(write_set(tmp_path / "set", values)), "soft", softness=1.0, hard_share=0.4
+    )
+    assert lesson.rows.tolist() == [0, 2]
+    spreads = np.array([100 / 3, 50 - 50 / 6])
+    scale = np.median(spreads)
+    share = 1 / (2 + np.exp(-100 / scale))
+    assert lesson.targets[0, :2] == pytest.approx([0.4 + 0.6 * share, 0.6 * share], abs=1e-5)
+    assert lesson.targets[0, 3:].tolist() == [0, 0, 0]
+    assert lesson.targets.sum(1) == pytest.approx(1)
+    assert lesson.weights == pytest.approx(0.1 + 0.9 * np.minimum(1, spreads / scale))
+
+
+def test_hard_targets_are_the_teachers_best_action_or_the_players(tmp_path):
+    values = np.eye(6, dtype=np.float32)[[3, 1]]
+    lesson = make_lesson(EpisodeDataset(write_set(tmp_path / "a", values)), "hard", 0.25, 0.3)
+    assert lesson.targets.argmax(1).tolist() == [3, 1]
+    data = EpisodeDataset(write_set(tmp_path / "b", None))
+    assert make_lesson(data, "soft", 0.25, 0.3).targets.argmax(1).tolist() == data.actions.tolist()
+
+
+def test_a_batch_is_of_one_game_and_depends_on_seed_and_step_alone(tmp_path, taught):
+    other = write_set(tmp_path / "pong", None, names=NAMES[:3], game="Pong")
+    lessons = [make_lesson(EpisodeDataset(path), "soft", 0.25, 0.3) for path in (taught, other)]
+    batches = Batches(lessons, 2, 4, 20, seed=5)
+    drawn = [batches[step] for step in range(20)]
+    assert {batch["game"] for batch in drawn} == {"Carnival", "Pong"}
+    assert torch.equal(batches[7]["frames"], drawn[7]["frames"])
+    assert not torch.equal(drawn[7]["frames"][0], drawn[8]["frames"][0])
+    assert drawn[0]["frames"].shape == (4, 2, 214, 160, 3)
+
+
+def weights(path):
+    return checkpoint.load(path).model.state_dict()
+
+
+def test_a_killed_run_goes_on_to_the_same_weights_as_an_unbroken_one(taught, tmp_path, monkeypatch):
+    arguments = (*SMALL, "--data", taught, "--steps", 4, "--save-every", 2)
+    assert command(*arguments, "--out", tmp_path / "whole") == 0
+    steps = []
+    forward = clone.Imitation.forward
+
+    def killed_in_the_third(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(clone.Imitation, "forward", killed_in_the_third)
+    assert command(*arguments, "--out", tmp_path / "broken") == 130
+    assert not (tmp_path / "broken" / "last").exists()
+    assert command(*arguments, "--out", tmp_path / "broken") == 0
+    assert len(steps) == 5  # two before the kill, the killed one, two after
+    whole, broken = weights(tmp_path / "whole" / "last"), weights(tmp_path / "broken" / "last")
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_training_is_recorded_and_moves_every_role(taught, tmp_path):
+    assert command(*SMALL, "--data", taught, "--steps", 2, "--save-every", 2, "--out", tmp_path / "run") == 0
+    record = checkpoint.read_training(tmp_path / "run" / "last")
+    assert record["games"] == ["Carnival"]
+    assert record["datasets"][0]["decisions"] == 24
+    assert all(role["moved"] > 0 for role in record["moved"].values())
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+def test_a_frozen_encoder_stays_as_it_was(taught, tmp_path):
+    arguments = (*SMALL, "--data", taught, "--steps", 2, "--save-every", 2, "--encoder-learning-rate", 0)
+    assert command(*arguments, "--out", tmp_path / "run") == 0
+    moved = checkpoint.read_training(tmp_path / "run" / "last")["moved"]
+    assert moved["encoder"]["moved"] == 0
+    assert moved["decoder"]["moved"] > 0
+
+
+def test_trials_by_play_keep_the_best_weights(taught, tmp_path, monkeypatch):
+    scores = iter([[100.0], [300.0], [200.0]])
+    monkeypatch.setattr(clone, "play_score", lambda *_: next(scores))
+    arguments = [*SMALL, "--data", taught, "--steps", 3, "--save-every", 1, "--out", tmp_path / "run"]
+    arguments[arguments.index("--select-every") + 1] = 1
+    assert command(*arguments) == 0
+    trials = json.loads((tmp_path / "run" / "selection.json").read_text())
+    assert [trial["scores"]["Carnival"] for trial in trials] == [[100.0], [300.0], [200.0]]
+    assert checkpoint.read_training(tmp_path / "run" / "best")["selected"]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("--steps", 0), "--steps must be at least 1"),
+        (("--targets", "fuzzy"), "expected --targets soft or hard"),
+        (("--preset", "nanno"), "nearest: nano"),
+        (("--data", "nowhere"), "got nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(taught, tmp_path, capsys, changes, message):
+    arguments = ("--data", taught, *SMALL, "--out", tmp_path / "run", *changes)
+    assert command(*arguments) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_is_not_continued_with_other_arguments(taught, tmp_path, capsys):
+    arguments = (*SMALL, "--data", taught, "--save-every", 1, "--out", tmp_path / "run")
+    assert command(*arguments, "--steps", 1) == 0
+    assert command(*arguments, "--steps", 1, "--softness", 2) == 2
+    assert "holds a run with another softness" in capsys.readouterr().err

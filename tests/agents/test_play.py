@@ -1,0 +1,171 @@
+"""Playing films true games, scores them, tells mistakes in one line and loses nothing when it is stopped."""
+
+import json
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+
+from agents import play, video
+from agents.command import run
+from agents.video import check_video, draw_turn
+from envs.errors import EnvsError
+
+
+def command(*arguments):
+    return run(lambda: play.main([str(argument) for argument in arguments]))
+
+
+def read_json(out):
+    (file,) = out.glob("*.json")
+    return json.loads(file.read_text())
+
+
+def read_frames(out):
+    (file,) = out.glob("*.mp4")
+    with imageio.get_reader(file) as reader:
+        return np.stack([frame for frame in reader])
+
+
+def test_the_vlm_plays_is_filmed_and_scored(tiny, tmp_path, capsys):
+    assert command("--checkpoint", tiny, "--max-frames", 120, "--out", tmp_path) == 0
+    result = read_json(tmp_path)
+    (row,) = result["rows"]
+    assert result["protocol"]["name"] == "machado2018"
+    assert row["decisions"] == 30
+    assert row["scores"] == []
+    assert len(row["scores_of_cut_games"]) == 1
+    assert row["unparsable"] == 0
+    assert row["decisions_per_second"] > 0
+    assert read_frames(tmp_path).shape[0] == 30
+    told = capsys.readouterr().out
+    assert "no human score of Carnival exists" in told
+    assert "IQN, 200 M frames" in told
+
+
+def test_the_same_seed_gives_the_same_score_and_the_same_pictures(tiny, tmp_path):
+    outs = [tmp_path / "a", tmp_path / "b"]
+    for out in outs:
+        command("--checkpoint", tiny, "--temperature", 1, "--max-frames", 100, "--seed", 3, "--out", out)
+    assert np.array_equal(*[read_frames(out) for out in outs])
+    assert (
+        read_json(outs[0])["rows"][0]["scores_of_cut_games"]
+        == read_json(outs[1])["rows"][0]["scores_of_cut_games"]
+    )
+
+
+def test_a_whole_game_of_random_play_has_a_score(tmp_path):
+    assert command("--agent", "random", "--no-video", "--out", tmp_path) == 0
+    (row,) = read_json(tmp_path)["rows"]
+    assert len(row["scores"]) == 1
+    assert row["scores"][0] > 0
+    assert not list(tmp_path.glob("*.mp4"))
+
+
+def test_a_game_that_the_model_was_not_trained_on_is_played_and_said_so(tiny, tmp_path, capsys):
+    assert (
+        command("--game", "pong", "--checkpoint", tiny, "--max-frames", 40, "--out", tmp_path, "--no-video")
+        == 0
+    )
+    assert "was not trained on Pong, only on Carnival" in capsys.readouterr().out
+
+
+def test_free_generation_counts_what_it_cannot_parse(tiny, tmp_path):
+    arguments = (
+        "--checkpoint",
+        tiny,
+        "--decode",
+        "generate",
+        "--max-frames",
+        24,
+        "--no-video",
+        "--out",
+        tmp_path,
+    )
+    assert command(*arguments) == 0
+    assert read_json(tmp_path)["rows"][0]["unparsable"] == 1.0
+
+
+def test_ctrl_c_keeps_a_video_that_plays_and_a_result_that_says_so(tiny, tmp_path, monkeypatch):
+    shown = video.VideoWriter.step
+
+    def interrupted_after_ten(self, turn):
+        shown(self, turn)
+        if turn.step == 9:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(play.VideoWriter, "step", interrupted_after_ten)
+    assert command("--checkpoint", tiny, "--out", tmp_path) == 130
+    assert read_frames(tmp_path).shape[0] == 10
+    result = read_json(tmp_path)
+    assert result["interrupted"]
+    assert result["rows"][0]["scores"] == []
+
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing_half_written(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("imageio.plugins.ffmpeg.FfmpegFormat.Writer._append_data", full)
+    assert command("--checkpoint", tiny, "--out", tmp_path) == 2
+    told = capsys.readouterr().err
+    assert "is the disk full?" in told.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--game", "Carnivall"), "nearest: Carnival"),
+        (("--game", "joust"), "needs two players"),
+        (("--agent", "vln"), "nearest: vlm"),
+        (("--episodes", 0), "--episodes must be at least 1, got 0"),
+        (("--max-frames", -4), "--max-frames must be at least 1, got -4"),
+        (("--seed", 2000), "expected a seed from 0 to 1999"),
+        (("--protocol", "v5"), "machado2018 or mnih2015; got 'v5'"),
+        (("--checkpoint", "nowhere"), "nowhere, which does not exist"),
+        (("--agent", "random", "--checkpoint", "x"), "--checkpoint is for --agent vlm"),
+        (("--agent", "sb3:nowhere.zip"), "nowhere.zip, which is not a file"),
+    ],
+)
+def test_each_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
+    assert command("--out", tmp_path / "out", *arguments) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("error: ")
+    assert message in told
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_an_out_folder_that_cannot_be_written_is_told(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert command("--out", tmp_path / "file" / "below") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_bars_show_probabilities_as_they_are_and_values_from_worst_to_best():
+    assert video.bar_lengths(np.array([0.25, 0.75]), 2).tolist() == [0.25, 0.75]
+    bars = video.bar_lengths(np.array([-np.inf, -10.0, 30.0, 10.0]), 4)
+    assert bars == pytest.approx([0, 0, 1, 0.5], abs=1e-6)
+    assert video.bar_lengths(None, 3).tolist() == [0, 0, 0]
+
+
+def test_the_left_of_a_picture_is_the_true_frame():
+    from agents.rollout import Turn
+
+    frame = np.random.default_rng(0).integers(0, 256, (210, 160, 3), dtype=np.uint8)
+    turn = Turn(0, 1, 5, frame, 1, "up", np.array([0.2, 0.8]), False, 10.0, 30.0, False, False)
+    picture = draw_turn(turn, "Ms. Pac-Man", "vlm", ("noop", "up"))
+    top = (picture.shape[0] - 630) // 2
+    assert np.array_equal(picture[top : top + 630 : 3, :480:3], frame)
+    assert picture.shape[0] % 16 == picture.shape[1] % 16 == 0
+
+
+def test_a_video_that_lacks_frames_is_refused(tmp_path):
+    with imageio.get_writer(tmp_path / "v.mp4", fps=15) as writer:
+        for _ in range(5):
+            writer.append_data(np.zeros((32, 32, 3), np.uint8))
+    check_video(tmp_path / "v.mp4", 5)
+    with pytest.raises(EnvsError, match="holds 5 frames where 6 were filmed"):
+        check_video(tmp_path / "v.mp4", 6)

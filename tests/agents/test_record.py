@@ -1,0 +1,118 @@
+"""Recordings hold true games, go on where they stopped, and keep what a teacher says of another's play."""
+
+import numpy as np
+import pytest
+
+from agents import record
+from agents.agent import Actions
+from agents.command import run
+from agents.record import Args, SlippingAgent, TaughtAgent, to_episode
+from agents.rollout import Turn
+from envs.atari import AtariEnvs
+from envs.episodes import EpisodeDataset, read_info
+from envs.errors import EnvsError
+from envs.games import find_game
+from envs.protocol import episode_seeds
+
+
+def command(*arguments):
+    return run(lambda: record.main([str(argument) for argument in arguments]))
+
+
+def test_a_recording_replays_to_the_same_rewards_and_goes_on_where_it_stopped(tmp_path):
+    out = tmp_path / "set"
+    assert command("--game", "carnival", "--agent", "random", "--episodes", 1, "--out", out) == 0
+    first = EpisodeDataset(out)
+    assert (
+        command("--game", "carnival", "--agent", "random", "--episodes", 2, "--lanes", 2, "--out", out) == 0
+    )
+    data = EpisodeDataset(out)
+    assert data.seeds == episode_seeds(0, 2)
+    assert np.array_equal(data.actions[: len(first)], first.actions)
+    with AtariEnvs(find_game("Carnival"), 1) as envs:
+        frames = envs.reset([data.seeds[0]])
+        for row in range(len(first)):
+            if row % 50 == 0:
+                assert np.array_equal(data.frame(row), frames[0])
+            step = envs.step(data.actions[row : row + 1])
+            assert step.rewards[0] == data.rewards[row]
+            frames = step.frames
+        assert step.terminated[0]
+    assert read_info(out).protocol.name == "machado2018"
+
+
+class Fixed:
+    """Always answers one action, with scores of its own."""
+
+    def __init__(self, name, action, width=4):
+        self.name, self.action, self.width, self.asked = name, action, width, []
+
+    def reset(self, seeds):
+        self.n = len(seeds)
+
+    def values(self, lane):
+        self.asked.append(lane)
+        return np.arange(self.width, dtype=np.float32)
+
+    def act(self, frames):
+        indices = np.full(self.n, self.action)
+        scores = np.zeros((self.n, self.width), np.float32)
+        return Actions(indices, ("x",) * self.n, scores, np.zeros(self.n, bool))
+
+
+def test_a_taught_player_plays_its_own_actions_under_the_teachers_values():
+    player, teacher = Fixed("player", 1), Fixed("teacher", 3)
+    taught = TaughtAgent(player, teacher, every=3)
+    taught.reset([3, 4])
+    answers = [taught.act(np.zeros((2, 1, 1, 3))) for _ in range(4)]
+    assert all(answer.indices.tolist() == [1, 1] for answer in answers)
+    asked = [[not np.isnan(answer.scores[lane]).any() for answer in answers] for lane in (0, 1)]
+    assert asked == [[True, False, False, True], [False, False, True, False]]
+    assert answers[0].scores[0].tolist() == [0, 1, 2, 3]
+
+
+def test_a_hand_slips_at_about_its_rate_and_the_same_way_for_the_same_seed():
+    def play(seed):
+        slipping = SlippingAgent(Fixed("player", 0), 0.2, ("a", "b", "c", "d"))
+        slipping.reset([seed])
+        return [int(slipping.act(np.zeros((1, 1, 1, 3))).indices[0]) for _ in range(400)]
+
+    assert play(1) == play(1)
+    assert play(1) != play(2)
+    assert 0.15 < np.mean(np.array(play(1)) != 0) < 0.5
+    steady = SlippingAgent(Fixed("player", 2), 0.0, ("a", "b", "c", "d"))
+    steady.reset([1])
+    assert all(steady.act(np.zeros((1, 1, 1, 3))).indices[0] == 2 for _ in range(50))
+
+
+def test_turns_become_an_episode():
+    frame = np.zeros((2, 2, 3), np.uint8)
+    turns = [
+        Turn(0, 9, i, frame + i, i, "x", np.array([i, 1.0]), False, float(i), 0.0, i == 2, False)
+        for i in range(3)
+    ]
+    episode = to_episode(turns)
+    assert (episode.seed, episode.score, episode.terminated) == (9, 3.0, True)
+    assert episode.actions.tolist() == [0, 1, 2]
+    assert episode.action_values.tolist() == [[0, 1], [1, 1], [2, 1]]
+    assert episode.frames[:, 0, 0, 0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--episodes", 0), "--episodes must be at least 1"),
+        (("--noise", 1.5), "--noise must be at least 0 and below 1"),
+        (("--teach-every", 2), "--teach-every asks for a --teacher"),
+        (("--agent", "random", "--teacher", "random"), "--teacher must be an agent that values every action"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
+    assert command("--game", "carnival", "--out", tmp_path / "set", *arguments) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "set").exists()
+
+
+def test_arguments_are_checked_when_they_are_made(tmp_path):
+    with pytest.raises(EnvsError, match="--lanes"):
+        Args(game="carnival", out=tmp_path, lanes=0)

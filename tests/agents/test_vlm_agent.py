@@ -1,0 +1,85 @@
+"""The VLM agent answers in text, remembers per lane, and its chance is the game's alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from agents.frame_memory import FrameMemory
+from agents.vlm_agent import VlmAgent
+from envs.errors import EnvsError
+from vlm.choices import ChoiceScorer
+from vlm.presets import build
+from vlm.prompts import action_prompt
+
+NAMES = ("noop", "fire", "right", "left", "right fire", "left fire")
+TINY = build("tiny", seed=7)
+
+
+def frames(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 214, 160, 3), dtype=np.uint8)
+
+
+def test_memory_repeats_a_first_frame_and_then_moves_on_lane_by_lane():
+    memory = FrameMemory(2)
+    memory.reset(np.array([True, True]))
+    first, second, third = frames(2, 1), frames(2, 2), frames(2, 3)
+    assert np.array_equal(memory.add(first), np.stack([first, first], axis=1))
+    assert np.array_equal(memory.add(second), np.stack([first, second], axis=1))
+    memory.reset(np.array([False, True]))
+    stacks = memory.add(third)
+    assert np.array_equal(stacks[0], np.stack([second[0], third[0]]))
+    assert np.array_equal(stacks[1], np.stack([third[1], third[1]]))
+
+
+def test_greedy_play_takes_the_answer_that_the_model_finds_most_probable():
+    agent = VlmAgent(TINY, "Carnival", NAMES)
+    agent.reset([1, 2])
+    seen = frames(2)
+    actions = agent.act(seen)
+    pixels = TINY.pixels(np.stack([seen, seen], axis=1))
+    with torch.no_grad():
+        expected = (
+            ChoiceScorer(TINY, action_prompt("Carnival", NAMES), NAMES).log_probs(pixels).softmax(-1).numpy()
+        )
+    assert np.abs(actions.scores - expected).max() < 1e-5
+    assert actions.indices.tolist() == expected.argmax(1).tolist()
+    assert actions.texts == tuple(NAMES[i] for i in actions.indices)
+    assert not actions.unparsable.any()
+
+
+def drawn(agent, seeds, steps=12):
+    agent.reset(seeds)
+    return [
+        agent.act(np.repeat(frames(1, step), len(seeds), axis=0)).indices.tolist() for step in range(steps)
+    ]
+
+
+def test_what_is_drawn_depends_on_the_games_seed_and_not_on_its_lane():
+    make = lambda: VlmAgent(TINY, "Carnival", NAMES, temperature=5.0)  # noqa: E731
+    alone = [row[0] for row in drawn(make(), [42])]
+    among = [row[2] for row in drawn(make(), [40, 41, 42])]
+    other = [row[0] for row in drawn(make(), [43])]
+    assert alone == among
+    assert alone != other
+
+
+def test_a_spoken_answer_that_names_no_legal_action_counts_and_noop_is_played():
+    agent = VlmAgent(TINY, "Carnival", NAMES, decode="generate")
+    agent.reset([1])
+    actions = agent.act(frames(1))
+    assert actions.scores is None
+    assert actions.texts[0] not in NAMES  # an untrained model babbles
+    assert actions.unparsable.tolist() == [True]
+    assert actions.indices.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decode": "guess"}, "scores or generate, got 'guess'"),
+        ({"temperature": -1.0}, "temperature of at least 0"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(EnvsError, match=message):
+        VlmAgent(TINY, "Carnival", NAMES, **options)

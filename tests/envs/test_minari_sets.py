@@ -1,0 +1,398 @@
+"""Minari sets come in as our datasets and ours go out as theirs, with game, protocol and frames intact."""
+
+import json
+from copy import deepcopy
+from dataclasses import replace
+
+import gymnasium
+import minari
+import numpy as np
+import pytest
+from gymnasium.envs.registration import EnvSpec, WrapperSpec
+from minari.data_collector.episode_buffer import EpisodeBuffer
+
+from envs import minari_sets
+from envs.atari import EmulatorEnvs
+from envs.episodes import DatasetError, DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
+from envs.errors import EnvsError
+from envs.games import MultiPlayerGameError, UnknownGameError, find_game
+from envs.minari_sets import MinariError, export_minari, import_minari
+from envs.protocol import MACHADO2018, MNIH2015, Protocol
+
+BREAKOUT = find_game("Breakout")
+PLAIN = Protocol("plain", 0.0, 4, 0, False, 120)  # 30 decisions, each the same whatever the seed
+ID = "atari/breakout/random-v0"
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Minari asks for author, e-mail, ...
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    """An empty home for Minari sets, and no way to download any."""
+
+    def refuse(dataset_id):
+        raise ConnectionError(f"the hub cannot be reached\nfor {dataset_id}")
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setattr(minari, "download_dataset", refuse)
+    return tmp_path / "minari"
+
+
+def play_gymnasium(seed, **settings):
+    """Play random actions in gymnasium's own environment; return one game as Minari records it."""
+    env = gymnasium.make("ALE/Breakout-v5", **settings)
+    rng = np.random.default_rng(seed)
+    frames, actions, rewards, ends = [env.reset(seed=seed)[0]], [], [], []
+    while not ends or not any(ends[-1]):
+        actions.append(int(rng.choice([1, 2, 3])))
+        frame, reward, terminated, truncated, _ = env.step(actions[-1])
+        frames.append(frame)
+        rewards.append(reward)
+        ends.append((terminated, truncated))
+    terminations, truncations = np.array(ends).T
+    return env.spec, EpisodeBuffer(
+        seed=seed,
+        observations=np.stack(frames),
+        actions=np.array(actions),
+        rewards=np.array(rewards),
+        terminations=terminations,
+        truncations=truncations,
+    )
+
+
+def make_set(buffers, spec, dataset_id=ID, jpeg=False, shape=(210, 160, 3), actions=4):
+    return minari.create_dataset_from_buffers(
+        dataset_id,
+        buffers,
+        env=spec,
+        observation_space=gymnasium.spaces.Box(0, 255, shape, np.uint8),
+        action_space=gymnasium.spaces.Discrete(actions),
+        algorithm_name="PPO",
+        code_permalink="https://example.org/code",
+        jpeg_encoding=jpeg,
+    )
+
+
+def make_buffer(length=3, shape=(210, 160, 3), terminated=True, actions=None):
+    frames = np.random.default_rng(0).integers(0, 256, (length + 1, *shape), dtype=np.uint8)
+    last = np.arange(length) == length - 1
+    return EpisodeBuffer(
+        observations=frames,
+        actions=np.zeros(length, dtype=int) if actions is None else actions,
+        rewards=np.ones(length),
+        terminations=last & terminated,
+        truncations=last & False,
+    )
+
+
+def make_spec(env_id="ALE/Breakout-v5", **kwargs):
+    spec = deepcopy(gymnasium.spec(env_id))
+    spec.kwargs.update(kwargs)
+    return spec
+
+
+def record_breakout(path, seeds=(11, 12), values=True):
+    """Record games under `PLAIN` as `agents.record` would; return them."""
+    info = DatasetInfo(
+        "Breakout", ("noop", "fire", "right", "left"), PLAIN, "random", "planner", "abc", {"a": "1"}
+    )
+    writer = EpisodeWriter(path, info)
+    rng = np.random.default_rng(0)
+    episodes = []
+    for seed in seeds:
+        with EmulatorEnvs(BREAKOUT, 1, PLAIN) as envs:
+            frames, actions, rewards = [envs.reset([seed])[0]], rng.integers(4, size=30), []
+            for action in actions:
+                step = envs.step(np.array([action]))
+                frames.append(step.frames[0])
+                rewards.append(step.rewards[0])
+        taught = rng.random((30, 4)).astype(np.float32)
+        taught[5] = np.nan
+        episodes.append(
+            Episode(
+                np.stack(frames[:-1]),
+                actions,
+                np.array(rewards),
+                taught if values else None,
+                False,
+                True,
+                seed,
+            )
+        )
+        writer.append(episodes[-1])
+    return info, episodes
+
+
+@pytest.fixture
+def published(root):
+    """A set as Minari publishes them, but small: gymnasium's own frames, sticky 0, a cap in decisions."""
+    games = [play_gymnasium(seed, repeat_action_probability=0, max_episode_steps=40) for seed in (2**63, 5)]
+    return make_set([buffer for _, buffer in games], games[0][0]), [buffer for _, buffer in games]
+
+
+def test_an_imported_set_holds_the_frames_actions_and_rewards_of_its_games(published, tmp_path):
+    _, buffers = published
+    assert import_minari(ID, tmp_path / "out") == 2
+    data = EpisodeDataset(tmp_path / "out")
+    assert data.seeds == [0, 1]
+    assert len(data) == 80
+    frames = np.stack([data.frame(row) for row in range(80)])
+    assert np.array_equal(frames, np.concatenate([buffer.observations[:-1] for buffer in buffers]))
+    assert np.array_equal(data.actions, np.concatenate([buffer.actions for buffer in buffers]))
+    assert np.array_equal(data.rewards, np.concatenate([buffer.rewards for buffer in buffers]))
+    assert np.isnan(data.action_values).all()
+
+
+def test_an_import_recovers_game_protocol_player_and_source(published, tmp_path):
+    import_minari(ID, tmp_path / "out")
+    info = EpisodeDataset(tmp_path / "out").info
+    assert info.game == "Breakout"
+    assert info.action_names == ("noop", "fire", "right", "left")
+    assert info.protocol == Protocol("minari", 0.0, 4, 0, False, 160)
+    assert info.agent == f"PPO of {ID}"
+    assert info.commit == "https://example.org/code"
+    assert info.versions == {"minari": minari.__version__, "frames": "exact"}
+    assert info.labels is None
+
+
+def test_imported_actions_earn_the_same_rewards_in_our_own_lanes(published, tmp_path):
+    import_minari(ID, tmp_path / "out")
+    data = EpisodeDataset(tmp_path / "out")
+    with EmulatorEnvs(BREAKOUT, 1, data.info.protocol) as envs:
+        envs.reset([77])
+        steps = [envs.step(np.array([action])) for action in data.actions[:40]]
+    assert [step.rewards[0] for step in steps] == data.rewards[:40].tolist()
+    assert data.rewards[:40].sum() > 0
+    assert [bool(step.truncated[0]) for step in steps] == [False] * 39 + [True]
+
+
+def test_an_import_cut_short_goes_on_where_it_stopped(published, tmp_path):
+    import_minari(ID, tmp_path / "out")
+    (tmp_path / "out" / "data" / "episode-00000001.parquet").unlink()
+    kept = tmp_path / "out" / "data" / "episode-00000000.parquet"
+    before = kept.stat().st_mtime_ns
+    assert import_minari(ID, tmp_path / "out") == 1
+    assert import_minari(ID, tmp_path / "out") == 0
+    assert kept.stat().st_mtime_ns == before
+    assert len(EpisodeDataset(tmp_path / "out")) == 80
+
+
+def test_lossy_frames_are_told_in_the_info(tmp_path):
+    make_set([make_buffer()], make_spec(), jpeg=True)
+    import_minari(ID, tmp_path / "out")
+    assert EpisodeDataset(tmp_path / "out").info.versions["frames"] == "JPEG, not exact"
+
+
+def test_the_default_environment_is_recognised_as_machado2018(tmp_path):
+    make_set([make_buffer()], make_spec())
+    import_minari(ID, tmp_path / "out")
+    assert EpisodeDataset(tmp_path / "out").info.protocol == MACHADO2018
+
+
+@pytest.mark.parametrize(("terminated", "expected"), [(True, (1, 0)), (False, (0, 1))])
+def test_a_game_that_did_not_end_counts_as_cut_off(tmp_path, terminated, expected):
+    make_set([make_buffer(terminated=terminated)], make_spec())
+    import_minari(ID, tmp_path / "out")
+    flags = minari_sets._read_ends(tmp_path / "out", 0)
+    assert tuple(int(flag.sum()) for flag in flags) == expected
+
+
+def test_what_was_exported_comes_back_bit_by_bit(tmp_path):
+    info, _ = record_breakout(tmp_path / "ours")
+    assert export_minari(tmp_path / "ours", ID) == 2
+    assert import_minari(ID, tmp_path / "back") == 2
+    ours, back = EpisodeDataset(tmp_path / "ours"), EpisodeDataset(tmp_path / "back")
+    assert back.info == ours.info == info
+    assert back.seeds == ours.seeds == [11, 12]
+    assert np.array_equal(back.actions, ours.actions)
+    assert np.array_equal(back.rewards, ours.rewards)
+    assert np.array_equal(back.action_values, ours.action_values, equal_nan=True)
+    assert all(np.array_equal(back.frame(row), ours.frame(row)) for row in range(len(ours)))
+    for seed in ours.seeds:
+        old, new = (minari_sets._read_ends(path, seed) for path in (ours.path, back.path))
+        assert np.array_equal(old, new)
+
+
+def test_an_export_keeps_the_no_op_starts_that_gymnasium_has_no_word_for(tmp_path):
+    info, episodes = record_breakout(tmp_path / "ours", seeds=[3], values=False)
+    writer = EpisodeWriter(tmp_path / "mnih", replace(info, protocol=MNIH2015, labels=None))
+    writer.append(episodes[0])
+    export_minari(tmp_path / "mnih", ID)
+    import_minari(ID, tmp_path / "back")
+    assert EpisodeDataset(tmp_path / "back").info.protocol == MNIH2015
+    assert np.isnan(EpisodeDataset(tmp_path / "back").action_values).all()
+
+
+def test_plain_minari_reads_an_export(tmp_path):
+    _, episodes = record_breakout(tmp_path / "ours")
+    export_minari(tmp_path / "ours", ID)
+    data = minari.load_dataset(ID)
+    assert list(minari.list_local_datasets()) == [ID]
+    assert data.total_episodes == 2
+    assert data.total_steps == 60
+    for stored, ours in zip(data, episodes, strict=True):
+        assert np.array_equal(stored.observations[:-1], ours.frames)
+        assert np.array_equal(stored.observations[-1], ours.frames[-1])
+        assert np.array_equal(stored.actions, ours.actions)
+        assert stored.truncations.tolist() == [False] * 29 + [True]
+        assert not stored.terminations.any()
+        assert len(stored.infos["action_values"]) == 31
+
+
+def test_the_environment_recovered_from_an_export_plays_the_same_game(tmp_path):
+    _, episodes = record_breakout(tmp_path / "ours")
+    export_minari(tmp_path / "ours", ID)
+    env = minari.load_dataset(ID).recover_environment()
+    env.reset(seed=0)
+    steps = [env.step(action) for action in episodes[0].actions]
+    assert [reward for _, reward, *_ in steps] == episodes[0].rewards.tolist()
+    assert [truncated for *_, truncated, _ in steps] == [False] * 29 + [True]
+
+
+def test_a_taken_name_is_not_overwritten(tmp_path):
+    record_breakout(tmp_path / "ours", seeds=[1])
+    export_minari(tmp_path / "ours", ID)
+    with pytest.raises(MinariError, match=f"a Minari set {ID} exists at .*; choose another name or version"):
+        export_minari(tmp_path / "ours", ID)
+
+
+def test_an_export_that_fails_leaves_no_set_behind(tmp_path, root, monkeypatch):
+    record_breakout(tmp_path / "ours")
+    file = tmp_path / "ours" / "data" / "episode-00000012.parquet"
+    read = minari_sets._read_ends
+
+    def read_until_damaged(path, seed):
+        if seed == 12:
+            file.write_bytes(b"gone")
+        return read(path, seed)
+
+    monkeypatch.setattr(minari_sets, "_read_ends", read_until_damaged)
+    with pytest.raises(DatasetError, match=r"episode-00000012\.parquet is damaged"):
+        export_minari(tmp_path / "ours", ID)
+    assert list(root.iterdir()) == []
+
+
+def test_a_missing_dataset_is_not_exported(tmp_path, root):
+    with pytest.raises(DatasetError, match=r"with info\.json in it, got .*nowhere"):
+        export_minari(tmp_path / "nowhere", ID)
+    assert not root.exists() or list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize("dataset_id", ["atari/mspacman/expert", "../other-v0", "", "a b-v1", "x/y-v1"])
+def test_an_id_that_minari_would_refuse_is_refused(tmp_path, dataset_id):
+    for act in (lambda: import_minari(dataset_id, tmp_path), lambda: export_minari(tmp_path, dataset_id)):
+        with pytest.raises(MinariError, match="expected a Minari id with a version, such as"):
+            act()
+
+
+def test_a_set_that_is_neither_here_nor_to_be_had_names_the_reason_and_the_nearest(tmp_path):
+    make_set([make_buffer()], make_spec())
+    message = (
+        r"^no Minari set atari/breakout/expert-v0 here, and none came: the hub cannot be reached; "
+        r"nearest of those here: atari/breakout/random-v0$"
+    )
+    with pytest.raises(MinariError, match=message):
+        import_minari("atari/breakout/expert-v0", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_that_is_not_here_is_downloaded(tmp_path, monkeypatch):
+    def download(dataset_id):
+        make_set([make_buffer()], make_spec(), dataset_id)
+
+    monkeypatch.setattr(minari, "download_dataset", download)
+    assert import_minari("atari/breakout/expert-v0", tmp_path / "out") == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (None, "does not say which environment it was played in"),
+        ("CartPole-v1", f"expected a Minari set of an Atari game, got {ID} of CartPole-v1"),
+        (make_spec(frameskip=(2, 5)), rf"expected a fixed frame skip, but {ID} skips \[2, 5\] frames"),
+        (
+            make_spec(mode=4, difficulty=1),
+            f"expected the game as it starts, but {ID} sets its mode and difficulty",
+        ),
+        (
+            make_spec(full_action_space=True),
+            rf"expected the 18 actions of Breakout; {ID} holds Discrete\(4\)",
+        ),
+        (make_spec("ALE/Carnival-v5"), r"expected frames uint8\[214, 160, 3\] of Carnival"),
+    ],
+    ids=["none", "not Atari", "random skip", "mode", "actions", "screen"],
+)
+def test_a_set_of_anything_but_a_plain_atari_game_is_refused(tmp_path, spec, message):
+    make_set([make_buffer()], gymnasium.spec(spec) if isinstance(spec, str) else spec)
+    with pytest.raises(MinariError, match=message):
+        import_minari(ID, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_played_through_a_wrapper_that_may_change_it_is_refused(tmp_path):
+    clip = WrapperSpec("ClipReward", "gymnasium.wrappers:ClipReward", {"min_reward": -1, "max_reward": 1})
+    spec = EnvSpec(
+        "ALE/Breakout-v5", "ale_py.env:AtariEnv", kwargs={"game": "breakout"}, additional_wrappers=(clip,)
+    )
+    make_set([make_buffer()], spec)
+    with pytest.raises(MinariError, match=f"expected the plain game, but {ID} was played through ClipReward"):
+        import_minari(ID, tmp_path / "out")
+
+
+def test_grey_frames_are_refused(tmp_path):
+    make_set([make_buffer(shape=(210, 160))], make_spec(obs_type="grayscale"), shape=(210, 160))
+    with pytest.raises(MinariError, match=r"expected frames uint8\[210, 160, 3\] of Breakout; .* holds Box"):
+        import_minari(ID, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("game", "error", "message"),
+    [("nonesuch", UnknownGameError, "got 'nonesuch'"), ("joust", MultiPlayerGameError, "needs two players")],
+)
+def test_a_game_that_cannot_be_played_is_refused_by_name(tmp_path, root, game, error, message):
+    make_set([make_buffer()], make_spec())
+    file = root / ID / "data" / "metadata.json"
+    file.write_text(file.read_text().replace(r"\"game\": \"breakout\"", rf"\"game\": \"{game}\""))
+    with pytest.raises(error, match=message):
+        import_minari(ID, tmp_path / "out")
+
+
+def test_a_game_that_contradicts_itself_is_named(tmp_path):
+    make_set([make_buffer(), make_buffer(actions=np.array([0, 9, 0]))], make_spec())
+    with pytest.raises(
+        MinariError, match=f"{ID}, game 1 is damaged: expected actions from 0 to 3, got 0 to 9"
+    ):
+        import_minari(ID, tmp_path / "out")
+    assert EpisodeDataset(tmp_path / "out").seeds == [0]
+
+
+@pytest.mark.parametrize("file", ["main_data.hdf5", "metadata.json"])
+@pytest.mark.parametrize("content", [None, b"{"], ids=["gone", "broken"])
+def test_a_damaged_set_is_named(tmp_path, root, file, content):
+    make_set([make_buffer()], make_spec())
+    damaged = root / ID / "data" / file
+    damaged.unlink() if content is None else damaged.write_bytes(content)
+    with pytest.raises(MinariError, match=rf"^Minari set {ID}.* is damaged: \S"):
+        import_minari(ID, tmp_path / "out")
+
+
+def test_an_export_with_a_forged_info_is_refused(tmp_path, root):
+    record_breakout(tmp_path / "ours", seeds=[1])
+    export_minari(tmp_path / "ours", ID)
+    file = root / ID / "data" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    file.write_text(json.dumps({**metadata, "pvplay": {**metadata["pvplay"], "game": "Pong"}}))
+    with pytest.raises(MinariError, match="says it holds Pong, but its environment is Breakout"):
+        import_minari(ID, tmp_path / "out")
+
+
+def test_a_set_does_not_mix_with_games_of_another_player(published, tmp_path):
+    record_breakout(tmp_path / "ours", seeds=[1])
+    with pytest.raises(DatasetError, match="needs a directory of its own"):
+        import_minari(ID, tmp_path / "ours")
+
+
+def test_refusals_are_mistakes_of_the_user_in_one_line(tmp_path):
+    with pytest.raises(EnvsError) as caught:
+        import_minari("atari/breakout/expert-v0", tmp_path)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,36 @@
+"""Every preset builds, at the size it says, from its seed alone."""
+
+import pytest
+import torch
+
+from vlm.errors import VlmError
+from vlm.presets import PRESETS, build
+
+
+def count(vlm):
+    return sum(parameter.numel() for parameter in vlm.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("tiny", 1e4, 2e5), ("nano", 3.9e6, 1e7), ("small", 2.5e7, 5e7)]
+)
+def test_every_preset_has_the_size_it_says(name, least, most):
+    assert set(PRESETS) == {"tiny", "nano", "small"}
+    assert least <= count(build(name)) <= most
+
+
+def test_the_same_seed_builds_the_same_weights_and_leaves_the_generator_alone():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    one, same, other = build("tiny", 1), build("tiny", 1), build("tiny", 2)
+    assert torch.equal(torch.get_rng_state(), before)
+    pairs = list(zip(one.model.parameters(), same.model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert any(
+        not torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True)
+    )
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest():
+    with pytest.raises(VlmError, match="got 'nanno'; nearest: nano"):
+        build("nanno")

@@ -1,0 +1,106 @@
+"""transformers' Trainer over whole batches: its checkpoints are ours, with the optimizer's state beside them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from vlm import checkpoint
+from vlm.model import PixelVLM
+
+
+class Lesson(nn.Module):
+    """What is trained: a module whose forward takes a batch and returns `loss` and what else is worth logging."""
+
+    def __init__(self, vlm: PixelVLM, bf16: bool):
+        super().__init__()
+        vlm.model.set_attn_implementation("eager")  # on a CPU, backward through sdpa is a fifth slower
+        self.model, self.vlm, self.bf16 = vlm.model, vlm, bf16
+
+    def autocast(self) -> torch.autocast:
+        """Compute in bfloat16 where that is safe, if asked to."""
+        return torch.autocast(self.vlm.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def forward(self, **batch: Any) -> dict[str, Tensor]:
+        """Return the losses of a batch by name."""
+        raise NotImplementedError(f"{type(self).__name__} has no loss")
+
+
+class VlmTrainer(Trainer):
+    """Trains a `Lesson` on a dataset whose items are whole batches, in order; item i is step i's batch.
+
+    A dataset that draws item i from a seed and i alone makes a resumed run see what an unbroken one would.
+    """
+
+    def __init__(self, lesson: Lesson, groups: list[dict], record: dict[str, Any], **kwargs: Any):
+        self.groups, self.record = groups, record
+        self._noted: dict[str, Tensor] = {}
+        super().__init__(model=lesson, data_collator=lambda batches: batches[0], **kwargs)
+
+    def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
+        """AdamW over the groups of the trainable plan."""
+        self.optimizer = torch.optim.AdamW(self.groups, betas=(0.9, 0.95))
+        return self.optimizer
+
+    def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
+        return SequentialSampler(self.train_dataset)
+
+    def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, **_: Any) -> Any:
+        """Return the lesson's loss; its other figures go to the log."""
+        out = model(**inputs)
+        self._noted = {name: value.detach() for name, value in out.items() if name != "loss"}
+        return (out["loss"], out) if return_outputs else out["loss"]
+
+    def log(self, logs: dict[str, float], *rest: Any) -> None:
+        """Add the last batch's figures."""
+        if "loss" in logs:
+            logs |= {name: round(float(value), 4) for name, value in self._noted.items()}
+        super().log(logs, *rest)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        checkpoint.save(self.model.vlm, Path(output_dir or self.args.output_dir), self.record)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        loaded = checkpoint.load(Path(resume_from_checkpoint))
+        self.model.vlm.model.load_state_dict(loaded.model.state_dict())
+
+
+def train(
+    lesson: Lesson,
+    groups: list[dict],
+    record: dict[str, Any],
+    batches: Dataset,
+    out: Path,
+    *,
+    warmup_steps: int,
+    save_every: int,
+    seed: int,
+    workers: int,
+    callbacks: list[Callable] | None = None,
+) -> None:
+    """Train on every batch, or go on from the last checkpoint in `out/checkpoints`; logs go to TensorBoard."""
+    place = out / "checkpoints"
+    arguments = TrainingArguments(
+        output_dir=str(place),
+        max_steps=len(batches),
+        per_device_train_batch_size=1,  # an item is a whole batch
+        lr_scheduler_type="cosine",
+        warmup_steps=warmup_steps,
+        max_grad_norm=1.0,
+        save_steps=save_every,
+        save_total_limit=1,
+        logging_steps=50,
+        logging_nan_inf_filter=False,
+        report_to=["tensorboard"],
+        remove_unused_columns=False,
+        dataloader_num_workers=workers,
+        dataloader_pin_memory=False,
+        seed=seed,
+    )
+    trainer = VlmTrainer(lesson, groups, record, args=arguments, train_dataset=batches, callbacks=callbacks)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(place)) if place.is_dir() else None)
