@@ -20,7 +20,7 @@ from envs.minari_sets import MinariError, export_minari, import_minari
 from envs.protocol import MACHADO2018, MNIH2015, Protocol
 
 BREAKOUT = find_game("Breakout")
-PLAIN = Protocol("plain", 0.0, 4, 0, False, 120)  # 30 decisions, each the same whatever the seed
+PLAIN = Protocol("plain", 0.0, 4, 0, False, 160)  # 40 decisions, each the same whatever the seed
 ID = "atari/breakout/random-v0"
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Minari asks for author, e-mail, ...
@@ -51,7 +51,7 @@ def play_gymnasium(seed, **settings):
         ends.append((terminated, truncated))
     terminations, truncations = np.array(ends).T
     return env.spec, EpisodeBuffer(
-        seed=seed,
+        seed=2**63 + seed,  # Minari draws 64 bits
         observations=np.stack(frames),
         actions=np.array(actions),
         rewards=np.array(rewards),
@@ -93,20 +93,22 @@ def make_spec(env_id="ALE/Breakout-v5", **kwargs):
 
 def record_breakout(path, seeds=(11, 12), values=True):
     """Record games under `PLAIN` as `agents.record` would; return them."""
-    info = DatasetInfo(
-        "Breakout", ("noop", "fire", "right", "left"), PLAIN, "random", "planner", "abc", {"a": "1"}
-    )
+    info = DatasetInfo("Breakout", ("noop", "fire", "right", "left"), PLAIN, "random", "planner", "abc", {"a": "1"})
     writer = EpisodeWriter(path, info)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)  # its first game scores
     episodes = []
     for seed in seeds:
         with EmulatorEnvs(BREAKOUT, 1, PLAIN) as envs:
-            frames, actions, rewards = [envs.reset([seed])[0]], rng.integers(4, size=30), []
+            frames, actions, rewards = (
+                [envs.reset([seed])[0]],
+                np.array([rng.integers(4) for _ in range(40)]),
+                [],
+            )
             for action in actions:
                 step = envs.step(np.array([action]))
                 frames.append(step.frames[0])
                 rewards.append(step.rewards[0])
-        taught = rng.random((30, 4)).astype(np.float32)
+        taught = rng.random((40, 4)).astype(np.float32)
         taught[5] = np.nan
         episodes.append(
             Episode(
@@ -126,7 +128,7 @@ def record_breakout(path, seeds=(11, 12), values=True):
 @pytest.fixture
 def published(root):
     """A set as Minari publishes them, but small: gymnasium's own frames, sticky 0, a cap in decisions."""
-    games = [play_gymnasium(seed, repeat_action_probability=0, max_episode_steps=40) for seed in (2**63, 5)]
+    games = [play_gymnasium(seed, repeat_action_probability=0, max_episode_steps=40) for seed in (9, 5)]  # 9 scores
     return make_set([buffer for _, buffer in games], games[0][0]), [buffer for _, buffer in games]
 
 
@@ -229,14 +231,14 @@ def test_plain_minari_reads_an_export(tmp_path):
     data = minari.load_dataset(ID)
     assert list(minari.list_local_datasets()) == [ID]
     assert data.total_episodes == 2
-    assert data.total_steps == 60
+    assert data.total_steps == 80
     for stored, ours in zip(data, episodes, strict=True):
         assert np.array_equal(stored.observations[:-1], ours.frames)
         assert np.array_equal(stored.observations[-1], ours.frames[-1])
         assert np.array_equal(stored.actions, ours.actions)
-        assert stored.truncations.tolist() == [False] * 29 + [True]
+        assert stored.truncations.tolist() == [False] * 39 + [True]
         assert not stored.terminations.any()
-        assert len(stored.infos["action_values"]) == 31
+        assert len(stored.infos["action_values"]) == 41
 
 
 def test_the_environment_recovered_from_an_export_plays_the_same_game(tmp_path):
@@ -246,7 +248,8 @@ def test_the_environment_recovered_from_an_export_plays_the_same_game(tmp_path):
     env.reset(seed=0)
     steps = [env.step(action) for action in episodes[0].actions]
     assert [reward for _, reward, *_ in steps] == episodes[0].rewards.tolist()
-    assert [truncated for *_, truncated, _ in steps] == [False] * 29 + [True]
+    assert episodes[0].score > 0
+    assert [truncated for *_, truncated, _ in steps] == [False] * 39 + [True]
 
 
 def test_a_taken_name_is_not_overwritten(tmp_path):
@@ -331,9 +334,7 @@ def test_a_set_of_anything_but_a_plain_atari_game_is_refused(tmp_path, spec, mes
 
 def test_a_set_played_through_a_wrapper_that_may_change_it_is_refused(tmp_path):
     clip = WrapperSpec("ClipReward", "gymnasium.wrappers:ClipReward", {"min_reward": -1, "max_reward": 1})
-    spec = EnvSpec(
-        "ALE/Breakout-v5", "ale_py.env:AtariEnv", kwargs={"game": "breakout"}, additional_wrappers=(clip,)
-    )
+    spec = EnvSpec("ALE/Breakout-v5", "ale_py.env:AtariEnv", kwargs={"game": "breakout"}, additional_wrappers=(clip,))
     make_set([make_buffer()], spec)
     with pytest.raises(MinariError, match=f"expected the plain game, but {ID} was played through ClipReward"):
         import_minari(ID, tmp_path / "out")
@@ -359,9 +360,7 @@ def test_a_game_that_cannot_be_played_is_refused_by_name(tmp_path, root, game, e
 
 def test_a_game_that_contradicts_itself_is_named(tmp_path):
     make_set([make_buffer(), make_buffer(actions=np.array([0, 9, 0]))], make_spec())
-    with pytest.raises(
-        MinariError, match=f"{ID}, game 1 is damaged: expected actions from 0 to 3, got 0 to 9"
-    ):
+    with pytest.raises(MinariError, match=f"{ID}, game 1 is damaged: expected actions from 0 to 3, got 0 to 9"):
         import_minari(ID, tmp_path / "out")
     assert EpisodeDataset(tmp_path / "out").seeds == [0]
 
