@@ -119,9 +119,7 @@ def make_lesson(data: EpisodeDataset, targets: str, softness: float, hard_share:
     width = len(data.info.action_names)
     taught = ~np.isnan(data.action_values).all(axis=1)
     if not taught.any():
-        return TaughtGame(
-            data, np.arange(len(data)), np.eye(width, dtype=np.float32)[data.actions], np.ones(len(data))
-        )
+        return TaughtGame(data, np.arange(len(data)), np.eye(width, dtype=np.float32)[data.actions], np.ones(len(data)))
     rows = np.flatnonzero(taught)
     values = data.action_values[rows].astype(np.float64)
     looked = np.isfinite(values)
@@ -184,9 +182,7 @@ class Imitation(Lesson):
         return {"loss": (weights * loss).sum() / weights.sum(), "agreed": agreed.mean()}
 
 
-def play_score(
-    vlm: PixelVLM, game_name: str, protocol: Any, games: int, temperature: float = 0.0
-) -> list[float]:
+def play_score(vlm: PixelVLM, game_name: str, protocol: Any, games: int, temperature: float = 0.0) -> list[float]:
     """Return the scores of whole games on the seeds that choosing checkpoints may use."""
     game = find_game(game_name)
     with make_envs(game, games, protocol) as envs:
@@ -228,9 +224,7 @@ class ChooseByPlay(TrainerCallback):
         self.file.write_text(json.dumps(self.trials, indent=1))
         means = ", ".join(f"{game} {np.mean(found):.0f}" for game, found in scores.items())
         seconds = time.monotonic() - started
-        print(
-            f"\nstep {step}: {means} ({trial['of_teacher']:.2f} of the teacher, {seconds:.0f} s)", flush=True
-        )
+        print(f"\nstep {step}: {means} ({trial['of_teacher']:.2f} of the teacher, {seconds:.0f} s)", flush=True)
         if better:
             checkpoint.save(self.vlm, self.args.out / "best", {**self.training, "selected": trial})
 
@@ -241,14 +235,10 @@ def load_lessons(args: Args) -> list[TaughtGame]:
     for path in args.data:
         data = EpisodeDataset(path)
         if names.setdefault(data.info.game, data.info.action_names) != data.info.action_names:
-            raise EnvsError(
-                f"{path}: its legal actions differ from those of another dataset of {data.info.game}"
-            )
+            raise EnvsError(f"{path}: its legal actions differ from those of another dataset of {data.info.game}")
         lessons.append(make_lesson(data, args.targets, args.softness, args.hard_share))
         worth = f"mean score {np.mean(data.scores):.0f}"
-        print(
-            f"{path}: {data.info.game}, {len(data.seeds)} games, {len(lessons[-1].rows)} decisions, {worth}"
-        )
+        print(f"{path}: {data.info.game}, {len(data.seeds)} games, {len(lessons[-1].rows)} decisions, {worth}")
     return lessons
 
 

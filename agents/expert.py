@@ -198,9 +198,7 @@ def make_algorithm(args: Args, envs: VecEnv) -> BaseAlgorithm:
             model.load_replay_buffer(args.out / "replay.pkl")
         return model
     if args.algo == "ppo":
-        return PPO(
-            "CnnPolicy", n_steps=128, batch_size=256, n_epochs=4, clip_range=0.1, ent_coef=0.01, **common
-        )
+        return PPO("CnnPolicy", n_steps=128, batch_size=256, n_epochs=4, clip_range=0.1, ent_coef=0.01, **common)
     return algorithm(
         "CnnPolicy",
         buffer_size=args.buffer,

@@ -56,9 +56,7 @@ class Window:
 
 def nearest_action(keys: set[str], action_names: Sequence[str]) -> int:
     """Return the legal action with the most of the pressed keys and none besides; noop if there is none."""
-    fitting = [
-        (len(words), i) for i, words in enumerate(set(name.split()) for name in action_names) if words <= keys
-    ]
+    fitting = [(len(words), i) for i, words in enumerate(set(name.split()) for name in action_names) if words <= keys]
     return max(fitting)[1] if fitting else list(action_names).index("noop")
 
 

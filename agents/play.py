@@ -113,10 +113,7 @@ class Recording:
         row = {"seed": turn.seed, "score": 0.0, "decisions": 0, "unparsable": 0, "finished": False}
         self._started = time.monotonic()
         if self.args.video:
-            file = (
-                self.args.out
-                / f"{game.name}-{self.agent.name}-seed{self.args.seed}-game{turn.game_index}.mp4"
-            )
+            file = self.args.out / f"{game.name}-{self.agent.name}-seed{self.args.seed}-game{turn.game_index}.mp4"
             skip = self.envs.protocol.frame_skip
             self._video = VideoWriter(file, game.title, self.agent.name, self.envs.action_names, skip)
             row["video"] = str(file)
@@ -151,9 +148,7 @@ def check_out(out: Path, video: bool) -> None:
         raise EnvsError(f"--out {out} cannot be written: {error.strerror or error}") from error
     free = shutil.disk_usage(out).free
     if video and free < LEAST_FREE_BYTES:
-        raise EnvsError(
-            f"--out {out} has {free // 2**20} MiB left; filming asks for {LEAST_FREE_BYTES // 2**20}"
-        )
+        raise EnvsError(f"--out {out} has {free // 2**20} MiB left; filming asks for {LEAST_FREE_BYTES // 2**20}")
 
 
 def watch(args: Args, envs: Lanes, agent: Agent, recording: Recording) -> bool:
@@ -166,9 +161,7 @@ def watch(args: Args, envs: Lanes, agent: Agent, recording: Recording) -> bool:
             for turn in play_games(agent, envs, [seed]):
                 recording.step(turn)
                 bar.update()
-                bar.set_postfix(
-                    game=f"{len(recording.games)}/{args.episodes}", score=f"{turn.score:g}", refresh=False
-                )
+                bar.set_postfix(game=f"{len(recording.games)}/{args.episodes}", score=f"{turn.score:g}", refresh=False)
                 if cap and turn.step + 1 >= cap and not turn.ended:
                     recording.close()
                     break

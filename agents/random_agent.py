@@ -29,6 +29,4 @@ class RandomAgent:
         count = len(self.action_names)
         indices = np.array([rng.integers(count) for rng in self._rngs])
         scores = np.full((len(frames), count), 1 / count, dtype=np.float32)
-        return Actions(
-            indices, tuple(self.action_names[i] for i in indices), scores, np.zeros(len(frames), bool)
-        )
+        return Actions(indices, tuple(self.action_names[i] for i in indices), scores, np.zeros(len(frames), bool))

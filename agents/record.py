@@ -164,9 +164,7 @@ def make_player(args: Args, envs: Lanes) -> Agent:
     if args.teacher:
         teacher = make_agent(args.teacher, envs)
         if not hasattr(teacher, "values"):
-            raise EnvsError(
-                f"--teacher must be an agent that values every action: planner; got {args.teacher!r}"
-            )
+            raise EnvsError(f"--teacher must be an agent that values every action: planner; got {args.teacher!r}")
         player = TaughtAgent(player, teacher, args.teach_every)
     return player
 
@@ -188,17 +186,13 @@ def record(args: Args) -> Path:
         )
         writer = EpisodeWriter(args.out, info)
         wanted = [seed for seed in episode_seeds(args.seed, args.episodes) if seed not in writer.seeds()]
-        bar = tqdm(
-            total=args.episodes, initial=args.episodes - len(wanted), desc=f"record {game.title}", unit="game"
-        )
+        bar = tqdm(total=args.episodes, initial=args.episodes - len(wanted), desc=f"record {game.title}", unit="game")
         scores = []
         for episode in finished_games(play_games(player, envs, wanted)):
             writer.append(episode)
             scores.append(episode.score)
             bar.update()
-            bar.set_postfix(
-                score=f"{episode.score:g}", mean=f"{np.mean(scores):.0f}", steps=len(episode.actions)
-            )
+            bar.set_postfix(score=f"{episode.score:g}", mean=f"{np.mean(scores):.0f}", steps=len(episode.actions))
         bar.close()
     return args.out
 

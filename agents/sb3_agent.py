@@ -47,9 +47,7 @@ def read_policy(path: Path, actions: int) -> BasePolicy:
     try:
         with zipfile.ZipFile(path) as archive:
             module = json.loads(archive.read("data"))["policy_class"]["__module__"]
-            weights = torch.load(
-                io.BytesIO(archive.read("policy.pth")), weights_only=True, map_location="cpu"
-            )
+            weights = torch.load(io.BytesIO(archive.read("policy.pth")), weights_only=True, map_location="cpu")
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise EnvsError(f"{path} is not a stable-baselines3 archive: {error}") from error
     if module not in POLICIES:

@@ -54,9 +54,7 @@ def _draw_panel(
         colour = CHOSEN if i == turn.action else BAR
         draw.rectangle((left + 118, top + 3, right, top + step - 6), (34, 36, 48))
         if share > 0:
-            draw.rectangle(
-                (left + 118, top + 3, left + 118 + share * (right - left - 118), top + step - 6), colour
-            )
+            draw.rectangle((left + 118, top + 3, left + 118 + share * (right - left - 118), top + step - 6), colour)
         draw.text((left, top), name, INK if i == turn.action else DIM, text if step > 20 else small)
 
 
@@ -98,9 +96,7 @@ class VideoWriter:
         try:
             self._writer.append_data(draw_turn(turn, *self._look))
         except OSError as error:
-            raise EnvsError(
-                f"{self.file} could not be filmed further (is the disk full?): {error}"
-            ) from error
+            raise EnvsError(f"{self.file} could not be filmed further (is the disk full?): {error}") from error
         self.frames += 1
 
     def close(self) -> None:

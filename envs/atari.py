@@ -143,9 +143,7 @@ class Emulator:
         self._ale = open_emulator(game)
         self._ale.setFloat("repeat_action_probability", protocol.repeat_action_probability)
         self._ale.setInt("max_num_frames_per_episode", protocol.max_episode_frames)
-        legal = (
-            self._ale.getLegalActionSet() if protocol.full_action_space else self._ale.getMinimalActionSet()
-        )
+        legal = self._ale.getLegalActionSet() if protocol.full_action_space else self._ale.getMinimalActionSet()
         self._actions, self._skip = list(legal), protocol.frame_skip
         self._rom = game.rom
 

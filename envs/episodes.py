@@ -65,9 +65,7 @@ class Episode:
         if self.actions.shape != (length,) or not np.issubdtype(self.actions.dtype, np.integer):
             raise EnvsError(f"expected actions int[T], got {self.actions.dtype}{list(self.actions.shape)}")
         if len(frames) != length or self.rewards.shape != (length,):
-            raise EnvsError(
-                f"expected {length} frames and rewards, got {len(frames)} and {len(self.rewards)}"
-            )
+            raise EnvsError(f"expected {length} frames and rewards, got {len(frames)} and {len(self.rewards)}")
         values = self.action_values
         if values is not None and (values.ndim != 2 or len(values) != length):
             raise EnvsError(f"expected action_values float32[{length}, A], got {list(values.shape)}")
@@ -170,9 +168,7 @@ class EpisodeWriter:
         length = len(episode.actions)
         values = episode.action_values
         if values is not None and values.shape[1] != len(self.info.action_names):
-            raise EnvsError(
-                f"expected {len(self.info.action_names)} action values a row, got {values.shape[1]}"
-            )
+            raise EnvsError(f"expected {len(self.info.action_names)} action values a row, got {values.shape[1]}")
         last = np.arange(length) == length - 1
         rows = {
             "frame": [{"bytes": encode_png(frame), "path": None} for frame in episode.frames],
@@ -209,9 +205,7 @@ class EpisodeDataset:
         tables = [self._read(file) for file in files]
         lengths = [table.num_rows for table in tables]
         first = np.cumsum([0, *lengths[:-1]])
-        self._pngs = [
-            png for table in tables for png in table["frame"].combine_chunks().field("bytes").to_pylist()
-        ]
+        self._pngs = [png for table in tables for png in table["frame"].combine_chunks().field("bytes").to_pylist()]
         self.actions = np.concatenate([table["action"].to_numpy() for table in tables])
         self.rewards = np.concatenate([table["reward"].to_numpy() for table in tables])
         self.action_values = np.concatenate([self._values(table) for table in tables])
@@ -230,9 +224,7 @@ class EpisodeDataset:
         width = len(self.info.action_names)
         column = table["action_values"].to_pylist()
         missing = [np.nan] * width
-        return np.array([missing if row is None else row for row in column], dtype=np.float32).reshape(
-            -1, width
-        )
+        return np.array([missing if row is None else row for row in column], dtype=np.float32).reshape(-1, width)
 
     def __len__(self) -> int:
         return len(self._pngs)

@@ -94,9 +94,7 @@ def find_game(spelling: str) -> Game:
         return table[key]
     near = dict.fromkeys(table[k].name for k in difflib.get_close_matches(key, table, n=6, cutoff=0.4))
     hint = ", ".join(list(near)[:3]) or "Carnival, MsPacman, Pong"
-    raise UnknownGameError(
-        f"expected a game of the Arcade Learning Environment, got {spelling!r}; nearest: {hint}"
-    )
+    raise UnknownGameError(f"expected a game of the Arcade Learning Environment, got {spelling!r}; nearest: {hint}")
 
 
 def action_words(ale_name: str) -> str:

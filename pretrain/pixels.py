@@ -102,17 +102,14 @@ class Questions(Dataset):
     def __getitem__(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.args.seed, step])
         data = self.sets[rng.integers(len(self.sets))]
-        frames = [
-            data.frames(int(row), self.history) for row in rng.integers(len(data), size=self.args.images)
-        ]
+        frames = [data.frames(int(row), self.history) for row in rng.integers(len(data), size=self.args.images)]
         asked = [self._ask(stack[-1], rng) for stack in frames]
         return {"frames": torch.from_numpy(np.stack(frames)), "tokens": torch.tensor(asked)}
 
     def _ask(self, frame: np.ndarray, rng: np.random.Generator) -> list[list[int]]:
         places = draw_places(frame, self.args.questions, rng)
         texts = [
-            pixel_prompt(row, column).removeprefix(f"{IMAGE} {PIXEL_PREFIX}")
-            + pixel_answer(frame[row, column])
+            pixel_prompt(row, column).removeprefix(f"{IMAGE} {PIXEL_PREFIX}") + pixel_answer(frame[row, column])
             for row, column in places
         ]
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -137,9 +134,7 @@ class PixelValues(Lesson):
         batch, count, length = tokens.shape
         with self.autocast():
             hidden = packed_hidden(self.vlm, self.vlm.pixels(frames), self.shared.to(tokens.device), tokens)
-            hidden = hidden[:, 1:].unflatten(1, (count, length))[
-                :, :, self.asked - 1 :
-            ]  # [B, K, answer + 1, D]
+            hidden = hidden[:, 1:].unflatten(1, (count, length))[:, :, self.asked - 1 :]  # [B, K, answer + 1, D]
             logits = self.vlm.model.get_output_embeddings()(hidden).float()
         end = torch.full((batch, count, 1), self.vlm.tokenizer.eos_token_id, device=tokens.device)
         targets = torch.cat([tokens[:, :, self.asked :], end], dim=2)

@@ -58,9 +58,7 @@ def load(directory: Path) -> PixelVLM:
     directory = Path(directory)
     ours = _read_json(directory, OURS)
     if ours.get("kind") != KIND:
-        raise CheckpointError(
-            f"{directory / OURS}: expected a checkpoint of kind {KIND}, got {ours.get('kind')}"
-        )
+        raise CheckpointError(f"{directory / OURS}: expected a checkpoint of kind {KIND}, got {ours.get('kind')}")
     if not (directory / WEIGHTS).is_file():
         raise CheckpointError(f"{directory} is not a whole checkpoint: {WEIGHTS} is missing")
     try:

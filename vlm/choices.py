@@ -90,9 +90,7 @@ class ChoiceScorer:
         parts = [image, vlm.embed(tail).expand(batch, -1, -1)]
         if not kept:
             parts.insert(0, vlm.embed(torch.tensor(self._before, device=device)).expand(batch, -1, -1))
-        embeddings = torch.cat(parts, dim=1).to(
-            vlm.dtype if not torch.is_autocast_enabled("cpu") else image.dtype
-        )
+        embeddings = torch.cat(parts, dim=1).to(vlm.dtype if not torch.is_autocast_enabled("cpu") else image.dtype)
         positions, mask = self._layout(image.shape[1], device)
         if kept:
             positions, mask = positions[:, len(self._before) :], mask[:, :, len(self._before) :]

@@ -24,13 +24,7 @@ def role_parameters(vlm: PixelVLM) -> dict[str, list[tuple[str, nn.Parameter]]]:
     connector = {id(parameter) for parameter in vlm.connector.parameters()}
     found: dict[str, list[tuple[str, nn.Parameter]]] = {role: [] for role in ROLES}
     for name, parameter in vlm.model.named_parameters():
-        role = (
-            "encoder"
-            if id(parameter) in encoder
-            else "connector"
-            if id(parameter) in connector
-            else "decoder"
-        )
+        role = "encoder" if id(parameter) in encoder else "connector" if id(parameter) in connector else "decoder"
         found[role].append((name, parameter))
     return found
 

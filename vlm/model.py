@@ -63,9 +63,7 @@ class PixelVLM:
         """
         frames = torch.as_tensor(frames, device=self.device)
         if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[1] != self.history:
-            raise VlmError(
-                f"expected frames uint8[B, {self.history}, H, W, 3], got {frames.dtype}{list(frames.shape)}"
-            )
+            raise VlmError(f"expected frames uint8[B, {self.history}, H, W, 3], got {frames.dtype}{list(frames.shape)}")
         batch, _, height, width, _ = frames.shape
         rows = max(LEAST_ROWS, -(-height // ROW_MULTIPLE) * ROW_MULTIPLE)
         pixels = frames.permute(0, 1, 4, 2, 3).reshape(batch, -1, height, width)  # [B, 3 * history, H, W]

@@ -36,9 +36,7 @@ class Packing:
     def mask(self) -> Tensor:
         """Return the additive mask float32[1, 1, T, T]."""
         total = self.prefix + self.questions * self.length
-        owner = torch.cat(
-            [torch.full((self.prefix,), -1), torch.arange(self.questions).repeat_interleave(self.length)]
-        )
+        owner = torch.cat([torch.full((self.prefix,), -1), torch.arange(self.questions).repeat_interleave(self.length)])
         sees = torch.ones(total, total, dtype=torch.bool).tril()
         sees &= (owner[None] == -1) | (owner[None] == owner[:, None])
         blind = torch.finfo(torch.float32).min / 2
@@ -59,9 +57,9 @@ def packed_hidden(vlm: PixelVLM, pixels: Tensor, shared: Tensor, questions: Tens
     """
     image = vlm.image_embeddings(pixels)  # [B, N, D]
     batch, count, length = questions.shape
-    embeddings = torch.cat(
-        [image, vlm.embed(shared).expand(batch, -1, -1), vlm.embed(questions.flatten(1))], dim=1
-    ).to(vlm.dtype)  # [B, T, D]
+    embeddings = torch.cat([image, vlm.embed(shared).expand(batch, -1, -1), vlm.embed(questions.flatten(1))], dim=1).to(
+        vlm.dtype
+    )  # [B, T, D]
     layout = Packing(image.shape[1] + len(shared), count, length)
     hidden = vlm.decoder(
         inputs_embeds=embeddings,

@@ -28,15 +28,62 @@ PROMPT_WORDS = (
     "game",
     "frame",
 )
-CAPTION_WORDS = ["a", "an", "the", "and", "of", "in", "on", "at", "to", "is", "are", "with", "no", "above", "below", "left-most", "right-most", "top", "bottom", "middle", "large", "small", "red", "green", "blue", "yellow", "white", "black", "grey", "orange", "pink", "purple", "brown", "cyan", "object", "objects", "ghost", "pellet", "rabbit", "duck", "owl", "bullet", "gun", "player", "enemy", "ball", "paddle", "ship"]
+CAPTION_WORDS = [
+    "a",
+    "an",
+    "the",
+    "and",
+    "of",
+    "in",
+    "on",
+    "at",
+    "to",
+    "is",
+    "are",
+    "with",
+    "no",
+    "above",
+    "below",
+    "left-most",
+    "right-most",
+    "top",
+    "bottom",
+    "middle",
+    "large",
+    "small",
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "white",
+    "black",
+    "grey",
+    "orange",
+    "pink",
+    "purple",
+    "brown",
+    "cyan",
+    "object",
+    "objects",
+    "ghost",
+    "pellet",
+    "rabbit",
+    "duck",
+    "owl",
+    "bullet",
+    "gun",
+    "player",
+    "enemy",
+    "ball",
+    "paddle",
+    "ship",
+]
 
 
 def _vocabulary() -> dict[str, int]:
     words = [*SPECIAL, *PUNCTUATION, *ACTIONS, *PROMPT_WORDS, *CAPTION_WORDS]
     words += [str(number) for number in range(256)]
-    words += list(string.ascii_lowercase) + [
-        f"##{letter}" for letter in string.ascii_lowercase + string.digits
-    ]
+    words += list(string.ascii_lowercase) + [f"##{letter}" for letter in string.ascii_lowercase + string.digits]
     return {word: index for index, word in enumerate(dict.fromkeys(words))}
 
 

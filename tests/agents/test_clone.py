@@ -50,9 +50,7 @@ SMALL = ("--preset", "tiny", "--batch-size", 4, "--select-every", 0, "--warmup-s
 def test_soft_targets_share_by_value_and_break_ties_one_way(tmp_path):
     nan = [np.nan] * 6
     values = np.array([[0, 0, -100, -np.inf, -np.inf, -np.inf], nan, [50, 0, 0, 0, 0, 0]], dtype=np.float32)
-    lesson = make_lesson(
-        EpisodeDataset(write_set(tmp_path / "set", values)), "soft", softness=1.0, hard_share=0.4
-    )
+    lesson = make_lesson(EpisodeDataset(write_set(tmp_path / "set", values)), "soft", softness=1.0, hard_share=0.4)
     assert lesson.rows.tolist() == [0, 2]
     spreads = np.array([100 / 3, 50 - 50 / 6])
     scale = np.median(spreads)

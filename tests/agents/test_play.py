@@ -48,10 +48,7 @@ def test_the_same_seed_gives_the_same_score_and_the_same_pictures(tiny, tmp_path
     for out in outs:
         command("--checkpoint", tiny, "--temperature", 1, "--max-frames", 100, "--seed", 3, "--out", out)
     assert np.array_equal(*[read_frames(out) for out in outs])
-    assert (
-        read_json(outs[0])["rows"][0]["scores_of_cut_games"]
-        == read_json(outs[1])["rows"][0]["scores_of_cut_games"]
-    )
+    assert read_json(outs[0])["rows"][0]["scores_of_cut_games"] == read_json(outs[1])["rows"][0]["scores_of_cut_games"]
 
 
 def test_a_whole_game_of_random_play_has_a_score(tmp_path):
@@ -63,10 +60,7 @@ def test_a_whole_game_of_random_play_has_a_score(tmp_path):
 
 
 def test_a_game_that_the_model_was_not_trained_on_is_played_and_said_so(tiny, tmp_path, capsys):
-    assert (
-        command("--game", "pong", "--checkpoint", tiny, "--max-frames", 40, "--out", tmp_path, "--no-video")
-        == 0
-    )
+    assert command("--game", "pong", "--checkpoint", tiny, "--max-frames", 40, "--out", tmp_path, "--no-video") == 0
     assert "was not trained on Pong, only on Carnival" in capsys.readouterr().out
 
 
@@ -102,9 +96,7 @@ def test_ctrl_c_keeps_a_video_that_plays_and_a_result_that_says_so(tiny, tmp_pat
     assert result["rows"][0]["scores"] == []
 
 
-def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing_half_written(
-    tiny, tmp_path, monkeypatch, capsys
-):
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing_half_written(tiny, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
 

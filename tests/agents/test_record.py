@@ -23,9 +23,7 @@ def test_a_recording_replays_to_the_same_rewards_and_goes_on_where_it_stopped(tm
     out = tmp_path / "set"
     assert command("--game", "carnival", "--agent", "random", "--episodes", 1, "--out", out) == 0
     first = EpisodeDataset(out)
-    assert (
-        command("--game", "carnival", "--agent", "random", "--episodes", 2, "--lanes", 2, "--out", out) == 0
-    )
+    assert command("--game", "carnival", "--agent", "random", "--episodes", 2, "--lanes", 2, "--out", out) == 0
     data = EpisodeDataset(out)
     assert data.seeds == episode_seeds(0, 2)
     assert np.array_equal(data.actions[: len(first)], first.actions)
@@ -88,8 +86,7 @@ def test_a_hand_slips_at_about_its_rate_and_the_same_way_for_the_same_seed():
 def test_turns_become_an_episode():
     frame = np.zeros((2, 2, 3), np.uint8)
     turns = [
-        Turn(0, 9, i, frame + i, i, "x", np.array([i, 1.0]), False, float(i), 0.0, i == 2, False)
-        for i in range(3)
+        Turn(0, 9, i, frame + i, i, "x", np.array([i, 1.0]), False, float(i), 0.0, i == 2, False) for i in range(3)
     ]
     episode = to_episode(turns)
     assert (episode.seed, episode.score, episode.terminated) == (9, 3.0, True)

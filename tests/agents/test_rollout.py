@@ -29,9 +29,7 @@ class TapedEnvs:
         self.tape.append(("env.step", tuple(int(a) for a in actions)))
         self.left = [left - 1 for left in self.left]
         over = np.array([left == 0 for left in self.left])
-        return Step(
-            self.frames(), np.ones(self.n, np.float32), over, np.zeros(self.n, bool), np.zeros(self.n, int)
-        )
+        return Step(self.frames(), np.ones(self.n, np.float32), over, np.zeros(self.n, bool), np.zeros(self.n, int))
 
 
 class TapedAgent:

@@ -38,9 +38,7 @@ def test_greedy_play_takes_the_answer_that_the_model_finds_most_probable():
     actions = agent.act(seen)
     pixels = TINY.pixels(np.stack([seen, seen], axis=1))
     with torch.no_grad():
-        expected = (
-            ChoiceScorer(TINY, action_prompt("Carnival", NAMES), NAMES).log_probs(pixels).softmax(-1).numpy()
-        )
+        expected = ChoiceScorer(TINY, action_prompt("Carnival", NAMES), NAMES).log_probs(pixels).softmax(-1).numpy()
     assert np.abs(actions.scores - expected).max() < 1e-5
     assert actions.indices.tolist() == expected.argmax(1).tolist()
     assert actions.texts == tuple(NAMES[i] for i in actions.indices)
@@ -49,9 +47,7 @@ def test_greedy_play_takes_the_answer_that_the_model_finds_most_probable():
 
 def drawn(agent, seeds, steps=12):
     agent.reset(seeds)
-    return [
-        agent.act(np.repeat(frames(1, step), len(seeds), axis=0)).indices.tolist() for step in range(steps)
-    ]
+    return [agent.act(np.repeat(frames(1, step), len(seeds), axis=0)).indices.tolist() for step in range(steps)]
 
 
 def test_what_is_drawn_depends_on_the_games_seed_and_not_on_its_lane():

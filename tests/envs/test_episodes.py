@@ -49,9 +49,7 @@ def test_what_was_stored_is_read_back_bit_by_bit(stored):
     path, episodes = stored
     data = EpisodeDataset(path)
     assert len(data) == 8
-    assert np.array_equal(
-        np.stack([data.frame(i) for i in range(8)]), np.concatenate([e.frames for e in episodes])
-    )
+    assert np.array_equal(np.stack([data.frame(i) for i in range(8)]), np.concatenate([e.frames for e in episodes]))
     assert np.array_equal(data.actions, np.concatenate([e.actions for e in episodes]))
     assert np.array_equal(data.action_values[:5], episodes[0].action_values)
     assert np.isnan(data.action_values[5:]).all()
@@ -70,9 +68,7 @@ def test_history_repeats_the_first_frame_of_a_game_and_never_reaches_into_anothe
 
 def test_plain_datasets_loads_the_directory(stored, tmp_path):
     path, episodes = stored
-    rows = load_dataset("parquet", data_files=str(path / "data" / "*.parquet"), cache_dir=tmp_path / "cache")[
-        "train"
-    ]
+    rows = load_dataset("parquet", data_files=str(path / "data" / "*.parquet"), cache_dir=tmp_path / "cache")["train"]
     assert len(rows) == 8
     assert np.array_equal(np.asarray(rows[0]["frame"]), episodes[0].frames[0])
     assert [row["terminated"] for row in rows] == [False] * 4 + [True] + [False] * 2 + [True]

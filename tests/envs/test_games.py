@@ -39,9 +39,7 @@ def test_every_listed_game_is_registered_with_gymnasium_under_its_name():
     import gymnasium
 
     gymnasium.register_envs(ale_py)
-    registered = {
-        spec.split("/")[1].removesuffix("-v5") for spec in gymnasium.registry if spec.startswith("ALE/")
-    }
+    registered = {spec.split("/")[1].removesuffix("-v5") for spec in gymnasium.registry if spec.startswith("ALE/")}
     assert {game.name for game in list_games()} <= registered
     assert len(list_games()) == 104
 

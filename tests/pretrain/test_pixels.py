@@ -83,9 +83,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(blocks, tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         pretrain(args(tmp_path / "broken"))
     pretrain(args(tmp_path / "broken"))
-    whole, broken = (
-        checkpoint.load(tmp_path / name / "last").model.state_dict() for name in ("whole", "broken")
-    )
+    whole, broken = (checkpoint.load(tmp_path / name / "last").model.state_dict() for name in ("whole", "broken"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
     moved = checkpoint.read_training(tmp_path / "whole" / "last")["moved"]
     assert all(role["moved"] > 0 for role in moved.values())

@@ -23,9 +23,7 @@ def test_what_was_saved_is_loaded(saved):
     vlm, path = saved
     loaded = checkpoint.load(path)
     assert loaded.history == vlm.history
-    for (name, a), (same, b) in zip(
-        vlm.model.state_dict().items(), loaded.model.state_dict().items(), strict=True
-    ):
+    for (name, a), (same, b) in zip(vlm.model.state_dict().items(), loaded.model.state_dict().items(), strict=True):
         assert name == same
         assert torch.equal(a, b)
     assert loaded.tokenizer("up right 255")["input_ids"] == vlm.tokenizer("up right 255")["input_ids"]
@@ -50,9 +48,7 @@ def test_half_precision_takes_half_the_room_and_stays_near(saved, tmp_path):
     assert sizes[0] < 0.7 * sizes[1]
     loaded = checkpoint.load(tmp_path / "half")
     assert loaded.dtype == torch.float32
-    worst = max(
-        (a - b).abs().max() for a, b in zip(vlm.model.parameters(), loaded.model.parameters(), strict=True)
-    )
+    worst = max((a - b).abs().max() for a, b in zip(vlm.model.parameters(), loaded.model.parameters(), strict=True))
     assert worst < 0.01
 
 

@@ -38,9 +38,7 @@ def separate_loss(vlm, pixels):
 def packed_loss(vlm, pixels):
     encode = lambda text: vlm.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
     head = f"{IMAGE} {PIXEL_PREFIX}"
-    asked = [
-        [encode(prompt.removeprefix(head) + answer) for prompt, answer in texts(image)] for image in range(2)
-    ]
+    asked = [[encode(prompt.removeprefix(head) + answer) for prompt, answer in texts(image)] for image in range(2)]
     questions = torch.tensor(asked)  # [2, 3, L]
     hidden = packed_hidden(vlm, pixels, torch.tensor(encode(PIXEL_PREFIX)), questions)[:, 1:]
     logits = vlm.model.get_output_embeddings()(hidden.unflatten(1, questions.shape[1:]))[:, :, 3:].float()

@@ -11,9 +11,7 @@ def count(vlm):
     return sum(parameter.numel() for parameter in vlm.model.parameters())
 
 
-@pytest.mark.parametrize(
-    ("name", "least", "most"), [("tiny", 1e4, 2e5), ("nano", 3.9e6, 1e7), ("small", 2.5e7, 5e7)]
-)
+@pytest.mark.parametrize(("name", "least", "most"), [("tiny", 1e4, 2e5), ("nano", 3.9e6, 1e7), ("small", 2.5e7, 5e7)])
 def test_every_preset_has_the_size_it_says(name, least, most):
     assert set(PRESETS) == {"tiny", "nano", "small"}
     assert least <= count(build(name)) <= most
@@ -26,9 +24,7 @@ def test_the_same_seed_builds_the_same_weights_and_leaves_the_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
     pairs = list(zip(one.model.parameters(), same.model.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in pairs)
-    assert any(
-        not torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True)
-    )
+    assert any(not torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest():

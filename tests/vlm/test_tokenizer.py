@@ -19,9 +19,7 @@ def test_actions_are_their_words():
     assert tokens("up right fire") == ["up", "right", "fire"]
 
 
-@pytest.mark.parametrize(
-    "text", ["ms . pac - man", "q * bert", "right fire", "[ 12 , 255 , 0 ]", "xyzzy 300"]
-)
+@pytest.mark.parametrize("text", ["ms . pac - man", "q * bert", "right fire", "[ 12 , 255 , 0 ]", "xyzzy 300"])
 def test_what_is_written_is_read_back(text):
     assert TOKENIZER.decode(TOKENIZER(text)["input_ids"]) == text
     assert TOKENIZER.unk_token_id not in TOKENIZER(text)["input_ids"]
