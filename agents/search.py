@@ -173,7 +173,7 @@ class WanderSearch:
     def _plans(self, rng: np.random.Generator, depth: int) -> list[list[int]]:
         plans = [self._walk(move, rng, depth) for move in self.moves for _ in range(self.walks)]
         if self._plan is not None:
-            plans += [*self._plan[1:], int(rng.choice(self.moves))] * 2
+            plans += [[*self._plan[1:], int(rng.choice(self.moves))]] * 2
         return plans
 
     def _walk(self, first: int, rng: np.random.Generator, depth: int) -> list[int]:
