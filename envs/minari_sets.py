@@ -47,6 +47,7 @@ from envs.games import (
 from envs.protocol import PROTOCOLS, Protocol
 
 OURS = "pvplay"  # the metadata key under which an export keeps what Minari has no field for
+UNCAPPED = 2**31 - 1  # frames, a year of play; 0 would not do, AtariVectorEnv ends such a game at once
 WATCHERS = ("DataCollector", "OrderEnforcing", "PassiveEnvChecker", "RecordEpisodeStatistics", "RecordVideo")
 DESCRIPTION = (
     "Whole games. A frame is the pixel-wise maximum of the last two emulator frames of a decision; "
@@ -188,18 +189,18 @@ def _read_spec(data: minari.MinariDataset) -> tuple[Game, Protocol]:
 
 
 def _read_protocol(dataset_id: str, spec: EnvSpec) -> Protocol:
-    """Return the protocol of an Atari environment; gymnasium knows no no-op starts. A cap of 0 is none."""
+    """Return the protocol of an Atari environment; gymnasium knows no no-op starts."""
     skip = spec.kwargs.get("frameskip", 4)
     if not isinstance(skip, int):
         raise MinariError(f"expected a fixed frame skip, but {dataset_id} skips {skip} frames")
-    caps = [spec.kwargs.get("max_num_frames_per_episode") or 0, (spec.max_episode_steps or 0) * skip]
+    caps = [spec.kwargs.get("max_num_frames_per_episode") or 0, (spec.max_episode_steps or 0) * skip, UNCAPPED]
     protocol = Protocol(
         name="minari",
         repeat_action_probability=float(spec.kwargs.get("repeat_action_probability", 0.25)),
         frame_skip=skip,
         noop_max=0,
         full_action_space=bool(spec.kwargs.get("full_action_space", False)),
-        max_episode_frames=min((cap for cap in caps if cap), default=0),
+        max_episode_frames=min(cap for cap in caps if cap),
     )
     known = (known for known in PROTOCOLS.values() if known == replace(protocol, name=known.name))
     return next(known, protocol)

@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec, WrapperSpec
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
 from envs import minari_sets
-from envs.atari import EmulatorEnvs
+from envs.atari import AtariEnvs, EmulatorEnvs
 from envs.episodes import DatasetError, DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
 from envs.errors import EnvsError
 from envs.games import MultiPlayerGameError, UnknownGameError, find_game
@@ -189,6 +189,15 @@ def test_the_default_environment_is_recognised_as_machado2018(tmp_path):
     make_set([make_buffer()], make_spec())
     import_minari(ID, tmp_path / "out")
     assert EpisodeDataset(tmp_path / "out").info.protocol == MACHADO2018
+
+
+def test_a_game_without_a_cap_is_not_cut_off_by_ours(tmp_path):
+    make_set([make_buffer()], make_spec(max_num_frames_per_episode=None))
+    import_minari(ID, tmp_path / "out")
+    for lanes in (AtariEnvs, EmulatorEnvs):
+        with lanes(BREAKOUT, 1, EpisodeDataset(tmp_path / "out").info.protocol) as envs:
+            envs.reset([1])
+            assert not any(envs.step(np.array([0])).truncated[0] for _ in range(5))
 
 
 @pytest.mark.parametrize(("terminated", "expected"), [(True, (1, 0)), (False, (0, 1))])
