@@ -1,7 +1,7 @@
 """Minari sets in and out: other people's Atari games as our datasets, and ours as Minari sets.
 
-    import_minari("atari/mspacman/expert-v0", Path("data/experts"))
-    export_minari(Path("data/carnival"), "atari/carnival/planner-v0")
+    python -m envs.minari_sets --import-id atari/centipede/expert-v0 --out data/centipede
+    python -m envs.minari_sets --export-id pvplay/carnival/planner-v0 --out data/carnival
 
 Minari looks in `MINARI_DATASETS_PATH`, by default `~/.minari/datasets`, and downloads what is not there.
 The two forms differ:
@@ -17,16 +17,18 @@ The two forms differ:
 import difflib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gymnasium
 import minari
 import numpy as np
 import pyarrow.parquet as parquet
+import tyro
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector.episode_buffer import EpisodeBuffer
 from minari.dataset.minari_dataset import parse_dataset_id
@@ -297,3 +299,37 @@ def _make_buffer(data: EpisodeDataset, seed: int, start: int, stop: int) -> Epis
         truncations=truncated,
         infos={"action_values": np.concatenate([values, unknown])} if taught else None,
     )
+
+
+@dataclass
+class Args:
+    """Import a Minari set into a dataset directory, or export one."""
+
+    out: Path
+    """The dataset directory: made by an import, read by an export."""
+    import_id: str | None = None
+    """The Minari id to import, such as atari/centipede/expert-v0."""
+    export_id: str | None = None
+    """The Minari id to export to, such as pvplay/carnival/planner-v0."""
+
+    def __post_init__(self) -> None:
+        if (self.import_id is None) == (self.export_id is None):
+            raise EnvsError("expected one of --import-id and --export-id")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see the head of this file."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    if args.import_id:
+        print(f"{import_minari(args.import_id, args.out)} games came into {args.out}")
+    else:
+        print(f"{export_minari(args.out, str(args.export_id))} games went to {args.export_id}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (EnvsError, OSError) as mistake:
+        print(f"error: {mistake}".replace("\n", " "), file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,145 @@
+"""How fast the model decides, beside transformers' own constrained generation in the same run.
+
+    python -m experiments.bench_decide --out experiments/results/bench_decide.json
+
+Ours: frames in, action out, as `agents.play` does it: preprocessing, exact scores of all legal answers in one pass, the
+best. The rival: `generate` with `prefix_allowed_tokens_fn` over the trie of the legal answers, at its defaults. Both in
+float32 on one thread, one frame at a time, turn and turn about on the same frames of Ms. Pac-Man (nine legal actions).
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+from agents.build import SHIPPED
+from agents.command import run
+from agents.random_agent import RandomAgent
+from agents.results import new_result, write_result
+from agents.rollout import play_games
+from agents.vlm_agent import VlmAgent
+from envs.atari import AtariEnvs
+from envs.errors import EnvsError
+from envs.games import find_game
+from vlm import checkpoint
+from vlm.choices import prompt_ids
+from vlm.model import PixelVLM
+from vlm.presets import build
+from vlm.prompts import action_prompt
+
+
+@dataclass
+class Args:
+    """Time decisions against constrained generation."""
+
+    out: Path
+    """The result JSON."""
+    game: str = "MsPacman"
+    """The game whose frames and legal actions are used."""
+    checkpoint: Path | None = None
+    """The model; by default the shipped one, or untrained weights of its size where none ships."""
+    decisions: int = 150
+    """Decisions of ours to time; the rival makes a fifth of them."""
+
+    def __post_init__(self) -> None:
+        if self.decisions < 10:
+            raise EnvsError(f"--decisions must be at least 10, got {self.decisions}")
+
+
+def collect_frames(game_name: str, count: int) -> np.ndarray:
+    """Return uint8[count, H, W, 3]: frames of random play, from some way into a game."""
+    game = find_game(game_name)
+    with AtariEnvs(game, 1) as envs:
+        turns = play_games(RandomAgent(envs.action_names), envs, [1])
+        frames = [turn.frame for turn, _ in zip(turns, range(100 + count), strict=False)]
+    return np.stack(frames[100:])
+
+
+def make_rival(vlm: PixelVLM, prompt: str, names: tuple[str, ...]) -> Callable[[np.ndarray], str]:
+    """Return a function from a stack of frames to an answer, by the library's constrained generation."""
+    end = vlm.tokenizer.eos_token_id
+    answers = [[*vlm.tokenizer(name, add_special_tokens=False)["input_ids"], end] for name in names]
+
+    @torch.inference_mode()
+    def answer(stack: np.ndarray) -> str:
+        pixels = vlm.pixels(stack[None])
+        ids = torch.tensor([prompt_ids(vlm, prompt, image_tokens)])
+
+        def allowed(_: int, so_far: torch.Tensor) -> list[int]:
+            said = so_far[ids.shape[1] :].tolist()
+            return list({rest[len(said)] for rest in answers if rest[: len(said)] == said and len(rest) > len(said)}) or [end]
+
+        made = vlm.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=pixels,
+            prefix_allowed_tokens_fn=allowed,
+            max_new_tokens=6,
+            do_sample=False,
+        )
+        return vlm.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+
+    with torch.inference_mode():
+        image_tokens = vlm.image_embeddings(vlm.pixels(np.zeros((1, vlm.history, 210, 160, 3), np.uint8))).shape[1]
+    return answer
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Return the time of a call."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def bench(args: Args) -> dict:
+    """Time both, turn and turn about; return the row."""
+    torch.set_num_threads(1)
+    place = args.checkpoint or (SHIPPED if SHIPPED.exists() else None)
+    vlm = checkpoint.load(place) if place else build("nano")
+    game = find_game(args.game)
+    with AtariEnvs(game, 1) as envs:
+        names = envs.action_names
+    frames = collect_frames(args.game, args.decisions)
+    agent = VlmAgent(vlm, game.title, names)
+    rival = make_rival(vlm, action_prompt(game.title, names), names)
+    agent.reset([1])
+    ours, theirs = [], []
+    for i, frame in enumerate(frames):
+        ours.append(seconds_of(lambda frame=frame: agent.act(frame[None])))
+        if i % 5 == 4:
+            stack = frames[i + 1 - vlm.history : i + 1]
+            theirs.append(seconds_of(lambda stack=stack: rival(stack)))
+    fast, slow = 1 / np.median(ours[5:]), 1 / np.median(theirs[1:])
+    return {
+        "benchmark": "decide",
+        "model": checkpoint.content_hash(place) if place else "untrained nano",
+        "game": game.name,
+        "threads": 1,
+        "ours": round(float(fast), 1),
+        "rival": round(float(slow), 1),
+        "rival_is": "transformers generate with prefix_allowed_tokens_fn, float32, defaults",
+        "ratio": round(float(fast / slow), 2),
+        "unit": "decisions per second, median over single frames",
+        "n": len(ours),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see the head of this file."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    started = time.monotonic()
+    row = bench(args)
+    result = new_result("bench_decide", None, []) | {"rows": [row], "seconds": round(time.monotonic() - started, 1)}
+    write_result(args.out, result)
+    print(f"ours {row['ours']} decisions a second, rival {row['rival']}, ratio {row['ratio']}")
+    print(f"result: {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

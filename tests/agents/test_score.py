@@ -1,0 +1,110 @@
+"""Scores are raw, resumable row by row, and their intervals are what a reader can check."""
+
+import json
+
+import numpy as np
+import pytest
+
+from agents import score
+from agents.command import run
+from agents.score import interval, summarise
+
+
+def command(*arguments):
+    return run(lambda: score.main([str(argument) for argument in arguments]))
+
+
+@pytest.fixture
+def short_games(monkeypatch):
+    """Cut games at 400 emulator frames, so that a test of bookkeeping does not play on."""
+    from dataclasses import replace
+
+    from envs.protocol import PROTOCOLS
+
+    monkeypatch.setitem(PROTOCOLS, "machado2018", replace(PROTOCOLS["machado2018"], max_episode_frames=400))
+
+
+def test_rows_hold_raw_scores_and_a_second_run_plays_only_what_is_missing(tmp_path, short_games, monkeypatch, capsys):
+    out = tmp_path / "scores.json"
+    arguments = ("--agents", "random", "--games", "pong", "Carnival", "--episodes", 2, "--out", out)
+    assert command(*arguments, "--seeds", 1) == 0
+    first = json.loads(out.read_text())
+    assert [(row["game"], row["seed"], len(row["scores"])) for row in first["rows"]] == [("Pong", 1, 2), ("Carnival", 1, 2)]
+    played = []
+    play_job = score.play_job
+    monkeypatch.setattr(score, "play_job", lambda job, *rest: played.append(job.seed) or play_job(job, *rest))
+    assert command(*arguments, "--seeds", 1, 2) == 0
+    assert played == [2, 2]
+    result = json.loads(out.read_text())
+    assert result["rows"][:2] == first["rows"]
+    assert result["protocol"]["max_episode_frames"] == 400
+    assert out.with_suffix(".png").stat().st_size > 5000
+    assert "IQN, 200 M frames" in capsys.readouterr().out
+
+
+def test_scores_do_not_depend_on_the_lanes(tmp_path, short_games):
+    rows = []
+    for lanes in (1, 3):
+        out = tmp_path / f"{lanes}.json"
+        arguments = ("--agents", "random", "--games", "Carnival", "--episodes", 3, "--seeds", 4, "--lanes", lanes)
+        assert command(*arguments, "--out", out) == 0
+        rows.append(json.loads(out.read_text())["rows"][0]["scores"])
+    assert rows[0] == rows[1]
+
+
+def test_a_vlm_has_a_row_for_each_temperature_under_its_checkpoints_hash(tmp_path, short_games, tiny):
+    out = tmp_path / "vlm.json"
+    arguments = ("--agents", f"vlm:{tiny}", "--games", "Carnival", "--episodes", 1, "--seeds", 1, "--out", out)
+    assert command(*arguments, "--temperatures", 0, 0.5) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["temperature"] for row in rows] == [0, 0.5]
+    assert len({row["checkpoint"] for row in rows}) == 1
+    assert all(row["unparsable"] == 0 for row in rows)
+
+
+def test_the_mean_of_constant_scores_has_no_spread_and_intervals_hold_the_mean():
+    assert interval([[5.0, 5.0], [5.0, 5.0]]) == (5.0, 5.0, 5.0)
+    games = [list(np.random.default_rng(seed).normal(100, 10, 30)) for seed in range(3)]
+    mean, low, high = interval(games)
+    assert mean == pytest.approx(np.mean(games))
+    spread = np.std(games) / np.sqrt(90)
+    assert mean - low == pytest.approx(1.96 * spread, rel=0.25)
+    assert high - mean == pytest.approx(1.96 * spread, rel=0.25)
+    assert interval(games) == (mean, low, high)
+
+
+def test_a_summary_joins_seeds_and_keeps_agents_apart():
+    def row(agent, seed, scores):
+        return {
+            "agent": agent, "game": "Pong", "seed": seed, "scores": scores, "unparsable": 0.0, "decisions_per_second": 1.0
+        }  # fmt: skip
+
+    table = summarise([row("a", 1, [1.0, 3.0, 5.0, 7.0]), row("a", 2, [1.0, 3.0, 5.0, 7.0]), row("b", 1, [9.0] * 4)])
+    assert [(line["agent"], line["mean"], line["games"], line["seeds"]) for line in table] == [("b", 9, 4, 1), ("a", 4, 8, 2)]
+    assert (table[1]["median"], table[1]["iqm"], table[1]["least"], table[1]["most"]) == (4, 4, 1, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("--agents", "rndom"), "nearest: random"),
+        (("--games", "Pongg"), "nearest: Pong"),
+        (("--episodes", 0), "--episodes must be at least 1"),
+        (("--seeds", 5000), "expected a seed from 0 to 1999"),
+        (("--agents", "human"), "agents.play --agent human"),
+        (("--protocol", "mine"), "machado2018 or mnih2015"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(tmp_path, capsys, changes, message):
+    arguments = ("--agents", "random", "--games", "Pong", "--out", tmp_path / "s.json", *changes)
+    assert command(*arguments) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_scores_under_another_protocol_are_not_mixed(tmp_path, short_games, capsys):
+    out = tmp_path / "s.json"
+    arguments = ("--agents", "random", "--games", "Pong", "--episodes", 1, "--out", out)
+    assert command(*arguments) == 0
+    assert command(*arguments, "--protocol", "mnih2015") == 2
+    assert "holds scores under machado2018; choose another --out for mnih2015" in capsys.readouterr().err
