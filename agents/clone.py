@@ -82,6 +82,8 @@ class Args:
     """Steps between trials by play; 0: the last weights are the best."""
     select_games: int = 4
     """Whole games of each kind that a trial plays."""
+    select_temperature: float = 0.0
+    """The temperature that trials play at; 0 is greedy."""
     bf16: bool = True
     """Compute in bfloat16 where that is safe; the weights stay float32."""
     workers: int = 1
@@ -212,7 +214,7 @@ class ChooseByPlay(TrainerCallback):
         started, threads = time.monotonic(), torch.get_num_threads()
         self.vlm.model.eval()
         scores = {
-            game: play_score(self.vlm, game, protocol, self.args.select_games)
+            game: play_score(self.vlm, game, protocol, self.args.select_games, self.args.select_temperature)
             for game, protocol in self.protocols.items()
         }
         self.vlm.model.train()

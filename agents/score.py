@@ -199,9 +199,10 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         every = np.sort(np.concatenate([row["scores"] for row in found]))
         quarter = len(every) // 4
         how = "" if temperature is None else f" {decode}, temperature {temperature:g}"
+        kind, path = split_spec(agent)
         table.append(
             {
-                "game": game, "agent": agent + how, "mean": mean, "low": low, "high": high,
+                "game": game, "agent": (f"{kind}:{Path(path).name}" if path else agent) + how, "mean": mean, "low": low, "high": high,
                 "median": float(np.median(every)), "iqm": float(every[quarter : len(every) - quarter].mean()),
                 "least": float(every[0]), "most": float(every[-1]), "games": len(every), "seeds": len(found),
                 "unparsable": float(np.mean([row["unparsable"] for row in found])),
@@ -239,7 +240,7 @@ def plot(result: dict[str, Any], file: Path) -> None:
 
     table = summarise(result["rows"])
     games = list(dict.fromkeys(line["game"] for line in table))
-    figure, axes = pyplot.subplots(1, len(games), figsize=(5.5 * len(games), 3.8), squeeze=False)
+    figure, axes = pyplot.subplots(1, len(games), figsize=(5.5 * len(games), 3.8), squeeze=False, layout="constrained")
     for axis, game in zip(axes[0], games, strict=True):
         lines = [line for line in table if line["game"] == game][::-1]
         means = [line["mean"] for line in lines]
@@ -253,7 +254,6 @@ def plot(result: dict[str, Any], file: Path) -> None:
             axis.text(known.score, len(lines) - 0.45, known.agent.split(",")[0], rotation=60, fontsize=7)
         axis.set_title(find_game(game).title, pad=36)
         axis.set_xlabel("score of a whole game")
-    figure.tight_layout()
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
 
