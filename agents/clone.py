@@ -206,7 +206,7 @@ class ChooseByPlay(TrainerCallback):
             self.teachers[name] = max(best, self.teachers.get(name, 0.0))
         self.protocols = {lesson.data.info.game: lesson.data.info.protocol for lesson in lessons}
 
-    def on_save(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Play, and keep the weights if no earlier ones played better."""
         step = state.global_step
         if not self.args.select_every or step % self.args.select_every or not state.is_world_process_zero:
@@ -233,7 +233,8 @@ class ChooseByPlay(TrainerCallback):
 
 def load_lessons(args: Args) -> list[TaughtGame]:
     """Open every dataset, and refuse two that call the same game's actions by other names."""
-    lessons, names = [], {}
+    lessons: list[TaughtGame] = []
+    names: dict[str, tuple[str, ...]] = {}
     for path in args.data:
         data = EpisodeDataset(path)
         if names.setdefault(data.info.game, data.info.action_names) != data.info.action_names:

@@ -35,7 +35,7 @@ from envs.errors import EnvsError
 from envs.games import find_game
 from envs.protocol import episode_seeds, find_protocol
 
-ALGORITHMS = {"qrdqn": QRDQN, "dqn": DQN, "ppo": PPO}
+ALGORITHMS: dict[str, Any] = {"qrdqn": QRDQN, "dqn": DQN, "ppo": PPO}
 TRIAL_SEED = 901
 
 

@@ -6,7 +6,7 @@ the states that another agent saw.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from copy import copy
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class PlannerAgent:
             self._rngs = [np.random.default_rng(0)] * len(seeds)
         for lane, seed in enumerate(seeds):
             if seed is not None:
-                self._searches[lane] = replace(self._first)  # a copy that remembers nothing of another game
+                self._searches[lane] = copy(self._first)  # one that remembers nothing of another game
                 self._rngs[lane] = np.random.default_rng([seed, 0x91A])
 
     def values(self, lane: int) -> np.ndarray:

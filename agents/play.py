@@ -110,7 +110,7 @@ class Recording:
 
     def _start(self, turn: Turn) -> None:
         game = self.envs.game
-        row = {"seed": turn.seed, "score": 0.0, "decisions": 0, "unparsable": 0, "finished": False}
+        row: dict[str, Any] = {"seed": turn.seed, "score": 0.0, "decisions": 0, "unparsable": 0, "finished": False}
         self._started = time.monotonic()
         if self.args.video:
             file = self.args.out / f"{game.name}-{self.agent.name}-seed{self.args.seed}-game{turn.game_index}.mp4"

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, cast
 
 import numpy as np
 import tyro
@@ -68,12 +69,20 @@ class Args:
             raise EnvsError("--teach-every asks for a --teacher")
 
 
+class Teacher(Agent, Protocol):
+    """An agent that values every action of a lane's present state."""
+
+    def values(self, lane: int) -> np.ndarray:
+        """Return float32[A]."""
+        ...
+
+
 class TaughtAgent:
     """A player whose `scores` come from a teacher, at every `every`-th decision of a game; NaN at the others."""
 
-    def __init__(self, player: Agent, teacher: Agent, every: int):
+    def __init__(self, player: Agent, teacher: Teacher, every: int, actions: int):
         self.name = f"{player.name} taught by {teacher.name}"
-        self.player, self.teacher, self.every = player, teacher, every
+        self.player, self.teacher, self.every, self.actions = player, teacher, every, actions
         self._steps = np.zeros(0, dtype=int)
 
     def reset(self, seeds: Sequence[int | None]) -> None:
@@ -89,9 +98,9 @@ class TaughtAgent:
     def act(self, frames: np.ndarray) -> Actions:
         """The player's actions under the teacher's values."""
         played = self.player.act(frames)
-        scores = np.full((len(frames), played.scores.shape[1]), np.nan, dtype=np.float32)
+        scores = np.full((len(frames), self.actions), np.nan, dtype=np.float32)
         for lane in np.flatnonzero(self._steps % self.every == 0):
-            scores[lane] = self.teacher.values(lane)
+            scores[lane] = self.teacher.values(int(lane))
         self._steps += 1
         return Actions(played.indices, played.texts, scores, played.unparsable)
 
@@ -133,7 +142,7 @@ def to_episode(turns: list[Turn]) -> Episode:
     """Put the turns of one finished game together."""
     values = None
     if turns[0].scores is not None:
-        values = np.stack([turn.scores for turn in turns]).astype(np.float32)
+        values = np.array([turn.scores for turn in turns], dtype=np.float32)
     last = turns[-1]
     return Episode(
         frames=np.stack([turn.frame for turn in turns]),
@@ -165,7 +174,7 @@ def make_player(args: Args, envs: Lanes) -> Agent:
         teacher = make_agent(args.teacher, envs)
         if not hasattr(teacher, "values"):
             raise EnvsError(f"--teacher must be an agent that values every action: planner; got {args.teacher!r}")
-        player = TaughtAgent(player, teacher, args.teach_every)
+        player = TaughtAgent(player, cast(Teacher, teacher), args.teach_every, len(envs.action_names))
     return player
 
 

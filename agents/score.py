@@ -200,9 +200,10 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         quarter = len(every) // 4
         how = "" if temperature is None else f" {decode}, temperature {temperature:g}"
         kind, path = split_spec(agent)
+        shown = f"{kind}:{Path(path).name}" if path else agent
         table.append(
             {
-                "game": game, "agent": (f"{kind}:{Path(path).name}" if path else agent) + how, "mean": mean, "low": low, "high": high,
+                "game": game, "agent": shown + how, "mean": mean, "low": low, "high": high,
                 "median": float(np.median(every)), "iqm": float(every[quarter : len(every) - quarter].mean()),
                 "least": float(every[0]), "most": float(every[-1]), "games": len(every), "seeds": len(found),
                 "unparsable": float(np.mean([row["unparsable"] for row in found])),

@@ -23,7 +23,7 @@ class Stakes:
     """What a game takes from a player besides points, in points.
 
     `life` is the price of a lost life, and of the end of the game. `ram` maps an address of the console's 128 bytes
-    to the price of one unit of the counter kept there (bullets in Carnival): a falling counter costs, a rising one pays.
+    to the price of one unit of the counter kept there (bullets in Carnival): a falling one costs, a rising one pays.
     """
 
     life: float = 500.0

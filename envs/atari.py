@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from ale_py import roms
+from ale_py import ALEState
 from ale_py.vector_env import AtariVectorEnv
 
 from envs.errors import EnvsError
-from envs.games import Game, action_names, open_emulator, screen_size
+from envs.games import Game, action_names, load_rom, open_emulator, screen_size
 from envs.protocol import MACHADO2018, Protocol
 
 
@@ -150,7 +150,7 @@ class Emulator:
     def start(self, seed: int) -> None:
         """Begin a new game; the seed fixes which actions stick."""
         self._ale.setInt("random_seed", seed)
-        self._ale.loadROM(roms.get_rom_path(self._rom))
+        load_rom(self._ale, self._rom)
         self._ale.reset_game()
 
     def act(self, action: int) -> float:
@@ -174,11 +174,11 @@ class Emulator:
                 break
         return float(reward), np.maximum.reduce(seen or [ale.getScreenRGB()])
 
-    def clone(self) -> object:
+    def clone(self) -> ALEState:
         """Return the state of the console, but not of the stickiness: a restored state draws it anew."""
         return self._ale.cloneState()
 
-    def restore(self, state: object) -> None:
+    def restore(self, state: ALEState) -> None:
         """Go back to a state of `clone`."""
         self._ale.restoreState(state)
 

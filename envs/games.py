@@ -102,12 +102,20 @@ def action_words(ale_name: str) -> str:
     return " ".join(word.lower() for word in re.findall("|".join(_WORDS), ale_name))
 
 
+def load_rom(emulator: ALEInterface, rom: str) -> None:
+    """Put a ROM of ale-py's wheel into an emulator, which takes its settings and seed up with it."""
+    path = roms.get_rom_path(rom)
+    if path is None:
+        raise UnknownGameError(f"ale-py's wheel holds no ROM {rom!r}")
+    emulator.loadROM(path)
+
+
 def open_emulator(game: Game) -> ALEInterface:
     """Return ale-py's emulator with the game's ROM in it, frame by frame and without stickiness."""
     ALEInterface.setLoggerMode(LoggerMode.Error)
     emulator = ALEInterface()
     emulator.setFloat("repeat_action_probability", 0.0)
-    emulator.loadROM(roms.get_rom_path(game.rom))
+    load_rom(emulator, game.rom)
     return emulator
 
 

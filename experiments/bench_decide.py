@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,9 @@ def make_rival(vlm: PixelVLM, prompt: str, names: tuple[str, ...]) -> Callable[[
 
         def allowed(_: int, so_far: torch.Tensor) -> list[int]:
             said = so_far[ids.shape[1] :].tolist()
-            return list({rest[len(said)] for rest in answers if rest[: len(said)] == said and len(rest) > len(said)}) or [end]
+            return list(
+                {rest[len(said)] for rest in answers if rest[: len(said)] == said and len(rest) > len(said)}
+            ) or [end]
 
         made = vlm.model.generate(
             input_ids=ids,
@@ -110,10 +113,9 @@ def bench(args: Args) -> dict:
     agent.reset([1])
     ours, theirs = [], []
     for i, frame in enumerate(frames):
-        ours.append(seconds_of(lambda frame=frame: agent.act(frame[None])))
+        ours.append(seconds_of(partial(agent.act, frame[None])))
         if i % 5 == 4:
-            stack = frames[i + 1 - vlm.history : i + 1]
-            theirs.append(seconds_of(lambda stack=stack: rival(stack)))
+            theirs.append(seconds_of(partial(rival, frames[i + 1 - vlm.history : i + 1])))
     fast, slow = 1 / np.median(ours[5:]), 1 / np.median(theirs[1:])
     return {
         "benchmark": "decide",

@@ -1,13 +1,13 @@
 """transformers' Trainer over whole batches: its checkpoints are ours, with the optimizer's state beside them."""
 
-from collections.abc import Callable
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, SequentialSampler
-from transformers import Trainer, TrainingArguments
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from vlm import checkpoint
@@ -15,7 +15,7 @@ from vlm.model import PixelVLM
 
 
 class Lesson(nn.Module):
-    """What is trained: a module whose forward takes a batch and returns `loss` and what else is worth logging."""
+    """What is trained: a subclass whose forward takes a batch and returns `loss` and what else is worth logging."""
 
     def __init__(self, vlm: PixelVLM, bf16: bool):
         super().__init__()
@@ -25,10 +25,6 @@ class Lesson(nn.Module):
     def autocast(self) -> torch.autocast:
         """Compute in bfloat16 where that is safe, if asked to."""
         return torch.autocast(self.vlm.device.type, torch.bfloat16, enabled=self.bf16)
-
-    def forward(self, **batch: Any) -> dict[str, Tensor]:
-        """Return the losses of a batch by name."""
-        raise NotImplementedError(f"{type(self).__name__} has no loss")
 
 
 class VlmTrainer(Trainer):
@@ -74,14 +70,14 @@ def train(
     lesson: Lesson,
     groups: list[dict],
     record: dict[str, Any],
-    batches: Dataset,
+    batches: Sized,
     out: Path,
     *,
     warmup_steps: int,
     save_every: int,
     seed: int,
     workers: int,
-    callbacks: list[Callable] | None = None,
+    callbacks: list[TrainerCallback] | None = None,
 ) -> None:
     """Train on every batch, or go on from the last checkpoint in `out/checkpoints`; logs go to TensorBoard."""
     place = out / "checkpoints"

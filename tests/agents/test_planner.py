@@ -50,7 +50,7 @@ def test_walks_look_further_where_nothing_is_near():
 
 
 class Gun(Corridor):
-    """Action 1 fires: it hits when the target, which comes a step nearer each decision, is at 0; a bullet is in byte 3."""
+    """Action 1 fires: it hits when the target, a step nearer each decision, is at 0; a bullet is in byte 3."""
 
     def __init__(self):
         super().__init__()

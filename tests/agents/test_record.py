@@ -60,7 +60,7 @@ class Fixed:
 
 def test_a_taught_player_plays_its_own_actions_under_the_teachers_values():
     player, teacher = Fixed("player", 1), Fixed("teacher", 3)
-    taught = TaughtAgent(player, teacher, every=3)
+    taught = TaughtAgent(player, teacher, every=3, actions=4)
     taught.reset([3, 4])
     answers = [taught.act(np.zeros((2, 1, 1, 3))) for _ in range(4)]
     assert all(answer.indices.tolist() == [1, 1] for answer in answers)

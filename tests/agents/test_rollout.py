@@ -1,4 +1,4 @@
-"""The loop plays whole games in order, tells agents when a game begins, and plays the same games in any number of lanes."""
+"""The loop plays whole games in order, tells agents when one begins, and plays the same in any number of lanes."""
 
 import numpy as np
 

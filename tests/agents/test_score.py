@@ -29,7 +29,10 @@ def test_rows_hold_raw_scores_and_a_second_run_plays_only_what_is_missing(tmp_pa
     arguments = ("--agents", "random", "--games", "pong", "Carnival", "--episodes", 2, "--out", out)
     assert command(*arguments, "--seeds", 1) == 0
     first = json.loads(out.read_text())
-    assert [(row["game"], row["seed"], len(row["scores"])) for row in first["rows"]] == [("Pong", 1, 2), ("Carnival", 1, 2)]
+    assert [(row["game"], row["seed"], len(row["scores"])) for row in first["rows"]] == [
+        ("Pong", 1, 2),
+        ("Carnival", 1, 2),
+    ]
     played = []
     play_job = score.play_job
     monkeypatch.setattr(score, "play_job", lambda job, *rest: played.append(job.seed) or play_job(job, *rest))
@@ -76,11 +79,19 @@ def test_the_mean_of_constant_scores_has_no_spread_and_intervals_hold_the_mean()
 def test_a_summary_joins_seeds_and_keeps_agents_apart():
     def row(agent, seed, scores):
         return {
-            "agent": agent, "game": "Pong", "seed": seed, "scores": scores, "unparsable": 0.0, "decisions_per_second": 1.0
-        }  # fmt: skip
+            "agent": agent,
+            "game": "Pong",
+            "seed": seed,
+            "scores": scores,
+            "unparsable": 0.0,
+            "decisions_per_second": 1.0,
+        }
 
     table = summarise([row("a", 1, [1.0, 3.0, 5.0, 7.0]), row("a", 2, [1.0, 3.0, 5.0, 7.0]), row("b", 1, [9.0] * 4)])
-    assert [(line["agent"], line["mean"], line["games"], line["seeds"]) for line in table] == [("b", 9, 4, 1), ("a", 4, 8, 2)]
+    assert [(line["agent"], line["mean"], line["games"], line["seeds"]) for line in table] == [
+        ("b", 9, 4, 1),
+        ("a", 4, 8, 2),
+    ]
     assert (table[1]["median"], table[1]["iqm"], table[1]["least"], table[1]["most"]) == (4, 4, 1, 7)
 
 

@@ -67,8 +67,16 @@ def test_the_lesson_learns_to_read_pixels(blocks):
 def test_a_killed_run_goes_on_to_the_same_weights(blocks, tmp_path, monkeypatch):
     def args(out):
         return Args(
-            data=(blocks,), out=out, preset="tiny", steps=4, images=2, questions=4, save_every=2, warmup_steps=1, workers=0
-        )  # fmt: skip
+            data=(blocks,),
+            out=out,
+            preset="tiny",
+            steps=4,
+            images=2,
+            questions=4,
+            save_every=2,
+            warmup_steps=1,
+            workers=0,
+        )
 
     pretrain(args(tmp_path / "whole"))
     forward, steps = PixelValues.forward, []

@@ -62,5 +62,5 @@ def test_frames_of_another_shape_are_refused(shape):
 
 
 def test_float_frames_are_refused():
-    with pytest.raises(VlmError, match="got torch.float32"):
+    with pytest.raises(VlmError, match=r"got torch\.float32"):
         TINY.pixels(np.zeros((1, 2, 210, 160, 3), dtype=np.float32))
