@@ -7,6 +7,7 @@ written under another name and renamed when it is whole; `check_video` decodes i
 
 import os
 from pathlib import Path
+from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
@@ -117,7 +118,8 @@ class VideoWriter:
 def check_video(file: Path, frames: int) -> None:
     """Decode a video and count its frames; too few mean that it was not written whole."""
     try:
-        with imageio.get_reader(file, format="FFMPEG") as reader:
+        reader: Any = imageio.get_reader(file, format="FFMPEG")
+        with reader:
             found = sum(1 for _ in reader.iter_data())
     except (OSError, RuntimeError) as error:
         raise EnvsError(f"{file} does not decode: {error}") from error
