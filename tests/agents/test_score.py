@@ -87,7 +87,9 @@ def test_a_summary_joins_seeds_and_keeps_agents_apart():
             "decisions_per_second": 1.0,
         }
 
-    table = summarise([row("a", 1, [1.0, 3.0, 5.0, 7.0]), row("a", 2, [1.0, 3.0, 5.0, 7.0]), row("b", 1, [9.0] * 4)])
+    table = summarise(
+        [row("random", 1, [1.0, 3.0, 5.0, 7.0]), row("random", 2, [1.0, 3.0, 5.0, 7.0]), row("planner", 1, [9.0] * 4)]
+    )
     assert [(line["agent"], line["mean"], line["games"], line["seeds"]) for line in table] == [
         ("b", 9, 4, 1),
         ("a", 4, 8, 2),

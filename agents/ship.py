@@ -1,0 +1,81 @@
+"""Make a checkpoint the one that ships: choose the temperature it plays at, store it at half size.
+
+    python -m agents.ship --checkpoint runs/clone/best --out vlm/weights/nano --temperatures 0 0.5 1
+
+Every temperature plays whole games of each game that the model was trained on, on seeds kept for choosing; the best
+mean share of the teachers' scores wins. The weights are rounded to bfloat16 *before* they play, so that what was
+chosen is what ships.
+"""
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from agents.build import SHIPPED
+from agents.clone import SELECTION_SEED, play_score
+from agents.command import run
+from envs.errors import EnvsError
+from envs.protocol import find_protocol
+from vlm import checkpoint
+
+
+@dataclass
+class Args:
+    """Choose a checkpoint's temperature by play and store it for shipping."""
+
+    checkpoint: Path
+    """The checkpoint to ship."""
+    out: Path = SHIPPED
+    """Where it goes; by default the weights that the repository ships."""
+    temperatures: tuple[float, ...] = (0.0, 0.5, 1.0)
+    """The temperatures to choose from."""
+    games: int = 8
+    """Whole games of each kind at each temperature."""
+    protocol: str = "machado2018"
+    """The evaluation protocol."""
+
+    def __post_init__(self) -> None:
+        if self.games < 1:
+            raise EnvsError(f"--games must be at least 1, got {self.games}")
+        if not self.temperatures or min(self.temperatures) < 0:
+            raise EnvsError(f"--temperatures must be at least 0, got {list(self.temperatures)}")
+
+
+def ship(args: Args) -> dict[str, Any]:
+    """Choose and store; return what `training.json` tells of the choice."""
+    protocol = find_protocol(args.protocol)
+    training = checkpoint.read_training(args.checkpoint)
+    teachers = {data["game"]: max(data["mean_score"], 1.0) for data in training.get("datasets", [])}
+    if not teachers:
+        raise EnvsError(f"{args.checkpoint} was not trained to play: its training.json names no datasets")
+    with tempfile.TemporaryDirectory() as room:
+        checkpoint.save(checkpoint.load(args.checkpoint), Path(room) / "half", half=True)
+        vlm = checkpoint.load(Path(room) / "half")
+    trials = []
+    for temperature in args.temperatures:
+        scores = {game: play_score(vlm, game, protocol, args.games, temperature) for game in sorted(teachers)}
+        share = float(np.mean([np.mean(scores[game]) / teachers[game] for game in teachers]))
+        trials.append({"temperature": temperature, "of_teacher": share, "scores": scores})
+        means = ", ".join(f"{game} {np.mean(found):.0f}" for game, found in scores.items())
+        print(f"temperature {temperature:g}: {means} ({share:.3f} of the teacher)", flush=True)
+    best = max(trials, key=lambda trial: trial["of_teacher"])
+    play = {"temperature": best["temperature"], "seed": SELECTION_SEED, "games": args.games, "trials": trials}
+    checkpoint.save(vlm, args.out, {**training, "play": play}, half=True)
+    return play
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see the head of this file."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    play = ship(args)
+    print(f"temperature {play['temperature']:g} ships, {checkpoint.content_hash(args.out)} in {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

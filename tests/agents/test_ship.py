@@ -1,0 +1,38 @@
+"""What ships is what was chosen: the best temperature by play, at half size."""
+
+import pytest
+
+from agents import ship
+from agents.command import run
+from vlm import checkpoint
+from vlm.presets import build
+
+
+def command(*arguments):
+    return run(lambda: ship.main([str(argument) for argument in arguments]))
+
+
+def test_the_temperature_that_plays_best_ships_with_the_weights_that_played(tmp_path, monkeypatch):
+    datasets = [{"game": "Carnival", "mean_score": 1000.0}, {"game": "MsPacman", "mean_score": 100.0}]
+    checkpoint.save(build("tiny", 1), tmp_path / "model", {"games": ["Carnival", "MsPacman"], "datasets": datasets})
+    played = []
+
+    def scores(vlm, game, protocol, games, temperature):
+        played.append(vlm)
+        return [{("Carnival", 0.0): 500.0, ("MsPacman", 0.5): 90.0}.get((game, temperature), 10.0)] * games
+
+    monkeypatch.setattr(ship, "play_score", scores)
+    arguments = ("--checkpoint", tmp_path / "model", "--out", tmp_path / "shipped", "--temperatures", 0, 0.5)
+    assert command(*arguments, "--games", 2) == 0
+    play = checkpoint.read_training(tmp_path / "shipped")["play"]
+    assert play["temperature"] == 0.5  # (0.01 + 0.9) / 2 against (0.5 + 0.1) / 2
+    assert [trial["of_teacher"] for trial in play["trials"]] == pytest.approx([0.3, 0.455])
+    shipped = checkpoint.load(tmp_path / "shipped").model.state_dict()
+    assert all((shipped[name] == tensor).all() for name, tensor in played[0].model.state_dict().items())
+
+
+def test_a_checkpoint_that_was_not_trained_to_play_is_refused(tmp_path, capsys):
+    checkpoint.save(build("tiny", 1), tmp_path / "model", {})
+    assert command("--checkpoint", tmp_path / "model", "--out", tmp_path / "shipped") == 2
+    assert "was not trained to play" in capsys.readouterr().err
+    assert not (tmp_path / "shipped").exists()
