@@ -91,8 +91,8 @@ def test_a_summary_joins_seeds_and_keeps_agents_apart():
         [row("random", 1, [1.0, 3.0, 5.0, 7.0]), row("random", 2, [1.0, 3.0, 5.0, 7.0]), row("planner", 1, [9.0] * 4)]
     )
     assert [(line["agent"], line["mean"], line["games"], line["seeds"]) for line in table] == [
-        ("b", 9, 4, 1),
-        ("a", 4, 8, 2),
+        ("planner", 9, 4, 1),
+        ("random", 4, 8, 2),
     ]
     assert (table[1]["median"], table[1]["iqm"], table[1]["least"], table[1]["most"]) == (4, 4, 1, 7)
 
