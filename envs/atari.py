@@ -8,6 +8,7 @@ each lane's emulator, for a searcher to clone and restore.
 A lane whose game has ended idles until it is reset: its rewards are 0 and its flags False.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -36,7 +37,7 @@ class Step:
     lives: np.ndarray
 
 
-class Lanes:
+class Lanes(ABC):
     """What both kinds of lanes share: shape, names, and which lanes idle."""
 
     def __init__(self, game: Game, n: int, protocol: Protocol):
@@ -61,14 +62,15 @@ class Lanes:
             raise EnvsError(f"expected {self.n} actions from 0 to {legal - 1}, got {actions.tolist()}")
         return actions
 
+    @abstractmethod
     def reset(self, seeds: Sequence[int | None]) -> np.ndarray:
         """Start a new game in every lane that has a seed; return uint8[n, H, W, 3]."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how a lane starts")
 
+    @abstractmethod
     def step(self, actions: np.ndarray) -> Step:
         """Play one decision in every lane; `actions` is int[n]."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how a lane steps")
 
+    @abstractmethod
     def close(self) -> None:
         """Free the emulators."""
 
@@ -214,6 +216,10 @@ class EmulatorEnvs(Lanes):
         super().__init__(game, n, protocol)
         self.emulators = [Emulator(game, protocol) for _ in range(n)]
         self._frames = np.zeros((n, *self.frame_shape), dtype=np.uint8)
+
+    def close(self) -> None:
+        """Free the emulators."""
+        self.emulators.clear()
 
     def reset(self, seeds: Sequence[int | None]) -> np.ndarray:
         """See `Lanes.reset`; a protocol with no-op starts draws their number from the seed."""
