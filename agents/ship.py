@@ -56,7 +56,7 @@ def ship(args: Args) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as room:
         checkpoint.save(checkpoint.load(args.checkpoint), Path(room) / "half", half=True)
         vlm = checkpoint.load(Path(room) / "half")
-    trials = []
+    trials: list[dict[str, Any]] = []
     for temperature in args.temperatures:
         scores = {game: play_score(vlm, game, protocol, args.games, temperature) for game in sorted(teachers)}
         share = float(np.mean([np.mean(scores[game]) / teachers[game] for game in teachers]))
