@@ -12,7 +12,7 @@ With `--noise` the player's hand slips now and then, so that the dataset shows h
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -54,19 +54,27 @@ class Args:
     """Share of decisions at which the player's hand slips to a random legal action, held for one to four decisions."""
     teach_every: int = 1
     """Ask the teacher at every n-th decision only; the others carry no values. More games for the same search."""
+    think_every: int = 1
+    """The player thinks at every n-th decision only and holds its answer in between: more games for the same search."""
     temperature: float | None = None
     """How freely a VLM that plays samples its answer: 0 is greedy, by default the one chosen for its checkpoint."""
     lanes: int = 1
     """How many games to play in step."""
+    max_frames: int | None = None
+    """Cut every game off after this many emulator frames: many beginnings in place of a few whole games."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "teach_every", "lanes"):
+        for name in ("episodes", "teach_every", "think_every", "lanes"):
             if getattr(self, name) < 1:
                 raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.max_frames is not None and self.max_frames < 1:
+            raise EnvsError(f"--max-frames must be at least 1, got {self.max_frames}")
         if not 0 <= self.noise < 1:
             raise EnvsError(f"--noise must be at least 0 and below 1, got {self.noise}")
         if self.teach_every > 1 and self.teacher is None:
             raise EnvsError("--teach-every asks for a --teacher")
+        if self.think_every > 1 and self.lanes > 1:
+            raise EnvsError(f"--think-every holds answers in one lane only, got --lanes {self.lanes}")
 
 
 class Teacher(Agent, Protocol):
@@ -138,6 +146,31 @@ class SlippingAgent:
         return Actions(indices, tuple(self.action_names[i] for i in indices), meant.scores, meant.unparsable)
 
 
+class HoldingAgent:
+    """A player who thinks at every `every`-th decision and holds the answer in between, with NaN for its scores."""
+
+    def __init__(self, player: Agent, every: int):
+        self.name = f"{player.name}, thinking every {every}"
+        self.player, self.every = player, every
+        self._steps = 0
+        self._held: Actions | None = None
+
+    def reset(self, seeds: Sequence[int | None]) -> None:
+        """Begin new games; see `agents.agent.Agent`."""
+        self.player.reset(seeds)
+        self._steps = 0  # a new game is answered at once
+
+    def act(self, frames: np.ndarray) -> Actions:
+        """The player's actions, or the last ones again."""
+        if self._held is None or self._steps % self.every == 0:
+            self._held = self.player.act(frames)
+        else:
+            scores = None if self._held.scores is None else np.full_like(self._held.scores, np.nan)
+            self._held = replace(self._held, scores=scores)
+        self._steps += 1
+        return self._held
+
+
 def to_episode(turns: list[Turn]) -> Episode:
     """Put the turns of one finished game together."""
     values = None
@@ -168,6 +201,8 @@ def finished_games(turns: Iterator[Turn]) -> Iterator[Episode]:
 def make_player(args: Args, envs: Lanes) -> Agent:
     """Build the player with what `args` puts around it: noise at the hand, a teacher behind."""
     player = make_agent(args.agent, envs, temperature=args.temperature)
+    if args.think_every > 1:
+        player = HoldingAgent(player, args.think_every)
     if args.noise:
         player = SlippingAgent(player, args.noise, envs.action_names)
     if args.teacher:
@@ -181,6 +216,8 @@ def make_player(args: Args, envs: Lanes) -> Agent:
 def record(args: Args) -> Path:
     """Play and store the games that the dataset still lacks; return its directory."""
     game, protocol = find_game(args.game), find_protocol(args.protocol)
+    if args.max_frames:
+        protocol = replace(protocol, max_episode_frames=min(args.max_frames, protocol.max_episode_frames))
     searched = needs_emulator(args.agent) or bool(args.teacher and needs_emulator(args.teacher))
     with make_envs(game, args.lanes, protocol, searchable=searched) as envs:
         player = make_player(args, envs)

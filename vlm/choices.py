@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PretrainedConfig
 
 from vlm.errors import VlmError
 from vlm.model import PixelVLM
@@ -63,8 +63,8 @@ class AnswerTrie:
 class ChoiceScorer:
     """Scores the same answers to the same prompt, frame after frame.
 
-    With `keep_text` the decoder reads the text before the image once and keeps it: for play, where the weights stand
-    still. Without it every pass is whole and differentiable: for training.
+    The text before the image is the same for every row, so the decoder reads it once a batch. With `keep_text` it is
+    read once for good: for play, where the weights stand still. Without it, gradients flow through it: for training.
     """
 
     def __init__(self, vlm: PixelVLM, prompt: str, choices: Sequence[str], keep_text: bool = False):
@@ -85,21 +85,15 @@ class ChoiceScorer:
         vlm = self.vlm
         image = vlm.image_embeddings(pixels)  # [B, N, D]
         batch, device = len(image), image.device
-        kept = self.keep_text and not torch.is_grad_enabled()
         tail = torch.tensor([*self._after, *self.trie.tokens], device=device)
-        parts = [image, vlm.embed(tail).expand(batch, -1, -1)]
-        if not kept:
-            parts.insert(0, vlm.embed(torch.tensor(self._before, device=device)).expand(batch, -1, -1))
-        embeddings = torch.cat(parts, dim=1).to(vlm.dtype if not torch.is_autocast_enabled("cpu") else image.dtype)
+        embeddings = torch.cat([image, vlm.embed(tail).expand(batch, -1, -1).to(image.dtype)], dim=1)
         positions, mask = self._layout(image.shape[1], device)
-        if kept:
-            positions, mask = positions[:, len(self._before) :], mask[:, :, len(self._before) :]
         hidden = vlm.decoder(
             inputs_embeds=embeddings,
             position_ids=positions.expand(batch, -1),
             attention_mask=mask.to(embeddings.dtype).expand(batch, -1, -1, -1),
-            past_key_values=self._text_cache(batch) if kept else None,
-            use_cache=kept,
+            past_key_values=self._text_cache(batch),
+            use_cache=True,
         ).last_hidden_state
         answers = hidden[:, -len(self.trie.tokens) - 1 :]  # the prompt's last token, then the nodes
         return self._sum(vlm.model.get_output_embeddings()(answers).float().log_softmax(-1))
@@ -115,7 +109,7 @@ class ChoiceScorer:
         return torch.stack([total[node] + end[:, node + 1] for node in self.trie.ends], dim=1)
 
     def _layout(self, image_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return positions [1, T] and the additive mask [1, 1, T, T]."""
+        """Return positions [1, T] and the additive mask [1, 1, T, all], of what comes after the kept text."""
         if image_tokens not in self._layouts:
             prompt = len(self._before) + image_tokens + len(self._after)
             length = prompt + len(self.trie.tokens)
@@ -124,23 +118,29 @@ class ChoiceScorer:
             sees = torch.ones(length, length, dtype=torch.bool).tril()
             sees[prompt:, prompt:] = torch.from_numpy(self.trie.sight())
             mask = torch.zeros(length, length).masked_fill(~sees, torch.finfo(torch.float32).min / 2)
-            self._layouts[image_tokens] = (positions[None].to(device), mask[None, None].to(device))
+            kept = len(self._before)
+            self._layouts[image_tokens] = (positions[None, kept:].to(device), mask[None, None, kept:].to(device))
         return self._layouts[image_tokens]
 
     def _text_cache(self, batch: int) -> DynamicCache:
         """Return a cache that holds the text before the image, read once."""
         config = self.vlm.decoder.config
-        if self._text is None:
-            ids = torch.tensor([self._before], device=self.vlm.device)
-            read = DynamicCache(config=config)
-            self.vlm.decoder(inputs_embeds=self.vlm.embed(ids), past_key_values=read, use_cache=True)
-            self._text = [(layer.keys, layer.values) for layer in read.layers]
+        text = self._text or self._read_text(config)
+        if self.keep_text and not torch.is_grad_enabled():
+            self._text = text
         cache = DynamicCache(config=config)
-        for index, (keys, values) in enumerate(self._text):
+        for index, (keys, values) in enumerate(text):
             cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), index)
         if cache.get_seq_length() != len(self._before):
             raise RuntimeError("the decoder kept no cache: is gradient checkpointing on?")
         return cache
+
+    def _read_text(self, config: PretrainedConfig) -> list[tuple[Tensor, Tensor]]:
+        """Return keys and values of the text before the image, a pair for each layer of the decoder."""
+        ids = torch.tensor([self._before], device=self.vlm.device)
+        read = DynamicCache(config=config)
+        self.vlm.decoder(inputs_embeds=self.vlm.embed(ids), past_key_values=read, use_cache=True)
+        return [(layer.keys, layer.values) for layer in read.layers]
 
 
 def prompt_ids(vlm: PixelVLM, prompt: str, image_tokens: int) -> list[int]:

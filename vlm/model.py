@@ -54,21 +54,30 @@ class PixelVLM:
     def pixels(self, frames: np.ndarray | Tensor) -> Tensor:
         """Turn frames into what the encoder reads; training and play both come through here.
 
+        The present frame comes first, then what has changed since each earlier one: an object that moves stands out
+        from a scene that does not. Black, and what stands still, are 0. Nothing is resized, and nothing is rounded:
+        n / 256 for a whole n from -255 to 255 is exact in bfloat16 as well.
+
         Args:
             frames: uint8[B, history, H, W, 3], oldest first, at native size.
 
         Returns:
-            [B, 3 * history, rows, W] in [-1, 1]; `rows` is at least 216 and a multiple of 24, black below, so that
-            games of 210 and 214 lines share one shape. Nothing is resized: every pixel is seen.
+            [B, 3 * history, rows, W] in (-1, 1), in the autocast type where autocast is on; `rows` is at least 216
+            and a multiple of 24, black below, so that games of 210 and 214 lines share one shape.
         """
         frames = torch.as_tensor(frames, device=self.device)
         if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[1] != self.history:
             raise VlmError(f"expected frames uint8[B, {self.history}, H, W, 3], got {frames.dtype}{list(frames.shape)}")
+        kind = self.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
         batch, _, height, width, _ = frames.shape
         rows = max(LEAST_ROWS, -(-height // ROW_MULTIPLE) * ROW_MULTIPLE)
-        pixels = frames.permute(0, 1, 4, 2, 3).reshape(batch, -1, height, width)  # [B, 3 * history, H, W]
-        pixels = functional.pad(pixels, (0, 0, 0, rows - height))
-        return pixels.to(self.dtype).div_(127.5).sub_(1.0)
+        pixels = torch.zeros(batch, rows, width, 3 * self.history, dtype=dtype, device=self.device)
+        now = frames[:, -1].to(dtype)  # [B, H, W, 3]
+        pixels[:, :height, :, :3] = now
+        for past in range(self.history - 1):
+            pixels[:, :height, :, 3 * past + 3 : 3 * past + 6] = now - frames[:, past].to(dtype)
+        return pixels.mul_(1 / 256).permute(0, 3, 1, 2)
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:
         """Return the connector's output for `pixels`, [B, N, text width]: the image tokens the decoder reads."""

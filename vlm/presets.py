@@ -1,9 +1,11 @@
 """Model sizes as data, and how a model of each is built.
 
 All presets are transformers' own LLaVA (Liu et al. 2023) around a hierarchical Mix Transformer encoder (Xie et al.
-2021, "SegFormer"): overlapping convolutions read every pixel of the native frame, strides multiply to 24, and a
-210 x 160 frame becomes 9 x 7 = 63 image tokens, whose finer stages (strides 4 and 8) remain for a mask head. The
-decoder is a small Llama. Frames of the past lie on the channels, so that motion costs no tokens.
+2021, "SegFormer"): overlapping convolutions read every pixel of the native frame at strides 8, 24 and 72. The kernel
+of the last stage spans nearly the whole grid of the stage before (9 of 9 x 7), so that each of the 3 x 3 image tokens
+is a picture of the whole frame from its own place: with smaller kernels, where things are was learnt far more slowly.
+The finer stages remain for a mask head. The decoder is a small Llama. Frames of the past lie on the channels, so that
+motion costs no tokens.
 """
 
 import difflib
@@ -21,8 +23,9 @@ from vlm.tokenizer import build_tokenizer
 class Preset:
     """The dimensions of a model.
 
-    widths, depths, heads: of the encoder's three stages, at strides 4, 8 and 24; text_*: of the decoder;
-    history: how many frames it sees, the present one included.
+    widths, depths, heads: of the encoder's three stages, at strides 8, 24 and 72; text_*: of the decoder;
+    spread: standard deviation of the initial weights, about one over the root of the widths, since the library's
+    default is made for widths ten times as large; history: how many frames it sees, the present one included.
     """
 
     widths: tuple[int, int, int]
@@ -32,13 +35,14 @@ class Preset:
     text_layers: int
     text_heads: int
     text_mlp: int
+    spread: float
     history: int = 2
 
 
 PRESETS = {
-    "tiny": Preset((8, 16, 32), (1, 1, 1), (1, 1, 2), 32, 1, 2, 64),
-    "nano": Preset((32, 64, 256), (0, 1, 2), (1, 2, 4), 256, 2, 4, 704),
-    "small": Preset((64, 128, 512), (2, 2, 4), (1, 2, 8), 512, 6, 8, 1408),
+    "tiny": Preset((8, 16, 32), (1, 1, 1), (1, 1, 2), 32, 1, 2, 64, 0.1),
+    "nano": Preset((64, 128, 256), (1, 1, 1), (1, 2, 4), 256, 2, 4, 704, 0.06),
+    "small": Preset((128, 256, 512), (2, 2, 4), (1, 2, 8), 512, 6, 8, 1408, 0.04),
 }
 
 
@@ -75,10 +79,11 @@ def _vision_config(preset: Preset) -> SegformerConfig:
         hidden_sizes=preset.widths,
         depths=preset.depths,
         num_attention_heads=preset.heads,
-        strides=(4, 2, 3),
-        patch_sizes=(7, 3, 5),
-        sr_ratios=(6, 3, 1),
-        mlp_ratios=(2, 2, 4),
+        strides=(8, 3, 3),
+        patch_sizes=(9, 5, 9),
+        sr_ratios=(9, 3, 1),
+        mlp_ratios=(2, 2, 2),
+        initializer_range=preset.spread,
         drop_path_rate=0.0,
         reshape_last_stage=False,
         hidden_size=preset.widths[-1],  # LLaVA's connector asks for the width of the features
@@ -93,6 +98,7 @@ def _text_config(preset: Preset, tokenizer) -> LlamaConfig:
         num_attention_heads=preset.text_heads,
         num_key_value_heads=preset.text_heads,
         intermediate_size=preset.text_mlp,
+        initializer_range=preset.spread,
         max_position_embeddings=4096,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
