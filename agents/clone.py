@@ -25,7 +25,6 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from agents.command import run
-from agents.results import command_line, git_commit, package_versions
 from agents.rollout import play_games
 from agents.vlm_agent import VlmAgent
 from envs.atari import make_envs
@@ -39,6 +38,7 @@ from vlm.freezing import TrainablePlan, moved_tensors, parameter_groups, snapsho
 from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.prompts import action_prompt
+from vlm.provenance import command_line, git_commit, package_versions
 from vlm.trainer import Lesson, train
 
 SELECTION_SEED = 900
@@ -260,6 +260,7 @@ def training_record(args: Args, lessons: list[TaughtGame]) -> dict[str, Any]:
         "versions": package_versions(),
         "games": sorted({lesson.data.info.game for lesson in lessons}),
         "datasets": datasets,
+        "started_from": checkpoint.read_training(args.init) if args.init else None,
     }
 
 

@@ -27,13 +27,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.command import run
 from agents.frame_memory import FrameMemory
-from agents.results import git_commit, package_versions
 from agents.rollout import play_games
 from agents.sb3_agent import OBSERVATIONS, STACK, Sb3Agent, shrink
 from envs.atari import Lanes, make_envs
 from envs.errors import EnvsError
 from envs.games import find_game
 from envs.protocol import episode_seeds, find_protocol
+from vlm.provenance import git_commit, package_versions
 
 ALGORITHMS: dict[str, Any] = {"qrdqn": QRDQN, "dqn": DQN, "ppo": PPO}
 TRIAL_SEED = 901

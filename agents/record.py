@@ -23,13 +23,13 @@ from tqdm import tqdm
 from agents.agent import Actions, Agent
 from agents.build import make_agent, needs_emulator
 from agents.command import run
-from agents.results import git_commit, package_versions
 from agents.rollout import Turn, play_games
 from envs.atari import Lanes, make_envs
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.errors import EnvsError
 from envs.games import find_game
 from envs.protocol import episode_seeds, find_protocol
+from vlm.provenance import git_commit, package_versions
 
 
 @dataclass

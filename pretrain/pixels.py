@@ -31,6 +31,7 @@ from vlm.model import PixelVLM
 from vlm.packing import packed_hidden
 from vlm.presets import build
 from vlm.prompts import IMAGE, PIXEL_PREFIX, pixel_answer, pixel_prompt
+from vlm.provenance import command_line, git_commit, package_versions
 from vlm.trainer import Lesson, train
 
 
@@ -153,8 +154,10 @@ def pretrain(args: Args) -> Path:
     groups = parameter_groups(vlm, plan, args.weight_decay)
     before = snapshot(vlm)
     record = {
-        "command": "python -m pretrain.pixels",
+        "command": command_line(),
         "arguments": json.loads(json.dumps(dataclasses.asdict(args), default=str)),
+        "commit": git_commit(),
+        "versions": package_versions(),
         "games": [],
         "frames_of": sorted({data.info.game for data in sets}),
     }

@@ -29,7 +29,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
         seen = windows(image, weight.shape[-1], stride, padding)
         batch, rows, columns = seen.shape[:3]
-        matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)  # [O, kernel * kernel * C]
+        matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)  # [O, kernel * kernel * C], no copy
         made = torch.addmm(bias, seen.reshape(batch * rows * columns, -1), matrix.t())
         ctx.save_for_backward(image, matrix)
         ctx.kernel, ctx.stride, ctx.padding = weight.shape[-1], stride, padding
@@ -75,3 +75,5 @@ def use_products(model: nn.Module) -> None:
             assert isinstance(module.padding[0], int)
             if len({*module.kernel_size}) == len({*module.stride}) == 1 and module.dilation == (1, 1):
                 module.__class__ = ProductConv2d
+                # channels last, so that the weights are the product's matrix as they lie
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)

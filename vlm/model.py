@@ -7,13 +7,12 @@ does not depend on how a model class names its parts.
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from vlm.errors import VlmError
 
-ROW_MULTIPLE = 24
-LEAST_ROWS = 216
+GRID = 24  # the stride of the encoder's middle stage
+EDGE = 2  # its first kernels end this much short of the last line of a whole grid
 
 
 class PixelVLM:
@@ -62,8 +61,9 @@ class PixelVLM:
             frames: uint8[B, history, H, W, 3], oldest first, at native size.
 
         Returns:
-            [B, 3 * history, rows, W] in (-1, 1), in the autocast type where autocast is on; `rows` is at least 216
-            and a multiple of 24, black below, so that games of 210 and 214 lines share one shape.
+            [B, 3 * history, rows, columns] in (-1, 1), in the autocast type where autocast is on; multiples of 24,
+            with 2 lines or more of black below and to the right, so that kernels reach the last pixel; games of 210
+            and of 214 lines share one shape, 216 x 168.
         """
         frames = torch.as_tensor(frames, device=self.device)
         if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[1] != self.history:
@@ -71,12 +71,12 @@ class PixelVLM:
         kind = self.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
         batch, _, height, width, _ = frames.shape
-        rows = max(LEAST_ROWS, -(-height // ROW_MULTIPLE) * ROW_MULTIPLE)
-        pixels = torch.zeros(batch, rows, width, 3 * self.history, dtype=dtype, device=self.device)
+        rows, columns = (-(-(size + EDGE) // GRID) * GRID for size in (height, width))
+        pixels = torch.zeros(batch, rows, columns, 3 * self.history, dtype=dtype, device=self.device)
         now = frames[:, -1].to(dtype)  # [B, H, W, 3]
-        pixels[:, :height, :, :3] = now
+        pixels[:, :height, :width, :3] = now
         for past in range(self.history - 1):
-            pixels[:, :height, :, 3 * past + 3 : 3 * past + 6] = now - frames[:, past].to(dtype)
+            pixels[:, :height, :width, 3 * past + 3 : 3 * past + 6] = now - frames[:, past].to(dtype)
         return pixels.mul_(1 / 256).permute(0, 3, 1, 2)
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:

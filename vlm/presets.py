@@ -80,7 +80,7 @@ def _vision_config(preset: Preset) -> SegformerConfig:
         depths=preset.depths,
         num_attention_heads=preset.heads,
         strides=(8, 3, 3),
-        patch_sizes=(9, 5, 9),
+        patch_sizes=(11, 5, 9),
         sr_ratios=(9, 3, 1),
         mlp_ratios=(2, 2, 2),
         initializer_range=preset.spread,

@@ -6,7 +6,7 @@ import pytest
 from agents import record
 from agents.agent import Actions
 from agents.command import run
-from agents.record import Args, SlippingAgent, TaughtAgent, to_episode
+from agents.record import Args, HoldingAgent, SlippingAgent, TaughtAgent, to_episode
 from agents.rollout import Turn
 from envs.atari import AtariEnvs
 from envs.episodes import EpisodeDataset, read_info
@@ -81,6 +81,30 @@ def test_a_hand_slips_at_about_its_rate_and_the_same_way_for_the_same_seed():
     steady = SlippingAgent(Fixed("player", 2), 0.0, ("a", "b", "c", "d"))
     steady.reset([1])
     assert all(steady.act(np.zeros((1, 1, 1, 3))).indices[0] == 2 for _ in range(50))
+
+
+def test_a_player_who_thinks_every_third_decision_holds_its_answer_and_has_no_scores_in_between():
+    class Counting(Fixed):
+        def act(self, frames):
+            self.action += 1
+            return super().act(frames)
+
+    holding = HoldingAgent(Counting("player", -1), every=3)
+    holding.reset([3])
+    answers = [holding.act(np.zeros((1, 1, 1, 3))) for _ in range(5)]
+    assert [int(answer.indices[0]) for answer in answers] == [0, 0, 0, 1, 1]
+    assert [bool(np.isnan(answer.scores).all()) for answer in answers] == [False, True, True, False, True]
+    holding.reset([4])
+    assert int(holding.act(np.zeros((1, 1, 1, 3))).indices[0]) == 2, "a new game is thought about at once"
+
+
+def test_a_recording_can_hold_beginnings_of_games_only(tmp_path):
+    out = tmp_path / "set"
+    given = ("--game", "MsPacman", "--agent", "random", "--episodes", 1, "--max-frames", 200, "--out", out)
+    assert command(*given) == 0
+    data = EpisodeDataset(out)
+    assert len(data) == 50
+    assert data.info.protocol.max_episode_frames == 200
 
 
 def test_turns_become_an_episode():

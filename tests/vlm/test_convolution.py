@@ -10,7 +10,8 @@ from vlm.presets import build
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding", "height", "width"), [(9, 8, 4, 40, 24), (5, 3, 2, 27, 20), (9, 3, 4, 9, 7), (3, 3, 0, 10, 8)]
+    ("kernel", "stride", "padding", "height", "width"),
+    [(9, 8, 4, 40, 24), (5, 3, 2, 27, 20), (9, 3, 4, 9, 7), (3, 3, 0, 10, 8)],
 )
 def test_values_and_gradients_are_those_of_the_convolution(kernel, stride, padding, height, width):
     torch.manual_seed(0)

@@ -23,33 +23,42 @@ def digest(array):
 def test_preprocessing_has_not_changed():
     frames = noise((1, 2, 210, 160, 3))
     assert digest(frames) == "185bfe76c4dbac46"
-    assert digest(TINY.pixels(frames).numpy()) == "a451c8593a603590"
+    assert digest(TINY.pixels(frames).numpy()) == "5435845b1870849f"
 
 
-def test_pixels_are_the_frames_scaled_with_black_below_and_nothing_resized():
+def test_pixels_are_the_present_frame_and_what_changed_with_black_below_and_nothing_resized():
     frames = noise((2, 2, 210, 160, 3))
     pixels = TINY.pixels(frames)
-    assert pixels.shape == (2, 6, 216, 160)
-    back = ((pixels + 1) * 127.5).round().byte().numpy()  # [B, 6, 216, 160]
-    assert np.array_equal(back[:, :3, :210].transpose(0, 2, 3, 1), frames[:, 0])
-    assert np.array_equal(back[:, 3:, :210].transpose(0, 2, 3, 1), frames[:, 1])
-    assert (back[:, :, 210:] == 0).all()
+    assert pixels.shape == (2, 6, 216, 168)
+    whole = (pixels * 256).numpy().transpose(0, 2, 3, 1)  # [B, 216, 168, 6]
+    assert np.array_equal(whole[:, :210, :160, :3], frames[:, 1])
+    assert np.array_equal(whole[:, :210, :160, 3:], frames[:, 1].astype(int) - frames[:, 0])
+    assert (whole[:, 210:] == 0).all()
+    assert (whole[:, :, 160:] == 0).all()
 
 
-@pytest.mark.parametrize(("height", "rows"), [(210, 216), (214, 216), (216, 216), (230, 240), (250, 264)])
+def test_half_precision_loses_no_pixel_value():
+    frames = noise((1, 2, 210, 160, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = TINY.pixels(frames)
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half.float(), TINY.pixels(frames))
+
+
+@pytest.mark.parametrize(("height", "rows"), [(210, 216), (214, 216), (216, 240), (230, 240), (250, 264)])
 def test_games_of_nearly_one_height_share_a_shape(height, rows):
     assert TINY.pixels(noise((1, 2, height, 160, 3))).shape[2] == rows
 
 
-def test_a_frame_becomes_63_image_tokens():
-    assert TINY.image_embeddings(TINY.pixels(noise((1, 2, 214, 160, 3)))).shape[:2] == (1, 63)
+def test_a_frame_becomes_9_image_tokens():
+    assert TINY.image_embeddings(TINY.pixels(noise((1, 2, 214, 160, 3)))).shape[:2] == (1, 9)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("place", [(0, 0), (100, 81), (209, 159)])
+@pytest.mark.parametrize("place", [(0, 0), (100, 81), (0, 159), (213, 0), (213, 159)])
 @pytest.mark.parametrize("age", [0, 1])
 def test_one_pixel_of_any_frame_of_history_changes_what_the_decoder_reads(place, age):
-    frames = np.zeros((1, 2, 210, 160, 3), dtype=np.uint8)
+    frames = np.zeros((1, 2, 214, 160, 3), dtype=np.uint8)
     dark = TINY.image_embeddings(TINY.pixels(frames))
     frames[0, age, *place] = 255
     assert (TINY.image_embeddings(TINY.pixels(frames)) - dark).abs().max() > 1e-5

@@ -23,7 +23,7 @@ def separate_loss(vlm, pixels):
     losses, count = 0.0, 0
     for image in range(2):
         for prompt, answer in texts(image):
-            asked = prompt_ids(vlm, prompt, 63)
+            asked = prompt_ids(vlm, prompt, 9)
             said = [*vlm.tokenizer(answer)["input_ids"], vlm.tokenizer.eos_token_id]
             ids = torch.tensor([asked + said])
             logits = vlm.model(
