@@ -28,10 +28,12 @@ def needs_emulator(spec: str) -> bool:
     return split_spec(spec)[0] == "planner"
 
 
-def make_agent(spec: str, envs: Lanes, decode: str = "scores", temperature: float | None = None) -> Agent:
+def make_agent(
+    spec: str, envs: Lanes, decode: str = "scores", temperature: float | None = None, engine: str = "torch"
+) -> Agent:
     """Build the agent that a user's word means, for these lanes.
 
-    `decode` and `temperature` are a VLM's; a temperature of None is the one chosen for the checkpoint.
+    `decode`, `temperature` and `engine` are a VLM's; a temperature of None is the one chosen for the checkpoint.
     Torch is imported only for agents that need it.
     """
     kind, path = split_spec(spec)
@@ -53,4 +55,4 @@ def make_agent(spec: str, envs: Lanes, decode: str = "scores", temperature: floa
     from agents.vlm_agent import VlmAgent
 
     directory = Path(path) if path else SHIPPED
-    return VlmAgent.load(directory, envs.game, envs.action_names, decode=decode, temperature=temperature)
+    return VlmAgent.load(directory, envs.game, envs.action_names, decode, temperature, engine)

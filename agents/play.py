@@ -58,6 +58,8 @@ class Args:
     """scores: the exact probabilities of the legal answers; generate: what the model says, parsed."""
     temperature: float | None = None
     """0 plays the most probable action, more draws; by default what was chosen for the checkpoint."""
+    engine: str = "auto"
+    """What computes a VLM's scores: openvino (fast on a CPU), torch (float32), auto (openvino if on a CPU)."""
     max_frames: int | None = None
     """Stop a game after so many emulator frames (60 a second); its score is then marked as cut."""
     out: Path = Path("videos")
@@ -200,6 +202,7 @@ def result_of(args: Args, envs: Lanes, recording: Recording, interrupted: bool) 
 
         row["checkpoint"] = content_hash(Path(split_spec(args.spec)[1] or SHIPPED))
         row["temperature"] = getattr(recording.agent, "temperature", None)
+        row["engine"] = args.engine
     result["rows"] = [row]
     return result
 
@@ -247,7 +250,7 @@ def play(args: Args) -> int:
     check_out(args.out, args.video)
     episode_seeds(args.seed, args.episodes)
     with make_envs(game, 1, protocol, searchable=needs_emulator(args.agent)) as envs:
-        agent = make_agent(args.spec, envs, decode=args.decode, temperature=args.temperature)
+        agent = make_agent(args.spec, envs, args.decode, args.temperature, args.engine)
         taught = getattr(agent, "training", {}).get("games")
         if taught is not None and game.name not in taught:
             print(f"note: this model was not trained on {game.title}, only on {', '.join(taught)}")

@@ -129,8 +129,9 @@ class ChoiceScorer:
         if self.keep_text and not torch.is_grad_enabled():
             self._text = text
         cache = DynamicCache(config=config)
-        for index, (keys, values) in enumerate(text):
-            cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), index)
+        for layer, (keys, values) in zip(cache.layers, text, strict=True):
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
         if cache.get_seq_length() != len(self._before):
             raise RuntimeError("the decoder kept no cache: is gradient checkpointing on?")
         return cache

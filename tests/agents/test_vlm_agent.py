@@ -79,3 +79,19 @@ def test_a_spoken_answer_that_names_no_legal_action_counts_and_noop_is_played():
 def test_options_that_mean_nothing_are_refused(options, message):
     with pytest.raises(EnvsError, match=message):
         VlmAgent(TINY, "Carnival", NAMES, **options)
+
+
+def test_the_compiled_engine_answers_as_torch_does():
+    seen = frames(1)
+    answers = []
+    for engine in ("torch", "openvino", "auto"):
+        agent = VlmAgent(TINY, "Carnival", NAMES, engine=engine)
+        agent.reset([1])
+        answers.append(agent.act(seen))
+    assert all(np.abs(answer.scores - answers[0].scores).max() < 0.05 for answer in answers)
+    assert np.array_equal(answers[1].scores, answers[2].scores)
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(EnvsError, match=r"expected an engine \(auto, torch, openvino\), got 'warp'"):
+        VlmAgent(TINY, "Carnival", NAMES, engine="warp")

@@ -1,0 +1,79 @@
+"""The scores of answers from OpenVINO's compiled graph: the same model for a third of the time, on a CPU.
+
+OpenVINO traces the pass of a `ChoiceScorer` once (seconds) and fuses, lays out and schedules it for the processor at
+hand. Where that computes bfloat16 natively, so does the graph: scores then differ from float32's in about the second
+decimal, and the choice of an action almost never does (`experiments.bench_decide` measures how often).
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import openvino
+import torch
+from torch import Tensor, nn
+
+from vlm.choices import ChoiceScorer
+
+LARGEST = 3e38
+
+
+class _Pass(nn.Module):
+    """A scorer's pass as a module, for tracing."""
+
+    def __init__(self, scorer: ChoiceScorer):
+        super().__init__()
+        self.model, self.scorer = scorer.vlm.model, scorer
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.scorer.log_probs(pixels)
+
+
+def native_precision() -> str:
+    """Return bf16 where the processor computes it natively, else f32."""
+    return "bf16" if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+
+
+@contextmanager
+def _plain_activations(model: nn.Module) -> Iterator[None]:
+    """Trace the decoder's gated activations with an idle bound behind them.
+
+    OpenVINO 2026.4 replaces a Llama's feed-forward part by one kernel of its own, which divides by zero in bfloat16
+    for widths such as 704 and ends the process. The bound keeps that replacement from being found.
+    """
+    hooks = [
+        module.register_forward_hook(lambda _, __, made: made.clamp(max=LARGEST))
+        for module in model.modules()
+        if "silu" in type(module).__name__.lower()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class CompiledScorer:
+    """Scores answers as `scorer` does, for pixels of one shape; `precision` is f32 or bf16, None the native one."""
+
+    def __init__(self, scorer: ChoiceScorer, pixels: Tensor, precision: str | None = None):
+        self.precision = precision or native_precision()
+        with torch.no_grad(), warnings.catch_warnings(), _plain_activations(scorer.vlm.decoder):
+            warnings.simplefilter("ignore")  # tracing warns of every shape it takes for fixed; here all are
+            scorer.log_probs(pixels)  # reads the text that the scorer keeps, which is then no part of the graph
+            graph = openvino.convert_model(
+                _Pass(scorer).eval(), example_input=(pixels.contiguous(),), input=list(pixels.shape)
+            )
+        settings = {
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        self._request = openvino.Core().compile_model(graph, "CPU", settings).create_infer_request()
+        self.shape = tuple(pixels.shape)
+
+    def log_probs(self, pixels: Tensor) -> Tensor:
+        """Return float32[B, C] for pixels of the shape that was compiled; see `ChoiceScorer.log_probs`."""
+        assert tuple(pixels.shape) == self.shape
+        return torch.from_numpy(np.array(self._request.infer([pixels.contiguous().numpy()])[0], dtype=np.float32))
