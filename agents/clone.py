@@ -13,6 +13,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,9 @@ class Args:
     """Temperature of soft targets, in units of the dataset's median spread of values."""
     hard_share: float = 0.3
     """Share of a soft target that is its best action alone, so that ties are broken one way."""
+    mirror: tuple[str, ...] = ()
+    """Games shown mirrored left to right half of the time, with their actions mirrored too: where both sides of the
+    screen obey the same rules, as in a symmetric maze, this doubles the data."""
     seed: int = 0
     """Seed of the initial weights and of the order of the data."""
     save_every: int = 500
@@ -137,6 +141,12 @@ def make_lesson(data: EpisodeDataset, targets: str, softness: float, hard_share:
     return TaughtGame(data, rows, mixed.astype(np.float32), 0.1 + 0.9 * np.minimum(1, spread / scale))
 
 
+def mirrored_actions(names: Sequence[str]) -> list[int]:
+    """Return for each action the one that does the same in a mirror, left to right."""
+    turned = {"left": "right", "right": "left"}
+    return [names.index(" ".join(turned.get(word, word) for word in name.split())) for name in names]
+
+
 class Batches(Dataset):
     """Step i's batch, drawn from the seed and i alone, so that a resumed run sees what an unbroken one would.
 
@@ -144,9 +154,17 @@ class Batches(Dataset):
     and within a game its datasets by their size.
     """
 
-    def __init__(self, lessons: list[TaughtGame], history: int, batch_size: int, steps: int, seed: int):
+    def __init__(
+        self,
+        lessons: list[TaughtGame],
+        history: int,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        mirror: Collection[str] = (),
+    ):
         self.lessons, self.history, self.batch_size = lessons, history, batch_size
-        self.steps, self.seed = steps, seed
+        self.steps, self.seed, self.mirror = steps, seed, mirror
         self.games = sorted({lesson.data.info.game for lesson in lessons})
 
     def __len__(self) -> int:
@@ -160,9 +178,13 @@ class Batches(Dataset):
         lesson = self.lessons[rng.choice(choices, p=sizes / sizes.sum())]
         drawn = rng.integers(len(lesson.rows), size=self.batch_size)
         frames = np.stack([lesson.data.frames(int(lesson.rows[i]), self.history) for i in drawn])
+        targets = lesson.targets[drawn]
+        if game in self.mirror and rng.random() < 0.5:
+            frames = np.ascontiguousarray(frames[:, :, :, ::-1])
+            targets = targets[:, mirrored_actions(lesson.data.info.action_names)]
         return {
             "frames": torch.from_numpy(frames),
-            "targets": torch.from_numpy(lesson.targets[drawn]),
+            "targets": torch.from_numpy(targets),
             "weights": torch.from_numpy(lesson.weights[drawn].astype(np.float32)),
             "game": game,
         }
@@ -298,7 +320,9 @@ def clone(args: Args) -> Path:
         Imitation(vlm, prompts, args.bf16),
         groups,
         training,
-        Batches(lessons, vlm.history, args.batch_size, args.steps, args.seed),
+        Batches(
+            lessons, vlm.history, args.batch_size, args.steps, args.seed, {find_game(name).name for name in args.mirror}
+        ),
         args.out,
         warmup_steps=args.warmup_steps,
         save_every=args.save_every,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents import clone
-from agents.clone import Batches, make_lesson
+from agents.clone import Batches, make_lesson, mirrored_actions
 from agents.command import run
 from envs.episodes import DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
 from envs.protocol import MACHADO2018
@@ -59,6 +59,23 @@ def test_soft_targets_share_by_value_and_break_ties_one_way(tmp_path):
     assert lesson.targets[0, 3:].tolist() == [0, 0, 0]
     assert lesson.targets.sum(1) == pytest.approx(1)
     assert lesson.weights == pytest.approx(0.1 + 0.9 * np.minimum(1, spreads / scale))
+
+
+def test_a_mirror_swaps_left_and_right_in_frames_and_in_actions(taught):
+    assert mirrored_actions(NAMES) == [0, 1, 3, 2, 5, 4]
+    lesson = make_lesson(EpisodeDataset(taught), "soft", 0.25, 0.3)
+    plain = Batches([lesson], 2, 4, 20, seed=0)
+    turned = Batches([lesson], 2, 4, 20, seed=0, mirror={"Carnival"})
+    mirrored = 0
+    for step in range(20):
+        one, other = plain[step], turned[step]
+        if torch.equal(one["frames"], other["frames"]):
+            assert torch.equal(one["targets"], other["targets"])
+            continue
+        mirrored += 1
+        assert torch.equal(one["frames"].flip(3), other["frames"])
+        assert torch.equal(one["targets"][:, [0, 1, 3, 2, 5, 4]], other["targets"])
+    assert 4 < mirrored < 16
 
 
 def test_hard_targets_are_the_teachers_best_action_or_the_players(tmp_path):
