@@ -40,7 +40,7 @@ from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.prompts import action_prompt
 from vlm.provenance import command_line, git_commit, package_versions
-from vlm.trainer import Lesson, train
+from vlm.trainer import Lesson, SpeakFirst, train
 
 SELECTION_SEED = 900
 
@@ -61,10 +61,13 @@ class Args:
     """Optimizer steps; a step is one batch of one game."""
     batch_size: int = 64
     """Decisions a step."""
-    learning_rate: float = 1e-3
-    """Peak learning rate, after a linear warm-up and before a cosine to zero."""
-    encoder_learning_rate: float | None = None
-    """The encoder's own peak learning rate, if another; 0 freezes it."""
+    learning_rate: float = 2e-4
+    """Peak learning rate of the decoder, after a linear warm-up and before a cosine to zero."""
+    encoder_learning_rate: float = 1e-4
+    """Peak learning rate of encoder and connector; 0 freezes the encoder. Three times as much, and a new model stays at
+    the prior over actions."""
+    speak_steps: int = 120
+    """Steps at the start in which the decoder alone learns, so that a new model learns to answer before it looks."""
     weight_decay: float = 0.05
     """Weight decay on matrices."""
     warmup_steps: int = 200
@@ -198,12 +201,12 @@ class Imitation(Lesson):
         self.scorers = {game: ChoiceScorer(vlm, prompt, names) for game, (prompt, names) in prompts.items()}
 
     def forward(self, frames: Tensor, targets: Tensor, weights: Tensor, game: str) -> dict[str, Tensor]:
-        """Return the weighted cross-entropy, and the share of rows whose best answer is the target's."""
+        """Return the weighted cross-entropy, again under the game's name, and the share of best answers agreed on."""
         with self.autocast():
             log_probs = self.scorers[game].log_probs(self.vlm.pixels(frames))  # [B, A]
-        loss = -(targets * log_probs).sum(1)
+        loss = (weights * -(targets * log_probs).sum(1)).sum() / weights.sum()
         agreed = (log_probs.argmax(1) == targets.argmax(1)).float()
-        return {"loss": (weights * loss).sum() / weights.sum(), "agreed": agreed.mean()}
+        return {"loss": loss, f"{game}_loss": loss, f"{game}_agreed": agreed.mean()}
 
 
 def play_score(vlm: PixelVLM, game_name: str, protocol: Any, games: int, temperature: float = 0.0) -> list[float]:
@@ -312,8 +315,11 @@ def clone(args: Args) -> Path:
         )
         for lesson in lessons
     }
-    encoder = args.learning_rate if args.encoder_learning_rate is None else args.encoder_learning_rate or None
-    plan = TrainablePlan(encoder, args.learning_rate, args.learning_rate)
+    plan = TrainablePlan(
+        encoder=args.encoder_learning_rate or None,
+        connector=args.encoder_learning_rate or args.learning_rate,
+        decoder=args.learning_rate,
+    )
     groups = parameter_groups(vlm, plan, args.weight_decay)
     before = snapshot(vlm)
     train(
@@ -328,7 +334,7 @@ def clone(args: Args) -> Path:
         save_every=args.save_every,
         seed=args.seed,
         workers=args.workers,
-        callbacks=[ChooseByPlay(args, vlm, lessons, training)],
+        callbacks=[SpeakFirst(vlm, args.speak_steps), ChooseByPlay(args, vlm, lessons, training)],
     )
     checkpoint.save(vlm, args.out / "last", {**training, "moved": moved_tensors(before, vlm)})
     return args.out / ("best" if (args.out / "best").exists() else "last")

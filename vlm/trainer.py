@@ -30,6 +30,24 @@ class Lesson(nn.Module):
         return torch.autocast(self.vlm.device.type, torch.bfloat16, enabled=self.bf16)
 
 
+class SpeakFirst(TrainerCallback):
+    """Keeps encoder and connector still for the first `steps`, while the decoder learns what answers sound like.
+
+    The first gradients say the same for every image (these words, not those); with the whole model learning, they
+    drown what differs between images in one constant vector, and the model stays at the prior over answers.
+    """
+
+    def __init__(self, vlm: PixelVLM, steps: int):
+        self.steps = steps
+        seeing = [*vlm.encoder.parameters(), *vlm.connector.parameters()]
+        self.seeing = [parameter for parameter in seeing if parameter.requires_grad]
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Freeze or free what sees, by the step at hand, so that a resumed run does what an unbroken one would."""
+        for parameter in self.seeing:
+            parameter.requires_grad_(state.global_step >= self.steps)
+
+
 class VlmTrainer(Trainer):
     """Trains a `Lesson` on a dataset whose items are whole batches, in order; item i is step i's batch.
 
@@ -38,27 +56,30 @@ class VlmTrainer(Trainer):
 
     def __init__(self, lesson: Lesson, groups: list[dict], record: dict[str, Any], **kwargs: Any):
         self.groups, self.record = groups, record
-        self._noted: dict[str, Tensor] = {}
+        self._noted: dict[str, list[Tensor]] = {}
         super().__init__(model=lesson, data_collator=lambda batches: batches[0], **kwargs)
 
     def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
         """AdamW over the groups of the trainable plan."""
-        self.optimizer = torch.optim.AdamW(self.groups, betas=(0.9, 0.95), fused=True)
+        self.optimizer = torch.optim.AdamW(self.groups, betas=(0.9, 0.999), fused=True)
         return self.optimizer
 
     def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
         return SequentialSampler(self.train_dataset)
 
     def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, **_: Any) -> Any:
-        """Return the lesson's loss; its other figures go to the log."""
+        """Return the lesson's loss; the means of its other figures since the last entry go to the log."""
         out = model(**inputs)
-        self._noted = {name: value.detach() for name, value in out.items() if name != "loss"}
+        for name, value in out.items():
+            if name != "loss":
+                self._noted.setdefault(name, []).append(value.detach())
         return (out["loss"], out) if return_outputs else out["loss"]
 
     def log(self, logs: dict[str, float], *rest: Any) -> None:
-        """Add the last batch's figures."""
+        """Add the means of the lesson's figures over the batches that had them."""
         if "loss" in logs:
-            logs |= {name: round(float(value), 4) for name, value in self._noted.items()}
+            logs |= {name: round(float(torch.stack(found).mean()), 4) for name, found in self._noted.items()}
+            self._noted.clear()
         super().log(logs, *rest)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
