@@ -58,9 +58,9 @@ class Args:
     init: Path | None = None
     """A checkpoint to start from, instead of a new model."""
     steps: int = 4000
-    """Optimizer steps; a step is one batch of one game."""
+    """Optimizer steps."""
     batch_size: int = 64
-    """Decisions a step."""
+    """Decisions a step, shared evenly by the games."""
     learning_rate: float = 2e-4
     """Peak learning rate of the decoder, after a linear warm-up and before a cosine to zero."""
     encoder_learning_rate: float = 1e-4
@@ -153,8 +153,8 @@ def mirrored_actions(names: Sequence[str]) -> list[int]:
 class Batches(Dataset):
     """Step i's batch, drawn from the seed and i alone, so that a resumed run sees what an unbroken one would.
 
-    A batch is of one dataset, since a prompt is of one game; games take turns by chance, each as often as the next,
-    and within a game its datasets by their size.
+    A batch has one part for each game, since a prompt is of one game, all of a size: with one game a batch, every step
+    would pull the model towards the habits of another game. Within a game, datasets have a share by their size.
     """
 
     def __init__(
@@ -166,29 +166,33 @@ class Batches(Dataset):
         seed: int,
         mirror: Collection[str] = (),
     ):
-        self.lessons, self.history, self.batch_size = lessons, history, batch_size
-        self.steps, self.seed, self.mirror = steps, seed, mirror
+        self.lessons, self.history, self.steps, self.seed, self.mirror = lessons, history, steps, seed, mirror
         self.games = sorted({lesson.data.info.game for lesson in lessons})
+        self.part_size = max(1, batch_size // len(self.games))
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, step])
-        game = self.games[rng.integers(len(self.games))]
-        choices = [i for i, lesson in enumerate(self.lessons) if lesson.data.info.game == game]
-        sizes = np.array([len(self.lessons[i].rows) for i in choices], dtype=float)
-        lesson = self.lessons[rng.choice(choices, p=sizes / sizes.sum())]
-        drawn = rng.integers(len(lesson.rows), size=self.batch_size)
-        frames = np.stack([lesson.data.frames(int(lesson.rows[i]), self.history) for i in drawn])
-        targets = lesson.targets[drawn]
-        if game in self.mirror and rng.random() < 0.5:
-            frames = np.ascontiguousarray(frames[:, :, :, ::-1])
-            targets = targets[:, mirrored_actions(lesson.data.info.action_names)]
+        return {"parts": [self._part(game, rng) for game in self.games]}
+
+    def _part(self, game: str, rng: np.random.Generator) -> dict[str, Any]:
+        lessons = [lesson for lesson in self.lessons if lesson.data.info.game == game]
+        sizes = np.array([len(lesson.rows) for lesson in lessons])
+        drawn = np.searchsorted(np.cumsum(sizes), rng.integers(sizes.sum(), size=self.part_size), side="right")
+        rows = [(lessons[i], int(rng.integers(sizes[i]))) for i in drawn]
+        frames = np.stack([lesson.data.frames(int(lesson.rows[row]), self.history) for lesson, row in rows])
+        targets = np.stack([lesson.targets[row] for lesson, row in rows])
+        turned = rng.random(self.part_size) < 0.5
+        if game in self.mirror:
+            frames[turned] = frames[turned][:, :, :, ::-1]
+            targets[turned] = targets[turned][:, mirrored_actions(lessons[0].data.info.action_names)]
+        weights = np.array([lesson.weights[row] for lesson, row in rows], dtype=np.float32)
         return {
             "frames": torch.from_numpy(frames),
             "targets": torch.from_numpy(targets),
-            "weights": torch.from_numpy(lesson.weights[drawn].astype(np.float32)),
+            "weights": torch.from_numpy(weights),
             "game": game,
         }
 
@@ -200,13 +204,20 @@ class Imitation(Lesson):
         super().__init__(vlm, bf16)
         self.scorers = {game: ChoiceScorer(vlm, prompt, names) for game, (prompt, names) in prompts.items()}
 
-    def forward(self, frames: Tensor, targets: Tensor, weights: Tensor, game: str) -> dict[str, Tensor]:
-        """Return the weighted cross-entropy, again under the game's name, and the share of best answers agreed on."""
+    def forward(self, parts: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return the mean over games of the weighted cross-entropy, and each game's with its share of agreement."""
+        figures: dict[str, Tensor] = {}
+        for part in parts:
+            loss, agreed = self._part(**part)
+            figures |= {f"{part['game']}_loss": loss, f"{part['game']}_agreed": agreed}
+        losses = [value for name, value in figures.items() if name.endswith("_loss")]
+        return {"loss": torch.stack(losses).mean(), **figures}
+
+    def _part(self, frames: Tensor, targets: Tensor, weights: Tensor, game: str) -> tuple[Tensor, Tensor]:
         with self.autocast():
             log_probs = self.scorers[game].log_probs(self.vlm.pixels(frames))  # [B, A]
         loss = (weights * -(targets * log_probs).sum(1)).sum() / weights.sum()
-        agreed = (log_probs.argmax(1) == targets.argmax(1)).float()
-        return {"loss": loss, f"{game}_loss": loss, f"{game}_agreed": agreed.mean()}
+        return loss, (log_probs.argmax(1) == targets.argmax(1)).float().mean()
 
 
 def play_score(vlm: PixelVLM, game_name: str, protocol: Any, games: int, temperature: float = 0.0) -> list[float]:

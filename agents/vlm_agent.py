@@ -26,8 +26,8 @@ class VlmAgent:
 
     `decode="scores"` compares the exact probabilities of the legal answers: greedily at temperature 0, else drawn.
     `decode="generate"` lets the model speak; an answer that names no legal action counts as unparsable and noop is
-    played for it. `engine` computes the scores: torch in float32, or openvino, whose compiled graph takes a third of the
-    time; auto takes openvino for one lane on a CPU and torch otherwise, since a compiled graph is of one batch size.
+    played for it. `engine` computes the scores: torch in float32, or openvino, whose compiled graph takes a third of
+    the time; auto takes openvino for one lane on a CPU and torch otherwise, since a graph is of one batch size.
     """
 
     def __init__(
