@@ -44,7 +44,20 @@ def command(*arguments):
     return run(lambda: clone.main([str(argument) for argument in arguments]))
 
 
-SMALL = ("--preset", "tiny", "--batch-size", 4, "--select-every", 0, "--warmup-steps", 1, "--workers", 0)
+SMALL = (
+    "--preset",
+    "tiny",
+    "--batch-size",
+    4,
+    "--select-every",
+    0,
+    "--warmup-steps",
+    1,
+    "--workers",
+    0,
+    "--speak-steps",
+    1,
+)
 
 
 def test_soft_targets_share_by_value_and_break_ties_one_way(tmp_path):
@@ -64,18 +77,17 @@ def test_soft_targets_share_by_value_and_break_ties_one_way(tmp_path):
 def test_a_mirror_swaps_left_and_right_in_frames_and_in_actions(taught):
     assert mirrored_actions(NAMES) == [0, 1, 3, 2, 5, 4]
     lesson = make_lesson(EpisodeDataset(taught), "soft", 0.25, 0.3)
-    plain = Batches([lesson], 2, 4, 40, seed=0)
-    turned = Batches([lesson], 2, 4, 40, seed=0, mirror={"Carnival"})
+    plain = Batches([lesson], 2, 100, 1, seed=0)[0]["parts"][0]
+    turned = Batches([lesson], 2, 100, 1, seed=0, mirror={"Carnival"})[0]["parts"][0]
     mirrored = 0
-    for step in range(40):
-        one, other = plain[step], turned[step]
-        if torch.equal(one["frames"], other["frames"]):
-            assert torch.equal(one["targets"], other["targets"])
+    for row in range(100):
+        if torch.equal(plain["frames"][row], turned["frames"][row]):
+            assert torch.equal(plain["targets"][row], turned["targets"][row])
             continue
         mirrored += 1
-        assert torch.equal(one["frames"].flip(3), other["frames"])
-        assert torch.equal(one["targets"][:, [0, 1, 3, 2, 5, 4]], other["targets"])
-    assert 12 < mirrored < 30
+        assert torch.equal(plain["frames"][row].flip(2), turned["frames"][row])
+        assert torch.equal(plain["targets"][row, [0, 1, 3, 2, 5, 4]], turned["targets"][row])
+    assert 30 < mirrored < 70
 
 
 def test_hard_targets_are_the_teachers_best_action_or_the_players(tmp_path):
@@ -86,15 +98,19 @@ def test_hard_targets_are_the_teachers_best_action_or_the_players(tmp_path):
     assert make_lesson(data, "soft", 0.25, 0.3).targets.argmax(1).tolist() == data.actions.tolist()
 
 
-def test_a_batch_is_of_one_game_and_depends_on_seed_and_step_alone(tmp_path, taught):
-    other = write_set(tmp_path / "pong", None, names=NAMES[:3], game="Pong")
-    lessons = [make_lesson(EpisodeDataset(path), "soft", 0.25, 0.3) for path in (taught, other)]
-    batches = Batches(lessons, 2, 4, 20, seed=5)
-    drawn = [batches[step] for step in range(20)]
-    assert {batch["game"] for batch in drawn} == {"Carnival", "Pong"}
-    assert torch.equal(batches[7]["frames"], drawn[7]["frames"])
-    assert not torch.equal(drawn[7]["frames"][0], drawn[8]["frames"][0])
-    assert drawn[0]["frames"].shape == (4, 2, 214, 160, 3)
+def test_a_batch_holds_every_game_evenly_and_depends_on_seed_and_step_alone(tmp_path, taught):
+    pong = write_set(tmp_path / "pong", None, names=NAMES[:3], game="Pong")
+    more = write_set(tmp_path / "more", np.zeros((72, 6), np.float32), seed=2)
+    lessons = [make_lesson(EpisodeDataset(path), "soft", 0.25, 0.3) for path in (taught, pong, more)]
+    batches = Batches(lessons, 2, 8, 20, seed=5)
+    drawn = [batches[step]["parts"] for step in range(20)]
+    assert all([part["game"] for part in parts] == ["Carnival", "Pong"] for parts in drawn)
+    assert all(len(part["frames"]) == len(part["targets"]) == 4 for parts in drawn for part in parts)
+    assert torch.equal(batches[7]["parts"][0]["frames"], drawn[7][0]["frames"])
+    assert not torch.equal(drawn[7][0]["frames"], drawn[8][0]["frames"])
+    assert drawn[0][0]["frames"].shape == (4, 2, 214, 160, 3)
+    idle = [bool(weight < 0.2) for parts in drawn for weight in parts[0]["weights"]]
+    assert 0.6 < np.mean(idle) < 0.95, "three quarters of Carnival's rows are of the larger set"
 
 
 def weights(path):
@@ -129,6 +145,14 @@ def test_training_is_recorded_and_moves_every_role(taught, tmp_path):
     assert record["datasets"][0]["decisions"] == 24
     assert all(role["moved"] > 0 for role in record["moved"].values())
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+def test_the_decoder_alone_learns_at_first(taught, tmp_path):
+    arguments = (*SMALL, "--speak-steps", 2, "--data", taught, "--steps", 2, "--save-every", 2)
+    assert command(*arguments, "--out", tmp_path / "run") == 0
+    moved = checkpoint.read_training(tmp_path / "run" / "last")["moved"]
+    assert moved["encoder"]["moved"] == moved["connector"]["moved"] == 0
+    assert moved["decoder"]["moved"] > 0
 
 
 def test_a_frozen_encoder_stays_as_it_was(taught, tmp_path):
