@@ -66,12 +66,12 @@ def test_soft_targets_share_by_value_and_break_ties_one_way(tmp_path):
     lesson = make_lesson(EpisodeDataset(write_set(tmp_path / "set", values)), "soft", softness=1.0, hard_share=0.4)
     assert lesson.rows.tolist() == [0, 2]
     spreads = np.array([100 / 3, 50 - 50 / 6])
-    scale = np.median(spreads)
+    scale = spreads.mean()
     share = 1 / (2 + np.exp(-100 / scale))
     assert lesson.targets[0, :2] == pytest.approx([0.4 + 0.6 * share, 0.6 * share], abs=1e-5)
     assert lesson.targets[0, 3:].tolist() == [0, 0, 0]
     assert lesson.targets.sum(1) == pytest.approx(1)
-    assert lesson.weights == pytest.approx(0.1 + 0.9 * np.minimum(1, spreads / scale))
+    assert lesson.weights == pytest.approx(spreads / scale)
 
 
 def test_a_mirror_swaps_left_and_right_in_frames_and_in_actions(taught):
