@@ -221,11 +221,13 @@ class Imitation(Lesson):
         return loss, (log_probs.argmax(1) == targets.argmax(1)).float().mean()
 
 
-def play_score(vlm: PixelVLM, game_name: str, protocol: Any, games: int, temperature: float = 0.0) -> list[float]:
+def play_score(
+    vlm: PixelVLM, game_name: str, protocol: Any, games: int, temperature: float = 0.0, engine: str = "torch"
+) -> list[float]:
     """Return the scores of whole games on the seeds that choosing checkpoints may use."""
     game = find_game(game_name)
     with make_envs(game, games, protocol) as envs:
-        agent = VlmAgent(vlm, game.title, envs.action_names, temperature=temperature)
+        agent = VlmAgent(vlm, game.title, envs.action_names, temperature=temperature, engine=engine)
         turns = play_games(agent, envs, episode_seeds(SELECTION_SEED, games))
         return [turn.score for turn in turns if turn.ended]
 

@@ -36,6 +36,8 @@ class Args:
     """The temperatures to choose from."""
     games: int = 8
     """Whole games of each kind at each temperature."""
+    engine: str = "torch"
+    """What computes the scores of the trials: torch (float32) or openvino (what play uses on a CPU)."""
     protocol: str = "machado2018"
     """The evaluation protocol."""
 
@@ -58,7 +60,7 @@ def ship(args: Args) -> dict[str, Any]:
         vlm = checkpoint.load(Path(room) / "half")
     trials: list[dict[str, Any]] = []
     for temperature in args.temperatures:
-        scores = {game: play_score(vlm, game, protocol, args.games, temperature) for game in sorted(teachers)}
+        scores = {game: play_score(vlm, game, protocol, args.games, temperature, args.engine) for game in sorted(teachers)}
         share = float(np.mean([np.mean(scores[game]) / teachers[game] for game in teachers]))
         trials.append({"temperature": temperature, "of_teacher": share, "scores": scores})
         means = ", ".join(f"{game} {np.mean(found):.0f}" for game, found in scores.items())

@@ -17,7 +17,7 @@ def test_the_temperature_that_plays_best_ships_with_the_weights_that_played(tmp_
     checkpoint.save(build("tiny", 1), tmp_path / "model", {"games": ["Carnival", "MsPacman"], "datasets": datasets})
     played = []
 
-    def scores(vlm, game, protocol, games, temperature):
+    def scores(vlm, game, protocol, games, temperature, engine):
         played.append(vlm)
         return [{("Carnival", 0.0): 500.0, ("MsPacman", 0.5): 90.0}.get((game, temperature), 10.0)] * games
 
