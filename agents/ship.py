@@ -52,7 +52,9 @@ def ship(args: Args) -> dict[str, Any]:
     """Choose and store; return what `training.json` tells of the choice."""
     protocol = find_protocol(args.protocol)
     training = checkpoint.read_training(args.checkpoint)
-    teachers = {data["game"]: max(data["mean_score"], 1.0) for data in training.get("datasets", [])}
+    teachers: dict[str, float] = {}
+    for data in training.get("datasets", []):  # a student's games may lie among them: the best player is the teacher
+        teachers[data["game"]] = max(data["mean_score"], teachers.get(data["game"], 1.0))
     if not teachers:
         raise EnvsError(f"{args.checkpoint} was not trained to play: its training.json names no datasets")
     with tempfile.TemporaryDirectory() as room:
@@ -60,7 +62,9 @@ def ship(args: Args) -> dict[str, Any]:
         vlm = checkpoint.load(Path(room) / "half")
     trials: list[dict[str, Any]] = []
     for temperature in args.temperatures:
-        scores = {game: play_score(vlm, game, protocol, args.games, temperature, args.engine) for game in sorted(teachers)}
+        scores = {
+            game: play_score(vlm, game, protocol, args.games, temperature, args.engine) for game in sorted(teachers)
+        }
         share = float(np.mean([np.mean(scores[game]) / teachers[game] for game in teachers]))
         trials.append({"temperature": temperature, "of_teacher": share, "scores": scores})
         means = ", ".join(f"{game} {np.mean(found):.0f}" for game, found in scores.items())
