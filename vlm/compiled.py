@@ -2,7 +2,7 @@
 
 OpenVINO traces the pass of a `ChoiceScorer` once (seconds) and fuses, lays out and schedules it for the processor at
 hand. Where that computes bfloat16 natively, so does the graph: scores then differ from float32's in about the second
-decimal, and the choice of an action almost never does (`experiments.bench_decide` measures how often).
+decimal, and where two answers are as good as equal the choice may differ (`experiments.bench_decide` measures it).
 """
 
 import warnings
