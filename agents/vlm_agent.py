@@ -86,21 +86,23 @@ class VlmAgent:
     @torch.inference_mode()
     def act(self, frames: np.ndarray) -> Actions:
         """Answer the frames uint8[n, H, W, 3] of all lanes."""
-        pixels = self.vlm.pixels(self._memory.add(frames))
+        stacks = self._memory.add(frames)
         if self.decode == "generate":
-            return self._spoken(generate_answers(self.vlm, pixels, self._prompt))
-        scores = self._log_probs(pixels).softmax(-1).cpu().numpy()
+            return self._spoken(generate_answers(self.vlm, self.vlm.pixels(stacks), self._prompt))
+        log_probs = self._log_probs(stacks)
+        shares = np.exp(log_probs - log_probs.max(axis=1, keepdims=True))
+        scores = shares / shares.sum(axis=1, keepdims=True)
         indices = self._choose(scores)
         texts = tuple(self.action_names[i] for i in indices)
         return Actions(indices, texts, scores, np.zeros(len(frames), dtype=bool))
 
-    def _log_probs(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _log_probs(self, stacks: np.ndarray) -> np.ndarray:
         """Score with the engine asked for; a graph is compiled at the first frame of its shape."""
-        if self._engine == "torch" or (self._engine == "auto" and (len(pixels) > 1 or pixels.device.type != "cpu")):
-            return self._scorer.log_probs(pixels)
-        if self._compiled is None or self._compiled.shape != tuple(pixels.shape):
-            self._compiled = CompiledScorer(self._scorer, pixels)
-        return self._compiled.log_probs(pixels)
+        if self._engine == "torch" or (self._engine == "auto" and (len(stacks) > 1 or self.vlm.device.type != "cpu")):
+            return self._scorer.log_probs(self.vlm.pixels(stacks)).cpu().numpy()
+        if self._compiled is None or self._compiled.shape != stacks.shape:
+            self._compiled = CompiledScorer(self._scorer, stacks)
+        return self._compiled.log_probs(stacks)
 
     def _choose(self, scores: np.ndarray) -> np.ndarray:
         if self.temperature == 0:

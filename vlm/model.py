@@ -7,6 +7,7 @@ does not depend on how a model class names its parts.
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from vlm.errors import VlmError
@@ -70,14 +71,12 @@ class PixelVLM:
             raise VlmError(f"expected frames uint8[B, {self.history}, H, W, 3], got {frames.dtype}{list(frames.shape)}")
         kind = self.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
-        batch, _, height, width, _ = frames.shape
+        height, width = frames.shape[2:4]
         rows, columns = (-(-(size + EDGE) // GRID) * GRID for size in (height, width))
-        pixels = torch.zeros(batch, rows, columns, 3 * self.history, dtype=dtype, device=self.device)
-        now = frames[:, -1].to(dtype)  # [B, H, W, 3]
-        pixels[:, :height, :width, :3] = now
-        for past in range(self.history - 1):
-            pixels[:, :height, :width, 3 * past + 3 : 3 * past + 6] = now - frames[:, past].to(dtype)
-        return pixels.mul_(1 / 256).permute(0, 3, 1, 2)
+        planes = frames.permute(0, 1, 4, 2, 3).to(dtype)  # [B, history, 3, H, W]
+        now = planes[:, -1]
+        seen = torch.cat([now, *(now - planes[:, past] for past in range(self.history - 1))], dim=1)
+        return functional.pad(seen, (0, columns - width, 0, rows - height)).mul_(1 / 256)
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:
         """Return the connector's output for `pixels`, [B, N, text width]: the image tokens the decoder reads."""
