@@ -1,4 +1,4 @@
-"""Agents by the word a user types: `vlm`, `vlm:DIR`, `random`, `planner`, `sb3:PATH`, `human`."""
+"""Agents by the word a user types: `vlm`, `vlm:DIR`, `random`, `planner`, `pathfinder`, `sb3:PATH`, `human`."""
 
 import difflib
 from pathlib import Path
@@ -9,7 +9,8 @@ from envs.atari import EmulatorEnvs, Lanes
 from envs.errors import EnvsError
 
 SHIPPED = Path(__file__).resolve().parent.parent / "vlm" / "weights" / "nano"
-KINDS = ("vlm", "random", "planner", "sb3", "human")
+KINDS = ("vlm", "random", "planner", "pathfinder", "sb3", "human")
+SEARCHERS = ("planner", "pathfinder")
 
 
 def split_spec(spec: str) -> tuple[str, str | None]:
@@ -25,7 +26,7 @@ def split_spec(spec: str) -> tuple[str, str | None]:
 
 def needs_emulator(spec: str) -> bool:
     """Whether an agent searches the emulator that it plays on."""
-    return split_spec(spec)[0] == "planner"
+    return split_spec(spec)[0] in SEARCHERS
 
 
 def make_agent(
@@ -39,11 +40,11 @@ def make_agent(
     kind, path = split_spec(spec)
     if kind == "random":
         return RandomAgent(envs.action_names)
-    if kind == "planner":
-        from agents.planner_agent import PlannerAgent
+    if kind in SEARCHERS:
+        from agents.planner_agent import PlannerAgent, find_paths
 
         assert isinstance(envs, EmulatorEnvs)
-        return PlannerAgent(envs)
+        return PlannerAgent(envs, find_paths(envs) if kind == "pathfinder" else None, kind)
     if kind == "sb3":
         from agents.sb3_agent import Sb3Agent
 

@@ -11,8 +11,10 @@ from copy import copy
 import numpy as np
 
 from agents.agent import Actions
+from agents.maze_search import MazeSearch
 from agents.search import AimSearch, Search, Stakes, WanderSearch
 from envs.atari import EmulatorEnvs
+from envs.errors import EnvsError
 from envs.games import Game
 
 STAKES = {
@@ -53,13 +55,18 @@ def _opposites(names: list[str]) -> dict[int, int]:
     return {i: names.index(name) for i, name in enumerate(turned) if name in names and name != names[i]}
 
 
+def find_paths(envs: EmulatorEnvs) -> MazeSearch:
+    """Return the search of a game's shortest paths; refused for a game whose mazes it cannot read."""
+    if envs.game.name != "MsPacman":
+        raise EnvsError(f"expected Ms. Pac-Man for a pathfinder, got {envs.game.title}; nearest agent: planner")
+    return MazeSearch(envs.action_names)
+
+
 class PlannerAgent:
     """Plays the action of the highest value that the search finds; the same seed plays the same game."""
 
-    name = "planner"
-
-    def __init__(self, envs: EmulatorEnvs, search: Search | None = None):
-        self.envs = envs
+    def __init__(self, envs: EmulatorEnvs, search: Search | None = None, name: str = "planner"):
+        self.envs, self.name = envs, name
         self._first = search or default_search(envs.game, envs.action_names)
         self._searches: list[Search] = []
         self._rngs: list[np.random.Generator] = []

@@ -12,14 +12,20 @@ from torch import Tensor, nn
 
 
 def windows(image: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
-    """Return the windows of [B, C, H, W] that a convolution sees, [B, H', W', kernel, kernel, C]."""
+    """Return the windows of [B, C, H, W] that a convolution sees, copied: [B * H' * W', kernel * kernel * C]."""
     batch, channels, height, width = image.shape
     padded = image.new_zeros(batch, height + 2 * padding, width + 2 * padding, channels)
     padded[:, padding : padding + height, padding : padding + width] = image.permute(0, 2, 3, 1)
     rows, columns = (height + 2 * padding - kernel) // stride + 1, (width + 2 * padding - kernel) // stride + 1
-    step_b, step_h, step_w, step_c = padded.stride()
-    shape = (batch, rows, columns, kernel, kernel, channels)
-    return padded.as_strided(shape, (step_b, step_h * stride, step_w * stride, step_h, step_w, step_c))
+    lines = padded.view(torch.float32) if _can_pair(padded, channels) else padded  # half as many numbers to copy
+    step_b, step_h, step_w, _ = lines.stride()
+    shape = (batch, rows, columns, kernel, kernel * step_w)  # a line of a window lies in one piece
+    seen = lines.as_strided(shape, (step_b, step_h * stride, step_w * stride, step_h, 1)).flatten(0, 2).flatten(1)
+    return seen.view(image.dtype)
+
+
+def _can_pair(padded: Tensor, channels: int) -> bool:
+    return padded.element_size() == 2 and channels % 2 == 0
 
 
 class _Product(torch.autograd.Function):
@@ -28,22 +34,21 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
         seen = windows(image, weight.shape[-1], stride, padding)
-        batch, rows, columns = seen.shape[:3]
         matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)  # [O, kernel * kernel * C], no copy
-        made = torch.addmm(bias, seen.reshape(batch * rows * columns, -1), matrix.t())
-        ctx.save_for_backward(image, matrix)
-        ctx.kernel, ctx.stride, ctx.padding = weight.shape[-1], stride, padding
-        return made.view(batch, rows, columns, -1).permute(0, 3, 1, 2)
+        made = torch.addmm(bias, seen, matrix.t())
+        ctx.save_for_backward(seen, matrix)
+        ctx.size, ctx.kernel, ctx.stride, ctx.padding = image.shape, weight.shape[-1], stride, padding
+        rows = (image.shape[2] + 2 * padding - ctx.kernel) // stride + 1
+        return made.view(len(image), rows, -1, len(weight)).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        image, matrix = ctx.saved_tensors
+        seen, matrix = ctx.saved_tensors
         kernel, stride, padding = ctx.kernel, ctx.stride, ctx.padding
-        batch, channels, height, width = image.shape
+        batch, channels, height, width = ctx.size
         outer = gradients[0].permute(0, 2, 3, 1)  # [B, H', W', O]
         rows, columns = outer.shape[1:3]
         flat = outer.reshape(batch * rows * columns, -1)
-        seen = windows(image, kernel, stride, padding).reshape(len(flat), -1)
         weight = (flat.t() @ seen).view(-1, kernel, kernel, channels).permute(0, 3, 1, 2)
         inner = None
         if ctx.needs_input_grad[0]:
