@@ -23,7 +23,7 @@ import tyro
 from tqdm import tqdm
 
 from agents.agent import Agent
-from agents.build import SHIPPED, make_agent, needs_emulator, split_spec
+from agents.build import SEARCHERS, SHIPPED, make_agent, needs_emulator, split_spec
 from agents.command import run
 from agents.results import new_result, read_result, write_result
 from agents.rollout import Turn, play_games
@@ -45,7 +45,8 @@ class Args:
     game: str = "Carnival"
     """The game, in any reasonable spelling: Carnival, "Ms. Pac-Man", ALE/Pong-v5."""
     agent: str = "vlm"
-    """Who plays: vlm, vlm:DIR, random, planner (a teacher with access to the simulator), sb3:PATH or human."""
+    """Who plays: vlm, vlm:DIR, random, planner or pathfinder (teachers with access to the
+    simulator), sb3:PATH or human."""
     checkpoint: Path | None = None
     """The model that plays; by default the one that ships with the repository."""
     episodes: int = 1
@@ -237,7 +238,7 @@ def _measured(game: Game) -> list[tuple[str, float, str]]:
     for row in read_result(SCORES)["rows"]:
         if row["game"] == game.name:
             found.setdefault(row["agent"], []).extend(row["scores"])
-    notes = {"planner": "; a teacher with access to the simulator"}
+    notes = dict.fromkeys(SEARCHERS, "; a teacher with access to the simulator")
     return [
         (f"{name} (committed)", float(np.mean(scores)), f"{len(scores)} games{notes.get(name, '')}")
         for name, scores in found.items()

@@ -41,9 +41,9 @@ class Args:
     out: Path
     """The dataset directory; an existing one of the same game, protocol and agent is continued."""
     agent: str = "planner"
-    """Who plays: planner, vlm, vlm:DIR, sb3:PATH, random or human."""
+    """Who plays: planner, pathfinder (Ms. Pac-Man only), vlm, vlm:DIR, sb3:PATH, random or human."""
     teacher: str | None = None
-    """Who gives the action values, where it is not the player: planner, usually."""
+    """Who gives the action values, where it is not the player: planner or pathfinder."""
     episodes: int = 10
     """How many whole games the dataset shall hold of this seed."""
     seed: int = 0
@@ -208,7 +208,9 @@ def make_player(args: Args, envs: Lanes) -> Agent:
     if args.teacher:
         teacher = make_agent(args.teacher, envs)
         if not hasattr(teacher, "values"):
-            raise EnvsError(f"--teacher must be an agent that values every action: planner; got {args.teacher!r}")
+            raise EnvsError(
+                f"--teacher must be an agent that values every action (planner, pathfinder), got {args.teacher!r}"
+            )
         player = TaughtAgent(player, cast(Teacher, teacher), args.teach_every, len(envs.action_names))
     return player
 
@@ -226,7 +228,7 @@ def record(args: Args) -> Path:
             action_names=envs.action_names,
             protocol=protocol,
             agent=player.name,
-            labels=args.teacher or (args.agent if args.agent == "planner" else None),
+            labels=args.teacher or (args.agent if needs_emulator(args.agent) else None),
             commit=git_commit(),
             versions=package_versions(),
         )

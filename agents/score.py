@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from agents.build import SHIPPED, make_agent, needs_emulator, split_spec
+from agents.build import SEARCHERS, SHIPPED, make_agent, needs_emulator, split_spec
 from agents.command import run
 from agents.results import new_result, read_result, write_result
 from agents.rollout import play_games
@@ -39,7 +39,7 @@ class Args:
     """Score agents on games, in step over many lanes, with intervals."""
 
     agents: tuple[str, ...]
-    """Who plays: vlm, vlm:DIR, random, planner, sb3:PATH."""
+    """Who plays: vlm, vlm:DIR, random, planner, pathfinder (Ms. Pac-Man only), sb3:PATH."""
     games: tuple[str, ...]
     """On what, in any reasonable spelling."""
     out: Path
@@ -88,7 +88,7 @@ class Job:
             row["decode"] = args.decode
             row["temperature"] = self.temperature
             row["engine"] = args.engine
-        if kind == "planner":
+        if kind in SEARCHERS:
             row["note"] = "teacher with access to the simulator"
         return row
 
