@@ -18,6 +18,7 @@ Nothing is learnt and nothing is read from the console's memory; the same frame 
 
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -36,7 +37,7 @@ DOT = 40  # pixels: a region of such a colour is an object up to this size
 SMALL = 24  # pixels: a region up to this size is part of what it touches
 SPRITE = 34  # rows or columns: nothing grows beyond this by joining
 SPECK = 2  # pixels: what is smaller is no object
-EDGE = 16  # rows within which the pieces at one edge of the frame are one object
+EDGES, GAP = (0, 8), 4  # columns where the picture begins (the console may blank 8); rows between pieces cut there
 AROUND = np.ones((3, 3), dtype=bool)  # neighbours at corners count
 
 COLOURS = {  # a word's examples, as the console shows them
@@ -108,8 +109,8 @@ class Kind:
     whole: bool = False
 
 
-GHOST = {"height": (5, 10), "width": (4, 9), "size": (24, 80)}
-EYES = {"height": (3, 5), "width": (6, 9), "size": (8, 23)}
+GHOST: dict[str, Any] = {"height": (5, 10), "width": (4, 9), "size": (24, 80)}
+EYES: dict[str, Any] = {"height": (3, 5), "width": (6, 9), "size": (8, 23)}
 GHOSTS = {"red": 0xC84848, "pink": 0xC659B3, "cyan": 0x54B899, "orange": 0xB47A30, "blue": 0x4272C2, "white": 0xD6D6D6}
 KINDS = {  # the first that fits
     "Carnival": (
@@ -194,7 +195,7 @@ class _Regions:
         total = int(counts.sum())
         self.floor = int(colours[counts.argmax()])
         self.wall, most = -1, 0
-        self.labels = np.zeros(codes.shape, dtype=np.int32)
+        self.labels: np.ndarray = np.zeros(codes.shape, dtype=np.int32)
         self.codes: list[int] = []
         self.sizes: list[int] = []
         self.boxes: list[Box] = []
@@ -208,7 +209,7 @@ class _Regions:
     def _number(self, code: int, place: tuple[slice, slice], mask: np.ndarray, total: int, share: int) -> bool:
         """Number the regions of one colour that may be objects; return whether it has a scenery's region."""
         height, width = self.labels.shape
-        parts, _ = ndimage.label(mask, AROUND)
+        parts = np.asarray(ndimage.label(mask, AROUND)[0])
         sizes = np.bincount(parts.ravel())[1:]
         boxes = ndimage.find_objects(parts)
         tall = np.array([rows.stop - rows.start for rows, _ in boxes])
@@ -275,14 +276,14 @@ def _near(regions: _Regions) -> set[tuple[int, int]]:
     """Return the pairs that belong together without touching: inside, twins, cut by the frame's edge."""
     if not regions.boxes:
         return set()
-    top, left, bottom, right = np.array(regions.boxes).T[:, :, None]  # [N, 1] each
+    top, left, bottom, right = (side[:, None] for side in np.array(regions.boxes).T)  # [N, 1] each
     size, code = np.array(regions.sizes)[:, None], np.array(regions.codes)[:, None]
-    same, width = code == code.T, regions.labels.shape[1]
+    same, width = code == code.T, regions.labels.shape[-1]
     inside = (top >= top.T) & (left >= left.T) & (bottom <= bottom.T) & (right <= right.T) & (size <= SMALL)
     twins = same & (top == top.T) & (bottom == bottom.T) & (size == size.T) & (size <= SMALL)
     twins &= (left.T - right >= 0) & (left.T - right <= 2)
-    edge = same & (((left == 0) & (left.T == 0)) | ((right == width) & (width == right.T)))
-    edge &= np.maximum(bottom, bottom.T) - np.minimum(top, top.T) <= EDGE
+    edge = same & (np.isin(left, EDGES) & (left == left.T) | (right == width) & (width == right.T))
+    edge &= np.maximum(top, top.T) - np.minimum(bottom, bottom.T) <= GAP
     np.fill_diagonal(inside, False)
     return {(int(min(pair)), int(max(pair))) for pair in np.argwhere(inside | twins | edge) if pair[0] != pair[1]}
 
