@@ -119,6 +119,8 @@ class Questions(Dataset):
 class PixelValues(Lesson):
     """PVP as a lesson: cross-entropy on the tokens of the answer, its end included."""
 
+    vlm: PixelVLM
+
     def __init__(self, vlm: PixelVLM, bf16: bool):
         super().__init__(vlm, bf16)
         self.shared = torch.tensor(vlm.tokenizer(PIXEL_PREFIX, add_special_tokens=False)["input_ids"])

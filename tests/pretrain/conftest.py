@@ -1,0 +1,31 @@
+"""Small datasets of two games whose frames differ in colour, number and place of rectangles."""
+
+import numpy as np
+import pytest
+
+from envs.episodes import DatasetInfo, Episode, EpisodeWriter
+from envs.protocol import MACHADO2018
+
+COLOURS = ((200, 72, 72), (66, 114, 194), (187, 187, 53), (66, 158, 130), (236, 236, 236))
+
+
+def draw_frame(rng, floor):
+    """One to four rectangles of one size, each in a cell of its own, on a plain floor: uint8[210, 160, 3]."""
+    frame = np.full((210, 160, 3), floor, dtype=np.uint8)
+    for cell in rng.permutation(9)[: rng.integers(1, 5)]:
+        row, column = 30 + 65 * (cell // 3), 22 + 53 * (cell % 3)
+        frame[row : row + 10, column : column + 8] = COLOURS[rng.integers(len(COLOURS))]
+    return frame
+
+
+@pytest.fixture(scope="session")
+def two_games(tmp_path_factory):
+    """Directories of two games, four episodes of ten frames each."""
+    place, rng = tmp_path_factory.mktemp("games"), np.random.default_rng(0)
+    for game, floor in (("Pong", (0, 0, 0)), ("Breakout", (0, 28, 136))):
+        info = DatasetInfo(game, ("noop", "fire"), MACHADO2018, "random", None, "abc", {})
+        writer = EpisodeWriter(place / game, info)
+        for seed in range(1, 5):
+            frames = np.stack([draw_frame(rng, floor) for _ in range(10)])
+            writer.append(Episode(frames, np.zeros(10, int), np.zeros(10, np.float32), None, True, False, seed))
+    return place / "Pong", place / "Breakout"
