@@ -2,7 +2,7 @@
 
     config.json, model.safetensors    transformers' own; `AutoModelForImageTextToText.from_pretrained(DIR)`
     tokenizer.json, ...               transformers' own; `AutoTokenizer.from_pretrained(DIR)`
-    pvplay.json                       what is ours: the kind of checkpoint and the frames of history
+    pvplay.json                       what is ours: the kind of checkpoint, the frames of history, the canvas if any
     training.json                     how it was made: commands, seeds, commit, games, figures
 
 A checkpoint is written aside and moved into place whole.
@@ -13,24 +13,25 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoTokenizer
 
 from vlm.errors import VlmError
-from vlm.model import PixelVLM
+from vlm.model import PixelModel, PixelVLM
 
 OURS, TRAINING, WEIGHTS = "pvplay.json", "training.json", "model.safetensors"
-KIND = "pvplay-vlm"
+
+Model = TypeVar("Model", bound=PixelModel)
 
 
 class CheckpointError(VlmError):
     """A checkpoint that is missing, damaged or of another kind; the message names the file."""
 
 
-def save(vlm: PixelVLM, directory: Path, training: dict[str, Any] | None = None, half: bool = False) -> None:
+def save(vlm: PixelModel, directory: Path, training: dict[str, Any] | None = None, half: bool = False) -> None:
     """Write a checkpoint; an old one of that name is replaced when the new one is whole.
 
     With `half` the weights are stored in bfloat16, half the size, and read back into float32.
@@ -44,7 +45,8 @@ def save(vlm: PixelVLM, directory: Path, training: dict[str, Any] | None = None,
         weights = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
     vlm.model.save_pretrained(aside, state_dict=weights)
     vlm.tokenizer.save_pretrained(aside)
-    (aside / OURS).write_text(json.dumps({"kind": KIND, "history": vlm.history}, indent=1) + "\n")
+    ours = {"kind": vlm.kind, "history": vlm.history} | ({"canvas": vlm.canvas} if vlm.canvas else {})
+    (aside / OURS).write_text(json.dumps(ours, indent=1) + "\n")
     (aside / TRAINING).write_text(json.dumps(training or {}, indent=1) + "\n")
     old = directory.with_name(f".{directory.name}.old.{os.getpid()}")
     if directory.exists():
@@ -55,14 +57,19 @@ def save(vlm: PixelVLM, directory: Path, training: dict[str, Any] | None = None,
 
 def load(directory: Path) -> PixelVLM:
     """Return the model of a checkpoint, in float32 on the CPU, ready to be asked."""
+    return load_as(PixelVLM, directory)
+
+
+def load_as(form: type[Model], directory: Path) -> Model:
+    """Return what a checkpoint of one of our forms holds, in float32 on the CPU."""
     directory = Path(directory)
     ours = _read_json(directory, OURS)
-    if ours.get("kind") != KIND:
-        raise CheckpointError(f"{directory / OURS}: expected a checkpoint of kind {KIND}, got {ours.get('kind')}")
+    if ours.get("kind") != form.kind:
+        raise CheckpointError(f"{directory / OURS}: expected a checkpoint of kind {form.kind}, got {ours.get('kind')}")
     if not (directory / WEIGHTS).is_file():
         raise CheckpointError(f"{directory} is not a whole checkpoint: {WEIGHTS} is missing")
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
+        model, report = form.library.from_pretrained(
             directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
@@ -72,7 +79,7 @@ def load(directory: Path) -> PixelVLM:
     lacking = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
     if lacking:
         raise CheckpointError(f"{directory / WEIGHTS} does not fit its config.json: {', '.join(lacking[:3])}")
-    return PixelVLM(model.eval(), tokenizer, history=int(ours["history"]))
+    return form(model.eval(), tokenizer, history=int(ours["history"]), canvas=ours.get("canvas"))
 
 
 def _read_json(directory: Path, name: str) -> dict[str, Any]:

@@ -4,10 +4,12 @@ Encoder, connector and decoder are reached by role through the library's accesso
 does not depend on how a model class names its parts.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast
 
 from vlm.errors import VlmError
 
@@ -15,30 +17,20 @@ GRID = 24  # the stride of the encoder's middle stage
 EDGE = 2  # its first kernels end this much short of the last line of a whole grid
 
 
-class PixelVLM:
-    """A model and what it takes to ask it: `model` (transformers' own class), `tokenizer`, `history` in frames."""
+class PixelModel:
+    """A model and what it takes to ask it: `model` (transformers' own class), `tokenizer`, `history` in frames.
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, history: int):
-        self.model, self.tokenizer, self.history = model, tokenizer, history
+    `canvas`: rows and columns of the square that frames are laid on, for an encoder that asks for one size;
+    `kind`: the word for it in checkpoints; `library`: the class of transformers that reads it.
+    """
 
-    @property
-    def encoder(self) -> nn.Module:
-        """The vision encoder."""
-        return self.model.get_encoder(modality="image")
+    kind: str
+    library: Any
 
-    @property
-    def decoder(self) -> nn.Module:
-        """The causal language model, without its head."""
-        return self.model.get_decoder()
-
-    @property
-    def connector(self) -> nn.Module:
-        """The module between encoder and decoder: what is in neither of them, nor in the head."""
-        known = {id(self.encoder), id(self.decoder), id(self.model.get_output_embeddings())}
-        found = [child for child in self.model.model.children() if id(child) not in known]
-        if len(found) != 1:
-            raise VlmError(f"expected one connector in {type(self.model).__name__}, found {len(found)}")
-        return found[0]
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, history: int, canvas: int | None = None
+    ):
+        self.model, self.tokenizer, self.history, self.canvas = model, tokenizer, history, canvas
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,7 +55,8 @@ class PixelVLM:
         Returns:
             [B, 3 * history, rows, columns] in (-1, 1), in the autocast type where autocast is on; multiples of 24,
             with 2 lines or more of black below and to the right, so that kernels reach the last pixel; games of 210
-            and of 214 lines share one shape, 216 x 168.
+            and of 214 lines share one shape, 216 x 168. With a canvas, a square of that size, black below and to the
+            right.
         """
         frames = torch.as_tensor(frames, device=self.device)
         if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[1] != self.history:
@@ -71,13 +64,43 @@ class PixelVLM:
         kind = self.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
         batch, _, height, width, _ = frames.shape
-        rows, columns = (-(-(size + EDGE) // GRID) * GRID for size in (height, width))
+        if self.canvas is None:
+            rows, columns = (-(-(size + EDGE) // GRID) * GRID for size in (height, width))
+        elif max(height, width) <= self.canvas:
+            rows = columns = self.canvas
+        else:
+            raise VlmError(f"expected frames of at most {self.canvas} rows and columns, got {height} x {width}")
         pixels = torch.zeros(batch, rows, columns, 3 * self.history, dtype=dtype, device=self.device)
         now = frames[:, -1].to(dtype)  # [B, H, W, 3]
         pixels[:, :height, :width, :3] = now
         for past in range(self.history - 1):
             pixels[:, :height, :width, 3 * past + 3 : 3 * past + 6] = now - frames[:, past].to(dtype)
         return pixels.mul_(1 / 256).permute(0, 3, 1, 2)
+
+
+class PixelVLM(PixelModel):
+    """A vision-language model with its encoder, connector and decoder by role."""
+
+    kind, library = "pvplay-vlm", AutoModelForImageTextToText
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The vision encoder."""
+        return self.model.get_encoder(modality="image")
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The causal language model, without its head."""
+        return self.model.get_decoder()
+
+    @property
+    def connector(self) -> nn.Module:
+        """The module between encoder and decoder: what is in neither of them, nor in the head."""
+        known = {id(self.encoder), id(self.decoder), id(self.model.get_output_embeddings())}
+        found = [child for child in self.model.model.children() if id(child) not in known]
+        if len(found) != 1:
+            raise VlmError(f"expected one connector in {type(self.model).__name__}, found {len(found)}")
+        return found[0]
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:
         """Return the connector's output for `pixels`, [B, N, text width]: the image tokens the decoder reads."""

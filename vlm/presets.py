@@ -6,13 +6,17 @@ of the last stage spans nearly the whole grid of the stage before (9 of 9 x 7), 
 is a picture of the whole frame from its own place: with smaller kernels, where things are was learnt far more slowly.
 The finer stages remain for a mask head. The decoder is a small Llama. Frames of the past lie on the channels, so that
 motion costs no tokens.
+
+Presets with a canvas have the paper's own architecture instead: a CLIP vision transformer (Radford et al. 2021) over
+square patches, of whose last layer but one every patch is an image token, as in LLaVA. It can start from a tower that
+`pretrain.contrast` has trained (`vlm.clip.adopt_tower`).
 """
 
 import difflib
 from dataclasses import dataclass
 
 import torch
-from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SegformerConfig
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SegformerConfig
 
 from vlm.errors import VlmError
 from vlm.model import PixelVLM
@@ -25,23 +29,28 @@ class Preset:
 
     widths, depths, heads: of the encoder's three stages, at strides 8, 24 and 72; text_*: of the decoder;
     spread: standard deviation of the initial weights, about one over the root of the widths, since the library's
-    default is made for widths ten times as large; history: how many frames it sees, the present one included.
+    default is made for widths ten times as large; history: how many frames it sees, the present one included;
+    canvas, patch: of a CLIP tower, which has one stage: the side of its square and of its patches, in pixels.
     """
 
-    widths: tuple[int, int, int]
-    depths: tuple[int, int, int]
-    heads: tuple[int, int, int]
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
     text_width: int
     text_layers: int
     text_heads: int
     text_mlp: int
     spread: float
     history: int = 2
+    canvas: int | None = None
+    patch: int = 18
 
 
 PRESETS = {
     "tiny": Preset((8, 16, 32), (1, 1, 1), (1, 1, 2), 32, 1, 2, 64, 0.1),
     "nano": Preset((64, 128, 256), (1, 1, 1), (1, 2, 4), 256, 2, 4, 704, 0.06),
+    "tiny-clip": Preset((32,), (2,), (2,), 32, 1, 2, 64, 0.1, history=1, canvas=216, patch=36),
+    "nano-clip": Preset((192,), (6,), (3,), 256, 2, 4, 704, 0.06, history=1, canvas=216),
     "small": Preset((128, 256, 512), (2, 2, 4), (1, 2, 8), 512, 6, 8, 1408, 0.04),
 }
 
@@ -58,21 +67,34 @@ def build(name: str, seed: int = 0) -> PixelVLM:
     """Return a model of a preset with random weights drawn from `seed`, in float32, on the CPU."""
     preset, tokenizer = find_preset(name), build_tokenizer()
     config = LlavaConfig(
-        vision_config=_vision_config(preset),
+        vision_config=vision_config(preset),
         text_config=_text_config(preset, tokenizer),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
+        vision_feature_layer=-2 if preset.canvas else -1,
+        vision_feature_select_strategy="default" if preset.canvas else "full",
+        image_seq_length=(preset.canvas // preset.patch) ** 2 if preset.canvas else 576,
         tie_word_embeddings=True,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(config)
-    return PixelVLM(model.eval(), tokenizer, history=preset.history)
+    return PixelVLM(model.eval(), tokenizer, history=preset.history, canvas=preset.canvas)
 
 
-def _vision_config(preset: Preset) -> SegformerConfig:
+def vision_config(preset: Preset) -> SegformerConfig | CLIPVisionConfig:
+    """Return the configuration of a preset's encoder."""
+    if preset.canvas:
+        return CLIPVisionConfig(
+            num_channels=3 * preset.history,
+            image_size=preset.canvas,
+            patch_size=preset.patch,
+            hidden_size=preset.widths[0],
+            intermediate_size=4 * preset.widths[0],
+            num_hidden_layers=preset.depths[0],
+            num_attention_heads=preset.heads[0],
+            hidden_act="gelu",
+        )
     return SegformerConfig(
         num_channels=3 * preset.history,
         num_encoder_blocks=3,

@@ -6,6 +6,7 @@ say) is spelt letter by letter, so that any text can be written; what cannot be 
 """
 
 import string
+from collections.abc import Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
@@ -87,20 +88,28 @@ def _vocabulary() -> dict[str, int]:
     return {word: index for index, word in enumerate(dict.fromkeys(words))}
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the tokenizer; it saves and loads as any of transformers' own."""
-    tokenizer = Tokenizer(WordPiece(_vocabulary(), unk_token="<unk>", max_input_chars_per_word=40))
+def build_tokenizer(more_words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Return the tokenizer; it saves and loads as any of transformers' own.
+
+    `more_words`, in lower case, become single tokens after all others, and the end of a text another token `<end>`,
+    the last: CLIP's text model takes an end token of id 2 for a mistake of its past and looks for the largest id.
+    """
+    vocabulary = _vocabulary()
+    for word in more_words:
+        vocabulary.setdefault(word, len(vocabulary))
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="<unk>", max_input_chars_per_word=40))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[^a-z0-9]"), "isolated")]
     )
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     tokenizer.add_tokens([AddedToken(part, normalized=False) for part in PIXEL_PARTS])
+    end = "<end>" if more_words else "</s>"
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<s>",
-        eos_token="</s>",
+        eos_token=end,
         unk_token="<unk>",
         extra_special_tokens={"image_token": "<image>"},
         padding_side="left",

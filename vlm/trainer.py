@@ -12,13 +12,13 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from vlm import checkpoint
 from vlm.convolution import use_products
-from vlm.model import PixelVLM
+from vlm.model import PixelModel, PixelVLM
 
 
 class Lesson(nn.Module):
     """What is trained: a subclass whose forward takes a batch and returns `loss` and what else is worth logging."""
 
-    def __init__(self, vlm: PixelVLM, bf16: bool):
+    def __init__(self, vlm: PixelModel, bf16: bool):
         super().__init__()
         vlm.model.set_attn_implementation("eager")  # on a CPU, backward through sdpa is a fifth slower
         if bf16 and vlm.device.type == "cpu":
@@ -28,6 +28,14 @@ class Lesson(nn.Module):
     def autocast(self) -> torch.autocast:
         """Compute in bfloat16 where that is safe, if asked to."""
         return torch.autocast(self.vlm.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def save(self, directory: Path, record: dict[str, Any]) -> None:
+        """Write a checkpoint of what is trained."""
+        checkpoint.save(self.vlm, directory, record)
+
+    def restore(self, directory: Path) -> None:
+        """Take the weights of a checkpoint of `save`."""
+        self.model.load_state_dict(checkpoint.load_as(type(self.vlm), directory).model.state_dict())
 
 
 class SpeakFirst(TrainerCallback):
@@ -83,11 +91,10 @@ class VlmTrainer(Trainer):
         super().log(logs, *rest)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        checkpoint.save(self.model.vlm, Path(output_dir or self.args.output_dir), self.record)
+        self.model.save(Path(output_dir or self.args.output_dir), self.record)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        loaded = checkpoint.load(Path(resume_from_checkpoint))
-        self.model.vlm.model.load_state_dict(loaded.model.state_dict())
+        self.model.restore(Path(resume_from_checkpoint))
 
 
 def train(
