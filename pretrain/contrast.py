@@ -1,0 +1,216 @@
+"""Contrast: a small CLIP learns from frames of many games and captions that say what is there (Radford et al. 2021).
+
+    python -m agents.record --game Pong --agent random --episodes 12 --max-frames 1600 --out data/random-Pong
+    python -m pretrain.contrast --data data/random-* --out runs/contrast --steps 800
+    python -m pretrain.semantics --clip runs/contrast/last --data data/random-* --out experiments/results/semantics.json
+
+It is the semantic encoder that pixel value prediction starts from where no public weights can be had: captions name
+the game, its objects, their number and place, and no pixel value (`pretrain.captions`). The last `--hold-episodes`
+episodes of every dataset are never trained on. The result loads with plain `CLIPModel.from_pretrained`, and its tower
+is the encoder of the preset (`vlm.clip.adopt_tower`). With a public CLIP or SigLIP this step is not needed.
+A run that was killed goes on from its last checkpoint when the command is repeated.
+"""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from envs.episodes import EpisodeDataset
+from envs.errors import EnvsError
+from envs.games import find_game
+from pretrain.captions import Thing, caption_tokenizer, see_things, write_caption
+from vlm import checkpoint
+from vlm.clip import PixelClip, build_clip, load_clip
+from vlm.errors import VlmError
+from vlm.provenance import command_line, git_commit, package_versions
+from vlm.trainer import Lesson, train
+
+UNTITLED = 0.3  # share of captions that do not tell the game, so that objects have to be looked at
+
+
+@dataclass
+class Args:
+    """Train a small CLIP on frames of games and captions."""
+
+    data: tuple[Path, ...]
+    """Dataset directories (`agents.record`), one or more a game; more games teach more."""
+    out: Path
+    """Where the run lives: checkpoints, TensorBoard and `last`."""
+    preset: str = "nano-clip"
+    """The preset whose encoder is the vision tower: nano-clip or tiny-clip."""
+    init: Path | None = None
+    """A CLIP of an earlier run to start from, instead of a new one."""
+    steps: int = 800
+    """Optimizer steps."""
+    images: int = 96
+    """Frames a step, each with its caption: every other frame's caption is a wrong one."""
+    games: int = 8
+    """Datasets a step's frames come from: fewer, and frames of one game are told apart more."""
+    hold_episodes: int = 2
+    """The last episodes of every dataset, kept for measuring."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.1
+    """Weight decay on matrices."""
+    warmup_steps: int = 60
+    """Steps of linear warm-up."""
+    seed: int = 0
+    """Seed of the initial weights, of the frames and of their captions."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    bf16: bool = True
+    """Compute in bfloat16 where that is safe; the weights stay float32."""
+    workers: int = 1
+    """Processes that decode and caption frames ahead."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "images", "games", "save_every", "hold_episodes"):
+            if getattr(self, name) < 1:
+                raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.images < 2 * self.games:
+            raise EnvsError(f"--images must be at least twice --games, {2 * self.games}; got {self.images}")
+
+
+def split_rows(data: EpisodeDataset, hold_episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows to train on, and those of the last `hold_episodes` episodes, int[N] and int[M]."""
+    firsts = np.unique(data.starts)
+    if len(firsts) <= hold_episodes:
+        raise EnvsError(
+            f"expected more than {hold_episodes} episodes in {data.path}, since as many are held out; got {len(firsts)}"
+        )
+    rows = np.arange(len(data))
+    held = data.starts >= firsts[-hold_episodes]
+    return rows[~held], rows[held]
+
+
+def lay(frame: np.ndarray, canvas: int) -> np.ndarray:
+    """Return a frame uint8[H, W, 3] on a black square, uint8[canvas, canvas, 3], as `PixelModel.pixels` lays it."""
+    height, width, _ = frame.shape
+    if max(height, width) > canvas:
+        raise VlmError(f"expected frames of at most {canvas} rows and columns, got {height} x {width}")
+    square = np.zeros((canvas, canvas, 3), dtype=np.uint8)
+    square[:height, :width] = frame
+    return square
+
+
+class Pairs(Dataset):
+    """Step i's frames and captions, drawn from the seed and i alone; equally many frames of each of its games."""
+
+    def __init__(self, sets: list[EpisodeDataset], clip: PixelClip, args: Args):
+        assert clip.canvas is not None
+        self.sets, self.clip, self.canvas, self.args = sets, clip, clip.canvas, args
+        self.rows = [split_rows(data, args.hold_episodes)[0] for data in sets]
+        self.titles = [find_game(data.info.game).title for data in sets]
+        for data in sets:
+            try:
+                lay(data.frame(0), self.canvas)
+            except VlmError as error:
+                raise VlmError(f"{data.path}: {error}") from error
+        self._seen: dict[tuple[int, int], tuple[Thing, ...]] = {}
+
+    def __len__(self) -> int:
+        return self.args.steps
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        rng = np.random.default_rng([self.args.seed, step])
+        games = rng.permutation(len(self.sets))[: self.args.games]
+        drawn = [self._draw(int(games[i % len(games)]), rng) for i in range(self.args.images)]
+        frames, captions = zip(*drawn, strict=True)
+        return {"frames": torch.from_numpy(np.stack(frames)[:, None]), "tokens": self.clip.tokenize(captions)}
+
+    def _draw(self, game: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+        data, row = self.sets[game], int(rng.choice(self.rows[game]))
+        frame = data.frame(row)
+        if (game, row) not in self._seen:
+            self._seen[game, row] = see_things(frame, data.info.game)
+        title = None if rng.random() < UNTITLED else self.titles[game]
+        return lay(frame, self.canvas), write_caption(self._seen[game, row], title, rng)
+
+
+class Contrast(Lesson):
+    """CLIP's loss: each frame's caption among the batch's captions, and each caption's frame among its frames."""
+
+    vlm: PixelClip
+
+    def forward(self, frames: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        """Return the loss, and the share of frames whose caption is found among the batch's.
+
+        A caption that another frame of the batch shares, word for word, is no wrong one for it and is left out.
+
+        Args:
+            frames: uint8[B, 1, H, W, 3].
+            tokens: int[B, L], of `PixelClip.tokenize`.
+        """
+        with self.autocast():
+            images, texts = self.vlm.image_vectors(frames), self.vlm.text_vectors(tokens)
+        logits = self.model.logit_scale.exp().clamp(max=100) * images @ texts.t()  # [B, B]
+        target = torch.arange(len(tokens), device=tokens.device)
+        twin = (tokens[:, None] == tokens[None]).all(-1) & (target[:, None] != target[None])
+        logits = logits.masked_fill(twin, float("-inf"))
+        loss = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.t(), target)) / 2
+        return {"loss": loss, "found": (logits.argmax(1) == target).float().mean()}
+
+
+def _groups(clip: PixelClip, args: Args) -> list[dict]:
+    """Return optimizer groups, with no decay on vectors (norms, biases and the scale)."""
+    parameters = list(clip.model.parameters())
+    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+    rate = {"lr": args.learning_rate}
+    return [
+        {"params": matrices, "weight_decay": args.weight_decay, **rate},
+        {"params": vectors, "weight_decay": 0.0, **rate},
+    ]
+
+
+def pretrain(args: Args) -> Path:
+    """Train; return the directory of the last checkpoint."""
+    sets = [EpisodeDataset(path) for path in args.data]
+    clip = load_clip(args.init) if args.init else build_clip(args.preset, caption_tokenizer(), args.seed)
+    pairs = Pairs(sets, clip, args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    record = {
+        "command": command_line(),
+        "arguments": json.loads(json.dumps(dataclasses.asdict(args), default=str)),
+        "commit": git_commit(),
+        "versions": package_versions(),
+        "frames_of": sorted({data.info.game for data in sets}),
+    }
+    train(
+        Contrast(clip, args.bf16),
+        _groups(clip, args),
+        record,
+        pairs,
+        args.out,
+        warmup_steps=args.warmup_steps,
+        save_every=args.save_every,
+        seed=args.seed,
+        workers=args.workers,
+    )
+    checkpoint.save(clip, args.out / "last", record)
+    return args.out / "last"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see the head of this file."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    print(f"the CLIP is in {pretrain(args)}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (EnvsError, VlmError, OSError) as error:
+        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
+        sys.exit(2)
