@@ -41,6 +41,22 @@ class ImageSource(Protocol):
         """Return uint8[H, W, 3]."""
         ...
 
+    def stack(self, index: int, history: int) -> np.ndarray:
+        """Return the image and what was seen before it, oldest first, uint8[history, H, W, 3]."""
+        ...
+
+
+class Stills:
+    """Images without a past: the image itself stands for it."""
+
+    def image(self, index: int) -> np.ndarray:
+        """Return uint8[H, W, 3]."""
+        raise NotImplementedError
+
+    def stack(self, index: int, history: int) -> np.ndarray:
+        """Return uint8[history, H, W, 3], all the same."""
+        return np.stack([self.image(index)] * history)
+
 
 def read_picture(file: Path) -> np.ndarray:
     """Return a picture file as uint8[H, W, 3]; `ImageError` says what is wrong with it."""
@@ -99,6 +115,10 @@ class EpisodeFrames:
         """Return a frame, uint8[H, W, 3]."""
         return self.data.frame(int(self._first) + index)
 
+    def stack(self, index: int, history: int) -> np.ndarray:
+        """Return the last frames up to this one, uint8[history, H, W, 3]; see `EpisodeDataset.frames`."""
+        return self.data.frames(int(self._first) + index, history)
+
     def moved(self, index: int) -> np.ndarray:
         """Return bool[H, W]: the pixels that differ from the frame before; none at the start of a game."""
         row = int(self._first) + index
@@ -106,7 +126,7 @@ class EpisodeFrames:
         return (self.data.frame(row) != self.data.frame(before)).any(-1)
 
 
-class ImageFolder:
+class ImageFolder(Stills):
     """The pictures below a folder, in the order of their names; `skipped` tells which could not be read, and why."""
 
     def __init__(self, path: Path):
@@ -138,7 +158,7 @@ class ImageFolder:
 
 
 @dataclass(frozen=True)
-class SyntheticImages:
+class SyntheticImages(Stills):
     """Images of the generator; number `index` is drawn from the seed and the index alone, at a given level."""
 
     seed: int

@@ -91,7 +91,9 @@ class PixelLanguage:
 
     def questions(self, places: np.ndarray) -> list[list[int]]:
         """Return the tokens of each question behind the shared ones, for places int[K, 2]."""
-        texts = [pixel_prompt(row, column, self.order).removeprefix(f"{IMAGE} {PIXEL_PREFIX}") for row, column in places]
+        texts = [
+            pixel_prompt(row, column, self.order).removeprefix(f"{IMAGE} {PIXEL_PREFIX}") for row, column in places
+        ]
         return self._tokens(texts)
 
     def answers(self, values: np.ndarray) -> list[list[int]]:

@@ -145,3 +145,13 @@ def test_augmentation_depends_on_its_generator_alone_and_at_strength_zero_does_n
     assert np.array_equal(one, two)
     assert not np.array_equal(one, picture)
     assert np.array_equal(augment(picture, np.random.default_rng(7), strength=0), picture)
+
+
+def test_a_frame_and_its_past_are_changed_alike(picture):
+    past = picture[::-1].copy()
+    for seed in range(6):
+        both = augment(np.stack([past, picture]), np.random.default_rng(seed))
+        same = augment(np.stack([picture, picture]), np.random.default_rng(seed))
+        assert both.shape == (2, 6, 5, 3)
+        assert np.array_equal(same[0], same[1])
+    assert np.array_equal(to_size(np.stack([past, picture]), 3, 2)[1], to_size(picture, 3, 2))
