@@ -147,7 +147,7 @@ class PixelValues(Lesson):
 
     def figures(self, logits: Tensor, wanted: Tensor, said: Tensor) -> dict[str, Tensor]:
         """Return `exact`, the share of answers right token by token given what came before; and, where numbers are
-        single tokens, `mae` of the expected value and `mae_greedy` of the likeliest one, of 255.
+        single tokens, `mae` of the likeliest number and `mae_expected` of the expected one, of 255.
         """
         right = torch.ones(said.shape, dtype=torch.bool, device=said.device)
         right[said != IGNORED] = logits.argmax(-1) == wanted
@@ -157,8 +157,8 @@ class PixelValues(Lesson):
             values = number_values(table, wanted, logits.shape[-1])
             among = logits[values >= 0][:, table].softmax(-1)  # [N, 256]
             truth = values[values >= 0]
-            out["mae"] = (among @ torch.arange(256.0, device=among.device) - truth).abs().mean()
-            out["mae_greedy"] = (among.argmax(-1) - truth).abs().float().mean()
+            out["mae_expected"] = (among @ torch.arange(256.0, device=among.device) - truth).abs().mean()
+            out["mae"] = (among.argmax(-1) - truth).abs().float().mean()
         return out
 
 

@@ -9,8 +9,8 @@
 The task of Gou et al. 2024, row first; images come from recorded games, folders of pictures and the generator. Many
 questions share one pass over their image (`vlm.packing`). Familiar images can be answered from memory, strange ones
 only by reading: `--augmentation` and `--synthetic` make images strange. Beside the loss stand `exact`, the share of
-answers that are right word for word given what came before; `mae` and `mae_greedy`, the mean absolute error of the
-expected and of the likeliest value, of 255; and `variation`, how much image tokens differ between images.
+answers that are right word for word given what came before; `mae` and `mae_expected`, the mean absolute error of the
+likeliest and of the expected number, of 255; and `variation`, how much image tokens differ between images.
 A run that was killed goes on from its last checkpoint when the command is repeated.
 """
 
