@@ -73,6 +73,7 @@ class Setting:
     learning_rate: float = 1e-3
     encoder_learning_rate: float = 1e-3
     soft: float = 6.0
+    flat: float = 0.1
     seconds_a_step: float = 0.5
     points: int = 8
     images_full: int = 16
@@ -132,6 +133,7 @@ def training_args(setting: Setting, regime: str, encoder: str, seed: int, out: P
         augmentation=1.0 if strange else 0.0,
         synthetic=0.5 if strange else 0.0,
         ramp=0.5 if strange else 0.0,
+        flat=setting.flat,
         steps=setting.steps,
         images=setting.images,
         questions=setting.questions,

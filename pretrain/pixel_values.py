@@ -36,6 +36,7 @@ class ImageDraw:
         augmentation: the probability of each kind of change, see `pretrain.augment`.
         synthetic: share of images of the generator.
         ramp: share of the training over which augmentation and fineness rise from nothing; 0 for none.
+        flat: share of the training that begins with images of one colour, before all else.
     """
 
     def __init__(
@@ -46,14 +47,17 @@ class ImageDraw:
         augmentation: float = 0.0,
         synthetic: float = 0.0,
         ramp: float = 0.0,
+        flat: float = 0.0,
     ):
         if not sources and synthetic < 1:
             raise VlmError("expected a source of images, or synthetic images alone; got neither")
         self.sources, self.size, self.history = sources, size, history
-        self.augmentation, self.synthetic, self.ramp = augmentation, synthetic, ramp
+        self.augmentation, self.synthetic, self.ramp, self.flat = augmentation, synthetic, ramp, flat
 
     def __call__(self, rng: np.random.Generator, done: float) -> np.ndarray:
         """Return uint8[history, H, W, 3]; `done` is the share of the training done."""
+        if done < self.flat:
+            return np.stack([synthetic_image(rng, *self.size, level=0.0)] * self.history)
         level = min(1.0, done / self.ramp) if self.ramp else 1.0
         if rng.random() < self.synthetic:
             return np.stack([synthetic_image(rng, *self.size, level)] * self.history)

@@ -3,8 +3,8 @@
     python -m pretrain.pixels --data data/random-Pong data/random-Qbert photos/ --out runs/pixels --steps 2000
     python -m pretrain.pixels --preset nano-clip --tower runs/contrast/last --encoder-learning-rate 0 \
         --data data/random-Pong --grid 32 --out runs/frozen
-    python -m pretrain.pixels --preset nano-clip --start-codes --data data/random-* --grid 32 --synthetic 0.5 \
-        --augmentation 1 --ramp 0.5 --out runs/open
+    python -m pretrain.pixels --preset nano-clip --start-codes --flat 0.05 --data data/random-* --grid 32 \
+        --synthetic 0.5 --augmentation 1 --ramp 0.5 --out runs/open
 
 The task of Gou et al. 2024, row first; images come from recorded games, folders of pictures and the generator. Many
 questions share one pass over their image (`vlm.packing`). Familiar images can be answered from memory, strange ones
@@ -25,6 +25,7 @@ import tyro
 from transformers import TrainerCallback
 
 from envs.errors import EnvsError
+from pretrain.gaze import FitGaze
 from pretrain.images import ImageSource, open_source
 from pretrain.pixel_values import ImageDraw, PixelValues, Questions
 from pretrain.questions import NATIVE, PixelLanguage, parse_grid
@@ -70,6 +71,8 @@ class Args:
     """Share of images of the generator."""
     ramp: float = 0.0
     """Share of the steps over which augmentation and the fineness of synthetic images rise from nothing."""
+    flat: float = 0.0
+    """Share of the steps that begins with images of one colour; after it the decoder's gaze is fitted (`vlm.gaze`)."""
     steps: int = 2000
     """Optimizer steps."""
     images: int = 8
@@ -105,7 +108,7 @@ class Args:
         for name in ("steps", "images", "questions", "save_every", "lora_rank"):
             if getattr(self, name) < 1:
                 raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        for name in ("augmentation", "synthetic", "ramp"):
+        for name in ("augmentation", "synthetic", "ramp", "flat"):
             if not 0 <= getattr(self, name) <= 1:
                 raise EnvsError(f"--{name} must be from 0 to 1, got {getattr(self, name)}")
         if not self.data and self.synthetic < 1:
@@ -147,7 +150,7 @@ def make_lesson(vlm: PixelVLM, args: Args) -> tuple[PixelValues, Questions]:
     """Return pixel value prediction as a lesson and its batches, for `vlm.trainer.train` or `pretrain.mixture`."""
     language = PixelLanguage.of(vlm, args.order)
     sources = open_training_images(args)
-    draw = ImageDraw(sources, args.size, vlm.history, args.augmentation, args.synthetic, args.ramp)
+    draw = ImageDraw(sources, args.size, vlm.history, args.augmentation, args.synthetic, args.ramp, args.flat)
     questions = Questions(draw, language, args.grid, args.steps, args.images, args.questions, args.seed)
     return PixelValues(vlm, args.bf16, language, args.soft), questions
 
@@ -163,6 +166,7 @@ def pretrain(args: Args, callbacks: list[TrainerCallback] | None = None, vlm: Pi
         add_lora(vlm, args.lora_rank)
     groups = parameter_groups(vlm, args.plan(), args.weight_decay)
     lesson, questions = make_lesson(vlm, args)
+    callbacks = [*(callbacks or []), *([FitGaze(vlm, questions, args.flat)] if args.flat else [])]
     args.out.mkdir(parents=True, exist_ok=True)
     record = make_record(args)
     train(
