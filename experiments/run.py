@@ -13,7 +13,7 @@ import difflib
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,7 +52,7 @@ class Args:
     """Where its models and checkpoints go; runs/NAME by default."""
     seeds: tuple[int, ...] = ()
     """Seeds in place of the experiment's own."""
-    limit: int = field(default=0)
+    limit: int = 0
     """Stop after this many unfinished jobs; 0 does them all."""
 
     def __post_init__(self) -> None:
