@@ -33,7 +33,10 @@ class ImageError(EnvsError):
 class ImageSource(Protocol):
     """A numbered set of images."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called in files and tables."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -105,23 +108,24 @@ class EpisodeFrames:
         first = np.unique(self.data.starts)
         if which != "all" and not 0 < held_out < len(first):
             raise ImageError(f"{path} holds {len(first)} games: expected from 1 to {len(first) - 1} held out")
-        border = first[-held_out] if which != "all" else 0
-        self._first, self._end = (0, border) if which == "training" else (border, len(self.data))
+        border = int(first[-held_out]) if which != "all" else 0
+        self._first: int = 0 if which == "training" else border
+        self._end: int = border if which == "training" else len(self.data)
 
     def __len__(self) -> int:
-        return int(self._end - self._first)
+        return self._end - self._first
 
     def image(self, index: int) -> np.ndarray:
         """Return a frame, uint8[H, W, 3]."""
-        return self.data.frame(int(self._first) + index)
+        return self.data.frame(self._first + index)
 
     def stack(self, index: int, history: int) -> np.ndarray:
         """Return the last frames up to this one, uint8[history, H, W, 3]; see `EpisodeDataset.frames`."""
-        return self.data.frames(int(self._first) + index, history)
+        return self.data.frames(self._first + index, history)
 
     def moved(self, index: int) -> np.ndarray:
         """Return bool[H, W]: the pixels that differ from the frame before; none at the start of a game."""
-        row = int(self._first) + index
+        row = self._first + index
         before = max(row - 1, int(self.data.starts[row]))
         return (self.data.frame(row) != self.data.frame(before)).any(-1)
 

@@ -29,7 +29,7 @@ class Reading:
     @property
     def invalid(self) -> np.ndarray:
         """bool[K]: the answers that cannot be parsed."""
-        return (self.greedy < 0).any(-1)
+        return np.any(self.greedy < 0, axis=-1)
 
     @property
     def answered(self) -> np.ndarray:

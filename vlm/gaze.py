@@ -15,10 +15,11 @@ Only queries and keys change, and all remain trainable. Rotary pairs that turn f
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm.errors import VlmError
 from vlm.model import PixelVLM
@@ -75,7 +76,8 @@ def token_places(vlm: PixelVLM, height: int, width: int) -> Tensor:
     Tokens beyond the image, on the empty part of the canvas, have shares above 1.
     """
     assert vlm.canvas is not None
-    patch = vlm.encoder.config.patch_size
+    encoder: Any = vlm.encoder
+    patch = int(encoder.config.patch_size)
     middles = (torch.arange(vlm.canvas // patch) + 0.5) * patch
     return torch.cartesian_prod(middles / height, middles / width)
 
@@ -118,18 +120,18 @@ class _Seen:
         return features, torch.cat([torch.zeros(len(images)), first.expand(len(shared)), marks.flatten()])[:, None]
 
 
-def _check(vlm: PixelVLM) -> nn.ModuleList:
-    layers = getattr(vlm.decoder, "layers", None)
-    fits = layers is not None and len(layers) >= 3 and hasattr(layers[0], "input_layernorm")
+def _check(vlm: PixelVLM) -> list[Any]:
+    """Return the decoder's layers."""
+    layers = list(getattr(vlm.decoder, "layers", []))
+    fits = len(layers) >= 3 and hasattr(layers[0], "input_layernorm")
     if not fits or not hasattr(vlm.decoder, "rotary_emb"):
         raise VlmError(f"expected a Llama decoder of at least 3 layers, got {type(vlm.decoder).__name__}")
-    if vlm.canvas is None or not hasattr(vlm.encoder.config, "patch_size"):
+    if vlm.canvas is None or not hasattr(getattr(vlm.encoder, "config", None), "patch_size"):
         raise VlmError(f"expected an encoder that cuts a square canvas, got {type(vlm.encoder).__name__}")
-    assert layers is not None
     return layers
 
 
-def _inputs(vlm: PixelVLM, layer: nn.Module, asked: Asked) -> _Seen:
+def _inputs(vlm: PixelVLM, layer: Any, asked: Asked) -> _Seen:
     found: list[Tensor] = []
     hook = layer.input_layernorm.register_forward_hook(lambda _m, _i, output: found.append(output.float().cpu()))
     try:
@@ -144,7 +146,7 @@ def _inputs(vlm: PixelVLM, layer: nn.Module, asked: Asked) -> _Seen:
     return _Seen(states[:, :images], states[:, images:behind], states[:, behind:].unflatten(1, (count, length)))
 
 
-def _heads(attention: nn.Module) -> tuple[Tensor, Tensor, int]:
+def _heads(attention: Any) -> tuple[Tensor, Tensor, int]:
     """Return views of the weights of queries and keys, [heads, width, D], and the width of a head."""
     width = attention.head_dim
     return attention.q_proj.weight.unflatten(0, (-1, width)), attention.k_proj.weight.unflatten(0, (-1, width)), width
@@ -156,12 +158,13 @@ def _slow(width: int) -> Tensor:
     return torch.cat([torch.arange(half // 2, half), torch.arange(half + half // 2, width)])
 
 
-def _fit_distances(vlm: PixelVLM, layer: nn.Module, seen: _Seen, asked: Asked) -> None:
+def _fit_distances(vlm: PixelVLM, layer: Any, seen: _Seen, asked: Asked) -> None:
     """Let the heads of a layer look back by each distance in turn, from text to text."""
     text, _ = ridge(*seen.told_apart(torch.ones_like))
     queries, keys, width = _heads(layer.self_attn)
     half, fast = width // 2, 3 * width // 16
-    speeds = vlm.decoder.rotary_emb.inv_freq.float().cpu()[:fast]
+    decoder: Any = vlm.decoder
+    speeds = decoder.rotary_emb.inv_freq.float().cpu()[:fast]
     strength = math.sqrt(PEAK * math.sqrt(width) / (2 * fast))
     for head in range(len(queries)):
         turn = asked.back[head % 2] * speeds
@@ -172,7 +175,7 @@ def _fit_distances(vlm: PixelVLM, layer: nn.Module, seen: _Seen, asked: Asked) -
         _put(keys[head], key[:, None] * text)
 
 
-def _fit_places(layer: nn.Module, seen: _Seen, asked: Asked, own: Tensor, report: dict[str, float]) -> None:
+def _fit_places(layer: Any, seen: _Seen, asked: Asked, own: Tensor, report: dict[str, float]) -> None:
     """Let all heads of a layer but the last look from a question's last token to the image token it asks about."""
     queries, keys, width = _heads(layer.self_attn)
     waves, inside = width // 8, (own < 1).all(-1)
@@ -188,7 +191,7 @@ def _fit_places(layer: nn.Module, seen: _Seen, asked: Asked, own: Tensor, report
             _put(weights, placed)
 
 
-def _fit_last_token(layer: nn.Module, seen: _Seen, asked: Asked, report: dict[str, float]) -> None:
+def _fit_last_token(layer: Any, seen: _Seen, asked: Asked, report: dict[str, float]) -> None:
     """Let half of the heads of a layer look from any text to the last token of the question."""
 
     def mark(zeros: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from vlm.model import PixelModel, PixelVLM
 ADAPTERS = "adapters.safetensors"
 
 
-def add_lora(vlm: PixelVLM, rank: int, alpha: float | None = None) -> None:
+def add_lora(vlm: PixelVLM, rank: int, alpha: int | None = None) -> None:
     """Put an adapter on every linear layer of the decoder, in place; at first it changes nothing.
 
     Args:
