@@ -74,6 +74,7 @@ class Setting:
     encoder_learning_rate: float = 1e-3
     soft: float = 6.0
     flat: float = 0.1
+    hold_gaze: float = 0.2
     seconds_a_step: float = 0.5
     points: int = 8
     images_full: int = 16
@@ -134,6 +135,7 @@ def training_args(setting: Setting, regime: str, encoder: str, seed: int, out: P
         synthetic=0.5 if strange else 0.0,
         ramp=0.5 if strange else 0.0,
         flat=setting.flat,
+        hold=setting.hold_gaze,
         steps=setting.steps,
         images=setting.images,
         questions=setting.questions,

@@ -10,7 +10,7 @@ from pretrain.pixel_values import Questions
 from pretrain.questions import colours, pad_rows
 from pretrain.synthetic import mosaic
 from vlm.errors import VlmError
-from vlm.gaze import Asked, fit_gaze
+from vlm.gaze import Asked, fit_gaze, resting_on_gaze
 from vlm.model import PixelVLM
 
 IMAGES, QUESTIONS = 48, 48  # to fit to
@@ -45,14 +45,28 @@ def _layout(asked: list[list[int]]) -> tuple[int, tuple[int, int]]:
 
 
 class FitGaze(TrainerCallback):
-    """Fits a model's gaze once, at the step where its flat images end; a run that goes on past it does not again."""
+    """Fits a model's gaze where its flat images end, and holds still what the gaze rests on for some steps after.
 
-    def __init__(self, vlm: PixelVLM, questions: Questions, flat: float):
+    What it does depends on the step alone, so that a run that goes on does what an unbroken one would.
+
+    Args:
+        vlm: the model.
+        questions: its training.
+        flat: share of the training whose images are flat.
+        hold: share of the training, after that, in which the gaze is held.
+    """
+
+    def __init__(self, vlm: PixelVLM, questions: Questions, flat: float, hold: float):
         self.vlm, self.questions = vlm, questions
-        self.step = next(step for step in range(len(questions) + 1) if step >= flat * len(questions))
+        steps = len(questions)
+        self.first = next(step for step in range(steps + 1) if step >= flat * steps)
+        self.end = self.first + round(hold * steps)
+        self.held = [parameter for parameter in resting_on_gaze(vlm) if parameter.requires_grad]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Fit, if it is time."""
-        if state.global_step == self.step:
+        """Fit, hold or let go, by the step at hand."""
+        if state.global_step == self.first:
             report = fit_gaze(self.vlm, examples(self.vlm, self.questions))
-            print("gaze fitted at step", self.step, {name: round(value, 3) for name, value in report.items()})
+            print("gaze fitted at step", self.first, {name: round(value, 3) for name, value in report.items()})
+        for parameter in self.held:
+            parameter.requires_grad_(not self.first <= state.global_step < self.end)

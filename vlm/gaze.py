@@ -9,7 +9,10 @@ they are fitted to what each layer is given, once, by ridge regression, for any 
     layer 1   all heads but one: query = code of the asked place, key = code of the token's own place
     layer 2   two heads: query of any text, key of the question's last token
 
-Only queries and keys change, and all remain trainable. Rotary pairs that turn fast serve distances, slow ones content.
+Only queries and keys change, and all remain trainable. But the rest of the model has never met what it now looks at:
+its first answers are confident and wrong, and the quickest way to a lower loss is to look away again
+(`experiments/LOG.md`). So what the gaze rests on, `resting_on_gaze`, had better stand still until the rest has learnt to
+use it. Rotary pairs that turn fast serve distances, slow ones content.
 """
 
 import math
@@ -19,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm.errors import VlmError
 from vlm.model import PixelVLM
@@ -68,6 +71,17 @@ def fit_gaze(vlm: PixelVLM, asked: Asked) -> dict[str, float]:
     _fit_last_token(layers[2], _inputs(vlm, layers[2], asked), asked, report)
     vlm.model.train(training)
     return report
+
+
+def resting_on_gaze(vlm: PixelVLM) -> list[nn.Parameter]:
+    """Return all parameters but those that use what is seen: values, outputs and feed-forward parts from layer 1."""
+    free: set[int] = set()
+    decoder: Any = vlm.decoder
+    for layer in _check(vlm)[1:]:
+        used = (layer.self_attn.v_proj, layer.self_attn.o_proj, layer.mlp, layer.post_attention_layernorm)
+        free |= {id(parameter) for module in used for parameter in module.parameters()}
+    free |= {id(parameter) for parameter in decoder.norm.parameters()}
+    return [parameter for parameter in vlm.model.parameters() if id(parameter) not in free]
 
 
 def token_places(vlm: PixelVLM, height: int, width: int) -> Tensor:

@@ -89,13 +89,20 @@ def test_models_that_cannot_be_fitted_are_refused():
         fit_gaze(vlm, examples(vlm, questions))
 
 
-def test_the_gaze_is_fitted_once_where_flat_images_end(capsys):
+def test_the_gaze_is_fitted_once_where_flat_images_end_and_held_for_its_steps(capsys):
     vlm, questions = make()
-    callback = FitGaze(vlm, questions, flat=0.3)
+    tower, layers = vlm.encoder.embeddings.position_embedding.weight, vlm.decoder.layers
+    vlm.connector.requires_grad_(False)  # as a plan may have it
+    callback = FitGaze(vlm, questions, flat=0.3, hold=0.25)
 
     class State:
         global_step = 0
 
+    learns = []
     for State.global_step in range(4):
         callback.on_step_begin(None, State, None)
+        watched = (tower, layers[1].self_attn.q_proj.weight, layers[1].self_attn.v_proj.weight)
+        learns.append([parameter.requires_grad for parameter in watched])
     assert capsys.readouterr().out.count("gaze fitted at step 2") == 1
+    assert learns == [[True, True, True]] * 2 + [[False, False, True], [True, True, True]]
+    assert not any(parameter.requires_grad for parameter in vlm.connector.parameters())
