@@ -11,8 +11,8 @@ they are fitted to what each layer is given, once, by ridge regression, for any 
 
 Only queries and keys change, and all remain trainable. But the rest of the model has never met what it now looks at:
 its first answers are confident and wrong, and the quickest way to a lower loss is to look away again
-(`experiments/LOG.md`). So what the gaze rests on, `resting_on_gaze`, had better stand still until the rest has learnt to
-use it. Rotary pairs that turn fast serve distances, slow ones content.
+(`experiments/LOG.md`). So what the gaze rests on, `resting_on_gaze`, had better stand still until the rest has learnt
+to use it. Rotary pairs that turn fast serve distances, slow ones content.
 """
 
 import math
