@@ -74,7 +74,8 @@ class Setting:
     encoder_learning_rate: float = 1e-3
     soft: float = 6.0
     flat: float = 0.1
-    hold_gaze: float = 0.2
+    hold_gaze: float = 0.15
+    settled: float = 0.15
     seconds_a_step: float = 0.5
     points: int = 8
     images_full: int = 16
@@ -136,6 +137,7 @@ def training_args(setting: Setting, regime: str, encoder: str, seed: int, out: P
         ramp=0.5 if strange else 0.0,
         flat=setting.flat,
         hold=setting.hold_gaze,
+        settled=setting.settled,
         steps=setting.steps,
         images=setting.images,
         questions=setting.questions,

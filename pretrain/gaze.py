@@ -54,10 +54,11 @@ class FitGaze(TrainerCallback):
         questions: its training.
         flat: share of the training whose images are flat.
         hold: share of the training, after that, in which the gaze is held.
+        settled: what all learning rates are multiplied by once it is let go.
     """
 
-    def __init__(self, vlm: PixelVLM, questions: Questions, flat: float, hold: float):
-        self.vlm, self.questions = vlm, questions
+    def __init__(self, vlm: PixelVLM, questions: Questions, flat: float, hold: float, settled: float = 1.0):
+        self.vlm, self.questions, self.settled = vlm, questions, settled
         steps = len(questions)
         self.first = next(step for step in range(steps + 1) if step >= flat * steps)
         self.end = self.first + round(hold * steps)
@@ -70,3 +71,6 @@ class FitGaze(TrainerCallback):
             print("gaze fitted at step", self.first, {name: round(value, 3) for name, value in report.items()})
         for parameter in self.held:
             parameter.requires_grad_(not self.first <= state.global_step < self.end)
+        if state.global_step >= self.end:
+            for group in kwargs["optimizer"].param_groups:
+                group["lr"] *= self.settled  # the schedule writes it anew after every step

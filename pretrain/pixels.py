@@ -3,8 +3,8 @@
     python -m pretrain.pixels --data data/random-Pong data/random-Qbert photos/ --out runs/pixels --steps 2000
     python -m pretrain.pixels --preset nano-clip --tower runs/contrast/last --encoder-learning-rate 0 \
         --data data/random-Pong --grid 32 --out runs/frozen
-    python -m pretrain.pixels --preset nano-clip --start-codes --flat 0.1 --hold 0.2 --data data/random-* \
-        --grid 32 --synthetic 0.5 --augmentation 1 --ramp 0.5 --out runs/open
+    python -m pretrain.pixels --preset nano-clip --start-codes --flat 0.1 --hold 0.15 --settled 0.15 \
+        --data data/random-* --grid 32 --synthetic 0.5 --augmentation 1 --ramp 0.5 --out runs/open
 
 The task of Gou et al. 2024, row first; images come from recorded games, folders of pictures and the generator. Many
 questions share one pass over their image (`vlm.packing`). Familiar images can be answered from memory, strange ones
@@ -75,6 +75,8 @@ class Args:
     """Share of the steps that begins with images of one colour; after it the decoder's gaze is fitted (`vlm.gaze`)."""
     hold: float = 0.0
     """Share of the steps, after those, in which what the gaze rests on stands still, encoder included."""
+    settled: float = 1.0
+    """What all learning rates are multiplied by once the gaze is let go."""
     steps: int = 2000
     """Optimizer steps."""
     images: int = 8
@@ -168,7 +170,10 @@ def pretrain(args: Args, callbacks: list[TrainerCallback] | None = None, vlm: Pi
         add_lora(vlm, args.lora_rank)
     groups = parameter_groups(vlm, args.plan(), args.weight_decay)
     lesson, questions = make_lesson(vlm, args)
-    callbacks = [*(callbacks or []), *([FitGaze(vlm, questions, args.flat, args.hold)] if args.flat else [])]
+    callbacks = [
+        *(callbacks or []),
+        *([FitGaze(vlm, questions, args.flat, args.hold, args.settled)] if args.flat else []),
+    ]
     args.out.mkdir(parents=True, exist_ok=True)
     record = make_record(args)
     train(

@@ -93,16 +93,20 @@ def test_the_gaze_is_fitted_once_where_flat_images_end_and_held_for_its_steps(ca
     vlm, questions = make()
     tower, layers = vlm.encoder.embeddings.position_embedding.weight, vlm.decoder.layers
     vlm.connector.requires_grad_(False)  # as a plan may have it
-    callback = FitGaze(vlm, questions, flat=0.3, hold=0.25)
+    callback = FitGaze(vlm, questions, flat=0.3, hold=0.25, settled=0.1)
 
     class State:
         global_step = 0
 
-    learns = []
+    learns, rates = [], []
+    optimizer = torch.optim.SGD(vlm.encoder.parameters(), lr=1.0)
     for State.global_step in range(4):
-        callback.on_step_begin(None, State, None)
+        optimizer.param_groups[0]["lr"] = 1.0  # as a schedule does
+        callback.on_step_begin(None, State, None, optimizer=optimizer)
+        rates.append(optimizer.param_groups[0]["lr"])
         watched = (tower, layers[1].self_attn.q_proj.weight, layers[1].self_attn.v_proj.weight)
         learns.append([parameter.requires_grad for parameter in watched])
     assert capsys.readouterr().out.count("gaze fitted at step 2") == 1
     assert learns == [[True, True, True]] * 2 + [[False, False, True], [True, True, True]]
+    assert rates == [1.0, 1.0, 1.0, 0.1]
     assert not any(parameter.requires_grad for parameter in vlm.connector.parameters())
