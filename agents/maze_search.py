@@ -38,8 +38,8 @@ class Scene:
 class MazeSearch:
     """Values of the four moves of Ms. Pac-Man, in points; see the head of this file.
 
-    near, far: discounts a step; fear: the price of every step that a ghost is nearer than `reach`; trapped: the price of
-    a way with fewer than `roomy` nodes left; dot, large_dot, ghost: what eating one is taken to be worth.
+    near, far: discounts a step; fear: the price of every step that a ghost is nearer than `reach`; trapped: the price
+    of a way with fewer than `roomy` nodes left; dot, large_dot, ghost: what eating one is taken to be worth.
     """
 
     action_names: tuple[str, ...]

@@ -1,10 +1,16 @@
 """Pixel value prediction: teach the VLM to answer the colour at a place of an image, encoder unfrozen.
 
-    python -m pretrain.pixels --data data/carnival-random data/mspacman-random --out runs/pixels --steps 2000
+    python -m pretrain.pixels --data data/random-Pong data/random-Qbert photos/ --out runs/pixels --steps 2000
+    python -m pretrain.pixels --preset nano-clip --tower runs/contrast/last --encoder-learning-rate 0 \
+        --data data/random-Pong --grid 32 --out runs/frozen
+    python -m pretrain.pixels --preset nano-clip --start-codes --flat 0.1 --hold 0.15 --settled 0.15 \
+        --data data/random-* --grid 32 --synthetic 0.5 --augmentation 1 --ramp 0.5 --out runs/open
 
-The task of Gou et al. 2024 at native resolution, row first. Many questions share one pass over their image
-(`vlm.packing`). Half of the places are drawn evenly; the other half by drawing a colour evenly among those of the
-frame and then one of its pixels, since even drawing would ask about the background and hardly ever about a bullet.
+The task of Gou et al. 2024, row first; images come from recorded games, folders of pictures and the generator. Many
+questions share one pass over their image (`vlm.packing`). Familiar images can be answered from memory, strange ones
+only by reading: `--augmentation` and `--synthetic` make images strange. Beside the loss stand `exact`, the share of
+answers that are right word for word given what came before; `mae` and `mae_expected`, the mean absolute error of the
+likeliest and of the expected number, of 255; and `variation`, how much image tokens differ between images.
 A run that was killed goes on from its last checkpoint when the command is repeated.
 """
 
@@ -13,48 +19,80 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-import torch
 import tyro
-from torch import Tensor
-from torch.nn import functional
-from torch.utils.data import Dataset
+from transformers import TrainerCallback
 
-from envs.episodes import EpisodeDataset
 from envs.errors import EnvsError
+from pretrain.gaze import FitGaze
+from pretrain.images import ImageSource, open_source
+from pretrain.pixel_values import ImageDraw, PixelValues, Questions
+from pretrain.questions import NATIVE, PixelLanguage, parse_grid
 from vlm import checkpoint
+from vlm.clip import adopt_tower, load_clip
+from vlm.codes import start_numbers, start_places
 from vlm.errors import VlmError
 from vlm.freezing import TrainablePlan, moved_tensors, parameter_groups, snapshot
+from vlm.lora import add_lora, merge
 from vlm.model import PixelVLM
-from vlm.packing import packed_hidden
 from vlm.presets import build
-from vlm.prompts import IMAGE, PIXEL_PREFIX, pixel_answer, pixel_prompt
 from vlm.provenance import command_line, git_commit, package_versions
-from vlm.trainer import Lesson, train
+from vlm.trainer import train
 
 
 @dataclass
 class Args:
     """Train pixel value prediction."""
 
-    data: tuple[Path, ...]
-    """Dataset directories whose frames are asked about."""
     out: Path
     """Where the run lives: checkpoints, TensorBoard and `last`."""
+    data: tuple[str, ...] = ()
+    """Where images come from: directories of recorded games, and folders of PNG and JPEG files."""
+    hold_episodes: int = 0
+    """The last episodes of every recorded dataset, kept for measuring."""
     preset: str = "nano"
     """The size of a new model."""
     init: Path | None = None
     """A checkpoint to start from, instead of a new model."""
+    tower: Path | None = None
+    """A CLIP of `pretrain.contrast` whose vision tower the encoder starts from."""
+    start_codes: bool = False
+    """Start numbers, and the positions of a CLIP tower that is not given, from one code of waves."""
+    grid: str = NATIVE
+    """What coordinates count: the places of a grid of 32 or 64 laid over the image, or its native pixels."""
+    order: str = "row,column"
+    """The order of coordinates: row,column as in the lab's code, or x,y as in the paper's text."""
+    size: tuple[int, int] = (210, 160)
+    """Rows and columns that images are brought to, by whole factors and cutting."""
+    augmentation: float = 0.0
+    """Probability of strange colours, and of strange places, in an image."""
+    synthetic: float = 0.0
+    """Share of images of the generator."""
+    ramp: float = 0.0
+    """Share of the steps over which augmentation and the fineness of synthetic images rise from nothing."""
+    flat: float = 0.0
+    """Share of the steps that begins with images of one colour; after it the decoder's gaze is fitted (`vlm.gaze`)."""
+    hold: float = 0.0
+    """Share of the steps, after those, in which what the gaze rests on stands still, encoder included."""
+    settled: float = 1.0
+    """What all learning rates are multiplied by once the gaze is let go."""
     steps: int = 2000
     """Optimizer steps."""
     images: int = 8
-    """Images a step, all of one dataset."""
+    """Images a step."""
     questions: int = 48
     """Questions about each image."""
+    soft: float = 0.0
+    """Spread the target of a number over its neighbours with this standard deviation, of 255; 0 is the paper's loss."""
+    decoder: Literal["full", "lora", "frozen"] = "full"
+    """What of the decoder trains."""
+    lora_rank: int = 16
+    """The rank of its adapters, with --decoder lora."""
     learning_rate: float = 1e-3
-    """Peak learning rate of connector and decoder."""
+    """Peak learning rate of the decoder."""
+    connector_learning_rate: float | None = None
+    """The connector's own, if another; 0 freezes it."""
     encoder_learning_rate: float | None = None
     """The encoder's own, if another; 0 freezes it, the paper's first finding."""
     weight_decay: float = 0.05
@@ -68,114 +106,108 @@ class Args:
     bf16: bool = True
     """Compute in bfloat16 where that is safe; the weights stay float32."""
     workers: int = 1
-    """Processes that decode frames ahead."""
+    """Processes that decode images ahead."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "images", "questions", "save_every"):
+        for name in ("steps", "images", "questions", "save_every", "lora_rank"):
             if getattr(self, name) < 1:
                 raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        for name in ("augmentation", "synthetic", "ramp", "flat", "hold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise EnvsError(f"--{name} must be from 0 to 1, got {getattr(self, name)}")
+        if not self.data and self.synthetic < 1:
+            raise EnvsError("--data is missing; only --synthetic 1 goes without")
+        if self.tower and self.init:
+            raise EnvsError("--tower and --init both say where the encoder starts from; give one")
+        parse_grid(self.grid)
+
+    def plan(self) -> TrainablePlan:
+        """Return the learning rate of each role."""
+        connector, encoder = (
+            self.learning_rate if rate is None else rate or None
+            for rate in (self.connector_learning_rate, self.encoder_learning_rate)
+        )
+        return TrainablePlan(encoder, connector, None if self.decoder == "frozen" else self.learning_rate)
 
 
-def draw_places(frame: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return int[count, 2], rows and columns of a frame uint8[H, W, 3]: half anywhere, half by colour."""
-    height, width, _ = frame.shape
-    anywhere = rng.integers(height * width, size=count - count // 2)
-    codes = frame.reshape(-1, 3).astype(np.int32) @ np.array([65536, 256, 1])
-    order = np.argsort(codes, kind="stable")
-    _, first, sizes = np.unique(codes[order], return_index=True, return_counts=True)
-    colours = rng.integers(len(first), size=count // 2)
-    by_colour = order[first[colours] + (rng.random(count // 2) * sizes[colours]).astype(int)]
-    return np.stack(np.divmod(np.concatenate([anywhere, by_colour]), width), axis=1)
+def start_model(args: Args) -> PixelVLM:
+    """Return the model that a training starts from."""
+    if args.init:
+        return checkpoint.load(args.init)
+    vlm = build(args.preset, args.seed)
+    if args.start_codes:
+        start_numbers(vlm)
+    if args.tower:
+        adopt_tower(vlm, load_clip(args.tower))
+    elif args.start_codes and vlm.canvas:
+        start_places(vlm, *args.size, parse_grid(args.grid))
+    return vlm
 
 
-class Questions(Dataset):
-    """Step i's images and questions, drawn from the seed and i alone."""
-
-    def __init__(self, sets: list[EpisodeDataset], vlm: PixelVLM, args: Args):
-        self.sets, self.tokenizer, self.history, self.args = sets, vlm.tokenizer, vlm.history, args
-        tall = max(data.frame(0).shape[0] for data in sets)
-        if max(tall, sets[0].frame(0).shape[1]) > 256:
-            raise VlmError(f"expected frames of at most 256 rows and columns, got {tall}: numbers end at 255")
-
-    def __len__(self) -> int:
-        return self.args.steps
-
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        rng = np.random.default_rng([self.args.seed, step])
-        data = self.sets[rng.integers(len(self.sets))]
-        frames = [data.frames(int(row), self.history) for row in rng.integers(len(data), size=self.args.images)]
-        asked = [self._ask(stack[-1], rng) for stack in frames]
-        return {"frames": torch.from_numpy(np.stack(frames)), "tokens": torch.tensor(asked)}
-
-    def _ask(self, frame: np.ndarray, rng: np.random.Generator) -> list[list[int]]:
-        places = draw_places(frame, self.args.questions, rng)
-        texts = [
-            pixel_prompt(row, column).removeprefix(f"{IMAGE} {PIXEL_PREFIX}") + pixel_answer(frame[row, column])
-            for row, column in places
-        ]
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+def open_training_images(args: Args) -> list[ImageSource]:
+    """Return the images to train on, without the episodes held out."""
+    which = "training" if args.hold_episodes else "all"
+    return [open_source(place, args.hold_episodes, which) for place in args.data]
 
 
-class PixelValues(Lesson):
-    """PVP as a lesson: cross-entropy on the tokens of the answer, its end included."""
-
-    vlm: PixelVLM
-
-    def __init__(self, vlm: PixelVLM, bf16: bool):
-        super().__init__(vlm, bf16)
-        self.shared = torch.tensor(vlm.tokenizer(PIXEL_PREFIX, add_special_tokens=False)["input_ids"])
-        middle = vlm.tokenizer(pixel_prompt(0, 0), add_special_tokens=False)["input_ids"]
-        self.asked = len(middle) - 1 - len(self.shared)  # tokens of a question before its answer
-
-    def forward(self, frames: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-        """Return the loss, and the share of pixels whose three numbers are all the most probable ones.
-
-        Args:
-            frames: uint8[B, history, H, W, 3].
-            tokens: int[B, K, L], question and answer.
-        """
-        batch, count, length = tokens.shape
-        with self.autocast():
-            hidden = packed_hidden(self.vlm, self.vlm.pixels(frames), self.shared.to(tokens.device), tokens)
-            hidden = hidden[:, 1:].unflatten(1, (count, length))[:, :, self.asked - 1 :]  # [B, K, answer + 1, D]
-            logits = self.vlm.model.get_output_embeddings()(hidden).float()
-        end = torch.full((batch, count, 1), self.vlm.tokenizer.eos_token_id, device=tokens.device)
-        targets = torch.cat([tokens[:, :, self.asked :], end], dim=2)
-        loss = functional.cross_entropy(logits.flatten(0, 2), targets.flatten())
-        right = (logits.argmax(-1) == targets)[:, :, [0, 2, 4]]
-        return {"loss": loss, "exact": right.all(-1).float().mean()}
+def make_lesson(vlm: PixelVLM, args: Args) -> tuple[PixelValues, Questions]:
+    """Return pixel value prediction as a lesson and its batches, for `vlm.trainer.train` or `pretrain.mixture`."""
+    language = PixelLanguage.of(vlm, args.order)
+    sources = open_training_images(args)
+    draw = ImageDraw(sources, args.size, vlm.history, args.augmentation, args.synthetic, args.ramp, args.flat)
+    questions = Questions(draw, language, args.grid, args.steps, args.images, args.questions, args.seed)
+    return PixelValues(vlm, args.bf16, language, args.soft), questions
 
 
-def pretrain(args: Args) -> Path:
-    """Train; return the directory of the last checkpoint."""
-    sets = [EpisodeDataset(path) for path in args.data]
-    vlm = checkpoint.load(args.init) if args.init else build(args.preset, args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    encoder = args.learning_rate if args.encoder_learning_rate is None else args.encoder_learning_rate or None
-    plan = TrainablePlan(encoder, args.learning_rate, args.learning_rate)
-    groups = parameter_groups(vlm, plan, args.weight_decay)
+def pretrain(args: Args, callbacks: list[TrainerCallback] | None = None, vlm: PixelVLM | None = None) -> Path:
+    """Train, with callbacks of the library's Trainer if any; return the directory of the last checkpoint.
+
+    `vlm` is the model that `start_model` gave, where a callback has to know it.
+    """
+    vlm = vlm or start_model(args)
     before = snapshot(vlm)
-    record = {
-        "command": command_line(),
-        "arguments": json.loads(json.dumps(dataclasses.asdict(args), default=str)),
-        "commit": git_commit(),
-        "versions": package_versions(),
-        "games": [],
-        "frames_of": sorted({data.info.game for data in sets}),
-    }
+    if args.decoder == "lora":
+        add_lora(vlm, args.lora_rank)
+    groups = parameter_groups(vlm, args.plan(), args.weight_decay)
+    lesson, questions = make_lesson(vlm, args)
+    callbacks = [
+        *(callbacks or []),
+        *([FitGaze(vlm, questions, args.flat, args.hold, args.settled)] if args.flat else []),
+    ]
+    args.out.mkdir(parents=True, exist_ok=True)
+    record = make_record(args)
     train(
-        PixelValues(vlm, args.bf16),
+        lesson,
         groups,
         record,
-        Questions(sets, vlm, args),
+        questions,
         args.out,
         warmup_steps=args.warmup_steps,
         save_every=args.save_every,
         seed=args.seed,
         workers=args.workers,
+        callbacks=callbacks,
     )
-    checkpoint.save(vlm, args.out / "last", {**record, "moved": moved_tensors(before, vlm)})
+    merge(vlm)
+    moved = moved_tensors(before, vlm)
+    checkpoint.save(vlm, args.out / "last", {**record, "moved": moved})
+    for role, report in moved.items():
+        print(
+            f"{role}: {report['moved']} of {report['tensors']} tensors moved, by {report['largest_change']:.2g} at most"
+        )
     return args.out / "last"
+
+
+def make_record(args: Args) -> dict[str, Any]:
+    """Return how a checkpoint is made, for its `training.json`."""
+    return {
+        "command": command_line(),
+        "arguments": json.loads(json.dumps(dataclasses.asdict(args), default=str)),
+        "commit": git_commit(),
+        "versions": package_versions(),
+        "games": [],
+        "images_of": sorted(args.data),
+    }
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,7 +11,10 @@ ROLES = ("encoder", "connector", "decoder")
 
 @dataclass(frozen=True)
 class TrainablePlan:
-    """The learning rate of each role; None keeps it frozen. The output head belongs to the decoder."""
+    """The learning rate of each role; None keeps it frozen. The output head belongs to the decoder.
+
+    A decoder with adapters (`vlm.lora`) trains these alone.
+    """
 
     encoder: float | None
     connector: float | None
@@ -34,10 +37,14 @@ def parameter_groups(vlm: PixelVLM, plan: TrainablePlan, weight_decay: float) ->
     groups = []
     for role, parameters in role_parameters(vlm).items():
         rate = getattr(plan, role)
+        adapters = [(name, parameter) for name, parameter in parameters if "lora_" in name]
         for _, parameter in parameters:
-            parameter.requires_grad_(rate is not None)
+            parameter.requires_grad_(rate is not None and not adapters)
         if rate is None:
             continue
+        for _, parameter in adapters:
+            parameter.requires_grad_(True)
+        parameters = adapters or parameters
         matrices = [parameter for _, parameter in parameters if parameter.ndim > 1]
         vectors = [parameter for _, parameter in parameters if parameter.ndim <= 1]
         groups.append({"params": matrices, "lr": rate, "weight_decay": weight_decay, "role": role})

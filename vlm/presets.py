@@ -30,7 +30,8 @@ class Preset:
     widths, depths, heads: of the encoder's three stages, at strides 8, 24 and 72; text_*: of the decoder;
     spread: standard deviation of the initial weights, about one over the root of the widths, since the library's
     default is made for widths ten times as large; history: how many frames it sees, the present one included;
-    canvas, patch: of a CLIP tower, which has one stage: the side of its square and of its patches, in pixels.
+    canvas, patch: of a CLIP tower, which has one stage: the side of its square and of its patches, in pixels; rope:
+    the base of the decoder's rotary positions, the larger the more of a head is free to match content far away.
     """
 
     widths: tuple[int, ...]
@@ -44,13 +45,14 @@ class Preset:
     history: int = 2
     canvas: int | None = None
     patch: int = 18
+    rope: float = 10_000.0
 
 
 PRESETS = {
     "tiny": Preset((8, 16, 32), (1, 1, 1), (1, 1, 2), 32, 1, 2, 64, 0.1),
     "nano": Preset((64, 128, 256), (1, 1, 1), (1, 2, 4), 256, 2, 4, 704, 0.06),
-    "tiny-clip": Preset((32,), (2,), (2,), 32, 1, 2, 64, 0.1, history=1, canvas=216, patch=36),
-    "nano-clip": Preset((192,), (6,), (3,), 256, 2, 4, 704, 0.06, history=1, canvas=216),
+    "tiny-clip": Preset((32,), (2,), (2,), 32, 3, 2, 64, 0.1, history=1, canvas=216, patch=36, rope=1e6),
+    "nano-clip": Preset((192,), (6,), (3,), 256, 3, 4, 704, 0.06, history=1, canvas=216, rope=1e6),
     "small": Preset((128, 256, 512), (2, 2, 4), (1, 2, 8), 512, 6, 8, 1408, 0.04),
 }
 
@@ -122,6 +124,7 @@ def _text_config(preset: Preset, tokenizer) -> LlamaConfig:
         intermediate_size=preset.text_mlp,
         initializer_range=preset.spread,
         max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": preset.rope},
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

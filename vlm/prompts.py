@@ -33,11 +33,13 @@ def parse_action(text: str, legal: Sequence[str]) -> str | None:
 
 
 PIXEL_PREFIX, PIXEL_MIDDLE = "[reconstruct] loc: [", "] rgb: ["
+ORDERS = ("row,column", "x,y")  # the lab's code, which is the default, and the paper's text
 
 
-def pixel_prompt(row: int, column: int) -> str:
-    """Return the prompt that asks for the colour at a place of the grid."""
-    return f"{IMAGE} {PIXEL_PREFIX}{row},{column}{PIXEL_MIDDLE}"
+def pixel_prompt(row: int, column: int, order: str = "row,column") -> str:
+    """Return the prompt that asks for the colour at a place of the grid; `order` is one of `ORDERS`."""
+    first, second = (row, column) if order == ORDERS[0] else (column, row)
+    return f"{IMAGE} {PIXEL_PREFIX}{first},{second}{PIXEL_MIDDLE}"
 
 
 def pixel_answer(rgb: Sequence[int]) -> str:

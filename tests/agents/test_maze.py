@@ -104,7 +104,7 @@ def test_it_plays_far_better_than_random():
 
 
 def test_another_game_is_refused():
-    with EmulatorEnvs(find_game("Pong"), 1) as envs, pytest.raises(EnvsError, match="expected Ms. Pac-Man .*got Pong"):
+    with EmulatorEnvs(find_game("Pong"), 1) as envs, pytest.raises(EnvsError, match=r"expected Ms\. Pac-Man .*got Pong"):
         find_paths(envs)
 
 

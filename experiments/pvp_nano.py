@@ -1,0 +1,279 @@
+"""Findings 1 and 2 of Gou et al. 2024 at nano size: what does freezing the encoder cost a model that shall see pixels?
+
+    python -m pretrain.contrast --data data/random-* --out runs/contrast
+    python -m experiments.run pvp-nano
+
+{frozen, adapted} encoder x three seeds x two regimes that must not be confused, all arms with the same images, the
+same questions in the same order and the same number of steps, from the same semantic encoder:
+
+    familiar   frames of the training games as they are; measured on held-out episodes of these games. Half of it can
+               be answered by remembering backgrounds.
+    open       the same frames made strange, and synthetic images; measured on held-out games and on other synthetic
+               images. Only reading helps.
+
+Rows: `floor` rows for what one would answer without reading; `step` rows of each arm along its training, on a sample;
+and at its last step every place of every image, with PSNR, SSIM and the errors on small objects. Rows carry
+`checkpoint`, by which semantic measures of the same encoders can be joined.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from agents import record
+from envs.episodes import write_atomically
+from experiments.jobs import Job
+from pretrain import pixels
+from pretrain.augment import to_size
+from pretrain.images import EpisodeFrames, SyntheticImages
+from pretrain.measures import mean_colour, places_with, rare_pixels
+from pretrain.questions import PixelLanguage, colours
+from pretrain.reading import every_place, read_places
+from pretrain.reconstruct import figures, floors, image_figures, patch_size, triptych
+from vlm import checkpoint
+from vlm.model import PixelVLM
+
+REGIMES = ("familiar", "open")
+ENCODERS = ("frozen", "adapted")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that the experiment fixes.
+
+    games, strangers: trained on, and held out whole; episodes, frames: recorded of each game by random play, and the
+    emulator frames of each episode; hold: episodes of each training game held out; tower: the contrast-trained CLIP,
+    None for random weights; images_full, images_curve, places_curve: measured at the end and along the way.
+    """
+
+    games: tuple[str, ...] = (
+        "Alien", "Amidar", "Assault", "Atlantis", "BankHeist", "BeamRider", "Boxing", "Breakout", "Centipede",
+        "ChopperCommand", "DemonAttack", "Enduro", "Freeway", "Frogger", "Galaxian", "Hero", "Kangaroo", "Phoenix",
+        "Pong", "Riverraid", "SpaceInvaders", "Tennis",
+    )  # fmt: skip
+    strangers: tuple[str, ...] = ("Carnival", "MsPacman", "Seaquest", "Qbert", "Frostbite", "Asteroids")
+    episodes: int = 12
+    frames: int = 1600
+    hold: int = 2
+    data: Path = Path("data")
+    tower: Path | None = Path("runs/contrast/last")
+    preset: str = "nano-clip"
+    grid: str = "32"
+    size: tuple[int, int] = (210, 160)
+    steps: int = 2000
+    images: int = 12
+    questions: int = 12
+    learning_rate: float = 1e-3
+    encoder_learning_rate: float = 1e-3
+    soft: float = 6.0
+    flat: float = 0.1
+    hold_gaze: float = 0.15
+    settled: float = 0.15
+    seconds_a_step: float = 0.5
+    points: int = 8
+    images_full: int = 16
+    images_curve: int = 12
+    places_curve: int = 48
+    workers: int = 1
+
+
+NANO = Setting()
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A set of images that arms are measured on. images: uint8[H, W, 3] each; objects: bool[H, W] each."""
+
+    name: str
+    images: list[np.ndarray]
+    objects: list[np.ndarray]
+
+
+def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> list[Job]:
+    """Return the jobs of the experiment: floors of each regime, then each arm with each seed."""
+    found = [
+        Job({"regime": regime, "arm": "floors"}, 60, partial(measure_floors, setting, regime)) for regime in REGIMES
+    ]
+    seconds = setting.steps * setting.seconds_a_step + 120
+    for seed in seeds or SEEDS:
+        for regime in REGIMES:
+            for encoder in ENCODERS:
+                key = {"regime": regime, "encoder": encoder, "seed": seed}
+                found.append(Job(key, seconds, partial(measure_arm, setting, regime, encoder, seed, work)))
+    return found
+
+
+def frames_of(setting: Setting, game: str) -> Path:
+    """Return the dataset of a game's frames, recorded now if it is not there or not whole."""
+    place = setting.data / f"random-{game}"
+    arguments = record.Args(game=game, out=place, agent="random", episodes=setting.episodes, max_frames=setting.frames)
+    if len(list((place / "data").glob("episode-*.parquet"))) < setting.episodes:
+        record.record(arguments)
+    return place
+
+
+def training_args(setting: Setting, regime: str, encoder: str, seed: int, out: Path) -> pixels.Args:
+    """Return the training of one arm."""
+    strange = regime == "open"
+    return pixels.Args(
+        out=out,
+        data=tuple(str(frames_of(setting, game)) for game in setting.games),
+        hold_episodes=setting.hold,
+        preset=setting.preset,
+        tower=setting.tower,
+        start_codes=True,
+        grid=setting.grid,
+        size=setting.size,
+        augmentation=1.0 if strange else 0.0,
+        synthetic=0.5 if strange else 0.0,
+        ramp=0.5 if strange else 0.0,
+        flat=setting.flat,
+        hold=setting.hold_gaze,
+        settled=setting.settled,
+        steps=setting.steps,
+        images=setting.images,
+        questions=setting.questions,
+        soft=setting.soft,
+        learning_rate=setting.learning_rate,
+        encoder_learning_rate=0.0 if encoder == "frozen" else setting.encoder_learning_rate,
+        warmup_steps=min(100, setting.steps // 4),
+        save_every=max(1, setting.steps // setting.points),
+        seed=seed,
+        workers=setting.workers,
+    )
+
+
+def open_probes(setting: Setting, regime: str, count: int) -> list[Probe]:
+    """Return the sets that a regime is measured on, `count` images each, the same for every arm and seed."""
+    if regime == "familiar":
+        sources = [EpisodeFrames(frames_of(setting, game), setting.hold, "held out") for game in setting.games]
+        return [_draw_frames("held-out episodes", sources, count, setting.size)]
+    sources = [EpisodeFrames(frames_of(setting, game)) for game in setting.strangers]
+    synthetic = SyntheticImages(10_000, *setting.size)
+    images = [synthetic.image(index) for index in range(count)]
+    return [
+        _draw_frames("held-out games", sources, count, setting.size),
+        Probe("synthetic", images, [rare_pixels(image) for image in images]),
+    ]
+
+
+def _draw_frames(name: str, sources: list[EpisodeFrames], count: int, size: tuple[int, int]) -> Probe:
+    rng = np.random.default_rng(10_000)
+    images, objects = [], []
+    for number in range(count):
+        source = sources[number % len(sources)]
+        index = int(rng.integers(len(source)))
+        images.append(to_size(source.image(index), *size))
+        moved = source.moved(index)[..., None].repeat(3, axis=2).astype(np.uint8) * 255
+        objects.append(to_size(moved, *size)[..., 0] > 0)
+    return Probe(name, images, objects)
+
+
+def mean_figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the mean of each figure over the images that have it; infinite PSNR is left out; `n` is a sum."""
+    out: dict[str, Any] = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows if row[name] is not None and np.isfinite(row[name])]
+        out[name] = None if not values else int(sum(values)) if name.startswith("n") else float(np.mean(values))
+    return out
+
+
+def measure_floors(setting: Setting, regime: str) -> list[dict[str, Any]]:
+    """Return a row for every floor on every set of a regime."""
+    training = [EpisodeFrames(frames_of(setting, game), setting.hold, "training") for game in setting.games]
+    rng = np.random.default_rng(0)
+    colour = mean_colour(source.image(int(rng.integers(len(source)))) for source in training for _ in range(4))
+    patch = patch_size(pixels.start_model(training_args(setting, regime, "frozen", 0, Path("unused"))))
+    rows = []
+    for probe in open_probes(setting, regime, setting.images_full):
+        found: dict[str, list[dict[str, Any]]] = {}
+        for image, objects in zip(probe.images, probe.objects, strict=True):
+            true = colours(image, setting.grid)
+            where = places_with(objects, *true.shape[:2])
+            for name, guess in floors(image, true, patch, colour).items():
+                found.setdefault(name, []).append(image_figures(guess, true, where))
+        rows += [{"set": probe.name, "floor": name, **mean_figures(own)} for name, own in found.items()]
+    return rows
+
+
+@torch.no_grad()
+def measure(vlm: PixelVLM, setting: Setting, probe: Probe, places: int | None, pictures: Path | None) -> dict[str, Any]:
+    """Return the figures of a model on a set: at every place, or at so many drawn ones, the same for every model."""
+    language, rows = PixelLanguage.of(vlm), []
+    for number, (image, objects) in enumerate(zip(probe.images, probe.objects, strict=True)):
+        true = colours(image, setting.grid)
+        asked, where = every_place(*true.shape[:2]), places_with(objects, *true.shape[:2])
+        if places is not None:
+            asked = asked[np.random.default_rng(number).choice(len(asked), min(places, len(asked)), replace=False)]
+        reading = read_places(vlm, np.stack([image] * vlm.history), asked, language, chunk=512)
+        shape = true.shape if places is None else (1, len(asked), 3)
+        seen = true[asked[:, 0], asked[:, 1]].reshape(shape)
+        rows.append(figures(reading, seen, where[asked[:, 0], asked[:, 1]].reshape(shape[:2])))
+        if pictures is not None and places is None:
+            np.save(pictures / f"{probe.name}-{number}.npy", reading.answered.reshape(shape).astype(np.uint8))
+    return mean_figures(rows)
+
+
+class Curve(TrainerCallback):
+    """Measures a model along its training, on samples; what is measured is kept in a file, for runs that go on."""
+
+    def __init__(self, vlm: PixelVLM, every: int, file: Path, ask: Callable[[PixelVLM], list[dict[str, Any]]]):
+        self.vlm, self.every, self.file, self.ask = vlm, every, file, ask
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what was measured so far."""
+        return json.loads(self.file.read_text()) if self.file.exists() else []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure after every so many steps, but once at each."""
+        step, rows = state.global_step, self.rows()
+        if step % self.every or any(row["step"] == step for row in rows):
+            return
+        model = self.vlm.model.eval()
+        rows += [{"step": step, **row} for row in self.ask(self.vlm)]
+        model.train()
+        write_atomically(self.file, json.dumps(rows, indent=1))
+
+
+def measure_arm(setting: Setting, regime: str, encoder: str, seed: int, work: Path) -> list[dict[str, Any]]:
+    """Train one arm, or go on with it; return its rows along the way and at its end."""
+    out = work / f"{regime}-{encoder}-{seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    args = training_args(setting, regime, encoder, seed, out)
+    vlm = pixels.start_model(args)
+    probes = open_probes(setting, regime, setting.images_curve)
+
+    def sample(model: PixelVLM) -> list[dict[str, Any]]:
+        return [{"set": p.name, **measure(model, setting, p, setting.places_curve, None)} for p in probes]
+
+    curve = Curve(vlm, max(1, setting.steps // setting.points), out / "curve.json", sample)
+    last = pixels.pretrain(args, [curve], vlm)
+    trained, mark = checkpoint.load(last), checkpoint.content_hash(last)
+    rows = [{**row, "sample": True} for row in curve.rows()]
+    for probe in open_probes(setting, regime, setting.images_full):
+        found = measure(trained, setting, probe, None, out)
+        rows.append({"step": setting.steps, "set": probe.name, "sample": False, "checkpoint": mark, **found})
+    return rows
+
+
+def draw_triptychs(work: Path, out: Path, seed: int = 0, setting: Setting = NANO) -> list[Path]:
+    """Write a picture for every measured image: original, its grid, what the frozen and the adapted arm answered."""
+    written = []
+    for regime in REGIMES:
+        arms = {encoder: work / f"{regime}-{encoder}-{seed}" for encoder in ENCODERS}
+        for probe in open_probes(setting, regime, setting.images_full):
+            for number, image in enumerate(probe.images):
+                answers = {encoder: np.load(place / f"{probe.name}-{number}.npy") for encoder, place in arms.items()}
+                grid = {f"grid {setting.grid}": colours(image, setting.grid)}
+                written.append(out / f"{regime}-{probe.name}-{number}.png")
+                out.mkdir(parents=True, exist_ok=True)
+                triptych({"original": image, **grid, **answers}).save(written[-1])
+    return written

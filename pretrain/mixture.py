@@ -1,0 +1,74 @@
+"""Several tasks in one training, at given shares: the paper's pixel value prediction is one of its tasks.
+
+A task is a lesson over the same model and its batches. Each step draws a task by its share, from the seed and the step
+alone, and is that task's step: its batch of that number, its loss, its figures under its name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from vlm.errors import VlmError
+from vlm.trainer import Lesson
+
+
+class Batches(Protocol):
+    """Whole batches by number, as `vlm.trainer.train` takes them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, step: int) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """A lesson in a mixture. name: what its figures are logged under; share: its weight among the tasks."""
+
+    name: str
+    lesson: Lesson
+    batches: Batches
+    share: float
+
+    def __post_init__(self) -> None:
+        if self.share <= 0:
+            raise VlmError(f"expected a share above 0 for {self.name}, got {self.share}")
+
+
+class MixedBatches(Dataset):
+    """Step i's task, drawn by share from the seed and i alone, and that task's batch i."""
+
+    def __init__(self, tasks: Sequence[Task], steps: int, seed: int):
+        if not tasks or any(len(task.batches) < steps for task in tasks):
+            raise VlmError(f"expected tasks of at least {steps} batches each")
+        self.tasks, self.steps, self.seed = tuple(tasks), steps, seed
+        shares = np.array([task.share for task in tasks])
+        self.shares = shares / shares.sum()
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        which = int(np.random.default_rng([self.seed, step, len(self.tasks)]).choice(len(self.tasks), p=self.shares))
+        return {"task": torch.tensor(which), **self.tasks[which].batches[step]}
+
+
+class MixedLesson(Lesson):
+    """Gives each batch to its task's lesson; all lessons teach the same model."""
+
+    def __init__(self, tasks: Sequence[Task]):
+        first = tasks[0].lesson
+        if any(task.lesson.vlm is not first.vlm for task in tasks):
+            raise VlmError("expected tasks over one model")
+        super().__init__(first.vlm, first.bf16, first.vlm.model.config._attn_implementation)
+        self.names = [task.name for task in tasks]
+        self.lessons = nn.ModuleList(task.lesson for task in tasks)
+
+    def forward(self, task: Tensor, **batch: Any) -> dict[str, Tensor]:
+        """Return the task's loss, and under the task's name its loss and figures."""
+        name, out = self.names[int(task)], self.lessons[int(task)](**batch)
+        return {"loss": out["loss"]} | {f"{name}_{figure}": value for figure, value in out.items()}

@@ -1,0 +1,182 @@
+"""Pixel value prediction as a lesson: what is asked in a step, and the loss of the answers.
+
+Numbers are words to a language model: to the plain cross-entropy an answer of 131 for 130 is as wrong as one of 7.
+With `soft` above 0 the target of a number is spread over its neighbours, a normal distribution of that standard
+deviation in units of 255; all other tokens keep the plain loss. It is an option and a departure from the paper.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from pretrain.augment import augment, to_size
+from pretrain.images import ImageSource
+from pretrain.questions import IGNORED, PixelLanguage, colours, draw_places, pad_rows
+from pretrain.synthetic import synthetic_image
+from vlm.errors import VlmError
+from vlm.model import PixelVLM
+from vlm.packing import read_questions
+from vlm.trainer import Lesson
+
+Draw = Callable[[np.random.Generator, float], np.ndarray]  # (rng, share of the training done) -> uint8[T, H, W, 3]
+
+
+class ImageDraw:
+    """Draws an image, made strange or not, at the size that all images of a batch share.
+
+    Args:
+        sources: where images come from, each as likely as another.
+        size: rows and columns of what is drawn.
+        history: how many frames a model sees; a still picture is repeated.
+        augmentation: the probability of each kind of change, see `pretrain.augment`.
+        synthetic: share of images of the generator.
+        ramp: share of the training over which augmentation and fineness rise from nothing; 0 for none.
+        flat: share of the training that begins with images of one colour, before all else.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[ImageSource],
+        size: tuple[int, int],
+        history: int = 1,
+        augmentation: float = 0.0,
+        synthetic: float = 0.0,
+        ramp: float = 0.0,
+        flat: float = 0.0,
+    ):
+        if not sources and synthetic < 1:
+            raise VlmError("expected a source of images, or synthetic images alone; got neither")
+        self.sources, self.size, self.history = sources, size, history
+        self.augmentation, self.synthetic, self.ramp, self.flat = augmentation, synthetic, ramp, flat
+
+    def __call__(self, rng: np.random.Generator, done: float) -> np.ndarray:
+        """Return uint8[history, H, W, 3]; `done` is the share of the training done."""
+        if done < self.flat:
+            return np.stack([synthetic_image(rng, *self.size, level=0.0)] * self.history)
+        level = min(1.0, done / self.ramp) if self.ramp else 1.0
+        if rng.random() < self.synthetic:
+            return np.stack([synthetic_image(rng, *self.size, level)] * self.history)
+        source = self.sources[int(rng.integers(len(self.sources)))]
+        stack = to_size(source.stack(int(rng.integers(len(source))), self.history), *self.size, rng)
+        return augment(stack, rng, self.augmentation * level)
+
+
+class Questions(Dataset):
+    """Step i's images and questions, drawn from the seed and i alone.
+
+    An item is `frames` uint8[B, history, H, W, 3], `read` int[B, K, L], question and answer, and `said` int[B, K, L],
+    what shall be said next at each token of it (`IGNORED` within the question).
+    """
+
+    def __init__(self, draw: Draw, language: PixelLanguage, grid: str, steps: int, images: int, count: int, seed: int):
+        self.draw, self.language, self.grid = draw, language, grid
+        self.steps, self.images, self.count, self.seed = steps, images, count, seed
+        colours(draw(np.random.default_rng(seed), 1.0)[-1], grid)  # a grid that is too fine is refused here
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        rng = np.random.default_rng([self.seed, step])
+        stacks = [self.draw(rng, step / self.steps) for _ in range(self.images)]
+        asked = [self._ask(stack[-1], rng) for stack in stacks]
+        return {
+            "frames": torch.from_numpy(np.stack(stacks)),
+            "read": pad_rows([read for read, _ in asked], self.language.pad),
+            "said": pad_rows([said for _, said in asked], IGNORED),
+        }
+
+    def _ask(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list[list[int]], list[list[int]]]:
+        values = colours(image, self.grid)
+        places = draw_places(values, self.count, rng)
+        return self.language.lesson(places, values[places[:, 0], places[:, 1]])
+
+
+def soft_targets(spread: float) -> Tensor:
+    """Return float32[256, 256]: for each number, how much of the target every number gets; rows add up to 1."""
+    numbers = torch.arange(256.0)
+    return torch.softmax(-((numbers[:, None] - numbers) ** 2) / (2 * spread**2), dim=-1)
+
+
+class PixelValues(Lesson):
+    """PVP as a lesson: cross-entropy on the tokens of the answer, its end included."""
+
+    vlm: PixelVLM
+
+    def __init__(self, vlm: PixelVLM, bf16: bool, language: PixelLanguage, soft: float = 0.0, attention: str = "sdpa"):
+        super().__init__(vlm, bf16, attention)
+        self.language = language
+        if soft and language.numbers is None:
+            raise VlmError("soft targets ask for a tokenizer whose numbers from 0 to 255 are single tokens")
+        self.targets = soft_targets(soft) if soft else None
+        self._image_tokens: Tensor | None = None
+        vlm.connector.register_forward_hook(self._note)
+
+    def _note(self, _module: torch.nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._image_tokens = output.detach()
+
+    def forward(self, frames: Tensor, read: Tensor, said: Tensor) -> dict[str, Tensor]:
+        """Return the loss and the figures of `figures`, and `variation` of the batch's image tokens.
+
+        Args:
+            frames: uint8[B, history, H, W, 3].
+            read: int[B, K, L], question and answer.
+            said: int[B, K, L], what shall be said next.
+        """
+        with self.autocast():
+            shared = self.language.shared.to(read.device)
+            hidden = read_questions(self.vlm, self.vlm.pixels(frames), shared, read)  # [B, K, L, D]
+            logits = self.vlm.model.get_output_embeddings()(hidden[said != IGNORED]).float()  # [A, V]
+        wanted = said[said != IGNORED]  # [A], the same number of answer tokens in every step where numbers are single
+        out = {"loss": self.loss(logits, wanted), **self.figures(logits.detach(), wanted, said)}
+        if self._image_tokens is not None and len(frames) > 1:
+            out["variation"] = variation(self._image_tokens.unflatten(0, (len(frames), -1)))
+        return out
+
+    def loss(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """Return the mean over answer tokens of the cross-entropy, against soft targets where numbers are wanted."""
+        if self.targets is None or self.language.numbers is None:
+            return functional.cross_entropy(logits, wanted)
+        values = number_values(self.language.numbers.to(wanted.device), wanted, logits.shape[-1])  # [A], -1: no number
+        log_probs = logits.log_softmax(-1)
+        plain = -log_probs[values < 0].gather(1, wanted[values < 0, None])
+        numbers = log_probs[values >= 0][:, self.language.numbers.to(wanted.device)]  # [N, 256]
+        soft = -(self.targets.to(wanted.device)[values[values >= 0]] * numbers).sum(-1)
+        return (plain.sum() + soft.sum()) / len(wanted)
+
+    def figures(self, logits: Tensor, wanted: Tensor, said: Tensor) -> dict[str, Tensor]:
+        """Return `exact`, the share of answers right token by token given what came before; and, where numbers are
+        single tokens, `mae` of the likeliest number and `mae_expected` of the expected one, of 255.
+        """
+        right = torch.ones(said.shape, dtype=torch.bool, device=said.device)
+        right[said != IGNORED] = logits.argmax(-1) == wanted
+        out = {"exact": right.all(-1).float().mean()}
+        if self.language.numbers is not None:
+            table = self.language.numbers.to(wanted.device)
+            values = number_values(table, wanted, logits.shape[-1])
+            among = logits[values >= 0][:, table].softmax(-1)  # [N, 256]
+            truth = values[values >= 0]
+            out["mae_expected"] = (among @ torch.arange(256.0, device=among.device) - truth).abs().mean()
+            out["mae"] = (among.argmax(-1) - truth).abs().float().mean()
+        return out
+
+
+def number_values(numbers: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
+    """Return int of the tokens' shape: the number that each stands for, -1 where it is none."""
+    values = torch.full((vocabulary,), -1, device=tokens.device)
+    values[numbers] = torch.arange(256, device=tokens.device)
+    return values[tokens]
+
+
+def variation(image_tokens: Tensor) -> Tensor:
+    """Return what a decoder can tell images [B, ..., D] apart by: norm of the deviation over them by that of the mean.
+
+    Near 0 the image tokens have become one constant vector (`experiments/LOG.md`, why cloning stayed at the prior).
+    """
+    image_tokens = image_tokens.float()
+    return image_tokens.std(0).norm() / image_tokens.mean(0).norm().clamp_min(1e-9)

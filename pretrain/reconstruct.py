@@ -1,0 +1,286 @@
+"""Rebuild images by asking a model for the colour at every place: what does it see, and how much of it is guessing?
+
+    python -m pretrain.reconstruct --image photo.png --checkpoint runs/frozen/last runs/adapted/last --grid 32 \
+        --out runs/rebuilt
+    python -m pretrain.reconstruct --data data/random-Seaquest --count 20 --checkpoint runs/adapted/last --grid 32 \
+        --out runs/rebuilt
+
+Writes one picture an image (the original, its grid, and what each checkpoint sees), `reconstruct.json` with a row for
+every image and checkpoint, the floors of `pretrain.measures` beside them, and both to TensorBoard. `mae` is that of
+the answers as text, read greedily, black where an answer cannot be parsed (`invalid`, their share); `mae_expected` is
+that of the mean of the model's distribution. Of recorded games, `mae_small_objects` is the error where something has
+moved since the frame before, elsewhere where a colour is rare; `mae_background` is the error at all other places.
+A model knows places of images of the size that it was taught on: others are brought to that size as a whole.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from PIL import Image, ImageDraw
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from envs.errors import EnvsError
+from pretrain.images import EpisodeFrames, ImageError, open_source, read_picture
+from pretrain.measures import blurred, mean_absolute_error, patch_means, places_with, psnr, rare_pixels, ssim
+from pretrain.questions import PixelLanguage, colours, parse_grid
+from pretrain.reading import Reading, every_place, read_places
+from vlm import checkpoint
+from vlm.errors import VlmError
+from vlm.model import PixelVLM
+from vlm.prompts import ORDERS
+from vlm.provenance import command_line, git_commit
+
+PATCH = 16  # of the floor of patch means, where a model's encoder does not say what it cuts images into
+TALL = 320  # lines of a picture in the triptych
+COLUMNS = (
+    ("mae", "mae", 7),
+    ("mae_expected", "expected", 9),
+    ("mae_small_objects", "objects", 8),
+    ("psnr", "psnr", 6),
+    ("ssim", "ssim", 6),
+    ("exact", "exact", 6),
+    ("invalid", "invalid", 8),
+)
+
+
+@dataclass
+class Args:
+    """Rebuild images by asking for every place."""
+
+    checkpoint: tuple[Path, ...]
+    """Models to ask: frozen and adapted, say."""
+    out: Path
+    """Where pictures, figures and TensorBoard's files go."""
+    image: tuple[Path, ...] = ()
+    """PNG or JPEG files."""
+    data: Path | None = None
+    """A directory of recorded games or a folder of pictures, of which `count` are drawn."""
+    count: int = 8
+    """How many images of `data`."""
+    seed: int = 0
+    """Seed of which."""
+    grid: str = "32"
+    """The grid that the models were taught: 32, 64 or native."""
+    order: str = ORDERS[0]
+    """The order of coordinates that they were taught: row,column or x,y."""
+    chunk: int = 512
+    """Questions answered at a time."""
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint:
+            raise EnvsError("--checkpoint is missing")
+        if bool(self.image) == bool(self.data):
+            raise EnvsError("expected either --image or --data")
+        for name in ("count", "chunk"):
+            if getattr(self, name) < 1:
+                raise EnvsError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        parse_grid(self.grid)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An image to rebuild. name: for files; image: uint8[history, H, W, 3]; objects: bool[H, W], its small ones."""
+
+    name: str
+    image: np.ndarray
+    objects: np.ndarray
+
+
+def taught_size(directory: Path) -> tuple[int, int] | None:
+    """Return the rows and columns of the images that a checkpoint was taught on, if it tells."""
+    size = checkpoint.read_training(directory).get("arguments", {}).get("size")
+    return (int(size[0]), int(size[1])) if size else None
+
+
+def bring_to(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """Return a whole image uint8[H, W, 3] at a size, by area where it shrinks and by nearest pixel where it grows."""
+    if size is None or image.shape[:2] == size:
+        return image
+    shrinks = image.shape[0] > size[0] or image.shape[1] > size[1]
+    how = Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), how))
+
+
+def open_subjects(args: Args, history: int, size: tuple[int, int] | None) -> list[Subject]:
+    """Return the images to rebuild; a grid finer than an image as it came is refused."""
+    found = []
+    if args.image:
+        for file in args.image:
+            image = read_picture(file)
+            colours(image, args.grid)
+            shown = bring_to(image, size)
+            found.append(Subject(file.stem, np.stack([shown] * history), rare_pixels(shown)))
+        return found
+    source = open_source(str(args.data))
+    count = min(args.count, len(source))
+    for index in sorted(np.random.default_rng(args.seed).choice(len(source), count, replace=False)):
+        stack = source.stack(int(index), history)
+        colours(stack[-1], args.grid)
+        objects = source.moved(int(index)) if isinstance(source, EpisodeFrames) else None
+        stack = np.stack([bring_to(image, size) for image in stack])
+        if objects is None or objects.shape != stack.shape[1:3]:
+            objects = rare_pixels(stack[-1])
+        found.append(Subject(f"{source.name}-{index}", stack, objects))
+    return found
+
+
+def figures(reading: Reading, true: np.ndarray, objects: np.ndarray) -> dict[str, Any]:
+    """Return the figures of a reading of every place of a grid.
+
+    Args:
+        reading: of rows * columns places, row by row.
+        true: the grid's colours, uint8[rows, columns, 3].
+        objects: bool[rows, columns], the places of small objects.
+    """
+    rebuilt = reading.answered.reshape(true.shape)
+    out = image_figures(rebuilt, true, objects)
+    out["exact"] = float((reading.greedy.reshape(true.shape) == true).all(-1).mean())
+    out["invalid"] = float(reading.invalid.mean())
+    if reading.expected is not None:
+        out["mae_expected"] = float(mean_absolute_error(reading.expected.reshape(true.shape), true).mean())
+    return out
+
+
+def image_figures(rebuilt: np.ndarray, true: np.ndarray, objects: np.ndarray) -> dict[str, Any]:
+    """Return the figures that any rebuilt image has; errors of no place are None."""
+    channels = mean_absolute_error(rebuilt, true)
+    return {
+        "mae": float(channels.mean()),
+        **{f"mae_{name}": float(value) for name, value in zip(("red", "green", "blue"), channels, strict=True)},
+        "mae_small_objects": _mae_at(rebuilt, true, objects),
+        "mae_background": _mae_at(rebuilt, true, ~objects),
+        "psnr": psnr(rebuilt, true),
+        "ssim": ssim(rebuilt, true),
+        "n": int(true.shape[0] * true.shape[1]),
+        "n_small_objects": int(objects.sum()),
+    }
+
+
+def _mae_at(rebuilt: np.ndarray, true: np.ndarray, where: np.ndarray) -> float | None:
+    return float(mean_absolute_error(rebuilt[where], true[where]).mean()) if where.any() else None
+
+
+def floors(
+    image: np.ndarray, true: np.ndarray, patch: int, training: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Return what one would answer without reading pixels, float or uint8[rows, columns, 3] by name.
+
+    Args:
+        image: uint8[H, W, 3].
+        true: the grid's colours, uint8[rows, columns, 3].
+        patch: the side of the squares that the encoder cuts the image into.
+        training: the mean colour of the training images, float[3], where it is known.
+    """
+    flat = {} if training is None else {"training mean": np.broadcast_to(training, true.shape)}
+    return {
+        **flat,
+        "image mean": np.broadcast_to(true.reshape(-1, 3).mean(0), true.shape),
+        "blurred": blurred(true),
+        "patch mean": patch_means(image, patch, *true.shape[:2]),
+    }
+
+
+def patch_size(vlm: PixelVLM) -> int:
+    """Return the side in pixels of the patches that a model's encoder cuts images into, 16 where it does not say."""
+    return int(getattr(vlm.encoder.config, "patch_size", PATCH))
+
+
+def triptych(pictures: dict[str, np.ndarray]) -> Image.Image:
+    """Return images uint8[h, w, 3] side by side at one height, each under its name; pixels stay square blocks."""
+    first = next(iter(pictures.values()))
+    width = max(1, round(TALL * first.shape[1] / first.shape[0]))
+    sheet = Image.new("RGB", (len(pictures) * (width + 8) + 8, TALL + 30), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (name, picture) in enumerate(pictures.items()):
+        left = 8 + index * (width + 8)
+        draw.text((left, 6), name, fill="black")
+        sheet.paste(Image.fromarray(picture).resize((width, TALL), Image.Resampling.NEAREST), (left, 24))
+    return sheet
+
+
+def rebuild(subject: Subject, vlms: dict[str, PixelVLM], args: Args) -> tuple[list[dict[str, Any]], Image.Image]:
+    """Return a row of figures for every floor and model, and the triptych."""
+    image = subject.image[-1]
+    true = colours(image, args.grid)
+    objects = places_with(subject.objects, *true.shape[:2])
+    rows, pictures = [], {"original": image, f"grid {args.grid}": true}
+    patch = patch_size(next(iter(vlms.values())))
+    for name, guess in floors(image, true, patch).items():
+        rows.append({"image": subject.name, "floor": name, **image_figures(guess, true, objects)})
+    for name, vlm in vlms.items():
+        language = PixelLanguage.of(vlm, args.order)
+        reading = read_places(vlm, subject.image, every_place(*true.shape[:2]), language, args.chunk)
+        pictures[name] = reading.answered.reshape(true.shape).astype(np.uint8)
+        rows.append({"image": subject.name, "checkpoint": name, **figures(reading, true, objects)})
+    return rows, triptych(pictures)
+
+
+def name_checkpoints(directories: tuple[Path, ...]) -> dict[str, Path]:
+    """Return a name for each directory: its own, or that of the run it is the `last` of; refused where two agree."""
+    named = {(path.resolve().parent if path.name == "last" else path).name: path for path in directories}
+    if len(named) != len(directories):
+        raise ImageError("expected checkpoints of different runs, got two of one name")
+    return named
+
+
+def reconstruct(args: Args) -> list[dict[str, Any]]:
+    """Rebuild every image with every checkpoint; write and return the rows."""
+    named = name_checkpoints(args.checkpoint)
+    sizes = {taught_size(path) for path in named.values()}
+    vlms = {name: checkpoint.load(path) for name, path in named.items()}
+    histories = {vlm.history for vlm in vlms.values()}
+    if len(sizes) > 1 or len(histories) > 1:
+        raise ImageError(
+            f"expected checkpoints taught on images of one size and history, got {sorted(map(str, sizes))}"
+        )
+    subjects = open_subjects(args, histories.pop(), sizes.pop())
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with SummaryWriter(str(args.out)) as writer:
+        for number, subject in enumerate(tqdm(subjects, desc="rebuild", unit="image")):
+            found, picture = rebuild(subject, vlms, args)
+            rows += found
+            picture.save(args.out / f"{subject.name}.png")
+            writer.add_image(f"rebuilt/{subject.name}", np.asarray(picture), dataformats="HWC")
+            for row in found:
+                writer.add_scalar(f"mae/{row.get('checkpoint') or row.get('floor')}", row["mae"], number)
+    result = {"command": command_line(), "commit": git_commit(), "grid": args.grid, "rows": rows}
+    (args.out / "reconstruct.json").write_text(json.dumps(result, indent=1) + "\n")
+    return rows
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Return a table of the means over images, a line for every floor and checkpoint."""
+    lines = [
+        f"{'':24s} {'mae':>7s} {'expected':>9s} {'objects':>8s} {'psnr':>6s} {'ssim':>6s} {'exact':>6s} {'invalid':>8s}"
+    ]
+    for name in dict.fromkeys(row.get("checkpoint") or row["floor"] for row in rows):
+        own = [row for row in rows if name in (row.get("checkpoint"), row.get("floor"))]
+        cells = []
+        for key, _, width in COLUMNS:
+            values = [row[key] for row in own if row.get(key) is not None]
+            cells.append(f"{np.mean(values):{width}.2f}" if values else " " * (width - 1) + "-")
+        lines.append(f"{name:24s} {' '.join(cells)}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see the head of this file."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    print(summary(reconstruct(args)))
+    print(f"pictures and figures are in {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (EnvsError, VlmError, OSError) as error:
+        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
+        sys.exit(2)

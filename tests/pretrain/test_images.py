@@ -1,0 +1,157 @@
+"""Images come from games, folders and the generator; what cannot be read is skipped and named, or refused."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from envs.episodes import DatasetInfo, Episode, EpisodeWriter
+from envs.protocol import MACHADO2018
+from pretrain.augment import augment, change_colours, change_places, remap_palette, shrink, to_size
+from pretrain.images import EpisodeFrames, ImageError, ImageFolder, SyntheticImages, open_source, read_picture
+from pretrain.synthetic import KINDS, synthetic_image
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def games(tmp_path):
+    info = DatasetInfo("Pong", ("noop",), MACHADO2018, "random", None, "abc", {})
+    writer = EpisodeWriter(tmp_path / "pong", info)
+    for seed in range(3):
+        frames = np.full((2, 4, 4, 3), 10 * seed, np.uint8)
+        frames[1, 1, 2] = 255
+        writer.append(Episode(frames, np.zeros(2, int), np.zeros(2, np.float32), None, True, False, seed))
+    return tmp_path / "pong"
+
+
+def save(array, file, **options):
+    Image.fromarray(array).save(file, **options)
+    return file
+
+
+def test_games_that_are_held_out_are_not_trained_on(games):
+    training, held_out = (EpisodeFrames(games, 1, which) for which in ("training", "held out"))
+    assert [training.image(i)[0, 0, 0] for i in range(len(training))] == [0, 0, 10, 10]
+    assert [held_out.image(i)[0, 0, 0] for i in range(len(held_out))] == [20, 20]
+    with pytest.raises(ImageError, match="holds 3 games: expected from 1 to 2 held out"):
+        EpisodeFrames(games, 3, "training")
+
+
+def test_what_moved_is_what_differs_from_the_frame_before_in_the_same_game(games):
+    frames = EpisodeFrames(games, 1, "held out")
+    assert not frames.moved(0).any()
+    assert np.argwhere(frames.moved(1)).tolist() == [[1, 2]]
+
+
+def test_pictures_of_every_mode_are_read_as_three_bytes_a_pixel(tmp_path, picture):
+    assert np.array_equal(read_picture(save(picture, tmp_path / "rgb.png")), picture)
+    grey = read_picture(save(picture[..., 0], tmp_path / "grey.png"))
+    assert np.array_equal(grey, picture[..., :1].repeat(3, axis=2))
+    deep = read_picture(save(picture[..., 0].astype(np.uint16) * 257, tmp_path / "deep.png"))
+    assert np.array_equal(deep, grey)
+    clear = np.concatenate([picture, np.zeros((6, 5, 1), np.uint8)], axis=2)
+    assert not read_picture(save(clear, tmp_path / "clear.png")).any()
+    assert read_picture(save(picture[:1, :1], tmp_path / "one.png")).shape == (1, 1, 3)
+
+
+def test_a_picture_too_large_to_hold_is_refused_before_it_is_decoded(tmp_path):
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
+    with pytest.raises(ImageError, match=r"huge.png: expected at most 33,554,432 pixels, got 10000 x 10000"):
+        read_picture(tmp_path / "huge.png")
+
+
+def test_broken_pictures_are_left_out_and_named(tmp_path, picture, capsys):
+    folder = tmp_path / "folder" / "deeper"
+    folder.mkdir(parents=True)
+    whole = save(np.tile(picture, (20, 20, 1)), folder / "a.png")
+    (folder / "b.png").write_bytes(whole.read_bytes()[:300])
+    (folder / "c.JPG").touch()
+    (folder / "d.png").write_text("no picture")
+    (folder / "notes.txt").write_text("not looked at")
+    source = open_source(str(tmp_path / "folder"))
+    assert [file.name for file in source.files] == ["a.png"]
+    said = capsys.readouterr().out
+    assert "3 of 4 pictures" in said
+    assert all(name in said for name in ("b.png", "c.JPG is empty", "d.png"))
+    whole.unlink()
+    with pytest.raises(ImageError, match="none of the 3 pictures in"):
+        ImageFolder(tmp_path / "folder")
+
+
+def test_places_without_pictures_are_refused(tmp_path):
+    with pytest.raises(ImageError, match="expected a folder"):
+        open_source(str(tmp_path / "missing"))
+    with pytest.raises(ImageError, match="found none"):
+        open_source(str(tmp_path))
+    with pytest.raises(ImageError, match="which is not a file"):
+        read_picture(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_synthetic_image_has_its_size_and_something_on_it(kind):
+    for cells in (2, 8, 32):
+        image = KINDS[kind](np.random.default_rng(1), 21, 16, cells)
+        assert (image.shape, image.dtype) == ((21, 16, 3), np.uint8)
+        assert len(np.unique(image.reshape(-1, 3), axis=0)) > 1
+
+
+def test_synthetic_images_depend_on_seed_and_index_alone_and_are_flat_at_level_zero():
+    source = SyntheticImages(3)
+    assert np.array_equal(source.image(5), source.image(5))
+    assert not np.array_equal(source.image(5), source.image(6))
+    assert not np.array_equal(source.image(5), SyntheticImages(4).image(5))
+    flat = synthetic_image(np.random.default_rng(0), 8, 8, level=0)
+    assert (flat == flat[0, 0]).all()
+
+
+def test_an_image_is_brought_to_size_by_whole_factors():
+    image = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
+    assert np.array_equal(to_size(image, 4, 4), image)
+    assert np.array_equal(to_size(image, 2, 2), shrink(image, 2))
+    assert shrink(image, 2)[0, 0].tolist() == [8, 8, 10]  # the means of 0, 3, 12, 15 and so on: 7.5, 8.5, 9.5
+    assert np.array_equal(to_size(image, 8, 6), image.repeat(2, axis=0).repeat(2, axis=1)[:, 1:7])
+    drawn = {to_size(image, 3, 3, np.random.default_rng(seed))[0, 0, 0] for seed in range(20)}
+    assert drawn == {0, 3, 12, 15}
+
+
+def test_a_remapped_image_keeps_its_shapes_and_loses_its_colours(picture):
+    flat = np.zeros((6, 5, 3), np.uint8)
+    flat[2:4, 1:3] = (9, 9, 9)
+    changed = remap_palette(flat, np.random.default_rng(0))
+    inside = (changed == changed[2, 1]).all(-1)
+    assert np.array_equal(inside, (flat == 9).all(-1))
+    assert not np.array_equal(changed, flat)
+    many = np.arange(300 * 3, dtype=np.int64).reshape(20, 15, 3).astype(np.uint8)
+    many[..., 1] = np.arange(300).reshape(20, 15) // 256
+    assert np.array_equal(remap_palette(many, np.random.default_rng(0)), many)
+
+
+def test_changed_colours_are_one_function_of_the_old_ones_and_changed_places_keep_the_colours(picture):
+    twice = np.concatenate([picture, picture])
+    changed = change_colours(twice, np.random.default_rng(2))
+    assert np.array_equal(changed[:6], changed[6:])
+    assert not np.array_equal(changed, twice)
+    for seed in range(9):
+        moved = change_places(picture, np.random.default_rng(seed))
+        assert moved.shape == picture.shape
+        assert {*map(tuple, moved.reshape(-1, 3))} <= {*map(tuple, picture.reshape(-1, 3))}
+
+
+def test_augmentation_depends_on_its_generator_alone_and_at_strength_zero_does_nothing(picture):
+    one, two = (augment(picture, np.random.default_rng(7)) for _ in range(2))
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, picture)
+    assert np.array_equal(augment(picture, np.random.default_rng(7), strength=0), picture)
+
+
+def test_a_frame_and_its_past_are_changed_alike(picture):
+    past = picture[::-1].copy()
+    for seed in range(6):
+        both = augment(np.stack([past, picture]), np.random.default_rng(seed))
+        same = augment(np.stack([picture, picture]), np.random.default_rng(seed))
+        assert both.shape == (2, 6, 5, 3)
+        assert np.array_equal(same[0], same[1])
+    assert np.array_equal(to_size(np.stack([past, picture]), 3, 2)[1], to_size(picture, 3, 2))
