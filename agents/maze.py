@@ -13,8 +13,8 @@ import numpy as np
 
 Node = tuple[int, int]  # row, column
 
-ROWS = np.arange(14) * 12 + 8
-COLUMNS = np.concatenate([np.arange(9) * 8 + 10, np.arange(9) * 8 + 86])
+ROWS = tuple(range(8, 176, 12))  # pixels
+COLUMNS = (*range(10, 82, 8), *range(86, 158, 8))
 FAR = 1000  # nodes; what cannot be reached is this far away
 
 
@@ -61,7 +61,7 @@ class Maze:
     def ways(self, x: int, y: int) -> tuple[Node | None, dict[str, Node]]:
         """Return the node that lies at pixel (x, y), or None between two, and the nodes next on each open way."""
         node = nearest_node(x, y)
-        aside, below = x - int(COLUMNS[node[1]]), y - int(ROWS[node[0]])
+        aside, below = x - COLUMNS[node[1]], y - ROWS[node[0]]
         open_ways = self.edges.get(node, {})
         if abs(aside) <= 3 and abs(below) <= 4:
             return (node if open_ways else None), open_ways
@@ -76,7 +76,7 @@ class Maze:
 
 def nearest_node(x: int, y: int) -> Node:
     """Return the node nearest to a pixel, free or not."""
-    return int(np.abs(ROWS - y).argmin()), int(np.abs(COLUMNS - x).argmin())
+    return int(np.abs(np.subtract(ROWS, y)).argmin()), int(np.abs(np.subtract(COLUMNS, x)).argmin())
 
 
 def find_dots(walls: np.ndarray, maze: Maze) -> dict[Node, bool]:

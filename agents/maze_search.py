@@ -67,7 +67,8 @@ class MazeSearch:
         """Read a scene off a frame uint8[210, 160, 3] and the memory uint8[128]."""
         walls = find_walls(frame)
         maze = self._maze(walls)
-        feared, hunted = [], []
+        feared: list[Node] = []
+        hunted: list[Node] = []
         for state, x, y in GHOSTS:
             node = nearest_node(*_pixel(ram, x, y))
             if node in maze.edges and node not in PEN:

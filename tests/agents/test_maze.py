@@ -24,7 +24,7 @@ def corridor(length=8):
 
 
 def scene(dots=(), feared=(), hunted=(), column=4):
-    place = (int(COLUMNS[column]), int(ROWS[0]))
+    place = (COLUMNS[column], ROWS[0])
     return Scene(corridor(), dict.fromkeys(dots, False), place, tuple(feared), tuple(hunted))
 
 
@@ -70,10 +70,10 @@ def test_the_player_and_the_ghosts_stand_where_memory_says(first_frame):
 
 def test_ways_between_two_nodes_are_onward_and_back():
     maze = corridor()
-    node, ways = maze.ways(int(COLUMNS[3]), int(ROWS[0]))
+    node, ways = maze.ways(COLUMNS[3], ROWS[0])
     assert node == (0, 3)
     assert ways == {"left": (0, 2), "right": (0, 4)}
-    assert maze.ways(int(COLUMNS[3]) + 4, int(ROWS[0])) == (None, {"left": (0, 3), "right": (0, 4)})
+    assert maze.ways(COLUMNS[3] + 4, ROWS[0]) == (None, {"left": (0, 3), "right": (0, 4)})
 
 
 def test_moves_go_to_dots_and_to_ghosts_that_may_be_eaten():
@@ -104,7 +104,10 @@ def test_it_plays_far_better_than_random():
 
 
 def test_another_game_is_refused():
-    with EmulatorEnvs(find_game("Pong"), 1) as envs, pytest.raises(EnvsError, match=r"expected Ms\. Pac-Man .*got Pong"):
+    with (
+        EmulatorEnvs(find_game("Pong"), 1) as envs,
+        pytest.raises(EnvsError, match=r"expected Ms\. Pac-Man .*got Pong"),
+    ):
         find_paths(envs)
 
 
