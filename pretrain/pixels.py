@@ -28,7 +28,7 @@ from vlm import checkpoint
 from vlm.errors import VlmError
 from vlm.freezing import TrainablePlan, moved_tensors, parameter_groups, snapshot
 from vlm.model import PixelVLM
-from vlm.packing import packed_hidden
+from vlm.packing import read_questions
 from vlm.presets import build
 from vlm.prompts import IMAGE, PIXEL_PREFIX, pixel_answer, pixel_prompt
 from vlm.provenance import command_line, git_commit, package_versions
@@ -132,10 +132,10 @@ class PixelValues(Lesson):
             frames: uint8[B, history, H, W, 3].
             tokens: int[B, K, L], question and answer.
         """
-        batch, count, length = tokens.shape
+        batch, count, _ = tokens.shape
         with self.autocast():
-            hidden = packed_hidden(self.vlm, self.vlm.pixels(frames), self.shared.to(tokens.device), tokens)
-            hidden = hidden[:, 1:].unflatten(1, (count, length))[:, :, self.asked - 1 :]  # [B, K, answer + 1, D]
+            hidden = read_questions(self.vlm, self.vlm.pixels(frames), self.shared.to(tokens.device), tokens)
+            hidden = hidden[:, :, self.asked - 1 :]  # [B, K, answer + 1, D]
             logits = self.vlm.model.get_output_embeddings()(hidden).float()
         end = torch.full((batch, count, 1), self.vlm.tokenizer.eos_token_id, device=tokens.device)
         targets = torch.cat([tokens[:, :, self.asked :], end], dim=2)

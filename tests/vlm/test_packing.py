@@ -1,72 +1,94 @@
-"""Packed questions are what separate sequences are, in loss and in gradient."""
+"""Packed questions are what separate sequences are, in loss and in gradient, whatever the class of the model."""
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from vlm.choices import prompt_ids
-from vlm.packing import Packing, packed_hidden
-from vlm.presets import build
-from vlm.prompts import IMAGE, PIXEL_PREFIX, pixel_answer, pixel_prompt
+from vlm.errors import VlmError
+from vlm.packing import Packing, pad_questions, read_questions
+from vlm.prefix import Prefix
 
-PLACES = [[(3, 7), (200, 150), (80, 80)], [(0, 0), (120, 5), (209, 159)]]
-FRAMES = np.random.default_rng(0).integers(0, 256, (2, 2, 210, 160, 3), dtype=np.uint8)
-
-
-def texts(image):
-    return [(pixel_prompt(r, c), pixel_answer(FRAMES[image, -1, r, c])) for r, c in PLACES[image]]
+QUESTIONS = [
+    [[11, 35, 12, 13, 21, 22], [14, 21, 23], [15, 16, 17, 24, 25]],
+    [[11, 18, 26, 27], [19, 28, 29, 30, 31, 32, 33], [20, 34]],
+]  # of differing lengths; every token but the first is to be predicted
 
 
-def separate_loss(vlm, pixels):
-    """Each question with its image through the plain forward; the mean over answer tokens, their end included."""
+def separate_loss(family):
+    """Each question with its image through the class's own forward; the mean over all predicted tokens."""
     losses, count = 0.0, 0
-    for image in range(2):
-        for prompt, answer in texts(image):
-            asked = prompt_ids(vlm, prompt, 9)
-            said = [*vlm.tokenizer(answer)["input_ids"], vlm.tokenizer.eos_token_id]
-            ids = torch.tensor([asked + said])
-            logits = vlm.model(
-                input_ids=ids, pixel_values=pixels[image : image + 1], attention_mask=torch.ones_like(ids)
-            ).logits
-            predicted = logits[0, len(asked) - 1 : -1].float()
-            losses = losses + functional.cross_entropy(predicted, torch.tensor(said), reduction="sum")
+    for image, asked in enumerate(QUESTIONS):
+        for tokens in asked:
+            logits = family.vlm.model(**family.inputs(image, tokens)).logits
+            said = torch.tensor(tokens[1:])
+            losses = losses + functional.cross_entropy(logits[0, -len(tokens) : -1], said, reduction="sum")
             count += len(said)
     return losses / count
 
 
-def packed_loss(vlm, pixels):
-    encode = lambda text: vlm.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    head = f"{IMAGE} {PIXEL_PREFIX}"
-    asked = [[encode(prompt.removeprefix(head) + answer) for prompt, answer in texts(image)] for image in range(2)]
-    questions = torch.tensor(asked)  # [2, 3, L]
-    hidden = packed_hidden(vlm, pixels, torch.tensor(encode(PIXEL_PREFIX)), questions)[:, 1:]
-    logits = vlm.model.get_output_embeddings()(hidden.unflatten(1, questions.shape[1:]))[:, :, 3:].float()
-    end = torch.full((2, 3, 1), vlm.tokenizer.eos_token_id)
-    return functional.cross_entropy(logits.flatten(0, 2), torch.cat([questions[:, :, 4:], end], 2).flatten())
+def packed_loss(family, method):
+    """All questions in one reading."""
+    questions, lengths = pad_questions(QUESTIONS, pad=3)
+    states = read_questions(family.vlm, family.images, family.shared, questions, method)
+    logits = family.vlm.model.get_output_embeddings()(states)[:, :, :-1]
+    counts = torch.arange(1, questions.shape[2]) < lengths[..., None]
+    return functional.cross_entropy(logits[counts], questions[:, :, 1:][counts])
+
+
+def gradients(family, loss):
+    loss.backward()
+    return {name: p.grad for name, p in family.vlm.model.named_parameters() if p.grad is not None}
+
+
+def relative_difference(one, other):
+    one, other = (torch.cat([grads[name].flatten() for name in sorted(grads)]) for grads in (one, other))
+    return float((one - other).norm() / other.norm())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_loss_and_gradients_equal_those_of_separate_sequences(attention):
-    found = {}
-    for name, loss_of in (("packed", packed_loss), ("separate", separate_loss)):
-        vlm = build("nano", seed=1)
-        vlm.model.set_attn_implementation(attention)
-        loss = loss_of(vlm, vlm.pixels(FRAMES))
-        loss.backward()
-        found[name] = (
-            loss.item(),
-            torch.cat([p.grad.flatten() for p in vlm.model.parameters() if p.grad is not None]),
-        )
-    assert found["packed"][0] == pytest.approx(found["separate"][0], abs=1e-5)
-    difference = (found["packed"][1] - found["separate"][1]).norm() / found["separate"][1].norm()
-    assert difference < 1e-4
+@pytest.mark.parametrize("method", ["mask", "cache"])
+def test_loss_and_gradients_equal_those_of_separate_sequences(make_family, method, attention):
+    packed, separate = make_family(), make_family()
+    for family in (packed, separate):
+        family.vlm.model.set_attn_implementation(attention)
+    packed_value, separate_value = packed_loss(packed, method), separate_loss(separate)
+    assert packed_value.item() == pytest.approx(separate_value.item(), abs=1e-5)
+    found, expected = gradients(packed, packed_value), gradients(separate, separate_value)
+    assert found.keys() == expected.keys()
+    assert relative_difference(found, expected) < 1e-4
+    encoder = {f"{id(p)}" for p in packed.vlm.encoder.parameters()}
+    reached = [p.grad.norm() for p in packed.vlm.model.parameters() if f"{id(p)}" in encoder and p.grad is not None]
+    assert max(reached) > 1e-4  # the comparison is of gradients that reach the image
+
+
+@pytest.mark.parametrize("method", ["mask", "cache"])
+def test_padding_neither_counts_nor_is_seen(make_family, method):
+    family = make_family()
+    questions, lengths = pad_questions(QUESTIONS, pad=3)
+    other, _ = pad_questions(QUESTIONS, pad=40)
+    real = torch.arange(questions.shape[2]) < lengths[..., None]
+    with torch.no_grad():
+        one, two = (read_questions(family.vlm, family.images, family.shared, q, method) for q in (questions, other))
+    assert torch.equal(one[real], two[real])
+    assert not torch.equal(one[~real], two[~real])
+
+
+def test_an_image_takes_fewer_positions_than_tokens_where_axes_count_apart(build_family):
+    family = build_family("qwen2.5-vl")
+    prefix = Prefix.of(family.vlm, family.images, family.shared, 2)
+    # two words, 2 x 3 image tokens from position 2 on, three words behind the largest
+    assert prefix.positions[:, 0].tolist() == [
+        [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 7],
+        [0, 1, 2, 2, 2, 3, 3, 3, 5, 6, 7],
+        [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7],
+    ]
+    assert prefix.positions_behind(torch.arange(2)).tolist() == [[[8, 9], [8, 9]]] * 3
 
 
 def test_a_question_sees_the_prefix_and_itself_alone():
     layout = Packing(prefix=2, questions=2, length=2)
-    assert layout.positions.tolist() == [[0, 1, 2, 3, 2, 3]]
-    assert (layout.mask[0, 0] == 0).int().tolist() == [
+    assert layout.steps().tolist() == [0, 1, 0, 1]
+    assert (layout.mask()[0, 0] == 0).int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],
@@ -74,3 +96,63 @@ def test_a_question_sees_the_prefix_and_itself_alone():
         [1, 1, 0, 0, 1, 0],
         [1, 1, 0, 0, 1, 1],
     ]
+
+
+def checkpointed(family):
+    family.vlm.model.train()
+    family.vlm.model.gradient_checkpointing_enable()
+    return family
+
+
+def test_the_cache_is_refused_under_gradient_checkpointing_which_would_silently_lose_the_image(build_family):
+    with pytest.raises(VlmError, match="expected LlamaModel to keep 21 tokens, it kept 0: gradient checkpointing"):
+        packed_loss(checkpointed(build_family("llava")), "cache")
+
+
+def test_the_mask_works_under_gradient_checkpointing(build_family):
+    plain, saving = build_family("llava"), checkpointed(build_family("llava"))
+    found, expected = (gradients(family, packed_loss(family, "mask")) for family in (saving, plain))
+    assert relative_difference(found, expected) < 1e-4
+
+
+def test_paligemma_is_refused_since_its_prompt_attends_both_ways(build_family):
+    with pytest.raises(
+        VlmError, match=r"PaliGemmaForConditionalGeneration cannot .*: its image and prompt attend both"
+    ):
+        packed_loss(build_family("paligemma"), "mask")
+
+
+def test_a_decoder_with_a_sliding_window_is_refused(build_family):
+    with pytest.raises(VlmError, match="not every layer of its decoder attends to all that came before"):
+        packed_loss(build_family("sliding window"), "mask")
+
+
+def test_placeholders_that_do_not_match_the_image_are_refused(build_family):
+    family = build_family("llava")
+    family.shared = family.shared[:, 3:]  # one of 16 placeholders is gone from each
+    with pytest.raises(VlmError, match="expected 32 image placeholders in 2 shared texts, got 30"):
+        packed_loss(family, "mask")
+
+
+def test_another_count_of_shared_texts_than_of_images_is_refused(build_family):
+    family = build_family("llava")
+    family.shared = family.shared[:1].expand(3, -1)
+    with pytest.raises(VlmError, match="expected a shared text for each of 2 images, got 3"):
+        packed_loss(family, "mask")
+
+
+def test_an_unknown_method_is_refused(build_family):
+    with pytest.raises(VlmError, match=r"expected a method \(mask, cache\), got 'flash'"):
+        packed_loss(build_family("llava"), "flash")
+
+
+def test_empty_questions_are_refused():
+    with pytest.raises(VlmError, match="none empty"):
+        pad_questions([[[1, 2], []]], pad=0)
+
+
+def test_an_image_in_a_question_is_refused(build_family):
+    family = build_family("llava")
+    questions = torch.full((2, 1, 3), family.vlm.model.config.image_token_id)
+    with pytest.raises(VlmError, match="got one with an image's placeholder"):
+        read_questions(family.vlm, family.images, family.shared, questions)

@@ -1,0 +1,67 @@
+"""Questions answered together are answered as the library's `generate` answers each alone."""
+
+import pytest
+import torch
+
+from vlm.answers import answer_questions
+from vlm.errors import VlmError
+from vlm.packing import pad_questions
+
+QUESTIONS = [
+    [[11, 35, 12, 13, 21, 22], [14, 21], [15, 16, 17, 24, 25]],
+    [[11, 18, 26], [19, 28, 29, 30, 31, 32, 33], [20]],
+]
+NEW = 9
+
+
+def alone(family):
+    """Each question by `generate`; lists of token ids, image by image."""
+    return [
+        [
+            family.vlm.model.generate(**inputs, max_new_tokens=NEW, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+            for inputs in (family.inputs(image, tokens) for tokens in asked)
+        ]
+        for image, asked in enumerate(QUESTIONS)
+    ]
+
+
+def together(family, **settings):
+    questions, lengths = pad_questions(QUESTIONS, pad=3)
+    return answer_questions(family.vlm, family.images, family.shared, questions, NEW, lengths, **settings)
+
+
+def test_answers_are_those_of_generate_to_the_token(make_family):
+    family = make_family()
+    family.vlm.model.generation_config.eos_token_id = None
+    endless = together(family)
+    assert endless.shape == (2, 3, NEW)
+    assert [[said.tolist() for said in row] for row in alone(family)] == endless.tolist()
+    assert len({tuple(said) for said in endless.flatten(0, 1).tolist()}) > 2  # they do differ
+
+    family.vlm.model.generation_config.eos_token_id = [endless[0, 0, 1].item(), endless[1, 1, 3].item()]
+    family.vlm.model.generation_config.pad_token_id = 0
+    ended = together(family)
+    lengths = []
+    for row, expected in zip(ended, alone(family), strict=True):
+        for said, one in zip(row, expected, strict=True):
+            assert said[: len(one)].tolist() == one.tolist()
+            assert (said[len(one) :] == 0).all()
+            lengths.append(len(one))
+    assert len(set(lengths)) > 1  # some ended before others
+
+
+def test_the_size_of_a_chunk_changes_nothing(build_family):
+    family = build_family("qwen2.5-vl")
+    assert torch.equal(together(family, chunk=2), together(family))
+
+
+def test_decoding_stops_when_all_have_ended(build_family):
+    family = build_family("llava")
+    family.vlm.model.generation_config.eos_token_id = list(range(64))
+    assert together(family).shape == (2, 3, 1)
+
+
+def test_lengths_of_another_shape_are_refused(build_family):
+    family = build_family("llava")
+    with pytest.raises(VlmError, match=r"expected questions int\[B, K, L\], lengths int\[B, K\]"):
+        answer_questions(family.vlm, family.images, family.shared, torch.ones(2, 3, 4).long(), 1, torch.ones(2, 2))
