@@ -1,0 +1,230 @@
+"""How fast pixel values are taught and asked, many questions behind one image beside one image a question.
+
+    python -m experiments.bench_pvp --out experiments/results/bench_pvp.json
+
+Training: questions a second, forward and backward, through `vlm.packing` by either of its ways, beside batches of one
+question an image, as in the paper, through the class's own forward and loss. Reconstruction: the colours of a whole
+grid behind one reading of the image, beside one `generate` at its defaults a place; a sample of places is timed and
+scaled to the grid. Same model, float32, on frames of noise, since the time does not depend on what they show; turn and
+turn about. That both sides say the same is what the tests of `vlm.packing` and `vlm.answers` are for; here it is
+counted as well.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from torch.nn import functional
+
+from agents.command import run
+from agents.results import new_result, write_result
+from envs.errors import EnvsError
+from vlm import checkpoint
+from vlm.answers import answer_questions
+from vlm.choices import prompt_ids
+from vlm.model import PixelVLM
+from vlm.packing import read_questions
+from vlm.presets import build
+from vlm.prompts import IMAGE, PIXEL_PREFIX, pixel_answer, pixel_prompt
+
+ANSWER_TOKENS = 6  # three numbers, two commas and the closing bracket
+HEIGHT, WIDTH = 210, 160
+
+
+@dataclass
+class Args:
+    """Time pixel value prediction, packed and not."""
+
+    out: Path
+    """The result JSON."""
+    checkpoint: Path | None = None
+    """The model; by default untrained weights of the size nano."""
+    images: int = 8
+    """Images a training step, on both sides."""
+    questions: int = 48
+    """Questions behind each image where they are packed; the rival asks one."""
+    grid: int = 64
+    """Rows and columns of the grid that is reconstructed."""
+    rounds: int = 5
+    """Turns of each side that are timed, after one that is not."""
+    sample: int = 20
+    """Places asked by one `generate` each, in every turn."""
+    threads: int = 2
+    """Threads of torch."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "questions", "grid", "rounds", "sample", "threads"):
+            if getattr(self, name) < 1:
+                raise EnvsError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.grid > HEIGHT or self.grid > WIDTH:
+            raise EnvsError(f"--grid must be at most {min(HEIGHT, WIDTH)}, got {self.grid}: finer than the image")
+
+
+class Bench:
+    """A model, frames and questions, and each side as a method."""
+
+    def __init__(self, args: Args):
+        self.args, rng = args, np.random.default_rng(0)
+        self.vlm: PixelVLM = checkpoint.load(args.checkpoint) if args.checkpoint else build("nano")
+        frames = rng.integers(0, 256, (args.images, self.vlm.history, HEIGHT, WIDTH, 3), dtype=np.uint8)
+        self.frames = torch.from_numpy(frames)
+        self.shared = torch.tensor(self._encode(PIXEL_PREFIX))
+        self.image_tokens = self.vlm.image_embeddings(self.vlm.pixels(self.frames[:1])).shape[1]
+        places = rng.integers([HEIGHT, WIDTH], size=(args.images, args.questions, 2))
+        self.asked = [[(r, c, frames[i, -1, r, c]) for r, c in rows] for i, rows in enumerate(places.tolist())]
+        self.grid = [
+            (row * HEIGHT // args.grid, column * WIDTH // args.grid)
+            for row in range(args.grid)
+            for column in range(args.grid)
+        ]
+        self.sample = [self.grid[i] for i in rng.integers(len(self.grid), size=args.sample)]
+
+    def _encode(self, text: str) -> list[int]:
+        return self.vlm.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _question(self, row: int, column: int) -> list[int]:
+        """Return the tokens between the shared ones and the answer."""
+        return self._encode(pixel_prompt(row, column).removeprefix(f"{IMAGE} {PIXEL_PREFIX}"))
+
+    def train_packed(self, method: str) -> float:
+        """Go forward and backward through all questions about each image; return the loss."""
+        rows = [[self._question(r, c) + self._encode(pixel_answer(rgb)) for r, c, rgb in row] for row in self.asked]
+        tokens = torch.tensor(rows)  # [B, K, L]
+        states = read_questions(self.vlm, self.vlm.pixels(self.frames), self.shared, tokens, method)
+        logits = self.vlm.model.get_output_embeddings()(states[:, :, -ANSWER_TOKENS - 1 : -1])
+        return self._backward(functional.cross_entropy(logits.flatten(0, 2), tokens[:, :, -ANSWER_TOKENS:].flatten()))
+
+    def train_separate(self, question: int = 0) -> float:
+        """Go forward and backward through one question about each image; return the loss."""
+        rows = [
+            prompt_ids(self.vlm, pixel_prompt(r, c), self.image_tokens) + self._encode(pixel_answer(rgb))
+            for r, c, rgb in (row[question] for row in self.asked)
+        ]
+        ids = torch.tensor(rows)
+        labels = ids.clone()
+        labels[:, :-ANSWER_TOKENS] = -100
+        done = self.vlm.model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=self.vlm.pixels(self.frames),
+            labels=labels,
+        )
+        return self._backward(done.loss)
+
+    def _backward(self, loss: Tensor) -> float:
+        self.vlm.model.zero_grad()
+        loss.backward()
+        return loss.item()
+
+    def reconstruct(self) -> Tensor:
+        """Answer every place of the grid behind one image; return int[places, tokens]."""
+        questions = torch.tensor([[self._question(row, column) for row, column in self.grid]])
+        pixels = self.vlm.pixels(self.frames[:1])
+        return answer_questions(self.vlm, pixels, self.shared, questions, ANSWER_TOKENS)[0]
+
+    @torch.no_grad()
+    def generate_sample(self) -> list[Tensor]:
+        """Answer a sample of places by one `generate` each."""
+        return [self._generate(row, column) for row, column in self.sample]
+
+    def _generate(self, row: int, column: int) -> Tensor:
+        ids = torch.tensor([prompt_ids(self.vlm, pixel_prompt(row, column), self.image_tokens)])
+        made = self.vlm.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=self.vlm.pixels(self.frames[:1]),
+            max_new_tokens=ANSWER_TOKENS,
+            do_sample=False,
+        )
+        return made[0, ids.shape[1] :]
+
+    def answered_alike(self) -> float:
+        """Return the share of the sample whose answer is the same on both sides."""
+        ours = dict(zip(self.grid, self.reconstruct().tolist(), strict=True))
+        pairs = zip(self.sample, self.generate_sample(), strict=True)
+        return float(np.mean([ours[place][: len(said)] == said.tolist() for place, said in pairs]))
+
+
+def seconds_by_turns(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Call each side in turn, once untimed and then `rounds` times; return the median seconds of each."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds + 1):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side()
+            times[name].append(time.perf_counter() - started)
+    return {name: float(np.median(taken[1:])) for name, taken in times.items()}
+
+
+def training_row(bench: Bench) -> dict:
+    """Time training; return the row."""
+    args = bench.args
+    sides = {
+        "mask": lambda: bench.train_packed("mask"),
+        "cache": lambda: bench.train_packed("cache"),
+        "rival": bench.train_separate,
+    }
+    taken = seconds_by_turns(sides, args.rounds)
+    packed = args.images * args.questions
+    mask, cache, rival = packed / taken["mask"], packed / taken["cache"], args.images / taken["rival"]
+    return {
+        "benchmark": "pvp training",
+        "ours": round(max(mask, cache), 1),
+        "ours_mask": round(mask, 1),
+        "ours_cache": round(cache, 1),
+        "rival": round(rival, 2),
+        "rival_is": "one question an image, the class's own forward and loss, as many images a step",
+        "ratio": round(max(mask, cache) / rival, 2),
+        "unit": "questions per second, forward and backward, median over steps",
+        "images": args.images,
+        "questions": args.questions,
+        "n": args.rounds,
+    }
+
+
+def reconstruction_row(bench: Bench) -> dict:
+    """Time reconstruction; return the row."""
+    args = bench.args
+    taken = seconds_by_turns({"ours": bench.reconstruct, "rival": bench.generate_sample}, args.rounds)
+    places = len(bench.grid)
+    ours, rival = places / taken["ours"], args.sample / taken["rival"]
+    return {
+        "benchmark": "pvp reconstruction",
+        "ours": round(ours, 1),
+        "rival": round(rival, 2),
+        "rival_is": f"one generate a place at its defaults; {args.sample} places timed, scaled to {places}",
+        "ratio": round(ours / rival, 2),
+        "unit": "places per second, median over turns",
+        "grid": args.grid,
+        "ours_seconds_a_grid": round(taken["ours"], 2),
+        "rival_seconds_a_grid": round(places / rival, 1),
+        "answered_alike": bench.answered_alike(),
+        "n": args.rounds,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see the head of this file."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    started = time.monotonic()
+    torch.set_num_threads(args.threads)
+    bench = Bench(args)
+    model = checkpoint.content_hash(args.checkpoint) if args.checkpoint else "untrained nano"
+    common = {"model": model, "threads": args.threads, "precision": "f32"}
+    rows = [row | common for row in (training_row(bench), reconstruction_row(bench))]
+    result = new_result("bench_pvp", None, [0]) | {"rows": rows, "seconds": round(time.monotonic() - started, 1)}
+    write_result(args.out, result)
+    for row in rows:
+        print(f"{row['benchmark']}: ours {row['ours']}, rival {row['rival']}, ratio {row['ratio']} ({row['unit']})")
+    print(f"result: {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
