@@ -3,11 +3,10 @@
     python -m experiments.bench_pvp --out experiments/results/bench_pvp.json
 
 Training: questions a second, forward and backward, through `vlm.packing` by either of its ways, beside batches of one
-question an image, as in the paper, through the class's own forward and loss. Reconstruction: the colours of a whole
-grid behind one reading of the image, beside one `generate` at its defaults a place; a sample of places is timed and
-scaled to the grid. Same model, float32, on frames of noise, since the time does not depend on what they show; turn and
-turn about. That both sides say the same is what the tests of `vlm.packing` and `vlm.answers` are for; here it is
-counted as well.
+question an image, as in the paper, through the class's own forward and loss; both sides compute as `pretrain.pixels`
+does. Reconstruction: the colours of a whole grid behind one reading of the image, beside one `generate` at its defaults
+a place, in float32; a sample of places is timed and scaled to the grid. Same model, same run, turn and turn about, on
+frames of noise, since the time does not depend on what they show.
 """
 
 import sys
@@ -32,6 +31,7 @@ from vlm.model import PixelVLM
 from vlm.packing import read_questions
 from vlm.presets import build
 from vlm.prompts import IMAGE, PIXEL_PREFIX, pixel_answer, pixel_prompt
+from vlm.trainer import Lesson
 
 ANSWER_TOKENS = 6  # three numbers, two commas and the closing bracket
 HEIGHT, WIDTH = 210, 160
@@ -47,8 +47,10 @@ class Args:
     """The model; by default untrained weights of the size nano."""
     images: int = 8
     """Images a training step, on both sides."""
-    questions: int = 48
+    questions: int = 96
     """Questions behind each image where they are packed; the rival asks one."""
+    bf16: bool = True
+    """Train in bfloat16 where that is safe, on both sides; the weights stay float32."""
     grid: int = 64
     """Rows and columns of the grid that is reconstructed."""
     rounds: int = 3
@@ -66,55 +68,65 @@ class Args:
             raise EnvsError(f"--grid must be at most {min(HEIGHT, WIDTH)}, got {self.grid}: finer than the image")
 
 
-class Bench:
-    """A model, frames and questions, and each side as a method."""
+class Asking:
+    """A model and frames, and pixels' questions as tokens."""
 
     def __init__(self, args: Args):
-        self.args, rng = args, np.random.default_rng(0)
+        self.args, self.rng = args, np.random.default_rng(0)
         self.vlm: PixelVLM = checkpoint.load(args.checkpoint) if args.checkpoint else build("nano")
-        frames = rng.integers(0, 256, (args.images, self.vlm.history, HEIGHT, WIDTH, 3), dtype=np.uint8)
+        frames = self.rng.integers(0, 256, (args.images, self.vlm.history, HEIGHT, WIDTH, 3), dtype=np.uint8)
         self.frames = torch.from_numpy(frames)
-        self.shared = torch.tensor(self._encode(PIXEL_PREFIX))
-        self.image_tokens = self.vlm.image_embeddings(self.vlm.pixels(self.frames[:1])).shape[1]
-        places = rng.integers([HEIGHT, WIDTH], size=(args.images, args.questions, 2))
-        self.asked = [[(r, c, frames[i, -1, r, c]) for r, c in rows] for i, rows in enumerate(places.tolist())]
-        self.grid = [
-            (row * HEIGHT // args.grid, column * WIDTH // args.grid)
-            for row in range(args.grid)
-            for column in range(args.grid)
-        ]
-        self.sample = [self.grid[i] for i in rng.integers(len(self.grid), size=args.sample)]
+        self.shared = torch.tensor(self.encode(PIXEL_PREFIX))
+        with torch.no_grad():
+            self.image_tokens = self.vlm.image_embeddings(self.vlm.pixels(self.frames[:1])).shape[1]
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text."""
         return self.vlm.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _question(self, row: int, column: int) -> list[int]:
+    def question(self, row: int, column: int) -> list[int]:
         """Return the tokens between the shared ones and the answer."""
-        return self._encode(pixel_prompt(row, column).removeprefix(f"{IMAGE} {PIXEL_PREFIX}"))
+        return self.encode(pixel_prompt(row, column).removeprefix(f"{IMAGE} {PIXEL_PREFIX}"))
 
-    def train_packed(self, method: str) -> float:
-        """Go forward and backward through all questions about each image; return the loss."""
-        rows = [[self._question(r, c) + self._encode(pixel_answer(rgb)) for r, c, rgb in row] for row in self.asked]
+    def whole_prompt(self, row: int, column: int) -> list[int]:
+        """Return the tokens before the answer as the class's own forward takes them."""
+        return prompt_ids(self.vlm, pixel_prompt(row, column), self.image_tokens)
+
+
+class Training(Asking):
+    """One step, forward and backward, of either side; a lesson sets up the model as training does."""
+
+    def __init__(self, args: Args):
+        super().__init__(args)
+        self.lesson = Lesson(self.vlm, args.bf16)
+        places = self.rng.integers([HEIGHT, WIDTH], size=(args.images, args.questions, 2)).tolist()
+        self.asked = [[(r, c, self.frames[i, -1, r, c].tolist()) for r, c in rows] for i, rows in enumerate(places)]
+
+    def packed(self, method: str) -> float:
+        """Go through all questions about each image; return the loss."""
+        rows = [[self.question(r, c) + self.encode(pixel_answer(rgb)) for r, c, rgb in row] for row in self.asked]
         tokens = torch.tensor(rows)  # [B, K, L]
-        states = read_questions(self.vlm, self.vlm.pixels(self.frames), self.shared, tokens, method)
-        logits = self.vlm.model.get_output_embeddings()(states[:, :, -ANSWER_TOKENS - 1 : -1])
+        with self.lesson.autocast():
+            pixels = self.vlm.pixels(self.frames)
+            states = read_questions(self.vlm, pixels, self.shared, tokens[:, :, :-1], method)
+            logits = self.vlm.model.get_output_embeddings()(states[:, :, -ANSWER_TOKENS:]).float()
         return self._backward(functional.cross_entropy(logits.flatten(0, 2), tokens[:, :, -ANSWER_TOKENS:].flatten()))
 
-    def train_separate(self) -> float:
-        """Go forward and backward through one question about each image; return the loss."""
+    def separate(self) -> float:
+        """Go through one question about each image; return the loss."""
         rows = [
-            prompt_ids(self.vlm, pixel_prompt(r, c), self.image_tokens) + self._encode(pixel_answer(rgb))
-            for r, c, rgb in (row[0] for row in self.asked)
+            self.whole_prompt(r, c) + self.encode(pixel_answer(rgb)) for r, c, rgb in (row[0] for row in self.asked)
         ]
         ids = torch.tensor(rows)
         labels = ids.clone()
         labels[:, :-ANSWER_TOKENS] = -100
-        done = self.vlm.model(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            pixel_values=self.vlm.pixels(self.frames),
-            labels=labels,
-        )
+        with self.lesson.autocast():
+            done = self.vlm.model(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                pixel_values=self.vlm.pixels(self.frames),
+                labels=labels,
+            )
         return self._backward(done.loss)
 
     def _backward(self, loss: Tensor) -> float:
@@ -122,18 +134,28 @@ class Bench:
         loss.backward()
         return loss.item()
 
-    def reconstruct(self, places: list[tuple[int, int]]) -> list[list[int]]:
+
+class Reconstruction(Asking):
+    """The colours at places of a grid on one image, by either side."""
+
+    def __init__(self, args: Args):
+        super().__init__(args)
+        steps = range(args.grid)
+        self.grid = [(row * HEIGHT // args.grid, column * WIDTH // args.grid) for row in steps for column in steps]
+        self.sample = [self.grid[i] for i in self.rng.integers(len(self.grid), size=args.sample)]
+
+    def together(self, places: list[tuple[int, int]]) -> list[list[int]]:
         """Answer places behind one reading of the image; return their tokens."""
-        questions = torch.tensor([[self._question(row, column) for row, column in places]])
+        questions = torch.tensor([[self.question(row, column) for row, column in places]])
         pixels = self.vlm.pixels(self.frames[:1])
         return answer_questions(self.vlm, pixels, self.shared, questions, ANSWER_TOKENS)[0].tolist()
 
-    def generate(self, places: list[tuple[int, int]]) -> list[list[int]]:
+    def one_by_one(self, places: list[tuple[int, int]]) -> list[list[int]]:
         """Answer places by one `generate` each; return their tokens."""
         return [self._generate(row, column) for row, column in places]
 
     def _generate(self, row: int, column: int) -> list[int]:
-        ids = torch.tensor([prompt_ids(self.vlm, pixel_prompt(row, column), self.image_tokens)])
+        ids = torch.tensor([self.whole_prompt(row, column)])
         made = self.vlm.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -142,6 +164,11 @@ class Bench:
             do_sample=False,
         )
         return made[0, ids.shape[1] :].tolist()
+
+    def share_alike(self) -> float:
+        """Return the share of the sample to which both sides say the same."""
+        pairs = zip(self.together(self.sample), self.one_by_one(self.sample), strict=True)
+        return float(np.mean([ours[: len(said)] == said for ours, said in pairs]))
 
 
 def median_seconds(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -155,19 +182,13 @@ def median_seconds(sides: Mapping[str, Callable[[], object]], rounds: int) -> di
     return {name: float(np.median(taken)) for name, taken in times.items()}
 
 
-def share_alike(bench: Bench) -> float:
-    """Return the share of the sampled places to which both sides say the same."""
-    pairs = zip(bench.reconstruct(bench.sample), bench.generate(bench.sample), strict=True)
-    return float(np.mean([ours[: len(said)] == said for ours, said in pairs]))
-
-
-def training_row(bench: Bench) -> dict:
+def training_row(args: Args) -> dict:
     """Time training; return the row."""
-    args = bench.args
+    step = Training(args)
     sides = {
-        "mask": lambda: bench.train_packed("mask"),
-        "cache": lambda: bench.train_packed("cache"),
-        "rival": bench.train_separate,
+        "mask": lambda: step.packed("mask"),
+        "cache": lambda: step.packed("cache"),
+        "rival": step.separate,
     }
     median_seconds(sides, 1)  # the first calls set up what later ones find
     taken = median_seconds(sides, args.rounds)
@@ -182,18 +203,19 @@ def training_row(bench: Bench) -> dict:
         "rival_is": "one question an image, the class's own forward and loss, as many images a step",
         "ratio": round(max(mask, cache) / rival, 2),
         "unit": "questions per second, forward and backward, median over steps",
+        "precision": "bf16" if args.bf16 else "f32",
         "images": args.images,
         "questions": args.questions,
         "n": args.rounds,
     }
 
 
-def reconstruction_row(bench: Bench) -> dict:
+def reconstruction_row(args: Args) -> dict:
     """Time reconstruction; return the row."""
-    args = bench.args
-    alike = share_alike(bench)  # first, so that what the first calls set up is there
-    sides = {"ours": lambda: bench.reconstruct(bench.grid), "rival": lambda: bench.generate(bench.sample)}
-    taken, places = median_seconds(sides, args.rounds), len(bench.grid)
+    image = Reconstruction(args)
+    alike = image.share_alike()  # first, so that what the first calls set up is there
+    sides = {"ours": lambda: image.together(image.grid), "rival": lambda: image.one_by_one(image.sample)}
+    taken, places = median_seconds(sides, args.rounds), len(image.grid)
     ours, rival = places / taken["ours"], args.sample / taken["rival"]
     return {
         "benchmark": "pvp reconstruction",
@@ -202,6 +224,7 @@ def reconstruction_row(bench: Bench) -> dict:
         "rival_is": f"one generate a place at its defaults; {args.sample} places timed, scaled to {places}",
         "ratio": round(ours / rival, 2),
         "unit": "places per second, median over turns",
+        "precision": "f32",
         "grid": args.grid,
         "ours_seconds_a_grid": round(taken["ours"], 2),
         "rival_seconds_a_grid": round(places / rival, 1),
@@ -215,10 +238,9 @@ def main(argv: list[str] | None = None) -> int:
     args = tyro.cli(Args, args=argv, description=__doc__)
     started = time.monotonic()
     torch.set_num_threads(args.threads)
-    bench = Bench(args)
     model = checkpoint.content_hash(args.checkpoint) if args.checkpoint else "untrained nano"
-    common = {"model": model, "threads": args.threads, "precision": "f32"}
-    rows = [row | common for row in (training_row(bench), reconstruction_row(bench))]
+    common = {"model": model, "threads": args.threads}
+    rows = [row | common for row in (training_row(args), reconstruction_row(args))]
     result = new_result("bench_pvp", None, [0]) | {"rows": rows, "seconds": round(time.monotonic() - started, 1)}
     write_result(args.out, result)
     for row in rows:
