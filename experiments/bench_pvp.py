@@ -57,8 +57,8 @@ class Args:
     """Turns of each side that are timed."""
     sample: int = 20
     """Places asked by one `generate` each, in every turn."""
-    threads: int = 2
-    """Threads of torch."""
+    threads: int = 1
+    """Threads of torch; two where two cores are free."""
 
     def __post_init__(self) -> None:
         for name in ("images", "questions", "grid", "rounds", "sample", "threads"):
