@@ -1,13 +1,18 @@
-"""Many questions behind one image, answered together: the image is read once, then all are decoded in step."""
+"""Many questions behind one image, answered together: what they share is read once, then all are decoded in step.
+
+image, text                 read once for an image
+3 ,      4 ,      ...       read once for all questions that begin so (here: about places of one row)
+0 rgb:   1 rgb:   ...       read for each question, and its answer after it
+"""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from vlm.errors import VlmError
 from vlm.model import PixelVLM
-from vlm.prefix import Images, Prefix, embed_words, read_behind, repeat_cache
+from vlm.prefix import Images, Prefix, embed_words, read_behind, take_rows
 
 
 @torch.no_grad()
@@ -29,7 +34,7 @@ def answer_questions(
         questions: int[B, K, L], padded on the right.
         max_new_tokens: where an answer is cut that has not ended; it ends as `generation_config` says.
         lengths: int[B, K], the questions' lengths; all L by default.
-        chunk: questions about each image decoded at a time, each with a copy of its image's keys and values.
+        chunk: questions decoded at a time, each with keys and values of its own.
 
     Returns:
         int[B, K, N] on the questions' device, with N at most `max_new_tokens`: the answers, their end included, and
@@ -44,55 +49,78 @@ def answer_questions(
             f"expected questions int[B, K, L], lengths int[B, K], a chunk and answers of at least 1, got "
             f"{list(questions.shape)}, {list(lengths.shape)}, {chunk} and {max_new_tokens}"
         )
-    prefix = Prefix.of(vlm, images, shared, len(questions))
-    cache = prefix.cache(vlm)
-    parts = zip(questions.split(chunk, 1), lengths.to(questions.device).split(chunk, 1), strict=True)
-    answers = [_Decoding(vlm, prefix, cache, *part).run(max_new_tokens) for part in parts]
-    longest = max(part.shape[-1] for part in answers)
-    pad = _padding(vlm)
-    return torch.cat([functional.pad(part, (0, longest - part.shape[-1]), value=pad) for part in answers], 1)
+    batch = _Batch(vlm, Prefix.of(vlm, images, shared, len(questions)), questions, lengths.to(questions.device))
+    rows = torch.arange(questions.shape[0] * questions.shape[1], device=questions.device)
+    answers = [batch.answer(part, max_new_tokens) for part in rows.split(chunk)]
+    longest = max(part.shape[1] for part in answers)
+    padded = [functional.pad(part, (0, longest - part.shape[1]), value=_padding(vlm)) for part in answers]
+    return torch.cat(padded).unflatten(0, questions.shape[:2])
 
 
-class _Decoding:
-    """One chunk of questions, a row each, R = B * K rows, decoded token by token."""
+class _Batch:
+    """R = B * K questions, a row each, whose first tokens have been read."""
 
-    def __init__(self, vlm: PixelVLM, prefix: Prefix, cache: DynamicCache, questions: Tensor, lengths: Tensor):
-        self.vlm, self.prefix, self.shape, self.lengths = vlm, prefix, questions.shape[:2], lengths
-        self.cache = repeat_cache(vlm, cache, questions.shape[1])
+    def __init__(self, vlm: PixelVLM, prefix: Prefix, questions: Tensor, lengths: Tensor):
+        self.vlm, self.prefix, self.lengths = vlm, prefix, lengths.flatten()
+        batch, count, _ = questions.shape
+        self.image = torch.arange(batch, device=questions.device).repeat_interleave(count)  # [R]
         self.questions = questions.flatten(0, 1)  # [R, L]
-        before = torch.ones(len(self.questions), prefix.length, dtype=torch.long, device=questions.device)
-        steps = torch.arange(questions.shape[2], device=questions.device)
-        self.seen = torch.cat([before, (steps < lengths.flatten()[:, None]).long()], dim=1)  # [R, P + L], 0: padding
+        self.cut = self._cheapest_cut()
+        rows = torch.cat([self.image[:, None], self.questions[:, : self.cut]], dim=1)
+        stems, self.stem = rows.unique(dim=0, return_inverse=True)  # [U, 1 + cut], [R]
+        self.cache = take_rows(prefix.cache(vlm), stems[:, 0], into=DynamicCache(config=vlm.decoder.config))
+        if self.cut:
+            steps = torch.arange(self.cut, device=questions.device)
+            self._read(self.cache, embed_words(vlm, stems[:, 1:]), steps, stems[:, 0])
 
-    def run(self, max_new_tokens: int) -> Tensor:
-        """Return the answers, int[B, K, N]."""
-        ends = torch.tensor(_ends(self.vlm), dtype=torch.long, device=self.questions.device)
-        done = torch.zeros(len(self.questions), dtype=torch.bool, device=self.questions.device)
-        state = self._read_questions()
+    def _cheapest_cut(self) -> int:
+        """Return how many first tokens to read once for all that begin so; at least one is left to each question."""
+        rows = torch.cat([self.image[:, None], self.questions], dim=1)
+        costs = [
+            cut * len(rows[:, : cut + 1].unique(dim=0)) + (self.questions.shape[1] - cut) * len(rows)
+            for cut in range(int(self.lengths.min()))
+        ]
+        return costs.index(min(costs))
+
+    def answer(self, rows: Tensor, max_new_tokens: int) -> Tensor:
+        """Answer rows int[C]; return int[C, N].
+
+        Keys and values lie in a cache of fixed size, since one that grows is copied whole for every token.
+        """
+        size = self.prefix.length + self.questions.shape[1] + max_new_tokens
+        cache = take_rows(
+            self.cache, self.stem[rows], into=StaticCache(config=self.vlm.decoder.config, max_cache_len=size)
+        )
+        state, seen = self._read_questions(cache, rows)
+        ends = torch.tensor(_ends(self.vlm), dtype=torch.long, device=rows.device)
+        done = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
         said: list[Tensor] = []
         while True:
-            token = self.vlm.model.get_output_embeddings()(state).float().argmax(-1)  # [R]
+            token = self.vlm.model.get_output_embeddings()(state).float().argmax(-1)  # [C]
             said.append(token.masked_fill(done, _padding(self.vlm)))
             done = done | torch.isin(token, ends)
             if len(said) == max_new_tokens or done.all():
-                return torch.stack(said, dim=1).unflatten(0, self.shape)
-            state = self._read(self.vlm.embed(said[-1])[:, None], self.lengths[..., None] + len(said) - 1)[:, -1]
+                return torch.stack(said, dim=1)
+            seen = functional.pad(seen, (0, 1), value=1)
+            steps = (self.lengths[rows] + len(said) - 1)[:, None]
+            state = self._read(cache, self.vlm.embed(said[-1])[:, None], steps, self.image[rows], seen)[:, -1]
 
-    def _read_questions(self) -> Tensor:
-        """Return the states of the questions' last tokens, [R, D]."""
-        steps = torch.arange(self.questions.shape[1], device=self.questions.device)
-        states = self._read(embed_words(self.vlm, self.questions), steps.expand(*self.shape, -1))
-        return states[torch.arange(len(states), device=states.device), self.lengths.flatten() - 1]
+    def _read_questions(self, cache: StaticCache, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Read the rest of questions; return their last tokens' states [C, D], and int[C, P + L], 0 at padding."""
+        steps = torch.arange(self.questions.shape[1], device=rows.device)
+        own = (steps < self.lengths[rows][:, None]).long()
+        seen = functional.pad(own, (self.prefix.length, 0), value=1)
+        embeddings = embed_words(self.vlm, self.questions[rows, self.cut :])
+        states = self._read(cache, embeddings, steps[self.cut :], self.image[rows], seen)
+        last = self.lengths[rows] - 1 - self.cut
+        return states[torch.arange(len(rows), device=rows.device), last], seen
 
-    def _read(self, embeddings: Tensor, steps: Tensor) -> Tensor:
-        """Read tokens [R, T, D] that stand `steps` int[B, K, T] behind the prefix; return their states [R, T, D]."""
-        rows, length, _ = embeddings.shape
-        unread = self.cache.get_seq_length() + length - self.seen.shape[1]
-        self.seen = functional.pad(self.seen, (0, unread), value=1)
-        positions = self.prefix.positions_behind(steps.flatten(1))  # [.., B, K * T]
-        positions = positions.reshape(*positions.shape[:-2], rows, length)
-        own = embeddings.to(self.prefix.embeddings.dtype)
-        return read_behind(self.vlm, self.cache, own, positions, self.seen)
+    def _read(
+        self, cache: DynamicCache | StaticCache, own: Tensor, steps: Tensor, image: Tensor, seen: Tensor | None = None
+    ) -> Tensor:
+        """Read tokens [C, T, D] that stand `steps` behind the prefixes of `image` int[C]; return states [C, T, D]."""
+        positions = self.prefix.positions_behind(steps, image)
+        return read_behind(self.vlm, cache, own.to(self.prefix.embeddings.dtype), positions, seen)
 
 
 def _ends(vlm: PixelVLM) -> list[int]:

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from vlm.errors import VlmError
 from vlm.model import PixelVLM
-from vlm.prefix import Images, Prefix, embed_words, read_behind, repeat_cache
+from vlm.prefix import Images, Prefix, embed_words, read_behind, take_rows
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,11 @@ def _read_by_mask(vlm: PixelVLM, prefix: Prefix, questions: Tensor) -> Tensor:
 
 def _read_by_cache(vlm: PixelVLM, prefix: Prefix, questions: Tensor) -> Tensor:
     batch, count, length = questions.shape
-    positions = prefix.positions_behind(torch.arange(length, device=questions.device))  # [.., B, L]
+    rows = torch.arange(batch, device=questions.device).repeat_interleave(count)
+    positions = prefix.positions_behind(torch.arange(length, device=questions.device), rows)
     own = embed_words(vlm, questions.flatten(0, 1)).to(prefix.embeddings.dtype)  # [B * K, L, D]
-    cache = repeat_cache(vlm, prefix.cache(vlm), count)
-    hidden = read_behind(vlm, cache, own, positions.repeat_interleave(count, -2))
+    cache = take_rows(prefix.cache(vlm), rows, into=DynamicCache(config=vlm.decoder.config))
+    hidden = read_behind(vlm, cache, own, positions)
     return hidden.unflatten(0, (batch, count))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from vlm.errors import VlmError
@@ -59,13 +59,20 @@ class Prefix:
         """P."""
         return self.embeddings.shape[1]
 
-    def positions_behind(self, steps: Tensor) -> Tensor:
-        """Return the positions of tokens that stand `steps`, int[T] or int[B, T], behind the prefix's end.
+    def positions_behind(self, steps: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return the positions of tokens that stand some `steps` behind a prefix's end.
 
-        Text counts alike on every axis, from one above the largest position of the prefix: int[B, T] or int[3, B, T].
+        Text counts alike on every axis, from one above the largest position of the prefix.
+
+        Args:
+            steps: int[T], or int[R, T].
+            rows: int[R], the prefix of each row; by default there is a row for each prefix.
+
+        Returns:
+            int[R, T], or int[3, R, T] as the prefix has it.
         """
         largest = self.positions.amax(-1) if self.positions.ndim == 2 else self.positions.amax((0, -1))
-        own = largest[:, None] + 1 + steps  # [B, T]
+        own = (largest if rows is None else largest[rows])[:, None] + 1 + steps  # [R, T]
         return own.expand(*self.positions.shape[:-2], *own.shape)
 
     def cache(self, vlm: PixelVLM) -> DynamicCache:
@@ -85,7 +92,7 @@ class Prefix:
 
 
 def read_behind(
-    vlm: PixelVLM, cache: DynamicCache, embeddings: Tensor, positions: Tensor, seen: Tensor | None = None
+    vlm: PixelVLM, cache: Cache, embeddings: Tensor, positions: Tensor, seen: Tensor | None = None
 ) -> Tensor:
     """Read tokens behind those in a cache, which takes them in.
 
@@ -113,12 +120,11 @@ def embed_words(vlm: PixelVLM, tokens: Tensor) -> Tensor:
     return vlm.embed(tokens)
 
 
-def repeat_cache(vlm: PixelVLM, cache: DynamicCache, times: int) -> DynamicCache:
-    """Return a copy of a cache of B rows with every row `times` times in a row; the gradient flows back."""
-    copy = DynamicCache(config=vlm.decoder.config)
+def take_rows(cache: DynamicCache, rows: Tensor, into: Cache) -> Cache:
+    """Put rows int[R] of a cache, each as often as it is named, into an empty one; the gradient flows back."""
     for index, layer in enumerate(cache.layers):
-        copy.update(layer.keys.repeat_interleave(times, 0), layer.values.repeat_interleave(times, 0), index)
-    return copy
+        into.update(layer.keys.index_select(0, rows), layer.values.index_select(0, rows), index)
+    return into
 
 
 def check_sharable(model: PreTrainedModel) -> None:

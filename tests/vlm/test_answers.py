@@ -8,9 +8,9 @@ from vlm.errors import VlmError
 from vlm.packing import pad_questions
 
 QUESTIONS = [
-    [[11, 35, 12, 13, 21, 22], [14, 21], [15, 16, 17, 24, 25]],
-    [[11, 18, 26], [19, 28, 29, 30, 31, 32, 33], [20]],
-]
+    [[11, 35, 12, 13, 21, 22], [14, 21], [11, 16, 17, 24, 25]],
+    [[11, 18, 26], [11, 28, 29, 30, 31, 32, 33], [11, 20]],
+]  # about the second image all begin alike
 NEW = 9
 
 
@@ -48,6 +48,17 @@ def test_answers_are_those_of_generate_to_the_token(make_family):
             assert (said[len(one) :] == 0).all()
             lengths.append(len(one))
     assert len(set(lengths)) > 1  # some ended before others
+
+
+def test_what_questions_begin_with_alike_is_read_once(build_family):
+    family = build_family("llava")
+    read = []
+    family.vlm.decoder.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(kwargs["inputs_embeds"].shape[:2]), with_kwargs=True
+    )
+    together(family)
+    # the images and their texts; 11 and 14 of the first, 11 of the second; the rest of six questions; their answers
+    assert read == [(2, 21), (3, 1), (6, 6), *[(6, 1)] * (NEW - 1)]
 
 
 def test_the_size_of_a_chunk_changes_nothing(build_family):

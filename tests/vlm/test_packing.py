@@ -83,6 +83,9 @@ def test_an_image_takes_fewer_positions_than_tokens_where_axes_count_apart(build
         [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7],
     ]
     assert prefix.positions_behind(torch.arange(2)).tolist() == [[[8, 9], [8, 9]]] * 3
+    # without the three words, a question follows the largest of the image's positions, whichever axis has it
+    prefix = Prefix.of(family.vlm, family.images, family.shared[:, :8], 2)
+    assert prefix.positions_behind(torch.arange(2)).tolist() == [[[5, 6], [5, 6]]] * 3
 
 
 def test_a_question_sees_the_prefix_and_itself_alone():
