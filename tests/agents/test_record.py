@@ -125,7 +125,7 @@ def test_turns_become_an_episode():
         (("--episodes", 0), "--episodes must be at least 1"),
         (("--noise", 1.5), "--noise must be at least 0 and below 1"),
         (("--teach-every", 2), "--teach-every asks for a --teacher"),
-        (("--agent", "random", "--teacher", "random"), "expected a --teacher that values every action"),
+        (("--agent", "random", "--teacher", "random"), "--teacher must be an agent that values every action"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
