@@ -13,7 +13,6 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,13 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from agents.command import run
+from agents.demonstrations import Batches, TaughtGame, load_lessons
 from agents.rollout import play_games
 from agents.vlm_agent import VlmAgent
 from envs.atari import make_envs
-from envs.episodes import EpisodeDataset
 from envs.errors import EnvsError
 from envs.games import find_game
 from envs.protocol import episode_seeds
@@ -106,98 +104,6 @@ class Args:
             raise EnvsError("--select-every must be a multiple of --save-every")
 
 
-@dataclass(frozen=True)
-class TaughtGame:
-    """One game's decisions with their targets.
-
-    rows: int[N] into `data`; targets: float32[N, A], each a distribution; weights: float32[N], what a row matters.
-    """
-
-    data: EpisodeDataset
-    rows: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray
-
-
-def make_lesson(data: EpisodeDataset, targets: str, softness: float, hard_share: float) -> TaughtGame:
-    """Turn a dataset into targets.
-
-    Rows of a taught dataset at which the teacher was not asked are left out. A row weighs what its choice is worth, its
-    spread: the value of the best action less that of the mean one, over the dataset's mean spread. Small spreads are
-    mostly the teacher's own noise, and a game is lost at few decisions: weights run from 0.1 to 4.
-    """
-    width = len(data.info.action_names)
-    taught = ~np.isnan(data.action_values).all(axis=1)
-    if not taught.any():
-        return TaughtGame(data, np.arange(len(data)), np.eye(width, dtype=np.float32)[data.actions], np.ones(len(data)))
-    rows = np.flatnonzero(taught)
-    values = data.action_values[rows].astype(np.float64)
-    looked = np.isfinite(values)
-    best = np.where(looked, values, -np.inf).max(axis=1, keepdims=True)
-    spread = (best - np.where(looked, values, 0).sum(1, keepdims=True) / looked.sum(1, keepdims=True))[:, 0]
-    scale = float(spread.mean()) or 1.0
-    hard = np.eye(width)[np.where(looked, values, -np.inf).argmax(axis=1)]
-    if targets == "hard":
-        return TaughtGame(data, rows, hard.astype(np.float32), np.ones(len(rows)))
-    soft = np.where(looked, np.exp((np.where(looked, values, 0) - best) / (softness * scale)), 0)
-    soft /= soft.sum(axis=1, keepdims=True)
-    mixed = hard_share * hard + (1 - hard_share) * soft
-    return TaughtGame(data, rows, mixed.astype(np.float32), np.clip(spread / scale, 0.1, 4))
-
-
-def mirrored_actions(names: Sequence[str]) -> list[int]:
-    """Return for each action the one that does the same in a mirror, left to right."""
-    turned = {"left": "right", "right": "left"}
-    return [names.index(" ".join(turned.get(word, word) for word in name.split())) for name in names]
-
-
-class Batches(Dataset):
-    """Step i's batch, drawn from the seed and i alone, so that a resumed run sees what an unbroken one would.
-
-    A batch has one part for each game, since a prompt is of one game, all of a size: with one game a batch, every step
-    would pull the model towards the habits of another game. Within a game, datasets have a share by their size.
-    """
-
-    def __init__(
-        self,
-        lessons: list[TaughtGame],
-        history: int,
-        batch_size: int,
-        steps: int,
-        seed: int,
-        mirror: Collection[str] = (),
-    ):
-        self.lessons, self.history, self.steps, self.seed, self.mirror = lessons, history, steps, seed, mirror
-        self.games = sorted({lesson.data.info.game for lesson in lessons})
-        self.part_size = max(1, batch_size // len(self.games))
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        rng = np.random.default_rng([self.seed, step])
-        return {"parts": [self._part(game, rng) for game in self.games]}
-
-    def _part(self, game: str, rng: np.random.Generator) -> dict[str, Any]:
-        lessons = [lesson for lesson in self.lessons if lesson.data.info.game == game]
-        sizes = np.array([len(lesson.rows) for lesson in lessons])
-        drawn = np.searchsorted(np.cumsum(sizes), rng.integers(sizes.sum(), size=self.part_size), side="right")
-        rows = [(lessons[i], int(rng.integers(sizes[i]))) for i in drawn]
-        frames = np.stack([lesson.data.frames(int(lesson.rows[row]), self.history) for lesson, row in rows])
-        targets = np.stack([lesson.targets[row] for lesson, row in rows])
-        turned = rng.random(self.part_size) < 0.5
-        if game in self.mirror:
-            frames[turned] = frames[turned][:, :, :, ::-1]
-            targets[turned] = targets[turned][:, mirrored_actions(lessons[0].data.info.action_names)]
-        weights = np.array([lesson.weights[row] for lesson, row in rows], dtype=np.float32)
-        return {
-            "frames": torch.from_numpy(frames),
-            "targets": torch.from_numpy(targets),
-            "weights": torch.from_numpy(weights),
-            "game": game,
-        }
-
-
 class Imitation(Lesson):
     """Cloning as a lesson: the cross-entropy of the exact scores of the legal answers."""
 
@@ -270,20 +176,6 @@ class ChooseByPlay(TrainerCallback):
             checkpoint.save(self.vlm, self.args.out / "best", {**self.training, "selected": trial})
 
 
-def load_lessons(args: Args) -> list[TaughtGame]:
-    """Open every dataset, and refuse two that call the same game's actions by other names."""
-    lessons: list[TaughtGame] = []
-    names: dict[str, tuple[str, ...]] = {}
-    for path in args.data:
-        data = EpisodeDataset(path)
-        if names.setdefault(data.info.game, data.info.action_names) != data.info.action_names:
-            raise EnvsError(f"{path}: its legal actions differ from those of another dataset of {data.info.game}")
-        lessons.append(make_lesson(data, args.targets, args.softness, args.hard_share))
-        worth = f"mean score {np.mean(data.scores):.0f}"
-        print(f"{path}: {data.info.game}, {len(data.seeds)} games, {len(lessons[-1].rows)} decisions, {worth}")
-    return lessons
-
-
 def training_record(args: Args, lessons: list[TaughtGame]) -> dict[str, Any]:
     """Return what a checkpoint tells of its making."""
     plain = json.loads(json.dumps(dataclasses.asdict(args), default=str))
@@ -318,7 +210,7 @@ def check_same_run(args: Args) -> None:
 
 def clone(args: Args) -> Path:
     """Train; return the directory of the best checkpoint."""
-    lessons = load_lessons(args)
+    lessons = load_lessons(args.data, args.targets, args.softness, args.hard_share)
     check_same_run(args)
     vlm = checkpoint.load(args.init) if args.init else build(args.preset, args.seed)
     training = training_record(args, lessons)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from agents import clone
-from agents.clone import Batches, make_lesson, mirrored_actions
 from agents.command import run
+from agents.demonstrations import Batches, make_lesson, mirrored_actions
 from envs.episodes import DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
 from envs.protocol import MACHADO2018
 from vlm import checkpoint
