@@ -1,19 +1,11 @@
-"""How a command ends: a user's mistake is one line and exit code 2, Ctrl-C is 130, a defect keeps its traceback."""
+"""How a command of this floor ends; a mistake about games, protocols and datasets is a user's as well."""
 
-import sys
 from collections.abc import Callable
 
 from envs.errors import EnvsError
-from vlm.errors import VlmError
+from vlm import command
 
 
 def run(main: Callable[[], int]) -> int:
-    """Run a command's `main` and return its exit code, with user mistakes told in one line."""
-    try:
-        return main()
-    except (EnvsError, VlmError, OSError) as error:
-        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    """Run a command's `main` and return its exit code; see `vlm.command.run`."""
+    return command.run(main, EnvsError)

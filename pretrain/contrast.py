@@ -31,6 +31,7 @@ from envs.games import find_game
 from pretrain.captions import Thing, caption_tokenizer, see_things, write_caption
 from vlm import checkpoint
 from vlm.clip import PixelClip, build_clip, load_clip
+from vlm.command import run
 from vlm.errors import VlmError
 from vlm.provenance import command_line, git_commit, package_versions
 from vlm.trainer import Lesson, train
@@ -209,8 +210,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (EnvsError, VlmError, OSError) as error:
-        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run(main, EnvsError))

@@ -10,6 +10,7 @@ black. A picture that cannot be read is left out, counted and named; a folder of
 
 import os
 import warnings
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -49,12 +50,12 @@ class ImageSource(Protocol):
         ...
 
 
-class Stills:
+class Stills(ABC):
     """Images without a past: the image itself stands for it."""
 
+    @abstractmethod
     def image(self, index: int) -> np.ndarray:
         """Return uint8[H, W, 3]."""
-        raise NotImplementedError
 
     def stack(self, index: int, history: int) -> np.ndarray:
         """Return uint8[history, H, W, 3], all the same."""

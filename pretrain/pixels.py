@@ -32,7 +32,7 @@ from pretrain.questions import NATIVE, PixelLanguage, parse_grid
 from vlm import checkpoint
 from vlm.clip import adopt_tower, load_clip
 from vlm.codes import start_numbers, start_places
-from vlm.errors import VlmError
+from vlm.command import run
 from vlm.freezing import TrainablePlan, moved_tensors, parameter_groups, snapshot
 from vlm.lora import add_lora, merge
 from vlm.model import PixelVLM
@@ -218,8 +218,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (EnvsError, VlmError, OSError) as error:
-        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run(main, EnvsError))

@@ -31,7 +31,7 @@ from pretrain.measures import blurred, mean_absolute_error, patch_means, places_
 from pretrain.questions import PixelLanguage, colours, parse_grid
 from pretrain.reading import Reading, every_place, read_places
 from vlm import checkpoint
-from vlm.errors import VlmError
+from vlm.command import run
 from vlm.model import PixelVLM
 from vlm.prompts import ORDERS
 from vlm.provenance import command_line, git_commit
@@ -279,8 +279,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (EnvsError, VlmError, OSError) as error:
-        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run(main, EnvsError))

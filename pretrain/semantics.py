@@ -36,7 +36,7 @@ from pretrain.captions import see_things, write_caption
 from pretrain.contrast import lay, split_rows
 from vlm import checkpoint
 from vlm.clip import PixelClip, load_clip
-from vlm.errors import VlmError
+from vlm.command import run
 from vlm.model import PixelModel, PixelVLM
 from vlm.provenance import changed, command_line, git_commit, machine, package_versions
 
@@ -302,8 +302,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (EnvsError, VlmError, OSError) as error:
-        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run(main, EnvsError))
