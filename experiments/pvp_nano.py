@@ -1,6 +1,5 @@
 """Findings 1 and 2 of Gou et al. 2024 at nano size: what does freezing the encoder cost a model that shall see pixels?
 
-    python -m pretrain.contrast --data data/random-* --out runs/contrast
     python -m experiments.run pvp-nano
 
 {frozen, adapted} encoder x three seeds x two regimes that must not be confused, all arms with the same images, the
@@ -8,14 +7,17 @@ same questions in the same order and the same number of steps, from the same sem
 
     familiar   frames of the training games as they are; measured on held-out episodes of these games. Half of it can
                be answered by remembering backgrounds.
-    open       the same frames made strange, and synthetic images; measured on held-out games and on other synthetic
-               images. Only reading helps.
+    open       the same frames made strange, and synthetic images; measured on held-out games, on photographs (of
+               scikit-image) and on other synthetic images. Only reading helps.
 
-Rows: `floor` rows for what one would answer without reading; `step` rows of each arm along its training, on a sample;
-and at its last step every place of every image, with PSNR, SSIM and the errors on small objects. Rows carry
-`checkpoint`, by which semantic measures of the same encoders can be joined.
+The semantic encoder is the tower of a small CLIP (`pretrain.contrast`), trained on the training episodes of the
+training games before the first job, if it is not there. Rows: `floor` rows for what one would answer without reading;
+`step` rows of each arm along its training, on a sample; at its last step every place of every image, with PSNR, SSIM
+and the errors on small objects; and, as `set` meaning, what the encoder knows of games and objects before and after
+(`pretrain.semantics`).
 """
 
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,10 +31,11 @@ from transformers import TrainerCallback
 
 from agents import record
 from envs.episodes import write_atomically
+from envs.errors import EnvsError
 from experiments.jobs import Job
-from pretrain import pixels
+from pretrain import contrast, pixels, semantics
 from pretrain.augment import to_size
-from pretrain.images import EpisodeFrames, SyntheticImages
+from pretrain.images import EpisodeFrames, SyntheticImages, read_picture
 from pretrain.measures import mean_colour, places_with, rare_pixels
 from pretrain.questions import PixelLanguage, colours
 from pretrain.reading import every_place, read_places
@@ -40,8 +43,32 @@ from pretrain.reconstruct import figures, floors, image_figures, patch_size, tri
 from vlm import checkpoint
 from vlm.model import PixelVLM
 
-REGIMES = ("familiar", "open")
 ENCODERS = ("frozen", "adapted")
+PHOTOGRAPHS = (
+    "astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png",
+    "retina.jpg", "rocket.jpg",
+)  # fmt: skip
+MEANING = "meaning"  # the set of the rows of `pretrain.semantics`
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What one regime trains on and how; both its encoders alike. Names are those of `pretrain.pixels`."""
+
+    name: str
+    augmentation: float
+    synthetic: float
+    ramp: float
+    steps: int
+    images: int
+    questions: int
+    seconds_a_step: float
+
+
+FAMILIAR = Regime(
+    "familiar", augmentation=0, synthetic=0, ramp=0, steps=1400, images=12, questions=32, seconds_a_step=0.8
+)
+OPEN = Regime("open", augmentation=1, synthetic=0.5, ramp=0.5, steps=2000, images=12, questions=12, seconds_a_step=0.6)
 
 
 @dataclass(frozen=True)
@@ -50,7 +77,8 @@ class Setting:
 
     games, strangers: trained on, and held out whole; episodes, frames: recorded of each game by random play, and the
     emulator frames of each episode; hold: episodes of each training game held out; tower: the contrast-trained CLIP,
-    None for random weights; images_full, images_curve, places_curve: measured at the end and along the way.
+    None for random weights, and its steps; images_full, images_curve, places_curve: measured at the end and along the
+    way; meaning_fit, meaning_asked, captions: frames a game for the semantic probes, and captions to find again.
     """
 
     games: tuple[str, ...] = (
@@ -63,24 +91,25 @@ class Setting:
     frames: int = 1600
     hold: int = 2
     data: Path = Path("data")
-    tower: Path | None = Path("runs/contrast/last")
+    regimes: tuple[Regime, ...] = (FAMILIAR, OPEN)
+    tower: Path | None = Path("runs/contrast")
+    tower_steps: int = 1200
     preset: str = "nano-clip"
     grid: str = "32"
     size: tuple[int, int] = (210, 160)
-    steps: int = 2000
-    images: int = 12
-    questions: int = 12
     learning_rate: float = 1e-3
     encoder_learning_rate: float = 1e-3
     soft: float = 6.0
     flat: float = 0.1
     hold_gaze: float = 0.15
     settled: float = 0.15
-    seconds_a_step: float = 0.5
     points: int = 8
     images_full: int = 16
     images_curve: int = 12
     places_curve: int = 48
+    meaning_fit: int = 40
+    meaning_asked: int = 20
+    captions: int = 256
     workers: int = 1
 
 
@@ -97,16 +126,39 @@ class Probe:
     objects: list[np.ndarray]
 
 
+def prepare(setting: Setting = NANO) -> None:
+    """Record the frames and train the semantic encoder, where they are not there yet."""
+    for game in (*setting.games, *setting.strangers):
+        frames_of(setting, game)
+    if setting.tower and not (setting.tower / "last").exists():
+        data = tuple(frames_of(setting, game) for game in setting.games)
+        contrast.pretrain(
+            contrast.Args(
+                data=data,
+                out=setting.tower,
+                preset=setting.preset,
+                grid=setting.grid,
+                steps=setting.tower_steps,
+                hold_episodes=setting.hold,
+                save_every=100,
+                workers=setting.workers,
+            )
+        )
+
+
 def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> list[Job]:
-    """Return the jobs of the experiment: floors of each regime, then each arm with each seed."""
+    """Return the jobs of the experiment: floors of each regime, meaning at the start, each arm with each seed."""
     found = [
-        Job({"regime": regime, "arm": "floors"}, 60, partial(measure_floors, setting, regime)) for regime in REGIMES
+        Job({"regime": regime.name, "arm": "floors"}, 60, partial(measure_floors, setting, regime))
+        for regime in setting.regimes
     ]
-    seconds = setting.steps * setting.seconds_a_step + 120
+    if setting.tower:
+        found.append(Job({"regime": "both", "arm": "start"}, 120, partial(measure_start, setting)))
     for seed in seeds or SEEDS:
-        for regime in REGIMES:
+        for regime in setting.regimes:
+            seconds = regime.steps * regime.seconds_a_step + 150
             for encoder in ENCODERS:
-                key = {"regime": regime, "encoder": encoder, "seed": seed}
+                key = {"regime": regime.name, "encoder": encoder, "seed": seed}
                 found.append(Job(key, seconds, partial(measure_arm, setting, regime, encoder, seed, work)))
     return found
 
@@ -120,40 +172,39 @@ def frames_of(setting: Setting, game: str) -> Path:
     return place
 
 
-def training_args(setting: Setting, regime: str, encoder: str, seed: int, out: Path) -> pixels.Args:
+def training_args(setting: Setting, regime: Regime, encoder: str, seed: int, out: Path) -> pixels.Args:
     """Return the training of one arm."""
-    strange = regime == "open"
     return pixels.Args(
         out=out,
         data=tuple(str(frames_of(setting, game)) for game in setting.games),
         hold_episodes=setting.hold,
         preset=setting.preset,
-        tower=setting.tower,
+        tower=setting.tower and setting.tower / "last",
         start_codes=True,
         grid=setting.grid,
         size=setting.size,
-        augmentation=1.0 if strange else 0.0,
-        synthetic=0.5 if strange else 0.0,
-        ramp=0.5 if strange else 0.0,
+        augmentation=regime.augmentation,
+        synthetic=regime.synthetic,
+        ramp=regime.ramp,
         flat=setting.flat,
         hold=setting.hold_gaze,
         settled=setting.settled,
-        steps=setting.steps,
-        images=setting.images,
-        questions=setting.questions,
+        steps=regime.steps,
+        images=regime.images,
+        questions=regime.questions,
         soft=setting.soft,
         learning_rate=setting.learning_rate,
         encoder_learning_rate=0.0 if encoder == "frozen" else setting.encoder_learning_rate,
-        warmup_steps=min(100, setting.steps // 4),
-        save_every=max(1, setting.steps // setting.points),
+        warmup_steps=min(100, regime.steps // 4),
+        save_every=max(1, regime.steps // setting.points),
         seed=seed,
         workers=setting.workers,
     )
 
 
-def open_probes(setting: Setting, regime: str, count: int) -> list[Probe]:
+def open_probes(setting: Setting, regime: Regime, count: int) -> list[Probe]:
     """Return the sets that a regime is measured on, `count` images each, the same for every arm and seed."""
-    if regime == "familiar":
+    if not regime.augmentation:
         sources = [EpisodeFrames(frames_of(setting, game), setting.hold, "held out") for game in setting.games]
         return [_draw_frames("held-out episodes", sources, count, setting.size)]
     sources = [EpisodeFrames(frames_of(setting, game)) for game in setting.strangers]
@@ -161,8 +212,23 @@ def open_probes(setting: Setting, regime: str, count: int) -> list[Probe]:
     images = [synthetic.image(index) for index in range(count)]
     return [
         _draw_frames("held-out games", sources, count, setting.size),
-        Probe("synthetic", images, [rare_pixels(image) for image in images]),
+        _stills("photographs", photographs(count, setting.size)),
+        _stills("synthetic", images),
     ]
+
+
+def photographs(count: int, size: tuple[int, int]) -> list[np.ndarray]:
+    """Return windows uint8[H, W, 3] of the photographs that come with scikit-image, at places drawn from a seed."""
+    found = importlib.util.find_spec("skimage")
+    if found is None or found.origin is None:
+        raise EnvsError("expected scikit-image, for its photographs: pip install 'pvplay[experiments]'")
+    folder, rng = Path(found.origin).parent / "data", np.random.default_rng(10_000)
+    names = [PHOTOGRAPHS[number % len(PHOTOGRAPHS)] for number in range(count)]
+    return [to_size(read_picture(folder / name), *size, rng) for name in names]
+
+
+def _stills(name: str, images: list[np.ndarray]) -> Probe:
+    return Probe(name, images, [rare_pixels(image) for image in images])
 
 
 def _draw_frames(name: str, sources: list[EpisodeFrames], count: int, size: tuple[int, int]) -> Probe:
@@ -186,7 +252,7 @@ def mean_figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def measure_floors(setting: Setting, regime: str) -> list[dict[str, Any]]:
+def measure_floors(setting: Setting, regime: Regime) -> list[dict[str, Any]]:
     """Return a row for every floor on every set of a regime."""
     training = [EpisodeFrames(frames_of(setting, game), setting.hold, "training") for game in setting.games]
     rng = np.random.default_rng(0)
@@ -243,9 +309,32 @@ class Curve(TrainerCallback):
         write_atomically(self.file, json.dumps(rows, indent=1))
 
 
-def measure_arm(setting: Setting, regime: str, encoder: str, seed: int, work: Path) -> list[dict[str, Any]]:
+def semantic_args(setting: Setting) -> semantics.Args:
+    """Return how meaning is measured: on held-out episodes of the training games, and on the strangers."""
+    assert setting.tower
+    return semantics.Args(
+        clip=setting.tower / "last",
+        data=tuple(frames_of(setting, game) for game in setting.games),
+        held_out_games=tuple(frames_of(setting, game) for game in setting.strangers),
+        out=Path("unused"),
+        train_frames=setting.meaning_fit,
+        test_frames=setting.meaning_asked,
+        captions=setting.captions,
+        hold_episodes=setting.hold,
+    )
+
+
+def measure_start(setting: Setting) -> list[dict[str, Any]]:
+    """Return what the semantic encoder knows before it is taught pixels, with a random one and plain pixels beside."""
+    args = semantic_args(setting)
+    return [
+        {"set": MEANING, "checkpoint": checkpoint.content_hash(args.clip), **row} for row in semantics.measure(args)
+    ]
+
+
+def measure_arm(setting: Setting, regime: Regime, encoder: str, seed: int, work: Path) -> list[dict[str, Any]]:
     """Train one arm, or go on with it; return its rows along the way and at its end."""
-    out = work / f"{regime}-{encoder}-{seed}"
+    out = work / f"{regime.name}-{encoder}-{seed}"
     out.mkdir(parents=True, exist_ok=True)
     args = training_args(setting, regime, encoder, seed, out)
     vlm = pixels.start_model(args)
@@ -254,26 +343,27 @@ def measure_arm(setting: Setting, regime: str, encoder: str, seed: int, work: Pa
     def sample(model: PixelVLM) -> list[dict[str, Any]]:
         return [{"set": p.name, **measure(model, setting, p, setting.places_curve, None)} for p in probes]
 
-    curve = Curve(vlm, max(1, setting.steps // setting.points), out / "curve.json", sample)
+    curve = Curve(vlm, max(1, regime.steps // setting.points), out / "curve.json", sample)
     last = pixels.pretrain(args, [curve], vlm)
-    trained, mark = checkpoint.load(last), checkpoint.content_hash(last)
+    trained, end = checkpoint.load(last), {"step": regime.steps, "checkpoint": checkpoint.content_hash(last)}
     rows = [{**row, "sample": True} for row in curve.rows()]
     for probe in open_probes(setting, regime, setting.images_full):
-        found = measure(trained, setting, probe, None, out)
-        rows.append({"step": setting.steps, "set": probe.name, "sample": False, "checkpoint": mark, **found})
+        rows.append({**end, "set": probe.name, "sample": False, **measure(trained, setting, probe, None, out)})
+    if setting.tower:
+        rows.append({**end, "set": MEANING, **semantics.measure_vlm(semantic_args(setting), trained)})
     return rows
 
 
 def draw_triptychs(work: Path, out: Path, seed: int = 0, setting: Setting = NANO) -> list[Path]:
     """Write a picture for every measured image: original, its grid, what the frozen and the adapted arm answered."""
     written = []
-    for regime in REGIMES:
-        arms = {encoder: work / f"{regime}-{encoder}-{seed}" for encoder in ENCODERS}
+    for regime in setting.regimes:
+        arms = {encoder: work / f"{regime.name}-{encoder}-{seed}" for encoder in ENCODERS}
         for probe in open_probes(setting, regime, setting.images_full):
             for number, image in enumerate(probe.images):
                 answers = {encoder: np.load(place / f"{probe.name}-{number}.npy") for encoder, place in arms.items()}
                 grid = {f"grid {setting.grid}": colours(image, setting.grid)}
-                written.append(out / f"{regime}-{probe.name}-{number}.png")
+                written.append(out / f"{regime.name}-{probe.name}-{number}.png")
                 out.mkdir(parents=True, exist_ok=True)
                 triptych({"original": image, **grid, **answers}).save(written[-1])
     return written

@@ -4,19 +4,25 @@
     python -m experiments.run pvp-nano --seeds 0 --out runs/try.json
 
 An experiment is a list of jobs, each told apart by a few words (its arm and its seed) and giving one row or more. A
-job is finished when its rows are in the file; one that was interrupted goes on from its own checkpoint. Rows carry the
-commit and the date that made them, since a file may be filled over days.
+job is finished when its rows are in the file; one that was interrupted goes on from its own checkpoint, so a run that
+was killed is repeated to go on. Rows carry the commit and the date that made them, since a file may be filled over
+days.
 """
 
 import datetime
 import difflib
+import multiprocessing
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import torch
 import tyro
 
 from agents.command import run as run_command
@@ -29,15 +35,19 @@ from vlm.provenance import git_commit
 RESULTS = Path(__file__).parent / "results"
 
 
-class Experiment(Protocol):
-    """What a named run is made of."""
+@dataclass(frozen=True)
+class Experiment:
+    """What a named run is made of.
 
-    def __call__(self, seeds: Sequence[int] | None, work: Path) -> list[Job]:
-        """Return the jobs, for seeds other than the published ones if there are any, at work in a directory."""
-        ...
+    prepare: makes what its jobs share, where it is not there yet; jobs: its jobs, for seeds other than the published
+    ones if there are any, at work in a directory.
+    """
+
+    prepare: Callable[[], None]
+    jobs: Callable[[Sequence[int] | None, Path], list[Job]]
 
 
-EXPERIMENTS: dict[str, Experiment] = {"pvp-nano": pvp_nano.jobs}
+EXPERIMENTS = {"pvp-nano": Experiment(pvp_nano.prepare, pvp_nano.jobs)}
 
 
 @dataclass
@@ -54,6 +64,8 @@ class Args:
     """Seeds in place of the experiment's own."""
     limit: int = 0
     """Stop after this many unfinished jobs; 0 does them all."""
+    processes: int = 2
+    """Jobs at a time, each with its share of the cores; with more than one, each writes to a log of its own."""
 
     def __post_init__(self) -> None:
         if self.name not in EXPERIMENTS:
@@ -62,6 +74,8 @@ class Args:
             raise EnvsError(f"expected an experiment ({known}), got {self.name!r}; nearest: {near}")
         if self.limit < 0:
             raise EnvsError(f"--limit must be at least 0, got {self.limit}")
+        if self.processes < 1:
+            raise EnvsError(f"--processes must be at least 1, got {self.processes}")
 
 
 def is_done(job: Job, rows: list[dict[str, Any]]) -> bool:
@@ -75,21 +89,69 @@ def clock(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
-def run_jobs(name: str, jobs: list[Job], file: Path, limit: int = 0, say: Callable[[str], None] = print) -> int:
+Done = tuple[Job, list[dict[str, Any]], float]  # a job, its rows, its seconds
+
+
+def do(job: Job) -> Done:
+    """Do a job here and now."""
+    began = time.monotonic()
+    return job, job.run(), time.monotonic() - began
+
+
+def do_aside(job: Job, log: Path, threads: int) -> Done:
+    """Do a job in a process of its own, on so many threads; what it says goes to a file."""
+    torch.set_num_threads(threads)
+    with log.open("a") as file, redirect_stdout(file), redirect_stderr(file):
+        return do(job)
+
+
+def do_together(jobs: list[Job], processes: int, logs: Path, say: Callable[[str], None]) -> Iterator[Done]:
+    """Do jobs, so many at a time, and yield each as it ends; if some fail, the first error is raised after the last."""
+    logs.mkdir(parents=True, exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    spawn = multiprocessing.get_context("spawn")  # a process that was forked from one with threads may hang
+    errors: list[BaseException] = []
+    with ProcessPoolExecutor(processes, mp_context=spawn, max_tasks_per_child=1) as pool:
+        names = ["-".join(str(value) for value in job.key.values()) for job in jobs]
+        started = [
+            pool.submit(do_aside, job, logs / f"{name}.log", threads) for job, name in zip(jobs, names, strict=True)
+        ]
+        say(f"{processes} at a time; what they say is in {logs}/*.log")
+        try:
+            for future in as_completed(started):
+                if error := future.exception():
+                    errors.append(error)
+                    say(f"{names[started.index(future)]} failed: {error}")
+                else:
+                    yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if errors:
+        raise errors[0]
+
+
+def run_jobs(
+    name: str,
+    jobs: list[Job],
+    file: Path,
+    limit: int = 0,
+    processes: int = 1,
+    logs: Path = Path("runs"),
+    say: Callable[[str], None] = print,
+) -> int:
     """Do the jobs that a result file lacks, writing their rows as they come; return how many were done."""
     seeds = sorted({job.key["seed"] for job in jobs if "seed" in job.key})
     result = read_result(file) if file.exists() else new_result(name, None, seeds)
     if result["name"] != name:
         raise EnvsError(f"{file} holds {result['name']}, expected {name}")
     left = [job for job in jobs if not is_done(job, result["rows"])]
-    expected = clock(sum(job.seconds for job in left))
+    expected = clock(sum(job.seconds for job in left) / processes)
     say(f"{name}: {len(jobs) - len(left)} of {len(jobs)} jobs are done; the rest takes about {expected} on 2 cores")
     left = left[:limit] if limit else left
-    for number, job in enumerate(left, 1):
-        say(f"{number} of {len(left)}: {job.title}, about {clock(job.seconds)}")
-        began = time.monotonic()
-        rows = job.run()
-        seconds = time.monotonic() - began
+    done = do_together(left, processes, logs, say) if processes > 1 else (do(job) for job in left)
+    for number, (job, rows, seconds) in enumerate(done, 1):
+        say(f"{number} of {len(left)}: {job.title}, {clock(seconds)}")
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         result["rows"] += [{**job.key, **row, "commit": git_commit(), "date": now} for row in rows]
         result["seconds"] += seconds
@@ -102,8 +164,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; see the head of this file."""
     args = tyro.cli(Args, args=argv, description=__doc__)
     file, work = args.out or RESULTS / f"{args.name}.json", args.work or Path("runs") / args.name
-    jobs = EXPERIMENTS[args.name](args.seeds or None, work)
-    run_jobs(args.name, jobs, file, args.limit)
+    experiment = EXPERIMENTS[args.name]
+    experiment.prepare()
+    run_jobs(args.name, experiment.jobs(args.seeds or None, work), file, args.limit, args.processes, work)
     print(f"the rows are in {file}")
     return 0
 

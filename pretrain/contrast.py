@@ -29,13 +29,16 @@ from envs.episodes import EpisodeDataset
 from envs.errors import EnvsError
 from envs.games import find_game
 from pretrain.captions import Thing, caption_tokenizer, see_things, write_caption
+from pretrain.questions import parse_grid
 from vlm import checkpoint
 from vlm.clip import PixelClip, build_clip, load_clip
+from vlm.codes import start_places
 from vlm.command import run
 from vlm.errors import VlmError
 from vlm.provenance import command_line, git_commit, package_versions
 from vlm.trainer import Lesson, train
 
+AMPLITUDE = 0.5  # of positions: patches of frames are embedded with a root mean square of 0.2, which 1 would drown
 UNTITLED = 0.3  # share of captions that do not tell the game, so that objects have to be looked at
 
 
@@ -51,12 +54,16 @@ class Args:
     """The preset whose encoder is the vision tower: nano-clip or tiny-clip."""
     init: Path | None = None
     """A CLIP of an earlier run to start from, instead of a new one."""
+    grid: str = "32"
+    """The grid whose rows and columns a new tower's positions start from (`vlm.codes`): 32, 64 or native."""
     steps: int = 800
     """Optimizer steps."""
     images: int = 96
     """Frames a step, each with its caption: every other frame's caption is a wrong one."""
-    games: int = 8
-    """Datasets a step's frames come from: fewer, and frames of one game are told apart more."""
+    games: int = 16
+    """Datasets that the first steps' frames come from, or all there are."""
+    games_at_end: int = 3
+    """And the last steps': the fewer, the more frames of one game have to be told apart, by their objects."""
     hold_episodes: int = 2
     """The last episodes of every dataset, kept for measuring."""
     learning_rate: float = 1e-3
@@ -75,11 +82,16 @@ class Args:
     """Processes that decode and caption frames ahead."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "images", "games", "save_every", "hold_episodes"):
+        for name in ("steps", "images", "games", "games_at_end", "save_every", "hold_episodes"):
             if getattr(self, name) < 1:
                 raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if self.images < 2 * self.games:
-            raise EnvsError(f"--images must be at least twice --games, {2 * self.games}; got {self.images}")
+        if self.images < 2 * max(self.games, self.games_at_end):
+            least = 2 * max(self.games, self.games_at_end)
+            raise EnvsError(f"--images must be at least twice --games, {least}; got {self.images}")
+
+    def games_of(self, step: int) -> int:
+        """Return the number of games of a step: from the first to the last, by equal factors."""
+        return round(self.games * (self.games_at_end / self.games) ** (step / max(1, self.steps - 1)))
 
 
 def split_rows(data: EpisodeDataset, hold_episodes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +136,7 @@ class Pairs(Dataset):
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.args.seed, step])
-        games = rng.permutation(len(self.sets))[: self.args.games]
+        games = rng.permutation(len(self.sets))[: self.args.games_of(step)]
         drawn = [self._draw(int(games[i % len(games)]), rng) for i in range(self.args.images)]
         frames, captions = zip(*drawn, strict=True)
         return {"frames": torch.from_numpy(np.stack(frames)[:, None]), "tokens": self.clip.tokenize(captions)}
@@ -174,10 +186,26 @@ def _groups(clip: PixelClip, args: Args) -> list[dict]:
     ]
 
 
+def start_clip(args: Args, sets: list[EpisodeDataset]) -> PixelClip:
+    """Return the CLIP that a training starts from.
+
+    The positions of a new one are the code of rows and columns, so that its tokens tell their place: random ones do so
+    after training for one place in four only, and a model that is to be asked for pixels has to find them.
+    """
+    if args.init:
+        return load_clip(args.init)
+    clip = build_clip(args.preset, caption_tokenizer(), args.seed)
+    sizes = [data.frame(0).shape for data in sets]
+    start_places(
+        clip.model.vision_model, max(s[0] for s in sizes), max(s[1] for s in sizes), parse_grid(args.grid), AMPLITUDE
+    )
+    return clip
+
+
 def pretrain(args: Args) -> Path:
     """Train; return the directory of the last checkpoint."""
     sets = [EpisodeDataset(path) for path in args.data]
-    clip = load_clip(args.init) if args.init else build_clip(args.preset, caption_tokenizer(), args.seed)
+    clip = start_clip(args, sets)
     pairs = Pairs(sets, clip, args)
     args.out.mkdir(parents=True, exist_ok=True)
     record = {

@@ -140,7 +140,7 @@ def start_model(args: Args) -> PixelVLM:
     if args.tower:
         adopt_tower(vlm, load_clip(args.tower))
     elif args.start_codes and vlm.canvas:
-        start_places(vlm, *args.size, parse_grid(args.grid))
+        start_places(vlm.encoder, *args.size, parse_grid(args.grid))
     return vlm
 
 

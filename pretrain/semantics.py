@@ -231,27 +231,51 @@ class Args:
                 raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
 
 
+@dataclass(frozen=True)
+class Samples:
+    """What is measured on: frames to fit probes to, frames of held-out episodes, and of games never seen, if any."""
+
+    train: Sample
+    test: Sample
+    strange: Sample | None
+
+
+def draw_samples(args: Args, canvas: int) -> Samples:
+    """Return the frames and captions that the arguments' seed draws."""
+    sets = [EpisodeDataset(path) for path in args.data]
+    known, held = zip(*(split_rows(data, args.hold_episodes) for data in sets), strict=True)
+    train = draw_sample(sets, known, args.train_frames, canvas, args.seed)
+    test = draw_sample(sets, held, args.test_frames, canvas, args.seed + 1)
+    return Samples(train, test, _strange_sample(args, canvas))
+
+
 def measure(args: Args) -> list[dict]:
     """Return a row of figures for each encoder: the CLIP's tower, the VLM's, random weights, shrunk pixels."""
     clip = load_clip(args.clip)
-    clips = {"clip": clip, "random": build_clip_like(clip, args.seed)}
-    models: dict[str, PixelModel] = dict(clips)
-    if args.vlm:
-        models["vlm"] = vlm = checkpoint.load(args.vlm)
-        clips["vlm"] = with_tower(clip, vlm.encoder)
     assert clip.canvas is not None
-    sets = [EpisodeDataset(path) for path in args.data]
-    known, held = zip(*(split_rows(data, args.hold_episodes) for data in sets), strict=True)
-    train = draw_sample(sets, known, args.train_frames, clip.canvas, args.seed)
-    test = draw_sample(sets, held, args.test_frames, clip.canvas, args.seed + 1)
-    strange = _strange_sample(args, clip.canvas)
-    rows = []
-    for name, features in {**{n: token_features(m) for n, m in models.items()}, "pixels": shrunk_pixels}.items():
-        row: dict = {"encoder": name, **measure_probes(features, train, test), "n": len(test.games)}
-        if name in clips:
-            row |= _retrieval(clips[name], test, strange, args)
-        rows.append(row)
+    samples = draw_samples(args, clip.canvas)
+    rows = [
+        {"encoder": name, **measure_clip(found, token_features(found), samples, args)}
+        for name, found in (("clip", clip), ("random", build_clip_like(clip, args.seed)))
+    ]
+    if args.vlm:
+        rows.append({"encoder": "vlm", **measure_vlm(args, checkpoint.load(args.vlm), samples)})
+    rows.append({"encoder": "pixels", **measure_probes(shrunk_pixels, samples.train, samples.test)})
     return rows
+
+
+def measure_vlm(args: Args, vlm: PixelVLM, samples: Samples | None = None) -> dict:
+    """Return the figures of a VLM's encoder, which began as the tower of the arguments' CLIP."""
+    clip = load_clip(args.clip)
+    assert clip.canvas is not None
+    samples = samples or draw_samples(args, clip.canvas)
+    return measure_clip(with_tower(clip, vlm.encoder), token_features(vlm), samples, args)
+
+
+def measure_clip(clip: PixelClip, features: Features, samples: Samples, args: Args) -> dict:
+    """Return the figures of a CLIP, with probes of given features."""
+    probes = measure_probes(features, samples.train, samples.test)
+    return {**probes, "n": len(samples.test.games), **_retrieval(clip, samples.test, samples.strange, args)}
 
 
 def _strange_sample(args: Args, canvas: int) -> Sample | None:

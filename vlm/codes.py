@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm.errors import VlmError
 from vlm.model import PixelVLM
@@ -36,20 +36,20 @@ def start_numbers(vlm: PixelVLM, amplitude: float = 0.15) -> None:
 
 
 @torch.no_grad()
-def start_places(vlm: PixelVLM, height: int, width: int, grid: int | None, amplitude: float = 1.0) -> None:
+def start_places(tower: nn.Module, height: int, width: int, grid: int | None, amplitude: float = 1.0) -> None:
     """Give a CLIP tower's positions the code of their rows and columns, half of the width each.
 
     Args:
-        vlm: a model whose encoder is a CLIP vision tower.
+        tower: a CLIP vision tower, of a VLM or of a CLIP.
         height: rows of the images that will be asked about, which lie in the canvas's upper left.
         width: their columns.
         grid: the grid that questions count on; None for pixels.
         amplitude: the code's root mean square.
     """
-    embeddings = getattr(vlm.encoder, "embeddings", None)
+    embeddings = getattr(tower, "embeddings", None)
     table = getattr(embeddings, "position_embedding", None)
     if embeddings is None or table is None:
-        raise VlmError(f"expected a CLIP tower with position embeddings, got {type(vlm.encoder).__name__}")
+        raise VlmError(f"expected a CLIP tower with position embeddings, got {type(tower).__name__}")
     side, half = embeddings.image_size // embeddings.patch_size, table.weight.shape[1] // 2
     middles = (torch.arange(side) + 0.5) * embeddings.patch_size
     rows, columns = (middles * (grid / size if grid else 1) - 0.5 for size in (height, width))

@@ -1,6 +1,8 @@
 """Named experiments accumulate rows, do nothing twice and go on where they were interrupted."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +12,18 @@ from envs.errors import EnvsError
 from envs.protocol import MACHADO2018
 from experiments import pvp_nano, run
 from experiments.jobs import Job
-from experiments.pvp_nano import Setting, draw_triptychs, jobs, mean_figures
-from experiments.run import Args, clock, main, run_jobs
+from experiments.pvp_nano import (
+    FAMILIAR,
+    OPEN,
+    PHOTOGRAPHS,
+    Setting,
+    draw_triptychs,
+    jobs,
+    mean_figures,
+    photographs,
+    prepare,
+)
+from experiments.run import Args, Experiment, clock, main, run_jobs
 from pretrain.pixel_values import PixelValues
 
 
@@ -46,6 +58,31 @@ def test_rows_of_finished_jobs_are_kept_when_a_later_one_fails(tmp_path):
     assert len(json.loads((tmp_path / "r.json").read_text())["rows"]) == 2
 
 
+def square(number):
+    print("squaring")
+    return [{"square": number**2}]
+
+
+def test_jobs_in_processes_of_their_own_give_the_same_rows_and_write_logs(tmp_path):
+    work = [Job({"arm": "square", "seed": number}, 1, partial(square, number)) for number in range(3)]
+    assert run_jobs("other", work, tmp_path / "r.json", processes=2, logs=tmp_path / "logs") == 3
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert sorted((row["seed"], row["square"]) for row in rows) == [(0, 0), (1, 1), (2, 4)]
+    assert (tmp_path / "logs" / "square-2.log").read_text() == "squaring\n"
+
+
+def fail():
+    raise EnvsError("no data")
+
+
+def test_what_is_wrong_in_a_process_is_said_and_finished_rows_are_kept(tmp_path):
+    work = [Job({"seed": 0}, 1, partial(square, 3)), Job({"seed": 1}, 1, fail)]
+    for _ in range(2):  # the second time, the first job is done
+        with pytest.raises(EnvsError, match="no data"):
+            run_jobs("other", work, tmp_path / "r.json", processes=2, logs=tmp_path / "logs")
+    assert [row["square"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]] == [9]
+
+
 def test_another_experiments_file_is_not_added_to(tmp_path):
     run_jobs("other", [counting([], 0)], tmp_path / "r.json")
     with pytest.raises(EnvsError, match="holds other, expected pvp-nano"):
@@ -55,6 +92,8 @@ def test_another_experiments_file_is_not_added_to(tmp_path):
 def test_names_are_checked_and_times_are_told():
     with pytest.raises(EnvsError, match=r"expected an experiment \(pvp-nano\), got 'pvp'; nearest: pvp-nano"):
         Args("pvp")
+    with pytest.raises(EnvsError, match="--processes must be at least 1, got 0"):
+        Args("pvp-nano", processes=0)
     assert clock(7 * 60) == "7 min"
     assert clock(2 * 3600 + 300) == "2 h 05 min"
 
@@ -63,7 +102,14 @@ def test_the_published_experiment_fits_into_four_hours_of_two_cores():
     whole = jobs(None, pvp_nano.Path("runs"))
     arms = [job for job in whole if "encoder" in job.key]
     assert len(arms) == 2 * 2 * 3
-    assert sum(job.seconds for job in whole) <= 4 * 3600
+    assert sum(job.seconds for job in whole) / 2 <= 4 * 3600  # two at a time
+
+
+def test_photographs_are_windows_of_real_pictures_and_the_same_every_time():
+    found = photographs(2 * len(PHOTOGRAPHS), (210, 160))
+    assert all(image.shape == (210, 160, 3) and len(np.unique(image)) > 64 for image in found)
+    assert all((one == other).all() for one, other in zip(found, photographs(16, (210, 160)), strict=True))
+    assert any((one != other).any() for one, other in zip(found[:8], found[8:], strict=True))
 
 
 def test_means_leave_out_what_is_missing_and_add_up_counts():
@@ -71,20 +117,31 @@ def test_means_leave_out_what_is_missing_and_add_up_counts():
     assert mean_figures(rows) == {"mae": 2.0, "psnr": 20.0, "small": 5.0, "n": 10}
 
 
+def game_frame(rng):
+    """One to six squares of a random colour on black."""
+    frame, colour = np.zeros((210, 160, 3), dtype=np.uint8), rng.integers(64, 256, 3)
+    for place in rng.permutation(12)[: rng.integers(1, 7)]:
+        row, column = 50 + 40 * (place // 4), 20 + 35 * (place % 4)
+        frame[row : row + 12, column : column + 12] = colour
+    return frame
+
+
 @pytest.fixture
 def setting(tmp_path):
     """A setting of seconds, over frames that are already there."""
     rng = np.random.default_rng(0)
-    for game in ("Pong", "Qbert"):
+    for game in ("Pong", "Breakout", "Qbert"):
         info = DatasetInfo(game, ("noop",), MACHADO2018, "random", None, "abc", {})
         writer = EpisodeWriter(tmp_path / "data" / f"random-{game}", info)
         for seed in range(2):
-            frames = rng.integers(0, 256, (3, 7, 4, 3), dtype=np.uint8).repeat(30, axis=1).repeat(40, axis=2)
-            writer.append(Episode(frames, np.zeros(3, int), np.zeros(3, np.float32), None, True, False, seed))
+            frames = np.stack([game_frame(rng) for _ in range(12)])
+            writer.append(Episode(frames, np.zeros(12, int), np.zeros(12, np.float32), None, True, False, seed))
+    short = {"steps": 4, "images": 2, "questions": 4}
     return Setting(
-        games=("Pong",), strangers=("Qbert",), episodes=2, hold=1, data=tmp_path / "data", tower=None,
-        preset="tiny-clip", grid="4", steps=4, images=2, questions=4, points=2, images_full=2, images_curve=1,
-        places_curve=3, workers=0,
+        games=("Pong", "Breakout"), strangers=("Qbert",), episodes=2, hold=1, data=tmp_path / "data",
+        regimes=(replace(FAMILIAR, **short), replace(OPEN, **short)), tower=tmp_path / "contrast", tower_steps=2,
+        preset="tiny-clip", grid="4", points=2, images_full=2, images_curve=1, places_curve=3, meaning_fit=10,
+        meaning_asked=10, captions=8, workers=0,
     )  # fmt: skip
 
 
@@ -99,8 +156,9 @@ def test_the_experiment_in_small_trains_every_arm_and_goes_on_after_a_kill(setti
         return forward(self, **batch)
 
     monkeypatch.setattr(PixelValues, "forward", killed_in_the_fourth)
-    monkeypatch.setitem(run.EXPERIMENTS, "pvp-nano", lambda seeds, work: jobs(seeds, work, setting))
-    command = ["pvp-nano", "--seeds", "0", "--out", str(file), "--work", str(work)]
+    small = Experiment(lambda: prepare(setting), lambda seeds, work: jobs(seeds, work, setting))
+    monkeypatch.setitem(run.EXPERIMENTS, "pvp-nano", small)
+    command = ["pvp-nano", "--seeds", "0", "--out", str(file), "--work", str(work), "--processes", "1"]
     with pytest.raises(KeyboardInterrupt):
         main(command)
     assert main(command) == 0
@@ -109,13 +167,25 @@ def test_the_experiment_in_small_trains_every_arm_and_goes_on_after_a_kill(setti
     floors = {(row["regime"], row["set"], row["floor"]) for row in rows if "floor" in row}
     assert ("open", "synthetic", "image mean") in floors
     assert ("familiar", "held-out episodes", "training mean") in floors
-    arms = [row for row in rows if "encoder" in row]
+    meaning = [row for row in rows if row["set"] == "meaning"]
+    assert [row["encoder"] for row in meaning if row["regime"] == "both"] == ["clip", "random", "pixels"]
+    assert_meaning_stays_where_the_encoder_is_frozen(meaning)
+    arms = [row for row in rows if row.get("encoder") in ("frozen", "adapted") and row["set"] != "meaning"]
     whole = [row for row in arms if not row["sample"]]
-    assert len(whole) == 2 * (1 + 2)  # two encoders; one set of the familiar regime and two of the open one
+    assert len(whole) == 2 * (1 + 3)  # two encoders; one set of the familiar regime and three of the open one
     assert all(row["n"] == 2 * 16 and 0 <= row["invalid"] <= 1 and row["checkpoint"] for row in whole)
     familiar = [row for row in arms if row["sample"] and row["regime"] == "familiar" and row["encoder"] == "frozen"]
     assert [row["step"] for row in familiar] == [2, 4]
     monkeypatch.setattr(PixelValues, "forward", forward)
     pictures = draw_triptychs(work, tmp_path / "pictures", setting=setting)
-    assert len(pictures) == 2 * 3
+    assert len(pictures) == 2 * 4
     assert all(picture.is_file() for picture in pictures)
+
+
+def assert_meaning_stays_where_the_encoder_is_frozen(meaning):
+    start = next(row for row in meaning if row["encoder"] == "clip")
+    frozen = next(row for row in meaning if row["encoder"] == "frozen")
+    adapted = next(row for row in meaning if row["encoder"] == "adapted")
+    for name in ("top1", "top5", "strange_top5", "count_within"):
+        assert frozen[name] == pytest.approx(start[name])
+    assert adapted["count_within"] != pytest.approx(start["count_within"])

@@ -9,7 +9,7 @@ from envs.episodes import EpisodeDataset
 from envs.errors import EnvsError
 from pretrain import contrast
 from pretrain.captions import caption_tokenizer
-from pretrain.contrast import Args, Contrast, Pairs, lay, pretrain, split_rows
+from pretrain.contrast import Args, Contrast, Pairs, lay, pretrain, split_rows, start_clip
 from vlm import checkpoint
 from vlm.clip import build_clip, load_clip
 from vlm.errors import VlmError
@@ -42,6 +42,23 @@ def test_a_batch_is_drawn_from_seed_and_step_alone_in_equal_shares_of_games(two_
     assert not torch.equal(batch["frames"], other["frames"])
     assert batch["frames"].shape == (8, 1, 216, 216, 3)
     assert (batch["frames"][:, 0, 0, 0] == torch.tensor([0, 28, 136])).all(-1).sum() == 4
+
+
+def test_batches_are_of_ever_fewer_games(two_games, tmp_path):
+    args = tiny(two_games, tmp_path, steps=100, images=40, games=16, games_at_end=2)
+    games = [args.games_of(step) for step in range(100)]
+    assert (games[0], games[33], games[66], games[99]) == (16, 8, 4, 2)
+    assert games == sorted(games, reverse=True)
+
+
+def test_a_new_towers_tokens_tell_their_place(two_games, tmp_path):
+    args = tiny(two_games, tmp_path)
+    clip = start_clip(args, [EpisodeDataset(path) for path in two_games])
+    table = clip.model.vision_model.embeddings.position_embedding.weight[1:].unflatten(0, (6, 6))
+    assert table.square().mean().sqrt() == pytest.approx(0.5, abs=0.01)
+    half = table.shape[-1] // 2
+    assert torch.equal(table[:, 0, :half], table[:, 5, :half])  # rows in the one half
+    assert torch.equal(table[0, :, half:], table[5, :, half:])  # columns in the other
 
 
 def test_captions_of_a_batch_are_of_its_frames_and_some_do_not_tell_the_game(two_games, tmp_path):
@@ -110,7 +127,7 @@ def test_frames_are_laid_as_the_model_lays_them():
     [
         ({"steps": 0}, "--steps must be at least 1, got 0"),
         ({"hold_episodes": 0}, "--hold-episodes must be at least 1, got 0"),
-        ({"images": 3}, "--images must be at least twice --games, 4; got 3"),
+        ({"images": 3}, "--images must be at least twice --games, 6; got 3"),
     ],
 )
 def test_contradictory_settings_are_refused(two_games, tmp_path, changes, message):

@@ -18,7 +18,7 @@ def make(preset="tiny-clip"):
     vlm = build(preset)
     start_numbers(vlm)
     if vlm.canvas:
-        start_places(vlm, 210, 160, 32, amplitude=2.0)
+        start_places(vlm.encoder, 210, 160, 32, amplitude=2.0)
     draw = ImageDraw([], (210, 160), vlm.history, synthetic=1.0)
     return vlm, Questions(draw, PixelLanguage.of(vlm), "32", steps=4, images=2, count=4, seed=0)
 
