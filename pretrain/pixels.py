@@ -24,9 +24,13 @@ from typing import Any, Literal
 import tyro
 from transformers import TrainerCallback
 
+from envs.episodes import INFO
 from envs.errors import EnvsError
+from pretrain.captioning import Captioning, Descriptions
+from pretrain.captions import caption_tokenizer
 from pretrain.gaze import FitGaze
 from pretrain.images import ImageSource, open_source
+from pretrain.mixture import Batches, MixedBatches, MixedLesson, Task
 from pretrain.pixel_values import ImageDraw, PixelValues, Questions
 from pretrain.questions import NATIVE, PixelLanguage, parse_grid
 from vlm import checkpoint
@@ -38,7 +42,9 @@ from vlm.lora import add_lora, merge
 from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.provenance import command_line, git_commit, package_versions
-from vlm.trainer import train
+from vlm.trainer import Lesson, train
+
+CAPTIONS = 4  # of each frame
 
 
 @dataclass
@@ -69,6 +75,9 @@ class Args:
     """Probability of strange colours, and of strange places, in an image."""
     synthetic: float = 0.0
     """Share of images of the generator."""
+    captions: float = 0.0
+    """Share of the steps that are captions of recorded games instead (`pretrain.captioning`), so that meaning is not
+    lost over detail; a new model has the words of captions in its vocabulary."""
     ramp: float = 0.0
     """Share of the steps over which augmentation and the fineness of synthetic images rise from nothing."""
     flat: float = 0.0
@@ -112,7 +121,9 @@ class Args:
         for name in ("steps", "images", "questions", "save_every", "lora_rank"):
             if getattr(self, name) < 1:
                 raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        for name in ("augmentation", "synthetic", "ramp", "flat", "hold"):
+        if self.captions == 1:
+            raise EnvsError("--captions must be less than 1, so that pixel values are taught; got 1.0")
+        for name in ("augmentation", "synthetic", "ramp", "flat", "hold", "captions"):
             if not 0 <= getattr(self, name) <= 1:
                 raise EnvsError(f"--{name} must be from 0 to 1, got {getattr(self, name)}")
         if not self.data and self.synthetic < 1:
@@ -134,7 +145,7 @@ def start_model(args: Args) -> PixelVLM:
     """Return the model that a training starts from."""
     if args.init:
         return checkpoint.load(args.init)
-    vlm = build(args.preset, args.seed)
+    vlm = build(args.preset, args.seed, caption_tokenizer() if args.captions else None)
     if args.start_codes:
         start_numbers(vlm)
     if args.tower:
@@ -159,6 +170,19 @@ def make_lesson(vlm: PixelVLM, args: Args) -> tuple[PixelValues, Questions]:
     return PixelValues(vlm, args.bf16, language, args.soft), questions
 
 
+def mix_captions(vlm: PixelVLM, args: Args, lesson: PixelValues, questions: Questions) -> tuple[Lesson, Batches]:
+    """Return what `make_lesson` made, mixed with captions of the recorded games where the arguments ask for them."""
+    if not args.captions:
+        return lesson, questions
+    games = [place for place in args.data if (Path(place) / INFO).exists()]
+    told = Descriptions(vlm, games, args.hold_episodes, args.size, args.steps, args.images, CAPTIONS, args.seed)
+    tasks = [
+        Task("pixels", lesson, questions, 1 - args.captions),
+        Task("captions", Captioning(vlm, args.bf16), told, args.captions),
+    ]
+    return MixedLesson(tasks), MixedBatches(tasks, args.steps, args.seed)
+
+
 def pretrain(args: Args, callbacks: list[TrainerCallback] | None = None, vlm: PixelVLM | None = None) -> Path:
     """Train, with callbacks of the library's Trainer if any; return the directory of the last checkpoint.
 
@@ -176,11 +200,12 @@ def pretrain(args: Args, callbacks: list[TrainerCallback] | None = None, vlm: Pi
     ]
     args.out.mkdir(parents=True, exist_ok=True)
     record = make_record(args)
+    taught, batches = mix_captions(vlm, args, lesson, questions)
     train(
-        lesson,
+        taught,
         groups,
         record,
-        questions,
+        batches,
         args.out,
         warmup_steps=args.warmup_steps,
         save_every=args.save_every,

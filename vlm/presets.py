@@ -16,7 +16,14 @@ import difflib
 from dataclasses import dataclass
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SegformerConfig
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    SegformerConfig,
+)
 
 from vlm.errors import VlmError
 from vlm.model import PixelVLM
@@ -65,9 +72,12 @@ def find_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def build(name: str, seed: int = 0) -> PixelVLM:
-    """Return a model of a preset with random weights drawn from `seed`, in float32, on the CPU."""
-    preset, tokenizer = find_preset(name), build_tokenizer()
+def build(name: str, seed: int = 0, tokenizer: PreTrainedTokenizerFast | None = None) -> PixelVLM:
+    """Return a model of a preset with random weights drawn from `seed`, in float32, on the CPU.
+
+    `tokenizer` is one of `vlm.tokenizer.build_tokenizer`'s with more words, if there is need of them.
+    """
+    preset, tokenizer = find_preset(name), tokenizer or build_tokenizer()
     config = LlavaConfig(
         vision_config=vision_config(preset),
         text_config=_text_config(preset, tokenizer),

@@ -9,6 +9,10 @@ Pixel values follow the paper's lab (Gou et al. 2024; Vision-CAIR's paint data),
 opening bracket of the answer has moved to the prompt, and the question's fixed parts are one token each:
 
     <image> [reconstruct] loc: [12,7] rgb: [                                ->  184,50,50]
+
+Captions are any text:
+
+    <image> [caption]                                                       ->  a frame of pong with a ball
 """
 
 from collections.abc import Sequence
@@ -32,6 +36,7 @@ def parse_action(text: str, legal: Sequence[str]) -> str | None:
     return said if said in legal else None
 
 
+CAPTION_PREFIX = "[caption]"
 PIXEL_PREFIX, PIXEL_MIDDLE = "[reconstruct] loc: [", "] rgb: ["
 ORDERS = ("row,column", "x,y")  # the lab's code, which is the default, and the paper's text
 
