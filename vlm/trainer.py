@@ -21,7 +21,7 @@ class Lesson(nn.Module):
     def __init__(self, vlm: PixelModel, bf16: bool, attention: str = "eager"):
         super().__init__()
         # on a CPU, backward through sdpa is a fifth slower than eager over few tokens, and faster over hundreds
-        vlm.model.set_attn_implementation(attention)
+        vlm.set_attention(attention)
         if bf16 and vlm.device.type == "cpu":
             use_products(vlm.model)
         self.model, self.vlm, self.bf16 = vlm.model, vlm, bf16

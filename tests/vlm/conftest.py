@@ -20,7 +20,7 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from vlm.model import PixelVLM
+from vlm.model import PixelVLM, View
 from vlm.presets import build
 from vlm.prompts import PIXEL_PREFIX
 
@@ -62,7 +62,7 @@ class Family:
 def family_of(model, images, alone, image_tokens):
     before, after = [[2, 3], [5, 3]], [[4, 7, 9], [8, 7, 1]]
     prefix = [[*b, *[IMAGE] * image_tokens, *a] for b, a in zip(before, after, strict=True)]
-    vlm = PixelVLM(model.eval(), None, history=1)
+    vlm = PixelVLM(model.eval(), None, View())
     return Family(vlm, images, alone, torch.tensor(prefix), prefix)
 
 
