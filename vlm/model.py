@@ -127,9 +127,9 @@ class PixelModel:
         seen = functional.pad(torch.cat([now, *past], dim=1), (0, columns - width, 0, rows - height)).mul_(1 / 256)
         if not self.view.places:
             return seen
-        down = torch.linspace(-2, 2, rows, device=self.device, dtype=dtype)[:, None].expand(rows, columns)
-        along = torch.linspace(-2, 2, columns, device=self.device, dtype=dtype).expand(rows, columns)
-        return torch.cat([seen, torch.stack([down, along]).expand(len(seen), -1, -1, -1)], dim=1)
+        down, along = (torch.arange(n, device=self.device).add(0.5).div(n / 4).sub(2) for n in (rows, columns))
+        places = torch.stack([down[:, None].expand(rows, columns), along.expand(rows, columns)]).to(dtype)
+        return torch.cat([seen, places.expand(len(seen), -1, -1, -1)], dim=1)
 
     def _shape(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns that the encoder is shown frames of a size in."""

@@ -62,7 +62,7 @@ CANVAS = View(canvas=216)
 
 PRESETS = {
     "tiny": Preset((4, 8, 16, 32), (1, 1, 1), 32, 1, 2, 64, 0.1, GAME),
-    "nano": Preset((16, 32, 64, 128), (1, 1, 1), 256, 3, 4, 704, 0.06, GAME),
+    "nano": Preset((16, 48, 96, 192), (1, 1, 1), 256, 3, 4, 1024, 0.06, GAME),
     "tiny-clip": Preset((32,), (2,), 32, 3, 2, 64, 0.1, CANVAS, heads=2, patch=36, rope=1e6),
     "nano-clip": Preset((192,), (6,), 256, 3, 4, 704, 0.06, CANVAS, heads=3, rope=1e6),
     "small": Preset((64, 128, 256, 512), (2, 2, 4), 512, 6, 8, 1408, 0.04, GAME),

@@ -11,7 +11,6 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from vlm import lora
-from vlm.convolution import use_products
 from vlm.model import PixelModel, PixelVLM
 
 
@@ -22,8 +21,7 @@ class Lesson(nn.Module):
         super().__init__()
         # on a CPU, backward through sdpa is a fifth slower than eager over few tokens, and faster over hundreds
         vlm.set_attention(attention)
-        if bf16 and vlm.device.type == "cpu":
-            use_products(vlm.model)
+        vlm.model.to(memory_format=torch.channels_last)  # convolutions train a third faster so
         self.model, self.vlm, self.bf16 = vlm.model, vlm, bf16
 
     def autocast(self) -> torch.autocast:

@@ -71,7 +71,7 @@ def nano():
     frames = np.random.default_rng(0).integers(0, 256, (2, 2, 210, 160, 3), dtype=np.uint8)
     pixels = vlm.pixels(frames)
     shared = vlm.tokenizer(PIXEL_PREFIX, add_special_tokens=False)["input_ids"]
-    prefix = [[vlm.model.config.image_token_id] * 9 + shared] * 2
+    prefix = [[vlm.model.config.image_token_id] * 35 + shared] * 2
     return Family(vlm, pixels, [{"pixel_values": pixels[i : i + 1]} for i in range(2)], torch.tensor(shared), prefix)
 
 
