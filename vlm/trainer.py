@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from vlm import lora
-from vlm.model import PixelModel, PixelVLM
+from vlm.model import PixelModel
 
 
 class Lesson(nn.Module):
@@ -35,24 +35,6 @@ class Lesson(nn.Module):
     def restore(self, directory: Path) -> None:
         """Take the weights of a checkpoint of `save`."""
         lora.restore(self.vlm, directory)
-
-
-class SpeakFirst(TrainerCallback):
-    """Keeps encoder and connector still for the first `steps`, while the decoder learns what answers sound like.
-
-    The first gradients say the same for every image (these words, not those); with the whole model learning, they
-    drown what differs between images in one constant vector, and the model stays at the prior over answers.
-    """
-
-    def __init__(self, vlm: PixelVLM, steps: int):
-        self.steps = steps
-        seeing = [*vlm.encoder.parameters(), *vlm.connector.parameters()]
-        self.seeing = [parameter for parameter in seeing if parameter.requires_grad]
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Freeze or free what sees, by the step at hand, so that a resumed run does what an unbroken one would."""
-        for parameter in self.seeing:
-            parameter.requires_grad_(state.global_step >= self.steps)
 
 
 class VlmTrainer(Trainer):
