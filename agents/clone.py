@@ -13,6 +13,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,15 +144,13 @@ class Imitation(Lesson):
         figures = {"loss": loss(log_probs), "agreed": agreed}
         return figures if read is None else {**figures, "read": loss(read)}
 
-    def save(self, directory: Path, record: dict[str, Any]) -> None:
-        """Write a checkpoint, the readout beside the model."""
-        super().save(directory, record)
+    def save_aids(self, directory: Path) -> None:
+        """Write the readout."""
         if self.readout:
             self.readout.save(directory)
 
-    def restore(self, directory: Path) -> None:
-        """Take the weights of a checkpoint of `save`."""
-        super().restore(directory)
+    def restore_aids(self, directory: Path) -> None:
+        """Take the readout of `save_aids`."""
         if self.readout:
             self.readout.restore(directory)
 
@@ -250,12 +249,8 @@ def make_readout(vlm: PixelVLM, lessons: list[TaughtGame], args: Args) -> Readou
         return Readout(vlm, games)
 
 
-def clone(args: Args) -> Path:
-    """Train; return the directory of the best checkpoint."""
-    lessons = load_lessons(args.data, args.targets, args.softness, args.hard_share)
-    check_same_run(args)
-    vlm = checkpoint.load(args.init) if args.init else build(args.preset, args.seed)
-    training = training_record(args, lessons)
+def make_imitation(vlm: PixelVLM, lessons: list[TaughtGame], args: Args) -> tuple[Imitation, Batches, list[dict]]:
+    """Return cloning as a lesson, its batches and the optimizer's groups, frozen what the arguments freeze."""
     prompts = {
         lesson.data.info.game: (
             action_prompt(find_game(lesson.data.info.game).title, lesson.data.info.action_names),
@@ -269,18 +264,32 @@ def clone(args: Args) -> Path:
         decoder=args.learning_rate,
     )
     groups = parameter_groups(vlm, plan, args.weight_decay)
-    before = snapshot(vlm)
     readout = make_readout(vlm, lessons, args)
     if readout:
         rate = args.encoder_learning_rate or args.learning_rate
         groups.append({"params": list(readout.parameters()), "lr": rate, "weight_decay": args.weight_decay})
+    mirrored = {find_game(name).name for name in args.mirror}
+    batches = Batches(lessons, vlm.history, args.batch_size, args.steps, args.seed, mirrored)
+    return Imitation(vlm, prompts, args.bf16, readout, args.readout or 1.0), batches, groups
+
+
+Mix = Callable[[PixelVLM, Imitation, Batches], tuple[Lesson, Any]]  # cloning and its batches, among other tasks
+
+
+def clone(args: Args, mix: Mix | None = None) -> Path:
+    """Train; return the directory of the best checkpoint. `mix` may put other tasks beside cloning."""
+    lessons = load_lessons(args.data, args.targets, args.softness, args.hard_share)
+    check_same_run(args)
+    vlm = checkpoint.load(args.init) if args.init else build(args.preset, args.seed)
+    training = training_record(args, lessons)
+    imitation, batches, groups = make_imitation(vlm, lessons, args)
+    before = snapshot(vlm)
+    taught, taught_batches = mix(vlm, imitation, batches) if mix else (imitation, batches)
     train(
-        Imitation(vlm, prompts, args.bf16, readout, args.readout or 1.0),
+        taught,
         groups,
         training,
-        Batches(
-            lessons, vlm.history, args.batch_size, args.steps, args.seed, {find_game(name).name for name in args.mirror}
-        ),
+        taught_batches,
         args.out,
         warmup_steps=args.warmup_steps,
         save_every=args.save_every,

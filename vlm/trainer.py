@@ -31,10 +31,18 @@ class Lesson(nn.Module):
     def save(self, directory: Path, record: dict[str, Any]) -> None:
         """Write a checkpoint of what is trained."""
         lora.save(self.vlm, directory, record)
+        self.save_aids(directory)
 
     def restore(self, directory: Path) -> None:
         """Take the weights of a checkpoint of `save`."""
         lora.restore(self.vlm, directory)
+        self.restore_aids(directory)
+
+    def save_aids(self, directory: Path) -> None:
+        """Write what is trained beside the model and is no part of it, for a lesson that has such."""
+
+    def restore_aids(self, directory: Path) -> None:
+        """Take what `save_aids` wrote."""
 
 
 class VlmTrainer(Trainer):
