@@ -13,6 +13,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers import TrainerCallback
 
 from agents.command import run
 from agents.demonstrations import Batches, TaughtGame, load_lessons
+from agents.readout import Readout
 from agents.rollout import play_games
 from agents.vlm_agent import VlmAgent
 from envs.atari import make_envs
@@ -38,7 +40,7 @@ from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.prompts import action_prompt
 from vlm.provenance import command_line, git_commit, package_versions
-from vlm.trainer import Lesson, SpeakFirst, train
+from vlm.trainer import Lesson, train
 
 SELECTION_SEED = 900
 
@@ -59,16 +61,16 @@ class Args:
     """Optimizer steps."""
     batch_size: int = 64
     """Decisions a step, shared evenly by the games."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 3e-4
     """Peak learning rate of the decoder, after a linear warm-up and before a cosine to zero."""
-    encoder_learning_rate: float = 1e-4
-    """Peak learning rate of encoder and connector; 0 freezes the encoder. Three times as much, and a new model stays at
-    the prior over actions."""
-    speak_steps: int = 120
-    """Steps at the start in which the decoder alone learns, so that a new model learns to answer before it looks."""
+    encoder_learning_rate: float = 1e-3
+    """Peak learning rate of encoder and connector; 0 freezes the encoder."""
+    readout: float | None = None
+    """Weight of the loss of a plain net that reads the image tokens beside the decoder, in training only
+    (`agents.readout`); None is 1 for a new model and 0 with --init."""
     weight_decay: float = 0.05
     """Weight decay on matrices."""
-    warmup_steps: int = 200
+    warmup_steps: int = 100
     """Steps of linear warm-up."""
     targets: str = "soft"
     """soft: shares by the teacher's values; hard: the teacher's best action (or the player's, without a teacher)."""
@@ -105,26 +107,52 @@ class Args:
 
 
 class Imitation(Lesson):
-    """Cloning as a lesson: the cross-entropy of the exact scores of the legal answers."""
+    """Cloning as a lesson: the cross-entropy of the exact scores of the legal answers.
 
-    def __init__(self, vlm: PixelVLM, prompts: dict[str, tuple[str, tuple[str, ...]]], bf16: bool):
+    With a readout of a weight above 0, its own cross-entropy is added.
+    """
+
+    def __init__(
+        self,
+        vlm: PixelVLM,
+        prompts: dict[str, tuple[str, tuple[str, ...]]],
+        bf16: bool,
+        readout: Readout | None = None,
+        weight: float = 1.0,
+    ):
         super().__init__(vlm, bf16)
+        self.readout, self.weight = readout, weight
         self.scorers = {game: ChoiceScorer(vlm, prompt, names) for game, (prompt, names) in prompts.items()}
 
     def forward(self, parts: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Return the mean over games of the weighted cross-entropy, and each game's with its share of agreement."""
         figures: dict[str, Tensor] = {}
         for part in parts:
-            loss, agreed = self._part(**part)
-            figures |= {f"{part['game']}_loss": loss, f"{part['game']}_agreed": agreed}
-        losses = [value for name, value in figures.items() if name.endswith("_loss")]
-        return {"loss": torch.stack(losses).mean(), **figures}
+            figures |= {f"{part['game']}_{name}": value for name, value in self._part(**part).items()}
+        mean = lambda name: torch.stack([value for key, value in figures.items() if key.endswith(name)]).mean()  # noqa: E731
+        loss = mean("_loss") + self.weight * mean("_read") if self.readout else mean("_loss")
+        return {"loss": loss, **figures}
 
-    def _part(self, frames: Tensor, targets: Tensor, weights: Tensor, game: str) -> tuple[Tensor, Tensor]:
+    def _part(self, frames: Tensor, targets: Tensor, weights: Tensor, game: str) -> dict[str, Tensor]:
+        def loss(log_probs: Tensor) -> Tensor:
+            return (weights * -(targets * log_probs).sum(1)).sum() / weights.sum()
+
         with self.autocast():
             log_probs = self.scorers[game].log_probs(self.vlm.pixels(frames))  # [B, A]
-        loss = (weights * -(targets * log_probs).sum(1)).sum() / weights.sum()
-        return loss, (log_probs.argmax(1) == targets.argmax(1)).float().mean()
+            read = self.readout(game) if self.readout else None
+        agreed = (log_probs.argmax(1) == targets.argmax(1)).float().mean()
+        figures = {"loss": loss(log_probs), "agreed": agreed}
+        return figures if read is None else {**figures, "read": loss(read)}
+
+    def save_aids(self, directory: Path) -> None:
+        """Write the readout."""
+        if self.readout:
+            self.readout.save(directory)
+
+    def restore_aids(self, directory: Path) -> None:
+        """Take the readout of `save_aids`."""
+        if self.readout:
+            self.readout.restore(directory)
 
 
 def play_score(
@@ -208,12 +236,21 @@ def check_same_run(args: Args) -> None:
     file.write_text(json.dumps(now, indent=1))
 
 
-def clone(args: Args) -> Path:
-    """Train; return the directory of the best checkpoint."""
-    lessons = load_lessons(args.data, args.targets, args.softness, args.hard_share)
-    check_same_run(args)
-    vlm = checkpoint.load(args.init) if args.init else build(args.preset, args.seed)
-    training = training_record(args, lessons)
+def make_readout(vlm: PixelVLM, lessons: list[TaughtGame], args: Args) -> Readout | None:
+    """Return the readout that the arguments ask for, with weights from their seed."""
+    if args.readout == 0 or (args.readout is None and args.init):
+        return None
+    games = {
+        lesson.data.info.game: (*lesson.data.frame(0).shape[:2], len(lesson.data.info.action_names))
+        for lesson in lessons
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)
+        return Readout(vlm, games)
+
+
+def make_imitation(vlm: PixelVLM, lessons: list[TaughtGame], args: Args) -> tuple[Imitation, Batches, list[dict]]:
+    """Return cloning as a lesson, its batches and the optimizer's groups, frozen what the arguments freeze."""
     prompts = {
         lesson.data.info.game: (
             action_prompt(find_game(lesson.data.info.game).title, lesson.data.info.action_names),
@@ -227,20 +264,38 @@ def clone(args: Args) -> Path:
         decoder=args.learning_rate,
     )
     groups = parameter_groups(vlm, plan, args.weight_decay)
+    readout = make_readout(vlm, lessons, args)
+    if readout:
+        rate = args.encoder_learning_rate or args.learning_rate
+        groups.append({"params": list(readout.parameters()), "lr": rate, "weight_decay": args.weight_decay})
+    mirrored = {find_game(name).name for name in args.mirror}
+    batches = Batches(lessons, vlm.history, args.batch_size, args.steps, args.seed, mirrored)
+    return Imitation(vlm, prompts, args.bf16, readout, args.readout or 1.0), batches, groups
+
+
+Mix = Callable[[PixelVLM, Imitation, Batches], tuple[Lesson, Any]]  # cloning and its batches, among other tasks
+
+
+def clone(args: Args, mix: Mix | None = None) -> Path:
+    """Train; return the directory of the best checkpoint. `mix` may put other tasks beside cloning."""
+    lessons = load_lessons(args.data, args.targets, args.softness, args.hard_share)
+    check_same_run(args)
+    vlm = checkpoint.load(args.init) if args.init else build(args.preset, args.seed)
+    training = training_record(args, lessons)
+    imitation, batches, groups = make_imitation(vlm, lessons, args)
     before = snapshot(vlm)
+    taught, taught_batches = mix(vlm, imitation, batches) if mix else (imitation, batches)
     train(
-        Imitation(vlm, prompts, args.bf16),
+        taught,
         groups,
         training,
-        Batches(
-            lessons, vlm.history, args.batch_size, args.steps, args.seed, {find_game(name).name for name in args.mirror}
-        ),
+        taught_batches,
         args.out,
         warmup_steps=args.warmup_steps,
         save_every=args.save_every,
         seed=args.seed,
         workers=args.workers,
-        callbacks=[SpeakFirst(vlm, args.speak_steps), ChooseByPlay(args, vlm, lessons, training)],
+        callbacks=[ChooseByPlay(args, vlm, lessons, training)],
     )
     checkpoint.save(vlm, args.out / "last", {**training, "moved": moved_tensors(before, vlm)})
     return args.out / ("best" if (args.out / "best").exists() else "last")

@@ -38,7 +38,7 @@ from vlm.errors import VlmError
 from vlm.provenance import command_line, git_commit, package_versions
 from vlm.trainer import Lesson, train
 
-AMPLITUDE = 0.5  # of positions: patches of frames are embedded with a root mean square of 0.2, which 1 would drown
+LOUDER = 4  # patches of frames start with a root mean square of 0.2, which positions of size 1 would drown
 UNTITLED = 0.3  # share of captions that do not tell the game, so that objects have to be looked at
 
 
@@ -196,9 +196,9 @@ def start_clip(args: Args, sets: list[EpisodeDataset]) -> PixelClip:
         return load_clip(args.init)
     clip = build_clip(args.preset, caption_tokenizer(), args.seed)
     sizes = [data.frame(0).shape for data in sets]
-    start_places(
-        clip.model.vision_model, max(s[0] for s in sizes), max(s[1] for s in sizes), parse_grid(args.grid), AMPLITUDE
-    )
+    start_places(clip.model.vision_model, max(s[0] for s in sizes), max(s[1] for s in sizes), parse_grid(args.grid))
+    with torch.no_grad():
+        clip.model.vision_model.embeddings.patch_embedding.weight.mul_(LOUDER)
     return clip
 
 

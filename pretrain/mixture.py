@@ -6,6 +6,7 @@ alone, and is that task's step: its batch of that number, its loss, its figures 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,7 +67,17 @@ class MixedLesson(Lesson):
             raise VlmError("expected tasks over one model")
         super().__init__(first.vlm, first.bf16, first.vlm.model.config._attn_implementation)
         self.names = [task.name for task in tasks]
-        self.lessons = nn.ModuleList(task.lesson for task in tasks)
+        self.lessons: Any = nn.ModuleList(task.lesson for task in tasks)
+
+    def save_aids(self, directory: Path) -> None:
+        """Write what each task's lesson trains beside the model."""
+        for lesson in self.lessons:
+            lesson.save_aids(directory)
+
+    def restore_aids(self, directory: Path) -> None:
+        """Take what `save_aids` wrote."""
+        for lesson in self.lessons:
+            lesson.restore_aids(directory)
 
     def forward(self, task: Tensor, **batch: Any) -> dict[str, Tensor]:
         """Return the task's loss, and under the task's name its loss and figures."""

@@ -197,7 +197,7 @@ def build_clip_like(clip: PixelClip, seed: int = 0) -> PixelClip:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = type(clip.model)(clip.model.config)
-    return PixelClip(model.eval(), clip.tokenizer, clip.history, clip.canvas)
+    return PixelClip(model.eval(), clip.tokenizer, clip.view)
 
 
 @dataclass

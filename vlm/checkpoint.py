@@ -2,12 +2,13 @@
 
     config.json, model.safetensors    transformers' own; `AutoModelForImageTextToText.from_pretrained(DIR)`
     tokenizer.json, ...               transformers' own; `AutoTokenizer.from_pretrained(DIR)`
-    pvplay.json                       what is ours: the kind of checkpoint, the frames of history, the canvas if any
+    pvplay.json                       what is ours: the kind of checkpoint, and its `vlm.model.View` of frames
     training.json                     how it was made: commands, seeds, commit, games, figures
 
 A checkpoint is written aside and moved into place whole.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from vlm.errors import VlmError
-from vlm.model import PixelModel, PixelVLM
+from vlm.model import PixelModel, PixelVLM, View
 
 OURS, TRAINING, WEIGHTS = "pvplay.json", "training.json", "model.safetensors"
 
@@ -45,7 +46,7 @@ def save(vlm: PixelModel, directory: Path, training: dict[str, Any] | None = Non
         weights = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
     vlm.model.save_pretrained(aside, state_dict=weights)
     vlm.tokenizer.save_pretrained(aside)
-    ours = {"kind": vlm.kind, "history": vlm.history} | ({"canvas": vlm.canvas} if vlm.canvas else {})
+    ours = {"kind": vlm.kind, **dataclasses.asdict(vlm.view)}
     (aside / OURS).write_text(json.dumps(ours, indent=1) + "\n")
     (aside / TRAINING).write_text(json.dumps(training or {}, indent=1) + "\n")
     old = directory.with_name(f".{directory.name}.old.{os.getpid()}")
@@ -79,7 +80,14 @@ def load_as(form: type[Model], directory: Path) -> Model:
     lacking = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
     if lacking:
         raise CheckpointError(f"{directory / WEIGHTS} does not fit its config.json: {', '.join(lacking[:3])}")
-    return form(model.eval(), tokenizer, history=int(ours["history"]), canvas=ours.get("canvas"))
+    return form(model.eval(), tokenizer, _view(directory, ours))
+
+
+def _view(directory: Path, ours: dict[str, Any]) -> View:
+    known = {field.name for field in dataclasses.fields(View)}
+    if strange := sorted(set(ours) - known - {"kind"}):
+        raise CheckpointError(f"{directory / OURS}: expected {', '.join(sorted(known))}, got {', '.join(strange)}")
+    return View(**{name: value for name, value in ours.items() if name in known})
 
 
 def _read_json(directory: Path, name: str) -> dict[str, Any]:

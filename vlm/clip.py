@@ -52,7 +52,7 @@ class PixelClip(PixelModel):
 def build_clip(preset: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> PixelClip:
     """Return a CLIP with a preset's encoder for its vision tower, random weights from `seed`, in float32 on the CPU."""
     sizes = find_preset(preset)
-    if sizes.canvas is None:
+    if sizes.view.canvas is None:
         raise VlmError(f"expected a preset with a CLIP tower (nano-clip, tiny-clip), got {preset!r}")
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
     text = dict(TEXT, vocab_size=len(tokenizer), max_position_embeddings=LONGEST, eos_token_id=tokenizer.eos_token_id)
@@ -64,7 +64,7 @@ def build_clip(preset: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CLIPModel(config)
-    return PixelClip(model.eval(), tokenizer, history=sizes.history, canvas=sizes.canvas)
+    return PixelClip(model.eval(), tokenizer, sizes.view)
 
 
 def load_clip(directory: Path) -> PixelClip:
@@ -76,7 +76,7 @@ def adopt_tower(vlm: PixelVLM, clip: PixelClip) -> None:
     """Let a VLM's encoder start from a CLIP's vision tower: the same weights, tensor for tensor."""
     tower = clip.model.vision_model.state_dict()
     own = {name: tensor.shape for name, tensor in vlm.encoder.state_dict().items()}
-    if own != {name: tensor.shape for name, tensor in tower.items()} or vlm.canvas != clip.canvas:
+    if own != {name: tensor.shape for name, tensor in tower.items()} or vlm.view != clip.view:
         raise VlmError(
             f"expected an encoder like the CLIP's tower, {_describe(clip.model.vision_model)}, "
             f"got {_describe(vlm.encoder)}"

@@ -59,7 +59,7 @@ def fit_gaze(vlm: PixelVLM, asked: Asked) -> dict[str, float]:
         places; `asked places`, those asked about, at the question's last token; `last token`, being that token.
 
     Raises:
-        VlmError: the decoder is no Llama of at least three layers, or the encoder does not cut a square canvas.
+        VlmError: the decoder is no Llama of at least three layers.
     """
     layers = _check(vlm)
     training = vlm.model.training
@@ -84,16 +84,23 @@ def resting_on_gaze(vlm: PixelVLM) -> list[nn.Parameter]:
     return [parameter for parameter in vlm.model.parameters() if id(parameter) not in free]
 
 
+@torch.no_grad()
 def token_places(vlm: PixelVLM, height: int, width: int) -> Tensor:
     """Return float[N, 2]: the middle of each image token's patch, as shares of an image's height and width.
 
-    Tokens beyond the image, on the empty part of the canvas, have shares above 1.
+    Tokens beyond the image, on what fills it up to the encoder's size, have shares above 1.
     """
-    assert vlm.canvas is not None
+    blank = torch.zeros(1, vlm.history, height, width, 3, dtype=torch.uint8)
+    pixels = vlm.pixels(blank)
     encoder: Any = vlm.encoder
-    patch = int(encoder.config.patch_size)
-    middles = (torch.arange(vlm.canvas // patch) + 0.5) * patch
-    return torch.cartesian_prod(middles / height, middles / width)
+    if patch := getattr(encoder.config, "patch_size", None):
+        rows, columns = (int(size) // int(patch) for size in pixels.shape[2:])
+    else:
+        rows, columns = encoder(pixels).last_hidden_state.shape[2:]
+    down, along = (
+        (torch.arange(n) + 0.5) * size / n for n, size in zip((rows, columns), pixels.shape[2:], strict=True)
+    )
+    return torch.cartesian_prod(down / height, along / width)
 
 
 def place_code(places: Tensor, waves: int) -> Tensor:
@@ -140,8 +147,6 @@ def _check(vlm: PixelVLM) -> list[Any]:
     fits = len(layers) >= 3 and hasattr(layers[0], "input_layernorm")
     if not fits or not hasattr(vlm.decoder, "rotary_emb"):
         raise VlmError(f"expected a Llama decoder of at least 3 layers, got {type(vlm.decoder).__name__}")
-    if vlm.canvas is None or not hasattr(getattr(vlm.encoder, "config", None), "patch_size"):
-        raise VlmError(f"expected an encoder that cuts a square canvas, got {type(vlm.encoder).__name__}")
     return layers
 
 

@@ -4,6 +4,7 @@ Encoder, connector and decoder are reached by role through the library's accesso
 does not depend on how a model class names its parts.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,24 +15,66 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTraine
 
 from vlm.errors import VlmError
 
-GRID = 24  # the stride of the encoder's middle stage
-EDGE = 2  # its first kernels end this much short of the last line of a whole grid
+
+@dataclass(frozen=True)
+class View:
+    """How a model is shown frames; part of every checkpoint.
+
+    history: frames, the present one included; canvas: the side of the square that frames are laid on, for an encoder
+    that asks for one size, or None; stride: without a canvas, rows and columns are filled up to multiples of it;
+    motion: what the differences between frames are multiplied by; places: whether two planes tell rows and columns,
+    without which a convolution knows its place from the borders alone.
+    """
+
+    history: int = 1
+    canvas: int | None = None
+    stride: int = 32
+    motion: float = 1.0
+    places: bool = False
+
+    @property
+    def channels(self) -> int:
+        """The number of planes that the encoder reads."""
+        return 3 * self.history + 2 * self.places
+
+
+class RestingNorm(nn.BatchNorm2d):
+    """A batch norm whose statistics stay as they are: a scale and a shift of each channel, in training as well.
+
+    A batch here is of one game, and its statistics would be those of no other game.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return [B, C, H, W], scaled and shifted."""
+        return functional.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
 
 
 class PixelModel:
-    """A model and what it takes to ask it: `model` (transformers' own class), `tokenizer`, `history` in frames.
+    """A model and what it takes to ask it: `model` (transformers' own class), `tokenizer` and `view`.
 
-    `canvas`: rows and columns of the square that frames are laid on, for an encoder that asks for one size;
     `kind`: the word for it in checkpoints; `library`: the class of transformers that reads it.
     """
 
     kind: str
     library: Any
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, history: int, canvas: int | None = None
-    ):
-        self.model, self.tokenizer, self.history, self.canvas = model, tokenizer, history, canvas
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, view: View):
+        self.model, self.tokenizer, self.view = model, tokenizer, view
+        for module in model.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = RestingNorm
+
+    @property
+    def history(self) -> int:
+        """How many frames it sees."""
+        return self.view.history
+
+    @property
+    def canvas(self) -> int | None:
+        """The side of the square that its frames are laid on, if any."""
+        return self.view.canvas
 
     @property
     def dtype(self) -> torch.dtype:
@@ -43,21 +86,33 @@ class PixelModel:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
+    def set_attention(self, kind: str) -> None:
+        """Compute attention eagerly or by sdpa; parts that have no sdpa, or no attention at all, stay eager."""
+        config = self.model.config
+        parts = {id(part): name for name in config.sub_configs if (part := getattr(config, name, None)) is not None}
+        plain = {
+            parts[id(module.config)]
+            for module in self.model.modules()
+            if isinstance(module, PreTrainedModel) and id(module.config) in parts and not module._supports_sdpa
+        }
+        kinds = {name: "eager" if name in plain else kind for name in parts.values()}
+        self.model.set_attn_implementation({"": kind, **kinds})
+
     def pixels(self, frames: np.ndarray | Tensor) -> Tensor:
         """Turn frames into what the encoder reads; training and play both come through here.
 
         The present frame comes first, then what has changed since each earlier one: an object that moves stands out
         from a scene that does not. Black, and what stands still, are 0. Nothing is resized, and nothing is rounded:
-        n / 256 for a whole n from -255 to 255 is exact in bfloat16 as well.
+        n / 256 for a whole n from -255 to 255 is exact in bfloat16 as well, and so are its products with a power of 2.
 
         Args:
             frames: uint8[B, history, H, W, 3], oldest first, at native size.
 
         Returns:
-            [B, 3 * history, rows, columns] in (-1, 1), in the autocast type where autocast is on; multiples of 24,
-            with 2 lines or more of black below and to the right, so that kernels reach the last pixel; games of 210
-            and of 214 lines share one shape, 216 x 168. With a canvas, a square of that size, black below and to the
-            right.
+            [B, view.channels, rows, columns], in the autocast type where autocast is on: colours in [0, 1),
+            differences in (-1, 1) times `view.motion`, and with `view.places` rows and columns from -2 to 2. Black
+            fills rows and columns up to multiples of `view.stride` below and to the right, so that games of 210 and of
+            214 lines share one shape; with a canvas, up to its square.
         """
         frames = torch.as_tensor(frames, device=self.device)
         if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[1] != self.history:
@@ -65,16 +120,25 @@ class PixelModel:
         kind = self.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
         height, width = frames.shape[2:4]
-        if self.canvas is None:
-            rows, columns = (-(-(size + EDGE) // GRID) * GRID for size in (height, width))
-        elif max(height, width) <= self.canvas:
-            rows = columns = self.canvas
-        else:
-            raise VlmError(f"expected frames of at most {self.canvas} rows and columns, got {height} x {width}")
+        rows, columns = self._shape(height, width)
         planes = frames.permute(0, 1, 4, 2, 3).to(dtype)  # [B, history, 3, H, W]
         now = planes[:, -1]
-        seen = torch.cat([now, *(now - planes[:, past] for past in range(self.history - 1))], dim=1)
-        return functional.pad(seen, (0, columns - width, 0, rows - height)).mul_(1 / 256)
+        past = [(now - planes[:, earlier]) * self.view.motion for earlier in range(self.history - 1)]
+        seen = functional.pad(torch.cat([now, *past], dim=1), (0, columns - width, 0, rows - height)).mul_(1 / 256)
+        if not self.view.places:
+            return seen
+        down, along = (torch.arange(n, device=self.device).add(0.5).div(n / 4).sub(2) for n in (rows, columns))
+        places = torch.stack([down[:, None].expand(rows, columns), along.expand(rows, columns)]).to(dtype)
+        return torch.cat([seen, places.expand(len(seen), -1, -1, -1)], dim=1)
+
+    def _shape(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns that the encoder is shown frames of a size in."""
+        canvas, stride = self.canvas, self.view.stride
+        if canvas is None:
+            return -(-height // stride) * stride, -(-width // stride) * stride
+        if max(height, width) > canvas:
+            raise VlmError(f"expected frames of at most {canvas} rows and columns, got {height} x {width}")
+        return canvas, canvas
 
 
 class PixelVLM(PixelModel):

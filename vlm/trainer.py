@@ -11,8 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from vlm import lora
-from vlm.convolution import use_products
-from vlm.model import PixelModel, PixelVLM
+from vlm.model import PixelModel
 
 
 class Lesson(nn.Module):
@@ -21,9 +20,8 @@ class Lesson(nn.Module):
     def __init__(self, vlm: PixelModel, bf16: bool, attention: str = "eager"):
         super().__init__()
         # on a CPU, backward through sdpa is a fifth slower than eager over few tokens, and faster over hundreds
-        vlm.model.set_attn_implementation(attention)
-        if bf16 and vlm.device.type == "cpu":
-            use_products(vlm.model)
+        vlm.set_attention(attention)
+        vlm.model.to(memory_format=torch.channels_last)  # convolutions train a third faster so
         self.model, self.vlm, self.bf16 = vlm.model, vlm, bf16
 
     def autocast(self) -> torch.autocast:
@@ -33,28 +31,18 @@ class Lesson(nn.Module):
     def save(self, directory: Path, record: dict[str, Any]) -> None:
         """Write a checkpoint of what is trained."""
         lora.save(self.vlm, directory, record)
+        self.save_aids(directory)
 
     def restore(self, directory: Path) -> None:
         """Take the weights of a checkpoint of `save`."""
         lora.restore(self.vlm, directory)
+        self.restore_aids(directory)
 
+    def save_aids(self, directory: Path) -> None:
+        """Write what is trained beside the model and is no part of it, for a lesson that has such."""
 
-class SpeakFirst(TrainerCallback):
-    """Keeps encoder and connector still for the first `steps`, while the decoder learns what answers sound like.
-
-    The first gradients say the same for every image (these words, not those); with the whole model learning, they
-    drown what differs between images in one constant vector, and the model stays at the prior over answers.
-    """
-
-    def __init__(self, vlm: PixelVLM, steps: int):
-        self.steps = steps
-        seeing = [*vlm.encoder.parameters(), *vlm.connector.parameters()]
-        self.seeing = [parameter for parameter in seeing if parameter.requires_grad]
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Freeze or free what sees, by the step at hand, so that a resumed run does what an unbroken one would."""
-        for parameter in self.seeing:
-            parameter.requires_grad_(state.global_step >= self.steps)
+    def restore_aids(self, directory: Path) -> None:
+        """Take what `save_aids` wrote."""
 
 
 class VlmTrainer(Trainer):

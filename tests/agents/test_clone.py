@@ -9,9 +9,11 @@ import torch
 from agents import clone
 from agents.command import run
 from agents.demonstrations import Batches, make_lesson, mirrored_actions
+from agents.readout import Readout
 from envs.episodes import DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
 from envs.protocol import MACHADO2018
 from vlm import checkpoint
+from vlm.presets import build
 
 NAMES = ("noop", "fire", "right", "left", "right fire", "left fire")
 
@@ -55,8 +57,6 @@ SMALL = (
     1,
     "--workers",
     0,
-    "--speak-steps",
-    1,
 )
 
 
@@ -147,12 +147,30 @@ def test_training_is_recorded_and_moves_every_role(taught, tmp_path):
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
 
 
-def test_the_decoder_alone_learns_at_first(taught, tmp_path):
-    arguments = (*SMALL, "--speak-steps", 2, "--data", taught, "--steps", 2, "--save-every", 2)
-    assert command(*arguments, "--out", tmp_path / "run") == 0
-    moved = checkpoint.read_training(tmp_path / "run" / "last")["moved"]
-    assert moved["encoder"]["moved"] == moved["connector"]["moved"] == 0
-    assert moved["decoder"]["moved"] > 0
+def test_a_readout_learns_beside_the_decoder_and_is_no_part_of_what_is_saved(taught, tmp_path):
+    arguments = (*SMALL, "--data", taught, "--steps", 2, "--save-every", 2)
+    assert command(*arguments, "--out", tmp_path / "with") == 0
+    assert command(*arguments, "--readout", 0, "--out", tmp_path / "without") == 0
+    step = tmp_path / "with" / "checkpoints" / "checkpoint-2"
+    assert (step / "readout.safetensors").is_file()
+    assert not list((tmp_path / "without").rglob("readout.safetensors"))
+    one, other = weights(tmp_path / "with" / "last"), weights(tmp_path / "without" / "last")
+    assert list(one) == list(other)
+    encoder = [name for name in one if "vision_tower" in name and one[name].ndim == 4]
+    assert all(not torch.equal(one[name], other[name]) for name in encoder)  # it moves what the encoder learns
+    assert command(*arguments, "--init", tmp_path / "with" / "last", "--out", tmp_path / "next") == 0
+    assert not list((tmp_path / "next").rglob("readout.safetensors"))  # one that can play needs none
+
+
+def test_a_readout_reads_every_game_off_the_tokens_that_the_model_saw_last():
+    vlm = build("tiny")
+    readout = Readout(vlm, {"Carnival": (214, 160, 6), "MsPacman": (250, 160, 9)})
+    for rows, game, actions in ((214, "Carnival", 6), (250, "MsPacman", 9)):
+        frames = np.random.default_rng(rows).integers(0, 256, (3, 2, rows, 160, 3), dtype=np.uint8)
+        tokens = vlm.image_embeddings(vlm.pixels(frames))
+        log_probs = readout(game)
+        assert torch.equal(log_probs, readout.nets[game](tokens.flatten(1)).log_softmax(-1))
+        assert log_probs.shape == (3, actions)
 
 
 def test_a_frozen_encoder_stays_as_it_was(taught, tmp_path):

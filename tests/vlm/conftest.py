@@ -20,7 +20,7 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from vlm.model import PixelVLM
+from vlm.model import PixelVLM, View
 from vlm.presets import build
 from vlm.prompts import PIXEL_PREFIX
 
@@ -62,7 +62,7 @@ class Family:
 def family_of(model, images, alone, image_tokens):
     before, after = [[2, 3], [5, 3]], [[4, 7, 9], [8, 7, 1]]
     prefix = [[*b, *[IMAGE] * image_tokens, *a] for b, a in zip(before, after, strict=True)]
-    vlm = PixelVLM(model.eval(), None, history=1)
+    vlm = PixelVLM(model.eval(), None, View())
     return Family(vlm, images, alone, torch.tensor(prefix), prefix)
 
 
@@ -71,7 +71,7 @@ def nano():
     frames = np.random.default_rng(0).integers(0, 256, (2, 2, 210, 160, 3), dtype=np.uint8)
     pixels = vlm.pixels(frames)
     shared = vlm.tokenizer(PIXEL_PREFIX, add_special_tokens=False)["input_ids"]
-    prefix = [[vlm.model.config.image_token_id] * 9 + shared] * 2
+    prefix = [[vlm.model.config.image_token_id] * 35 + shared] * 2
     return Family(vlm, pixels, [{"pixel_values": pixels[i : i + 1]} for i in range(2)], torch.tensor(shared), prefix)
 
 

@@ -40,7 +40,7 @@ def test_one_pass_equals_scoring_each_answer_on_its_own(preset, choices, attenti
     vlm = build(preset, seed=1)
     pixels = images(vlm, 2)
     alone = torch.stack([score_alone(vlm, pixels, PROMPT, choice) for choice in choices], dim=1)
-    vlm.model.set_attn_implementation(attention)
+    vlm.set_attention(attention)
     with torch.no_grad():
         together = ChoiceScorer(vlm, PROMPT, choices).log_probs(pixels)
     assert (together - alone).abs().max() < 1e-4

@@ -50,7 +50,7 @@ def relative_difference(one, other):
 def test_loss_and_gradients_equal_those_of_separate_sequences(make_family, method, attention):
     packed, separate = make_family(), make_family()
     for family in (packed, separate):
-        family.vlm.model.set_attn_implementation(attention)
+        family.vlm.set_attention(attention)
     packed_value, separate_value = packed_loss(packed, method), separate_loss(separate)
     assert packed_value.item() == pytest.approx(separate_value.item(), abs=1e-5)
     found, expected = gradients(packed, packed_value), gradients(separate, separate_value)

@@ -1,0 +1,95 @@
+"""The policy that ships: cloned to play and taught pixel values in one mixture, so that what it sees can be asked for.
+
+    python -m pretrain.pixels --data data/random-* --preset nano --start-codes --grid 32 --out runs/pixels ...
+    python -m experiments.policy --data data/carnival data/mspacman --init runs/pixels/last --readout 1 --out runs/both
+    python -m pretrain.reconstruct --image frame.png --checkpoint runs/both/last --out runs/seen
+
+`agents.clone` with a share of its steps for `pretrain.pixels`: cloning alone would soon have forgotten the answers to
+questions about pixels. All other options are those of `agents.clone`.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from agents import clone
+from agents.command import run
+from agents.demonstrations import Batches
+from envs.errors import EnvsError
+from pretrain import pixels
+from pretrain.mixture import MixedBatches, MixedLesson, Task
+from vlm.model import PixelVLM
+
+
+@dataclass
+class Args(clone.Args):
+    """Clone teachers' play, among questions about pixels."""
+
+    pixel_share: float = 0.2
+    """Share of the steps that are questions about pixels."""
+    pixel_data: tuple[str, ...] = ()
+    """Where their images come from besides the demonstrations: recorded games and folders of pictures."""
+    grid: str = "32"
+    """The grid that questions count on: 32, 64 or native."""
+    size: tuple[int, int] = (210, 160)
+    """Rows and columns that images are brought to for questions."""
+    images: int = 16
+    """Images a step of questions."""
+    questions: int = 16
+    """Questions about each."""
+    synthetic: float = 0.2
+    """Share of images of the generator among them."""
+    augmentation: float = 0.25
+    """Probability of strange colours, and of strange places, in an image."""
+    soft: float = 6.0
+    """Spread the target of a number over its neighbours with this standard deviation, of 255."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.pixel_share < 1:
+            raise EnvsError(
+                f"--pixel-share must be between 0 and 1, got {self.pixel_share}; without pixels it is agents.clone"
+            )
+
+    def pixel_args(self) -> pixels.Args:
+        """Return the settings of the questions."""
+        return pixels.Args(
+            out=self.out,
+            data=(*(str(place) for place in dict.fromkeys(self.data)), *self.pixel_data),
+            grid=self.grid,
+            size=self.size,
+            steps=self.steps,
+            images=self.images,
+            questions=self.questions,
+            synthetic=self.synthetic,
+            augmentation=self.augmentation,
+            soft=self.soft,
+            seed=self.seed,
+            bf16=self.bf16,
+        )
+
+
+def teach(args: Args) -> Path:
+    """Train; return the directory of the best checkpoint."""
+
+    def mix(vlm: PixelVLM, imitation: clone.Imitation, batches: Batches) -> tuple[MixedLesson, MixedBatches]:
+        tasks = [
+            Task("play", imitation, batches, 1 - args.pixel_share),
+            Task("pixels", *pixels.make_lesson(vlm, args.pixel_args()), args.pixel_share),
+        ]
+        return MixedLesson(tasks), MixedBatches(tasks, args.steps, args.seed)
+
+    return clone.clone(args, mix)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see the head of this file."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    print(f"the policy is in {teach(args)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
