@@ -5,7 +5,8 @@
 
 Colours are words (`envs.objects.COLOURS`) and numbers are words up to ten, so that no caption holds a digit. Which
 objects are named, and in which phrases, is drawn from the generator passed in; what is said is always true of the
-objects that `envs.objects.find_objects` sees.
+objects that `envs.objects.find_objects` sees. Kinds of which there are few are told more often than kinds of which
+there are many: those are what moves, where these are scenery, and a caption of scenery fits every frame of its game.
 """
 
 from collections import Counter
@@ -29,7 +30,8 @@ NAMELESS = "a game"
 LISTS = ("{opening} with {things}", "{opening} : {things}", "{things} in {opening}", "{opening} shows {things}")
 PLURALS = {"pair of eyes": "pairs of eyes", "bullet box": "bullet boxes"}
 SMALL, LARGE = 16, 150  # pixels: up to, and from
-NAMED, PLACED = 3, 2  # at most this many kinds are counted, and this many told the place of
+NAMED, PLACED = 3, (2, 5)  # at most so many kinds are counted, and from so many to so many told the place of
+RARITY = 2  # a thing is told the place of with a probability of this power of one over the number of its kind
 LONGEST = 64  # tokens of a caption
 
 
@@ -68,12 +70,15 @@ def write_caption(things: tuple[Thing, ...], title: str | None, rng: np.random.G
     counts = Counter(thing.noun(closely) for thing in things)
     if not counts:
         return f"{opening} with nothing in it".lower()
-    nouns = list(counts)
-    named = [nouns[i] for i in rng.permutation(len(nouns))[: rng.integers(1, NAMED + 1)]]
+    nouns, often = list(counts), np.array([counts[thing.noun(closely)] for thing in things], dtype=float)
+    rare = 1 / np.array(list(counts.values()), dtype=float)
+    size = min(len(nouns), int(rng.integers(1, NAMED + 1)))
+    named = [nouns[i] for i in rng.choice(len(nouns), size, replace=False, p=rare / rare.sum())]
     listed = _list([_count(counts[noun], noun) for noun in named])
     parts = [str(rng.choice(LISTS)).format(opening=opening, things=listed)]
-    for _ in range(rng.integers(1, PLACED + 1)):
-        chosen = things[rng.integers(len(things))]
+    chance = often**-RARITY / (often**-RARITY).sum()
+    for _ in range(rng.integers(PLACED[0], PLACED[1] + 1)):
+        chosen = things[rng.choice(len(things), p=chance)]
         noun = chosen.noun(closely)
         there = sum(thing.place == chosen.place and thing.noun(closely) == noun for thing in things)
         parts.append(f"{_count(there, noun)} {chosen.place}")
