@@ -14,7 +14,7 @@ import numpy as np
 
 from envs.episodes import EpisodeDataset
 from envs.errors import EnvsError
-from envs.expressions import draw_expression
+from envs.expressions import Expression, draw_expression
 from envs.objects import find_objects
 
 SPLITS = ("train", "val", "test", "all")
@@ -88,16 +88,23 @@ class GameReferrals:
 
     def __getitem__(self, index: int) -> GameReferral:
         rng = np.random.default_rng([*self._seed, index])
-        which = index % len(self.sets)
+        game, stack, drawn = self.draw(rng, index % len(self.sets), 1)
+        expression, mask = drawn[0]
+        return GameReferral(expression.words, expression.kind, game, stack, mask)
+
+    def draw(
+        self, rng: np.random.Generator, which: int, count: int
+    ) -> tuple[str, np.ndarray, list[tuple[Expression, np.ndarray]]]:
+        """Return the game, a stack of frames of dataset number `which`, and `count` expressions with their masks."""
         data, game = self.sets[which], self.sets[which].info.game
         for _ in range(TRIES):
             row = int(rng.choice(self.rows[which]))
             frame = data.frame(row)
             objects = find_objects(frame, game)
-            expression = draw_expression(objects, rng, self.absent)
-            if expression is None:
+            drawn = [draw_expression(objects, rng, self.absent) for _ in range(count)]
+            if None in drawn:
                 continue
             nothing = np.zeros(frame.shape[:2], dtype=bool)
-            mask = nothing if expression.target is None else objects[expression.target].mask
-            return GameReferral(expression.words, expression.kind, game, data.frames(row, self.history), mask)
+            pairs = [(e, nothing if e.target is None else objects[e.target].mask) for e in drawn if e is not None]
+            return game, data.frames(row, self.history), pairs
         raise EnvsError(f"{data.path}: no object can be singled out in {TRIES} of its frames")
