@@ -5,7 +5,7 @@ With `soft` above 0 the target of a number is spread over its neighbours, a norm
 deviation in units of 255; all other tokens keep the plain loss. It is an option and a departure from the paper.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from vlm.model import PixelVLM
 from vlm.packing import read_questions
 from vlm.trainer import Lesson
 
-Draw = Callable[[np.random.Generator, float], np.ndarray]  # (rng, share of the training done) -> uint8[T, H, W, 3]
+FLAT = 4  # times as many images a step, with as many fewer questions each, while images are flat
 
 
 class ImageDraw:
@@ -69,11 +69,16 @@ class ImageDraw:
 class Questions(Dataset):
     """Step i's images and questions, drawn from the seed and i alone.
 
+    While images are flat there are `FLAT` times as many of them, with as many fewer questions about each: they differ
+    in colour alone, and what counts is how many colours a step shows (`experiments/LOG.md`).
+
     An item is `frames` uint8[B, history, H, W, 3], `read` int[B, K, L], question and answer, and `said` int[B, K, L],
     what shall be said next at each token of it (`IGNORED` within the question).
     """
 
-    def __init__(self, draw: Draw, language: PixelLanguage, grid: str, steps: int, images: int, count: int, seed: int):
+    def __init__(
+        self, draw: ImageDraw, language: PixelLanguage, grid: str, steps: int, images: int, count: int, seed: int
+    ):
         self.draw, self.language, self.grid = draw, language, grid
         self.steps, self.images, self.count, self.seed = steps, images, count, seed
         colours(draw(np.random.default_rng(seed), 1.0)[-1], grid)  # a grid that is too fine is refused here
@@ -83,17 +88,19 @@ class Questions(Dataset):
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, step])
-        stacks = [self.draw(rng, step / self.steps) for _ in range(self.images)]
-        asked = [self._ask(stack[-1], rng) for stack in stacks]
+        done = step / self.steps
+        factor = FLAT if done < self.draw.flat else 1
+        stacks = [self.draw(rng, done) for _ in range(self.images * factor)]
+        asked = [self._ask(stack[-1], max(1, self.count // factor), rng) for stack in stacks]
         return {
             "frames": torch.from_numpy(np.stack(stacks)),
             "read": pad_rows([read for read, _ in asked], self.language.pad),
             "said": pad_rows([said for _, said in asked], IGNORED),
         }
 
-    def _ask(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list[list[int]], list[list[int]]]:
+    def _ask(self, image: np.ndarray, count: int, rng: np.random.Generator) -> tuple[list[list[int]], list[list[int]]]:
         values = colours(image, self.grid)
-        places = draw_places(values, self.count, rng)
+        places = draw_places(values, count, rng)
         return self.language.lesson(places, values[places[:, 0], places[:, 1]])
 
 
