@@ -93,7 +93,7 @@ class Setting:
     frames: int = 1600
     hold: int = 2
     data: Path = Path("data")
-    regimes: tuple[Regime, ...] = (FAMILIAR, OPEN)
+    regimes: tuple[Regime, ...] = (OPEN, FAMILIAR)
     tower: Path | None = Path("runs/contrast")
     tower_steps: int = 1200
     preset: str = "nano-clip"
@@ -159,7 +159,7 @@ def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> li
     for seed in seeds or SEEDS:
         for regime in setting.regimes:
             seconds = regime.steps * regime.seconds_a_step + 150
-            for encoder in ENCODERS:
+            for encoder in reversed(ENCODERS):  # the one that is to succeed shows first whether it does
                 key = {"regime": regime.name, "encoder": encoder, "seed": seed}
                 found.append(Job(key, seconds, partial(measure_arm, setting, regime, encoder, seed, work)))
     return found
