@@ -68,9 +68,9 @@ class Regime:
 
 
 FAMILIAR = Regime(
-    "familiar", augmentation=0, synthetic=0, ramp=0, steps=1400, images=12, questions=32, seconds_a_step=0.8
+    "familiar", augmentation=0, synthetic=0, ramp=0, steps=2000, images=12, questions=32, seconds_a_step=0.8
 )
-OPEN = Regime("open", augmentation=1, synthetic=0.5, ramp=0.5, steps=2000, images=12, questions=12, seconds_a_step=0.6)
+OPEN = Regime("open", augmentation=1, synthetic=0.5, ramp=0.5, steps=3000, images=12, questions=12, seconds_a_step=0.6)
 
 
 @dataclass(frozen=True)

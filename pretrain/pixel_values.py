@@ -17,12 +17,13 @@ from torch.utils.data import Dataset
 from pretrain.augment import augment, to_size
 from pretrain.images import ImageSource
 from pretrain.questions import IGNORED, PixelLanguage, colours, draw_places, pad_rows
-from pretrain.synthetic import synthetic_image
+from pretrain.synthetic import mosaic, synthetic_image
 from vlm.errors import VlmError
 from vlm.model import PixelVLM
 from vlm.packing import read_questions
 from vlm.trainer import Lesson
 
+FINEST_HELD = 12  # cells a side of the finest mosaics while the gaze is held
 FLAT = 4  # times as many images a step, with as many fewer questions each, while images are flat
 
 
@@ -37,6 +38,7 @@ class ImageDraw:
         synthetic: share of images of the generator.
         ramp: share of the training over which augmentation and fineness rise from nothing; 0 for none.
         flat: share of the training that begins with images of one colour, before all else.
+        hold: share of the training, after that, of mosaics alone, of ever more cells (2 to `FINEST_HELD` a side).
     """
 
     def __init__(
@@ -48,16 +50,21 @@ class ImageDraw:
         synthetic: float = 0.0,
         ramp: float = 0.0,
         flat: float = 0.0,
+        hold: float = 0.0,
     ):
         if not sources and synthetic < 1:
             raise VlmError("expected a source of images, or synthetic images alone; got neither")
         self.sources, self.size, self.history = sources, size, history
-        self.augmentation, self.synthetic, self.ramp, self.flat = augmentation, synthetic, ramp, flat
+        self.augmentation, self.synthetic, self.ramp = augmentation, synthetic, ramp
+        self.flat, self.hold = flat, hold
 
     def __call__(self, rng: np.random.Generator, done: float) -> np.ndarray:
         """Return uint8[history, H, W, 3]; `done` is the share of the training done."""
         if done < self.flat:
             return np.stack([synthetic_image(rng, *self.size, level=0.0)] * self.history)
+        if done < self.flat + self.hold:
+            most = 2 + (FINEST_HELD - 2) * (done - self.flat) / self.hold
+            return np.stack([mosaic(rng, *self.size, int(rng.integers(2, int(most) + 1)))] * self.history)
         level = min(1.0, done / self.ramp) if self.ramp else 1.0
         if rng.random() < self.synthetic:
             return np.stack([synthetic_image(rng, *self.size, level)] * self.history)

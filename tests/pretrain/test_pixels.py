@@ -202,6 +202,18 @@ def test_flat_images_are_four_times_as_many_with_a_quarter_of_the_questions():
     assert len(flat[:, 0].unique(dim=0)) == 12
 
 
+def test_mosaics_of_ever_more_cells_are_shown_while_the_gaze_is_held(blocks):
+    draw = ImageDraw([EpisodeFrames(blocks)], (210, 160), flat=0.2, hold=0.4)
+    rng, most = np.random.default_rng(0), []
+    for done in (0.21, 0.4, 0.59):
+        cells = [len(np.unique(draw(rng, done)[0].reshape(-1, 3), axis=0)) for _ in range(60)]
+        assert min(cells) >= 4
+        most.append(max(cells))
+    assert most[0] == 4
+    assert most[0] < most[1] < most[2] <= 144
+    assert len(np.unique(draw(rng, 0.61)[0])) <= 4  # a frame of the game
+
+
 def test_tasks_of_a_mixture_come_at_their_shares_and_teach_one_model(blocks):
     vlm = build("tiny")
     parts = {grid: make_lesson(vlm, Args(data=(str(blocks),), out=blocks, grid=grid, steps=300)) for grid in ("5", "8")}
