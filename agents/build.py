@@ -7,8 +7,8 @@ from agents.agent import Agent
 from agents.random_agent import RandomAgent
 from envs.atari import EmulatorEnvs, Lanes
 from envs.errors import EnvsError
+from vlm.shipped import SHIPPED
 
-SHIPPED = Path(__file__).resolve().parent.parent / "vlm" / "weights" / "nano"
 KINDS = ("vlm", "random", "planner", "pathfinder", "sb3", "human")
 SEARCHERS = ("planner", "pathfinder")
 

@@ -23,7 +23,7 @@ import tyro
 from tqdm import tqdm
 
 from agents.agent import Agent
-from agents.build import SEARCHERS, SHIPPED, make_agent, needs_emulator, split_spec
+from agents.build import SEARCHERS, make_agent, needs_emulator, split_spec
 from agents.command import run
 from agents.results import new_result, read_result, write_result
 from agents.rollout import Turn, play_games
@@ -33,6 +33,7 @@ from envs.errors import EnvsError
 from envs.games import Game, find_game
 from envs.protocol import episode_seeds, find_protocol
 from envs.reference_scores import MissingReferenceError, all_references, reference
+from vlm.shipped import SHIPPED
 
 SCORES = SHIPPED.parent.parent.parent / "experiments" / "results" / "shipped.json"
 LEAST_FREE_BYTES = 64 * 2**20

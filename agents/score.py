@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from agents.build import SEARCHERS, SHIPPED, make_agent, needs_emulator, split_spec
+from agents.build import SEARCHERS, make_agent, needs_emulator, split_spec
 from agents.command import run
 from agents.results import new_result, read_result, write_result
 from agents.rollout import play_games
@@ -30,6 +30,7 @@ from envs.errors import EnvsError
 from envs.games import Game, find_game
 from envs.protocol import Protocol, episode_seeds, find_protocol
 from envs.reference_scores import all_references
+from vlm.shipped import SHIPPED
 
 BOOTSTRAP_REPETITIONS = 2000
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import tyro
 
-from agents.build import SHIPPED
 from agents.clone import SELECTION_SEED, play_score
 from agents.command import run
 from envs.errors import EnvsError
 from envs.protocol import find_protocol
 from vlm import checkpoint
+from vlm.shipped import SHIPPED
 
 
 @dataclass

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import tyro
 
-from agents.build import SHIPPED
 from agents.command import run
 from agents.random_agent import RandomAgent
 from agents.results import new_result, write_result
@@ -35,6 +34,7 @@ from vlm.compiled import native_precision
 from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.prompts import action_prompt
+from vlm.shipped import SHIPPED
 
 
 @dataclass

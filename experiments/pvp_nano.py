@@ -13,8 +13,8 @@ same questions in the same order and the same number of steps, from the same sem
 The semantic encoder is the tower of a small CLIP (`pretrain.contrast`), trained on the training episodes of the
 training games before the first job, if it is not there. Rows: `floor` rows for what one would answer without reading;
 `step` rows of each arm along its training, on a sample; at its last step every place of every image, with PSNR, SSIM
-and the errors on small objects; and, as `set` meaning, what the encoder knows of games and objects before and after
-(`pretrain.semantics`).
+and the errors on small objects; and, as `set` meaning and detail, what the encoder knows of games and objects before
+and after (`pretrain.semantics`), and what its tokens tell of their own colour and place (`pretrain.detail`).
 """
 
 import importlib.util
@@ -35,12 +35,14 @@ from envs.errors import EnvsError
 from experiments.jobs import Job
 from pretrain import contrast, pixels, semantics
 from pretrain.augment import to_size
+from pretrain.detail import measure_detail
 from pretrain.images import EpisodeFrames, SyntheticImages, read_picture
 from pretrain.measures import mean_colour, places_with, rare_pixels
 from pretrain.questions import PixelLanguage, colours
 from pretrain.reading import every_place, read_places
 from pretrain.reconstruct import figures, floors, image_figures, patch_size, triptych
 from vlm import checkpoint
+from vlm.clip import load_clip
 from vlm.model import PixelVLM
 
 ENCODERS = ("frozen", "adapted")
@@ -48,7 +50,7 @@ PHOTOGRAPHS = (
     "astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png",
     "retina.jpg", "rocket.jpg",
 )  # fmt: skip
-MEANING = "meaning"  # the set of the rows of `pretrain.semantics`
+MEANING, DETAIL = "meaning", "detail"  # the sets of the rows of `pretrain.semantics` and `pretrain.detail`
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ class Regime:
 
 
 FAMILIAR = Regime(
-    "familiar", augmentation=0, synthetic=0, ramp=0, steps=1400, images=12, questions=32, seconds_a_step=0.8
+    "familiar", augmentation=0, synthetic=0, ramp=0, steps=2000, images=12, questions=32, seconds_a_step=0.8
 )
-OPEN = Regime("open", augmentation=1, synthetic=0.5, ramp=0.5, steps=2000, images=12, questions=12, seconds_a_step=0.6)
+OPEN = Regime("open", augmentation=1, synthetic=0.5, ramp=0.5, steps=3000, images=12, questions=12, seconds_a_step=0.6)
 
 
 @dataclass(frozen=True)
@@ -327,8 +329,11 @@ def semantic_args(setting: Setting) -> semantics.Args:
 def measure_start(setting: Setting) -> list[dict[str, Any]]:
     """Return what the semantic encoder knows before it is taught pixels, with a random one and plain pixels beside."""
     args = semantic_args(setting)
+    mark, clip = checkpoint.content_hash(args.clip), load_clip(args.clip)
+    towers = {"clip": clip, "random": semantics.build_clip_like(clip, args.seed)}
     return [
-        {"set": MEANING, "checkpoint": checkpoint.content_hash(args.clip), **row} for row in semantics.measure(args)
+        *({"set": MEANING, "checkpoint": mark, **row} for row in semantics.measure(args)),
+        *({"set": DETAIL, "checkpoint": mark, "encoder": name, **measure_detail(m)} for name, m in towers.items()),
     ]
 
 
@@ -351,6 +356,7 @@ def measure_arm(setting: Setting, regime: Regime, encoder: str, seed: int, work:
         rows.append({**end, "set": probe.name, "sample": False, **measure(trained, setting, probe, None, out)})
     if setting.tower:
         rows.append({**end, "set": MEANING, **semantics.measure_vlm(semantic_args(setting), trained)})
+    rows.append({**end, "set": DETAIL, **measure_detail(trained)})
     return rows
 
 

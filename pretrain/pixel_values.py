@@ -5,7 +5,7 @@ With `soft` above 0 the target of a number is spread over its neighbours, a norm
 deviation in units of 255; all other tokens keep the plain loss. It is an option and a departure from the paper.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,14 @@ from torch.utils.data import Dataset
 from pretrain.augment import augment, to_size
 from pretrain.images import ImageSource
 from pretrain.questions import IGNORED, PixelLanguage, colours, draw_places, pad_rows
-from pretrain.synthetic import synthetic_image
+from pretrain.synthetic import mosaic, synthetic_image
 from vlm.errors import VlmError
 from vlm.model import PixelVLM
 from vlm.packing import read_questions
 from vlm.trainer import Lesson
 
-Draw = Callable[[np.random.Generator, float], np.ndarray]  # (rng, share of the training done) -> uint8[T, H, W, 3]
+FINEST_HELD = 12  # cells a side of the finest mosaics while the gaze is held
+FLAT = 4  # times as many images a step, with as many fewer questions each, while images are flat
 
 
 class ImageDraw:
@@ -37,6 +38,7 @@ class ImageDraw:
         synthetic: share of images of the generator.
         ramp: share of the training over which augmentation and fineness rise from nothing; 0 for none.
         flat: share of the training that begins with images of one colour, before all else.
+        hold: share of the training, after that, of mosaics alone, of ever more cells (2 to `FINEST_HELD` a side).
     """
 
     def __init__(
@@ -48,16 +50,21 @@ class ImageDraw:
         synthetic: float = 0.0,
         ramp: float = 0.0,
         flat: float = 0.0,
+        hold: float = 0.0,
     ):
         if not sources and synthetic < 1:
             raise VlmError("expected a source of images, or synthetic images alone; got neither")
         self.sources, self.size, self.history = sources, size, history
-        self.augmentation, self.synthetic, self.ramp, self.flat = augmentation, synthetic, ramp, flat
+        self.augmentation, self.synthetic, self.ramp = augmentation, synthetic, ramp
+        self.flat, self.hold = flat, hold
 
     def __call__(self, rng: np.random.Generator, done: float) -> np.ndarray:
         """Return uint8[history, H, W, 3]; `done` is the share of the training done."""
         if done < self.flat:
             return np.stack([synthetic_image(rng, *self.size, level=0.0)] * self.history)
+        if done < self.flat + self.hold:
+            most = 2 + (FINEST_HELD - 2) * (done - self.flat) / self.hold
+            return np.stack([mosaic(rng, *self.size, int(rng.integers(2, int(most) + 1)))] * self.history)
         level = min(1.0, done / self.ramp) if self.ramp else 1.0
         if rng.random() < self.synthetic:
             return np.stack([synthetic_image(rng, *self.size, level)] * self.history)
@@ -69,11 +76,16 @@ class ImageDraw:
 class Questions(Dataset):
     """Step i's images and questions, drawn from the seed and i alone.
 
+    While images are flat there are `FLAT` times as many of them, with as many fewer questions about each: they differ
+    in colour alone, and what counts is how many colours a step shows (`experiments/LOG.md`).
+
     An item is `frames` uint8[B, history, H, W, 3], `read` int[B, K, L], question and answer, and `said` int[B, K, L],
     what shall be said next at each token of it (`IGNORED` within the question).
     """
 
-    def __init__(self, draw: Draw, language: PixelLanguage, grid: str, steps: int, images: int, count: int, seed: int):
+    def __init__(
+        self, draw: ImageDraw, language: PixelLanguage, grid: str, steps: int, images: int, count: int, seed: int
+    ):
         self.draw, self.language, self.grid = draw, language, grid
         self.steps, self.images, self.count, self.seed = steps, images, count, seed
         colours(draw(np.random.default_rng(seed), 1.0)[-1], grid)  # a grid that is too fine is refused here
@@ -83,17 +95,19 @@ class Questions(Dataset):
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, step])
-        stacks = [self.draw(rng, step / self.steps) for _ in range(self.images)]
-        asked = [self._ask(stack[-1], rng) for stack in stacks]
+        done = step / self.steps
+        factor = FLAT if done < self.draw.flat else 1
+        stacks = [self.draw(rng, done) for _ in range(self.images * factor)]
+        asked = [self._ask(stack[-1], max(1, self.count // factor), rng) for stack in stacks]
         return {
             "frames": torch.from_numpy(np.stack(stacks)),
             "read": pad_rows([read for read, _ in asked], self.language.pad),
             "said": pad_rows([said for _, said in asked], IGNORED),
         }
 
-    def _ask(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list[list[int]], list[list[int]]]:
+    def _ask(self, image: np.ndarray, count: int, rng: np.random.Generator) -> tuple[list[list[int]], list[list[int]]]:
         values = colours(image, self.grid)
-        places = draw_places(values, self.count, rng)
+        places = draw_places(values, count, rng)
         return self.language.lesson(places, values[places[:, 0], places[:, 1]])
 
 

@@ -83,7 +83,8 @@ class Args:
     flat: float = 0.0
     """Share of the steps that begins with images of one colour; after it the decoder's gaze is fitted (`vlm.gaze`)."""
     hold: float = 0.0
-    """Share of the steps, after those, in which what the gaze rests on stands still, encoder included."""
+    """Share of the steps, after those, in which what the gaze rests on stands still, encoder included, and images are
+    mosaics."""
     settled: float = 1.0
     """What all learning rates are multiplied by once the gaze is let go."""
     steps: int = 2000
@@ -165,7 +166,9 @@ def make_lesson(vlm: PixelVLM, args: Args) -> tuple[PixelValues, Questions]:
     """Return pixel value prediction as a lesson and its batches, for `vlm.trainer.train` or `pretrain.mixture`."""
     language = PixelLanguage.of(vlm, args.order)
     sources = open_training_images(args)
-    draw = ImageDraw(sources, args.size, vlm.history, args.augmentation, args.synthetic, args.ramp, args.flat)
+    draw = ImageDraw(
+        sources, args.size, vlm.history, args.augmentation, args.synthetic, args.ramp, args.flat, args.hold
+    )
     questions = Questions(draw, language, args.grid, args.steps, args.images, args.questions, args.seed)
     return PixelValues(vlm, args.bf16, language, args.soft), questions
 

@@ -1,9 +1,8 @@
 """Rebuild images by asking a model for the colour at every place: what does it see, and how much of it is guessing?
 
-    python -m pretrain.reconstruct --image photo.png --checkpoint runs/frozen/last runs/adapted/last --grid 32 \
-        --out runs/rebuilt
-    python -m pretrain.reconstruct --data data/random-Seaquest --count 20 --checkpoint runs/adapted/last --grid 32 \
-        --out runs/rebuilt
+    python -m pretrain.reconstruct --image photo.png
+    python -m pretrain.reconstruct --image photo.png --checkpoint runs/frozen/last runs/adapted/last --out runs/rebuilt
+    python -m pretrain.reconstruct --data data/random-Seaquest --count 20 --checkpoint runs/adapted/last
 
 Writes one picture an image (the original, its grid, and what each checkpoint sees), `reconstruct.json` with a row for
 every image and checkpoint, the floors of `pretrain.measures` beside them, and both to TensorBoard. `mae` is that of
@@ -35,7 +34,9 @@ from vlm.command import run
 from vlm.model import PixelVLM
 from vlm.prompts import ORDERS
 from vlm.provenance import command_line, git_commit
+from vlm.shipped import SHIPPED
 
+TAUGHT = "as taught"
 PATCH = 16  # of the floor of patch means, where a model's encoder does not say what it cuts images into
 TALL = 320  # lines of a picture in the triptych
 COLUMNS = (
@@ -53,9 +54,9 @@ COLUMNS = (
 class Args:
     """Rebuild images by asking for every place."""
 
-    checkpoint: tuple[Path, ...]
-    """Models to ask: frozen and adapted, say."""
-    out: Path
+    checkpoint: tuple[Path, ...] = (SHIPPED,)
+    """Models to ask: frozen and adapted, say; by default the one that the repository ships."""
+    out: Path = Path("runs/rebuilt")
     """Where pictures, figures and TensorBoard's files go."""
     image: tuple[Path, ...] = ()
     """PNG or JPEG files."""
@@ -65,10 +66,10 @@ class Args:
     """How many images of `data`."""
     seed: int = 0
     """Seed of which."""
-    grid: str = "32"
-    """The grid that the models were taught: 32, 64 or native."""
-    order: str = ORDERS[0]
-    """The order of coordinates that they were taught: row,column or x,y."""
+    grid: str = TAUGHT
+    """The grid to ask on: 32, 64 or native; by default the one that the first model was taught."""
+    order: str = TAUGHT
+    """The order of coordinates, row,column or x,y; by default the one that the first model was taught."""
     chunk: int = 512
     """Questions answered at a time."""
 
@@ -80,6 +81,11 @@ class Args:
         for name in ("count", "chunk"):
             if getattr(self, name) < 1:
                 raise EnvsError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        taught = checkpoint.read_training(self.checkpoint[0]).get("arguments", {})
+        if self.grid == TAUGHT and "grid" not in taught:
+            raise EnvsError(f"{self.checkpoint[0]} was not taught pixel values; give --grid 32 to ask all the same")
+        self.grid = taught["grid"] if self.grid == TAUGHT else self.grid
+        self.order = taught.get("order", ORDERS[0]) if self.order == TAUGHT else self.order
         parse_grid(self.grid)
 
 

@@ -159,27 +159,31 @@ def shrunk_pixels(frames: np.ndarray) -> np.ndarray:
     return squares.reshape(count, -1).astype(np.float32)
 
 
-def token_features(model: PixelModel) -> Features:
-    """Return what gives the mean of a model's image tokens as the decoder would get them, before the connector.
+def read_tokens(model: PixelModel, frames: np.ndarray) -> torch.Tensor:
+    """Return a model's image tokens as the decoder would get them, before the connector: float32[N, T, D].
 
-    For a CLIP, that is LLaVA's choice: the patches of the last layer but one. A model with a history sees a frame that
-    stands still.
+    For a CLIP, that is LLaVA's choice: the patches of the last layer but one. A model with a history sees frames
+    uint8[N, H, W, 3] that stand still.
     """
+    layer, drop = -2, "default"
     if isinstance(model, PixelVLM):
-        config = model.model.config
-        tower, layer, drop = model.encoder, config.vision_feature_layer, config.vision_feature_select_strategy
-    else:
-        tower, layer, drop = model.model.vision_model, -2, "default"
+        layer, drop = model.model.config.vision_feature_layer, model.model.config.vision_feature_select_strategy
+    found = []
+    for part in _batches(frames):
+        pixels = model.pixels(np.repeat(part[:, None], model.history, axis=1))
+        states = model.encoder(pixels, output_hidden_states=True).hidden_states[layer]  # [B, T, D] or [B, D, h, w]
+        tokens = states.flatten(2).transpose(1, 2) if states.ndim == 4 else states
+        found.append(tokens[:, 1:] if drop == "default" else tokens)
+    return torch.cat(found).float()
+
+
+def token_features(model: PixelModel) -> Features:
+    """Return what gives the mean of a model's image tokens, see `read_tokens`."""
 
     @torch.no_grad()
     def features(frames: np.ndarray) -> np.ndarray:
-        found = []
-        for part in _batches(frames):
-            pixels = model.pixels(np.repeat(part[:, None], model.history, axis=1))
-            states = tower(pixels, output_hidden_states=True).hidden_states[layer]  # [B, N, D] or [B, D, h, w]
-            tokens = states.flatten(2).transpose(1, 2) if states.ndim == 4 else states
-            found.append(tokens[:, 1:].mean(1) if drop == "default" else tokens.mean(1))
-        return torch.cat(found).float().numpy()
+        parts = [read_tokens(model, part).mean(1) for part in _batches(frames)]
+        return torch.cat(parts).numpy()
 
     return features
 

@@ -22,6 +22,7 @@ from transformers import DynamicCache, PretrainedConfig
 
 from vlm.errors import VlmError
 from vlm.model import PixelVLM
+from vlm.prefix import read_behind
 from vlm.prompts import IMAGE
 
 
@@ -88,13 +89,8 @@ class ChoiceScorer:
         tail = torch.tensor([*self._after, *self.trie.tokens], device=device)
         embeddings = torch.cat([image, vlm.embed(tail).expand(batch, -1, -1).to(image.dtype)], dim=1)
         positions, mask = self._layout(image.shape[1], device)
-        hidden = vlm.decoder(
-            inputs_embeds=embeddings,
-            position_ids=positions.expand(batch, -1),
-            attention_mask=mask.to(embeddings.dtype).expand(batch, -1, -1, -1),
-            past_key_values=self._text_cache(batch),
-            use_cache=True,
-        ).last_hidden_state
+        seen = mask.to(embeddings.dtype).expand(batch, -1, -1, -1)
+        hidden = read_behind(vlm, self._text_cache(batch), embeddings, positions.expand(batch, -1), seen)
         answers = hidden[:, -len(self.trie.tokens) - 1 :]  # the prompt's last token, then the nodes
         return self._sum(vlm.model.get_output_embeddings()(answers).float().log_softmax(-1))
 
@@ -140,7 +136,7 @@ class ChoiceScorer:
         """Return keys and values of the text before the image, a pair for each layer of the decoder."""
         ids = torch.tensor([self._before], device=self.vlm.device)
         read = DynamicCache(config=config)
-        self.vlm.decoder(inputs_embeds=self.vlm.embed(ids), past_key_values=read, use_cache=True)
+        read_behind(self.vlm, read, self.vlm.embed(ids), torch.arange(ids.shape[1], device=ids.device)[None])
         return [(layer.keys, layer.values) for layer in read.layers]
 
 

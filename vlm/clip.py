@@ -28,6 +28,11 @@ class PixelClip(PixelModel):
 
     kind, library = "pvplay-clip", CLIPModel
 
+    @property
+    def encoder(self) -> torch.nn.Module:
+        """The vision tower."""
+        return self.model.vision_model
+
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return int[B, L], each text closed by its end and padded; what exceeds the model's length is cut."""
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id

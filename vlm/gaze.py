@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.errors import VlmError
-from vlm.model import PixelVLM
+from vlm.model import PixelModel, PixelVLM
 from vlm.packing import read_questions
 
 RIDGE = 1e-2  # times the mean square of the features
@@ -85,21 +85,24 @@ def resting_on_gaze(vlm: PixelVLM) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
-def token_places(vlm: PixelVLM, height: int, width: int) -> Tensor:
-    """Return float[N, 2]: the middle of each image token's patch, as shares of an image's height and width.
+def token_grid(model: PixelModel, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return the borders of the image tokens' patches in pixels of an image: float[rows + 1] and float[columns + 1].
 
-    Tokens beyond the image, on what fills it up to the encoder's size, have shares above 1.
+    What lies beyond the image fills it up to the size that the encoder reads.
     """
-    blank = torch.zeros(1, vlm.history, height, width, 3, dtype=torch.uint8)
-    pixels = vlm.pixels(blank)
-    encoder: Any = vlm.encoder
+    pixels = model.pixels(torch.zeros(1, model.history, height, width, 3, dtype=torch.uint8))
+    encoder: Any = model.encoder
     if patch := getattr(encoder.config, "patch_size", None):
         rows, columns = (int(size) // int(patch) for size in pixels.shape[2:])
     else:
         rows, columns = encoder(pixels).last_hidden_state.shape[2:]
-    down, along = (
-        (torch.arange(n) + 0.5) * size / n for n, size in zip((rows, columns), pixels.shape[2:], strict=True)
-    )
+    down, along = (torch.linspace(0, size, n + 1) for n, size in zip((rows, columns), pixels.shape[2:], strict=True))
+    return down, along
+
+
+def token_places(model: PixelModel, height: int, width: int) -> Tensor:
+    """Return float[N, 2]: the middle of each image token's patch, as shares of an image's height and width."""
+    down, along = ((borders[1:] + borders[:-1]) / 2 for borders in token_grid(model, height, width))
     return torch.cartesian_prod(down / height, along / width)
 
 

@@ -4,6 +4,7 @@ Encoder, connector and decoder are reached by role through the library's accesso
 does not depend on how a model class names its parts.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ class RestingNorm(nn.BatchNorm2d):
         )
 
 
-class PixelModel:
+class PixelModel(ABC):
     """A model and what it takes to ask it: `model` (transformers' own class), `tokenizer` and `view`.
 
     `kind`: the word for it in checkpoints; `library`: the class of transformers that reads it.
@@ -65,6 +66,11 @@ class PixelModel:
         for module in model.modules():
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = RestingNorm
+
+    @property
+    @abstractmethod
+    def encoder(self) -> nn.Module:
+        """The vision encoder."""
 
     @property
     def history(self) -> int:

@@ -101,7 +101,7 @@ def read_behind(
         cache: of R rows of C tokens.
         embeddings: [R, T, D].
         positions: int[R, T] or int[3, R, T].
-        seen: int[R, C + T], 0 at padding; all are seen by default.
+        seen: int[R, C + T], 0 at padding, or an additive mask [R, 1, T, C + T]; all are seen by default.
 
     Returns:
         The decoder's last states, [R, T, D].

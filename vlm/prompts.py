@@ -10,6 +10,10 @@ opening bracket of the answer has moved to the prompt, and the question's fixed 
 
     <image> [reconstruct] loc: [12,7] rgb: [                                ->  184,50,50]
 
+Masks are asked for by an expression, and the answer is no text but the state behind it (`vlm.mask_head`):
+
+    <image> [segmentation] the red ghost :
+
 Captions are any text:
 
     <image> [caption]                                                       ->  a frame of pong with a ball
@@ -37,6 +41,14 @@ def parse_action(text: str, legal: Sequence[str]) -> str | None:
 
 
 CAPTION_PREFIX = "[caption]"
+MASK_PREFIX = "[segmentation]"
+
+
+def mask_question(expression: str) -> str:
+    """Return what stands behind `MASK_PREFIX` to ask for the mask of an expression."""
+    return f"{' '.join(expression.lower().split())} :"
+
+
 PIXEL_PREFIX, PIXEL_MIDDLE = "[reconstruct] loc: [", "] rgb: ["
 ORDERS = ("row,column", "x,y")  # the lab's code, which is the default, and the paper's text
 

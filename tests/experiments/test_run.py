@@ -170,7 +170,12 @@ def test_the_experiment_in_small_trains_every_arm_and_goes_on_after_a_kill(setti
     meaning = [row for row in rows if row["set"] == "meaning"]
     assert [row["encoder"] for row in meaning if row["regime"] == "both"] == ["clip", "random", "pixels"]
     assert_meaning_stays_where_the_encoder_is_frozen(meaning)
-    arms = [row for row in rows if row.get("encoder") in ("frozen", "adapted") and row["set"] != "meaning"]
+    detail = [row for row in rows if row["set"] == "detail"]
+    assert [row["encoder"] for row in detail] == ["clip", "random", "adapted", "frozen", "adapted", "frozen"]
+    assert detail[3]["colour"] == pytest.approx(detail[0]["colour"])
+    arms = [
+        row for row in rows if row.get("encoder") in ("frozen", "adapted") and row["set"] not in ("meaning", "detail")
+    ]
     whole = [row for row in arms if not row["sample"]]
     assert len(whole) == 2 * (1 + 3)  # two encoders; one set of the familiar regime and three of the open one
     assert all(row["n"] == 2 * 16 and 0 <= row["invalid"] <= 1 and row["checkpoint"] for row in whole)

@@ -133,6 +133,18 @@ def test_pictures_are_brought_to_the_size_that_models_were_taught_on_as_a_whole(
     assert bring_to(image, None) is image
 
 
+def test_grid_and_order_are_those_that_the_model_was_taught_unless_others_are_asked_for(picture, tmp_path):
+    told = {"arguments": {"size": [40, 30], "grid": "5", "order": "x,y"}}
+    checkpoint.save(build("tiny-clip"), tmp_path / "told", told)
+    args = Args((tmp_path / "told",), image=(picture,))
+    assert (args.grid, args.order) == ("5", "x,y")
+    args = Args((tmp_path / "told",), image=(picture,), grid="6", order="row,column")
+    assert (args.grid, args.order) == ("6", "row,column")
+    checkpoint.save(build("tiny-clip"), tmp_path / "untold", {"arguments": {}})
+    with pytest.raises(EnvsError, match="untold was not taught pixel values; give --grid 32 to ask all the same"):
+        Args((tmp_path / "untold",), image=(picture,))
+
+
 def test_bad_requests_are_one_line(taught, picture, tmp_path, capsys):
     arguments = ["--image", str(picture), "--checkpoint", str(taught[0]), "--out", str(tmp_path / "o")]
     with pytest.raises(ImageError, match="at least 64 x 64 pixels for grid 64, got 80 x 60"):

@@ -1,0 +1,207 @@
+"""Referring segmentation: teach a model to find what an expression means in a frame, encoder unfrozen.
+
+    python -m pretrain.refer --data data/random-Carnival data/random-MsPacman --init runs/pixels/last --out runs/refer
+    python -m pretrain.refer --data data/random-* --init runs/pixels/last --encoder-learning-rate 0 --out runs/frozen
+    python -m pretrain.refer --show runs/refer/last --game MsPacman --expression "the red ghost" --out red.png
+
+The second job of Gou et al. 2024 that needs detail. Expressions are made from recorded games (`pretrain.refer_games`);
+the mask head (`vlm.mask_head`) reads the encoder's own maps, so that what pixel value prediction has taught the encoder
+is there for it. The last games of every dataset are kept for measuring. With `--show` nothing is trained: a picture of
+the mask is written, of an image of your own or of a frame of a game.
+A run that was killed goes on from its last checkpoint when the command is repeated.
+"""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+
+from envs.atari import make_envs
+from envs.errors import EnvsError
+from envs.games import find_game
+from envs.protocol import MACHADO2018
+from pretrain.images import read_picture
+from pretrain.masks import Masks, Referrals
+from pretrain.refer_games import GameReferrals
+from vlm import checkpoint
+from vlm.command import run
+from vlm.freezing import TrainablePlan, moved_tensors, parameter_groups, snapshot
+from vlm.lora import add_lora, merge
+from vlm.mask_head import EncoderMaps, MaskHead, draw_masks
+from vlm.model import PixelVLM
+from vlm.presets import build
+from vlm.provenance import command_line, git_commit, package_versions
+from vlm.trainer import train
+
+SHOWN = (255, 0, 255)  # the colour of a mask in a picture, which no game uses
+ENLARGED = 3
+FIRST_FRAMES = 40  # decisions of doing nothing before a game's frame is shown
+
+
+@dataclass
+class Args:
+    """Train referring segmentation, or show a mask."""
+
+    out: Path
+    """Where the run lives: checkpoints, TensorBoard and `last`; with --show, the picture to write."""
+    data: tuple[Path, ...] = ()
+    """Directories of recorded games."""
+    hold: int = 1
+    """The last games of every dataset kept for testing, and as many before them for choosing."""
+    preset: str = "nano"
+    """The size of a new model."""
+    init: Path | None = None
+    """A checkpoint to start from, instead of a new model; its mask head as well if it has one."""
+    width: int = 64
+    """The width of a new mask head's maps."""
+    steps: int = 2000
+    """Optimizer steps."""
+    images: int = 8
+    """Frames a step."""
+    expressions: int = 6
+    """Expressions about each."""
+    absent: float = 0.1
+    """Share of expressions that mean nothing in their frame."""
+    decoder: Literal["full", "lora", "frozen"] = "full"
+    """What of the decoder trains."""
+    lora_rank: int = 16
+    """The rank of its adapters, with --decoder lora."""
+    learning_rate: float = 3e-4
+    """Peak learning rate of decoder and connector."""
+    encoder_learning_rate: float = 1e-3
+    """The encoder's; 0 freezes it."""
+    head_learning_rate: float = 1e-3
+    """The mask head's."""
+    weight_decay: float = 0.05
+    """Weight decay on matrices."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    seed: int = 0
+    """Seed of new weights and of what is asked."""
+    save_every: int = 250
+    """Steps between checkpoints."""
+    bf16: bool = True
+    """Compute in bfloat16 where that is safe; the weights stay float32."""
+    workers: int = 1
+    """Processes that make expressions ahead."""
+    show: Path | None = None
+    """A checkpoint with a mask head to show at work, instead of training."""
+    expression: str = ""
+    """With --show: the words."""
+    game: str | None = None
+    """With --show: the game whose frame is shown."""
+    image: Path | None = None
+    """With --show: a PNG or JPEG file in place of a game."""
+
+    def __post_init__(self) -> None:
+        for name in ("hold", "width", "steps", "images", "expressions", "save_every", "lora_rank"):
+            if getattr(self, name) < 1:
+                raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.show and (not self.expression.strip() or (self.game is None) == (self.image is None)):
+            raise EnvsError("--show goes with --expression and either --game or --image")
+        if not self.show and not self.data:
+            raise EnvsError("--data is missing")
+
+
+def start(args: Args) -> tuple[PixelVLM, MaskHead]:
+    """Return the model and the head that a training starts from."""
+    vlm = checkpoint.load(args.init) if args.init else build(args.preset, args.seed)
+    if args.init and (args.init / "mask_head.json").is_file():
+        return vlm, MaskHead.load(args.init).train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)
+        return vlm, MaskHead.of(vlm, args.width)
+
+
+def teach(args: Args) -> Path:
+    """Train; return the directory of the last checkpoint."""
+    vlm, head = start(args)
+    before = snapshot(vlm)
+    if args.decoder == "lora":
+        add_lora(vlm, args.lora_rank)
+    decoder = None if args.decoder == "frozen" else args.learning_rate
+    plan = TrainablePlan(args.encoder_learning_rate or None, args.learning_rate, decoder)
+    groups = parameter_groups(vlm, plan, args.weight_decay)
+    groups.append({"params": list(head.parameters()), "lr": args.head_learning_rate, "weight_decay": args.weight_decay})
+    source = GameReferrals(args.data, "train", args.steps, vlm.history, args.hold, args.absent, args.seed)
+    lesson = Masks(vlm, head, args.bf16)
+    args.out.mkdir(parents=True, exist_ok=True)
+    record = make_record(args)
+    train(
+        lesson,
+        groups,
+        record,
+        Referrals(vlm, source, args.steps, args.images, args.expressions, args.seed),
+        args.out,
+        warmup_steps=args.warmup_steps,
+        save_every=args.save_every,
+        seed=args.seed,
+        workers=args.workers,
+    )
+    merge(vlm)
+    checkpoint.save(vlm, args.out / "last", {**record, "moved": moved_tensors(before, vlm)})
+    head.save(args.out / "last")
+    return args.out / "last"
+
+
+def make_record(args: Args) -> dict[str, Any]:
+    """Return how a checkpoint is made, for its `training.json`."""
+    return {
+        "command": command_line(),
+        "arguments": json.loads(json.dumps(dataclasses.asdict(args), default=str)),
+        "commit": git_commit(),
+        "versions": package_versions(),
+        "started_from": checkpoint.read_training(args.init) if args.init else None,
+    }
+
+
+def frame_of(game_name: str, seed: int) -> np.ndarray:
+    """Return a frame uint8[H, W, 3] of a game's first seconds."""
+    with make_envs(find_game(game_name), 1, MACHADO2018) as envs:
+        frames = envs.reset([seed])
+        for _ in range(FIRST_FRAMES):
+            frames = envs.step(np.zeros(1, dtype=int)).frames
+        return frames[0]
+
+
+def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return an image uint8[H, W, 3] enlarged, dimmed outside a mask bool[H, W] and with the mask's border drawn."""
+    large, shown = (part.repeat(ENLARGED, 0).repeat(ENLARGED, 1) for part in (image, mask))
+    inner = shown.copy()
+    for axis in (0, 1):
+        for step in (1, -1):
+            inner &= np.roll(shown, step, axis)
+    picture = np.where(shown[..., None], large, (large * 0.45).astype(np.uint8))
+    picture[shown & ~inner] = SHOWN
+    return picture
+
+
+def show(args: Args) -> Path:
+    """Write the picture of a mask; return its file."""
+    assert args.show
+    vlm, head = checkpoint.load(args.show), MaskHead.load(args.show)
+    image = read_picture(args.image) if args.image else frame_of(args.game or "", args.seed)
+    probability = draw_masks(vlm, head, EncoderMaps(vlm), np.stack([image] * vlm.history), [args.expression])[0]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(overlay(image, probability > 0.5)).save(args.out)
+    found = int((probability > 0.5).sum())
+    print(f"{args.expression!r}: {found} pixels, {probability.max():.2f} the most probable")
+    return args.out
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see the head of this file."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    print(f"the picture is {show(args)}" if args.show else f"the model is in {teach(args)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, EnvsError))

@@ -1,0 +1,110 @@
+"""Referring expressions made from recorded games: a frame, words that single one object out, and its mask.
+
+    train, val, test        by whole games: the last `hold` of a dataset are for testing, the `hold` before for choosing
+    all                     of games that are held out whole
+
+Item i is drawn from the seed and i alone. Some expressions mean nothing in the frame, so that their mask is empty.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from envs.episodes import EpisodeDataset
+from envs.errors import EnvsError
+from envs.expressions import Expression, draw_expression
+from envs.objects import find_objects
+
+SPLITS = ("train", "val", "test", "all")
+TRIES = 50  # frames looked at for one that holds something to single out
+
+
+@dataclass(frozen=True)
+class GameReferral:
+    """An expression about a frame.
+
+    words, kind: of `envs.expressions.Expression`; game: whose frame it is; stack: uint8[history, H, W, 3], the frame
+    and what came before it; mask: bool[H, W], empty where the words mean nothing in it.
+    """
+
+    words: str
+    kind: str
+    game: str
+    stack: np.ndarray
+    mask: np.ndarray
+
+
+def split_rows(data: EpisodeDataset, split: str, hold: int) -> np.ndarray:
+    """Return the rows of a split, int[N]; `EnvsError` for an unknown split or too few games."""
+    if split not in SPLITS:
+        raise EnvsError(f"expected a split ({', '.join(SPLITS)}), got {split!r}")
+    rows, firsts = np.arange(len(data)), np.unique(data.starts)
+    if split == "all":
+        return rows
+    if len(firsts) <= 2 * hold:
+        raise EnvsError(
+            f"expected more than {2 * hold} games in {data.path} to hold {hold} out twice, got {len(firsts)}"
+        )
+    val, test = firsts[-2 * hold], firsts[-hold]
+    bounds = {"train": (0, val), "val": (val, test), "test": (test, len(data))}
+    first, end = bounds[split]
+    return rows[first:end]
+
+
+class GameReferrals:
+    """`count` expressions about frames of recorded games, equally many of each dataset.
+
+    Args:
+        places: directories of `agents.record`, one or more a game.
+        split: one of `SPLITS`.
+        count: how many.
+        history: frames that a model sees.
+        hold: games held out of each dataset for choosing, and as many for testing.
+        absent: the share of expressions that mean nothing in their frame.
+        seed: of all drawing; each split draws its own.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[Path],
+        split: str,
+        count: int,
+        history: int = 1,
+        hold: int = 1,
+        absent: float = 0.1,
+        seed: int = 0,
+    ):
+        if not places:
+            raise EnvsError("expected directories of recorded games, got none")
+        self.sets = [EpisodeDataset(place) for place in places]
+        self.rows = [split_rows(data, split, hold) for data in self.sets]
+        self.count, self.history, self.absent = count, history, absent
+        self._seed = (seed, SPLITS.index(split))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> GameReferral:
+        rng = np.random.default_rng([*self._seed, index])
+        game, stack, drawn = self.draw(rng, index % len(self.sets), 1)
+        expression, mask = drawn[0]
+        return GameReferral(expression.words, expression.kind, game, stack, mask)
+
+    def draw(
+        self, rng: np.random.Generator, which: int, count: int
+    ) -> tuple[str, np.ndarray, list[tuple[Expression, np.ndarray]]]:
+        """Return the game, a stack of frames of dataset number `which`, and `count` expressions with their masks."""
+        data, game = self.sets[which], self.sets[which].info.game
+        for _ in range(TRIES):
+            row = int(rng.choice(self.rows[which]))
+            frame = data.frame(row)
+            objects = find_objects(frame, game)
+            drawn = [draw_expression(objects, rng, self.absent) for _ in range(count)]
+            if None in drawn:
+                continue
+            nothing = np.zeros(frame.shape[:2], dtype=bool)
+            pairs = [(e, nothing if e.target is None else objects[e.target].mask) for e in drawn if e is not None]
+            return game, data.frames(row, self.history), pairs
+        raise EnvsError(f"{data.path}: no object can be singled out in {TRIES} of its frames")

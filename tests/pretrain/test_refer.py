@@ -1,0 +1,124 @@
+"""Referring segmentation learns masks with every role, goes on after a kill, and shows what it finds."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from envs.errors import EnvsError
+from pretrain.images import read_picture
+from pretrain.masks import Masks, Referrals, dice_loss, lay
+from pretrain.refer import Args, main, overlay, teach
+from pretrain.refer_games import GameReferrals
+from vlm import checkpoint
+from vlm.mask_head import MaskHead
+from vlm.presets import build
+
+
+def small(two_games, out, **changes):
+    settings = {"preset": "tiny", "steps": 4, "images": 2, "expressions": 3, "save_every": 2, "workers": 0}
+    return Args(out=out, data=two_games, **{**settings, "warmup_steps": 1, "width": 8, **changes})
+
+
+def test_batches_are_drawn_from_seed_and_step_alone_and_hold_true_masks(two_games):
+    vlm = build("tiny")
+    source = GameReferrals(two_games, "train", 1, vlm.history)
+    batch, again, other = (Referrals(vlm, source, 9, 2, 3, seed=5)[step] for step in (4, 4, 5))
+    assert all(torch.equal(batch[name], again[name]) for name in batch)
+    assert not torch.equal(batch["frames"], other["frames"])
+    assert batch["frames"].shape == (2, 2, 210, 160, 3)
+    assert batch["masks"].shape == (2, 3, 210, 160)
+    words = vlm.tokenizer.decode(batch["read"][0, 0, : batch["lengths"][0, 0]])
+    assert words.startswith("the ")
+    assert words.endswith(":")
+
+
+def test_frames_of_several_sizes_are_laid_on_black():
+    laid = lay([np.ones((1, 2, 3, 3), np.uint8), np.ones((1, 4, 2, 3), np.uint8)])
+    assert laid.shape == (2, 1, 4, 3, 3)
+    assert laid[0, 0, 2:].sum() == laid[1, 0, :, 2:].sum() == 0
+    assert laid.sum() == 3 * (6 + 8)
+
+
+def test_dice_is_none_for_the_truth_and_for_finding_nothing_where_nothing_is():
+    truth = torch.zeros(3, 4, 4)
+    truth[0, :2] = truth[1, :2] = 1
+    shown = torch.stack([truth[0], 1 - truth[1], truth[2]])
+    assert dice_loss(shown, truth).tolist() == pytest.approx([0, 1 - 1 / 17, 0])
+
+
+def test_one_batch_is_learnt_and_the_figure_is_the_iou_of_what_is_meant(two_games):
+    vlm = build("tiny", seed=1)
+    torch.manual_seed(0)
+    head = MaskHead.of(vlm, 16)
+    batch = Referrals(vlm, GameReferrals(two_games, "train", 1, vlm.history, absent=0), 1, 2, 1, seed=0)[0]
+    lesson = Masks(vlm, head, bf16=False)
+    optimizer = torch.optim.AdamW([*vlm.model.parameters(), *head.parameters()], lr=5e-3)
+    first = lesson(**batch)
+    for _ in range(60):
+        out = lesson(**batch)
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+    assert first["iou"] < 0.1
+    assert out["iou"] > 0.6
+    assert float(out["loss"].detach()) == pytest.approx(float(out["bce"] + out["dice"]), abs=1e-5)
+
+
+def test_a_killed_run_goes_on_to_the_same_weights_head_included(two_games, tmp_path, monkeypatch):
+    whole = teach(small(two_games, tmp_path / "whole"))
+    forward, steps = Masks.forward, []
+
+    def killed_in_the_third(self, **batch):
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return forward(self, **batch)
+
+    monkeypatch.setattr(Masks, "forward", killed_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        teach(small(two_games, tmp_path / "killed"))
+    killed = teach(small(two_games, tmp_path / "killed"))
+    assert len(steps) == 3 + 2
+    for load in (lambda path: checkpoint.load(path).model, MaskHead.load):
+        one, other = load(whole).state_dict(), load(killed).state_dict()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    moved = checkpoint.read_training(whole)["moved"]
+    assert all(moved[role]["moved"] > 0 for role in ("encoder", "connector", "decoder"))
+
+
+def test_a_frozen_encoder_stays_and_lora_leaves_a_plain_model(two_games, tmp_path):
+    frozen = teach(small(two_games, tmp_path / "frozen", encoder_learning_rate=0.0))
+    assert checkpoint.read_training(frozen)["moved"]["encoder"]["moved"] == 0
+    lora = teach(small(two_games, tmp_path / "lora", decoder="lora", lora_rank=2, init=frozen))
+    assert list(checkpoint.load(lora).model.state_dict()) == list(checkpoint.load(frozen).model.state_dict())
+    assert not torch.equal(MaskHead.load(lora).query.weight, MaskHead.load(frozen).query.weight)
+
+
+@pytest.mark.parametrize("of", ["game", "image"])
+def test_a_mask_is_shown_on_a_games_frame_or_on_a_users_picture(two_games, tmp_path, of, capsys):
+    last = teach(small(two_games, tmp_path / "run", steps=1, save_every=1))
+    Image.fromarray(np.zeros((60, 40, 3), np.uint8)).save(tmp_path / "mine.png")
+    asked = ["--game", "pong"] if of == "game" else ["--image", str(tmp_path / "mine.png")]
+    words = ["--show", str(last), "--expression", "the ball", "--out", str(tmp_path / "shown" / "ball.png"), *asked]
+    assert main(words) == 0
+    assert read_picture(tmp_path / "shown" / "ball.png").shape == ((630, 480, 3) if of == "game" else (180, 120, 3))
+    assert "'the ball': " in capsys.readouterr().out
+
+
+def test_an_overlay_keeps_what_is_found_and_draws_its_border():
+    image, mask = np.full((8, 8, 3), 100, np.uint8), np.zeros((8, 8), bool)
+    mask[2:6, 2:6] = True
+    picture = overlay(image, mask)
+    assert picture[0, 0].tolist() == [45] * 3
+    assert picture[12, 12].tolist() == [100] * 3
+    assert picture[6, 6].tolist() == [255, 0, 255]
+
+
+def test_contradictory_settings_are_refused(tmp_path):
+    with pytest.raises(EnvsError, match="--data is missing"):
+        Args(out=tmp_path)
+    with pytest.raises(EnvsError, match="--show goes with --expression and either --game or --image"):
+        Args(out=tmp_path, show=tmp_path, expression="the ball")
+    with pytest.raises(EnvsError, match="--expressions must be at least 1, got 0"):
+        Args(out=tmp_path, data=(tmp_path,), expressions=0)

@@ -1,0 +1,107 @@
+"""The mask head reads the encoder's own maps and the words' state, learns both, and lies beside its model."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForImageTextToText
+
+from vlm import checkpoint
+from vlm.checkpoint import CheckpointError
+from vlm.errors import VlmError
+from vlm.mask_head import EncoderMaps, MaskHead, draw_masks, expression_states, expression_tokens
+from vlm.presets import build
+
+WORDS = [["the red ghost", "the left-most duck"], ["the gun", "the red object above the gun"]]
+
+
+def scene(seed=0, history=2):
+    """Two squares at random places: frames uint8[2, history, 210, 160, 3], masks bool[2, 2, 210, 160]."""
+    rng = np.random.default_rng(seed)
+    frames, masks = np.zeros((2, history, 210, 160, 3), np.uint8), np.zeros((2, 2, 210, 160), bool)
+    for image in range(2):
+        for number, colour in enumerate(((200, 72, 72), (66, 158, 130))):
+            top, left = rng.integers(0, 80) + 110 * number, rng.integers(0, 130)
+            frames[image, :, top : top + 16, left : left + 16] = colour
+            masks[image, number, top : top + 16, left : left + 16] = True
+    return frames, torch.from_numpy(masks)
+
+
+@pytest.fixture(params=["tiny", "tiny-clip"])
+def parts(request):
+    vlm = build(request.param, seed=1)
+    torch.manual_seed(0)
+    return vlm, MaskHead.of(vlm, width=16), EncoderMaps(vlm)
+
+
+def test_maps_are_the_encoders_own_of_each_size_the_finest_first():
+    vlm = build("tiny")
+    maps = EncoderMaps(vlm)
+    vlm.image_embeddings(vlm.pixels(scene()[0]))
+    assert [tuple(found.shape) for found in maps.take()] == [
+        (2, 4, 56, 40), (2, 8, 28, 20), (2, 16, 14, 10), (2, 32, 7, 5),
+    ]  # fmt: skip
+    with pytest.raises(VlmError, match="a model that has read an image"):
+        maps.take()
+
+
+def test_logits_cover_every_pixel_and_gradients_reach_encoder_and_decoder(parts):
+    vlm, head, maps = parts
+    pixels = vlm.pixels(scene(history=vlm.history)[0])
+    states = expression_states(vlm, pixels, *expression_tokens(vlm, WORDS))
+    logits = head(maps.take(), *states)
+    assert logits.shape == (2, 2, *pixels.shape[2:])
+    logits.square().mean().backward()
+    for part in (vlm.encoder, vlm.decoder, head):
+        assert sum(float(p.grad.abs().sum()) for p in part.parameters() if p.grad is not None) > 0
+
+
+@torch.no_grad()
+def test_expressions_asked_together_get_what_each_gets_alone(parts):
+    vlm, head, maps = parts
+    image = scene(history=vlm.history)[0][0]
+    together = draw_masks(vlm, head, maps, image, WORDS[1])
+    alone = [draw_masks(vlm, head, maps, image, [words])[0] for words in WORDS[1]]
+    assert together.shape == (2, 210, 160)
+    assert np.abs(together - np.stack(alone)).max() < 1e-5
+    assert np.abs(together[0] - together[1]).max() > 1e-4
+
+
+def test_one_batch_is_learnt_by_heart_by_its_words(tmp_path):
+    vlm = build("tiny", seed=1)
+    torch.manual_seed(0)
+    head, maps = MaskHead.of(vlm, width=16), EncoderMaps(vlm)
+    frames, masks = scene()
+    pixels, asked = vlm.pixels(frames), expression_tokens(vlm, [["the red object", "the cyan object"]] * 2)
+    optimizer = torch.optim.AdamW([*vlm.model.parameters(), *head.parameters()], lr=5e-3)
+    for _ in range(280):
+        logits = head(maps_of(vlm, maps, pixels), *expression_states(vlm, pixels, *asked))[..., :210, :160]
+        loss = functional.binary_cross_entropy_with_logits(logits, masks.float(), pos_weight=torch.tensor(4.0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    shown = (
+        np.stack([draw_masks(vlm, head, maps, frame, ["the red object", "the cyan object"]) for frame in frames]) > 0.5
+    )
+    truth = masks.numpy()
+    assert (shown & truth).sum() / (shown | truth).sum() > 0.9
+
+
+def maps_of(vlm, maps, pixels):
+    vlm.image_embeddings(pixels)
+    return maps.take()
+
+
+def test_a_head_lies_beside_its_model_which_plain_transformers_loads(parts, tmp_path):
+    vlm, head, maps = parts
+    checkpoint.save(vlm, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"with a mask head, mask_head\.safetensors and mask_head\.json, got"):
+        MaskHead.load(tmp_path / "run")
+    head.save(tmp_path / "run")
+    image = scene(history=vlm.history)[0][0]
+    loaded = checkpoint.load(tmp_path / "run")
+    again = draw_masks(loaded, MaskHead.load(tmp_path / "run"), EncoderMaps(loaded), image, WORDS[0])
+    assert np.array_equal(again, draw_masks(vlm, head, maps, image, WORDS[0]))
+    _, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "run", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
