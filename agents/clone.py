@@ -9,7 +9,6 @@ The encoder learns with the rest. A run that was killed goes on from its last ch
 Checkpoints are chosen by play on seeds kept for that (below 1000): the accuracy on frames says little about play.
 """
 
-import dataclasses
 import json
 import sys
 import time
@@ -39,14 +38,14 @@ from vlm.freezing import TrainablePlan, moved_tensors, parameter_groups, snapsho
 from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.prompts import action_prompt
-from vlm.provenance import command_line, git_commit, package_versions
+from vlm.schedule import Schedule
 from vlm.trainer import Lesson, train
 
 SELECTION_SEED = 900
 
 
-@dataclass
-class Args:
+@dataclass(kw_only=True)
+class Args(Schedule):
     """Clone a teacher's play into one text policy."""
 
     data: tuple[Path, ...]
@@ -68,10 +67,6 @@ class Args:
     readout: float | None = None
     """Weight of the loss of a plain net that reads the image tokens beside the decoder, in training only
     (`agents.readout`); None is 1 for a new model and 0 with --init."""
-    weight_decay: float = 0.05
-    """Weight decay on matrices."""
-    warmup_steps: int = 100
-    """Steps of linear warm-up."""
     targets: str = "soft"
     """soft: shares by the teacher's values; hard: the teacher's best action (or the player's, without a teacher)."""
     softness: float = 0.4
@@ -81,25 +76,19 @@ class Args:
     mirror: tuple[str, ...] = ()
     """Games shown mirrored left to right half of the time, with their actions mirrored too: where both sides of the
     screen obey the same rules, as in a symmetric maze, this doubles the data."""
-    seed: int = 0
-    """Seed of the initial weights and of the order of the data."""
-    save_every: int = 500
-    """Steps between checkpoints."""
     select_every: int = 1000
     """Steps between trials by play; 0: the last weights are the best."""
     select_games: int = 4
     """Whole games of each kind that a trial plays."""
     select_temperature: float = 0.0
     """The temperature that trials play at; 0 is greedy."""
-    bf16: bool = True
-    """Compute in bfloat16 where that is safe; the weights stay float32."""
-    workers: int = 1
-    """Processes that decode frames ahead."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "save_every"):
             if getattr(self, name) < 1:
                 raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.readout is not None and self.readout < 0:
+            raise EnvsError(f"--readout must be at least 0, got {self.readout}")
         if self.targets not in ("soft", "hard"):
             raise EnvsError(f"expected --targets soft or hard, got {self.targets!r}")
         if self.select_every and self.select_every % self.save_every:
@@ -206,17 +195,13 @@ class ChooseByPlay(TrainerCallback):
 
 def training_record(args: Args, lessons: list[TaughtGame]) -> dict[str, Any]:
     """Return what a checkpoint tells of its making."""
-    plain = json.loads(json.dumps(dataclasses.asdict(args), default=str))
     datasets = [
         {**lesson.data.info.to_dict(), "games": len(lesson.data.seeds), "decisions": len(lesson.rows),
          "mean_score": float(np.mean(lesson.data.scores))}
         for lesson in lessons
     ]  # fmt: skip
     return {
-        "command": command_line(),
-        "arguments": plain,
-        "commit": git_commit(),
-        "versions": package_versions(),
+        **args.record(),
         "games": sorted({lesson.data.info.game for lesson in lessons}),
         "datasets": datasets,
         "started_from": checkpoint.read_training(args.init) if args.init else None,
@@ -226,7 +211,7 @@ def training_record(args: Args, lessons: list[TaughtGame]) -> dict[str, Any]:
 def check_same_run(args: Args) -> None:
     """Let a run go on only with the arguments that it began with."""
     file = args.out / "arguments.json"
-    now = json.loads(json.dumps(dataclasses.asdict(args), default=str))
+    now = args.plain()
     if file.exists():
         before = json.loads(file.read_text())
         changed = [name for name in now if before.get(name) != now[name]]
@@ -291,10 +276,7 @@ def clone(args: Args, mix: Mix | None = None) -> Path:
         training,
         taught_batches,
         args.out,
-        warmup_steps=args.warmup_steps,
-        save_every=args.save_every,
-        seed=args.seed,
-        workers=args.workers,
+        args,
         callbacks=[ChooseByPlay(args, vlm, lessons, training)],
     )
     checkpoint.save(vlm, args.out / "last", {**training, "moved": moved_tensors(before, vlm)})

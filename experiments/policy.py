@@ -23,7 +23,7 @@ from pretrain.mixture import MixedBatches, MixedLesson, Task
 from vlm.model import PixelVLM
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Args(clone.Args):
     """Clone teachers' play, among questions about pixels."""
 

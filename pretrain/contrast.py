@@ -11,8 +11,6 @@ is the encoder of the preset (`vlm.clip.adopt_tower`). With a public CLIP or Sig
 A run that was killed goes on from its last checkpoint when the command is repeated.
 """
 
-import dataclasses
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,15 +33,15 @@ from vlm.clip import PixelClip, build_clip, load_clip
 from vlm.codes import start_places
 from vlm.command import run
 from vlm.errors import VlmError
-from vlm.provenance import command_line, git_commit, package_versions
+from vlm.schedule import Schedule
 from vlm.trainer import Lesson, train
 
 LOUDER = 4  # patches of frames start with a root mean square of 0.2, which positions of size 1 would drown
 UNTITLED = 0.3  # share of captions that do not tell the game, so that objects have to be looked at
 
 
-@dataclass
-class Args:
+@dataclass(kw_only=True)
+class Args(Schedule):
     """Train a small CLIP on frames of games and captions."""
 
     data: tuple[Path, ...]
@@ -58,6 +56,10 @@ class Args:
     """The grid whose rows and columns a new tower's positions start from (`vlm.codes`): 32, 64 or native."""
     steps: int = 800
     """Optimizer steps."""
+    weight_decay: float = 0.1
+    """Weight decay on matrices."""
+    warmup_steps: int = 60
+    """Steps of linear warm-up."""
     images: int = 96
     """Frames a step, each with its caption: every other frame's caption is a wrong one."""
     games: int = 16
@@ -68,18 +70,6 @@ class Args:
     """The last episodes of every dataset, kept for measuring."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
-    weight_decay: float = 0.1
-    """Weight decay on matrices."""
-    warmup_steps: int = 60
-    """Steps of linear warm-up."""
-    seed: int = 0
-    """Seed of the initial weights, of the frames and of their captions."""
-    save_every: int = 200
-    """Steps between checkpoints."""
-    bf16: bool = True
-    """Compute in bfloat16 where that is safe; the weights stay float32."""
-    workers: int = 1
-    """Processes that decode and caption frames ahead."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "images", "games", "games_at_end", "save_every", "hold_episodes"):
@@ -208,23 +198,14 @@ def pretrain(args: Args) -> Path:
     clip = start_clip(args, sets)
     pairs = Pairs(sets, clip, args)
     args.out.mkdir(parents=True, exist_ok=True)
-    record = {
-        "command": command_line(),
-        "arguments": json.loads(json.dumps(dataclasses.asdict(args), default=str)),
-        "commit": git_commit(),
-        "versions": package_versions(),
-        "frames_of": sorted({data.info.game for data in sets}),
-    }
+    record = {**args.record(), "frames_of": sorted({data.info.game for data in sets})}
     train(
         Contrast(clip, args.bf16),
         _groups(clip, args),
         record,
         pairs,
         args.out,
-        warmup_steps=args.warmup_steps,
-        save_every=args.save_every,
-        seed=args.seed,
-        workers=args.workers,
+        args,
     )
     checkpoint.save(clip, args.out / "last", record)
     return args.out / "last"

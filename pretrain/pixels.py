@@ -14,12 +14,10 @@ likeliest and of the expected number, of 255; and `variation`, how much image to
 A run that was killed goes on from its last checkpoint when the command is repeated.
 """
 
-import dataclasses
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 from transformers import TrainerCallback
@@ -41,14 +39,14 @@ from vlm.freezing import TrainablePlan, moved_tensors, parameter_groups, snapsho
 from vlm.lora import add_lora, merge
 from vlm.model import PixelVLM
 from vlm.presets import build
-from vlm.provenance import command_line, git_commit, package_versions
+from vlm.schedule import Schedule
 from vlm.trainer import Lesson, train
 
 CAPTIONS = 4  # of each frame
 
 
-@dataclass
-class Args:
+@dataclass(kw_only=True)
+class Args(Schedule):
     """Train pixel value prediction."""
 
     out: Path
@@ -87,8 +85,6 @@ class Args:
     mosaics."""
     settled: float = 1.0
     """What all learning rates are multiplied by once the gaze is let go."""
-    steps: int = 2000
-    """Optimizer steps."""
     images: int = 8
     """Images a step."""
     questions: int = 48
@@ -105,18 +101,6 @@ class Args:
     """The connector's own, if another; 0 freezes it."""
     encoder_learning_rate: float | None = None
     """The encoder's own, if another; 0 freezes it, the paper's first finding."""
-    weight_decay: float = 0.05
-    """Weight decay on matrices."""
-    warmup_steps: int = 100
-    """Steps of linear warm-up."""
-    seed: int = 0
-    """Seed of the initial weights and of what is asked."""
-    save_every: int = 500
-    """Steps between checkpoints."""
-    bf16: bool = True
-    """Compute in bfloat16 where that is safe; the weights stay float32."""
-    workers: int = 1
-    """Processes that decode images ahead."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "images", "questions", "save_every", "lora_rank"):
@@ -202,7 +186,7 @@ def pretrain(args: Args, callbacks: list[TrainerCallback] | None = None, vlm: Pi
         *([FitGaze(vlm, questions, args.flat, args.hold, args.settled)] if args.flat else []),
     ]
     args.out.mkdir(parents=True, exist_ok=True)
-    record = make_record(args)
+    record = {**args.record(), "games": [], "images_of": sorted(args.data)}
     taught, batches = mix_captions(vlm, args, lesson, questions)
     train(
         taught,
@@ -210,10 +194,7 @@ def pretrain(args: Args, callbacks: list[TrainerCallback] | None = None, vlm: Pi
         record,
         batches,
         args.out,
-        warmup_steps=args.warmup_steps,
-        save_every=args.save_every,
-        seed=args.seed,
-        workers=args.workers,
+        args,
         callbacks=callbacks,
     )
     merge(vlm)
@@ -224,18 +205,6 @@ def pretrain(args: Args, callbacks: list[TrainerCallback] | None = None, vlm: Pi
             f"{role}: {report['moved']} of {report['tensors']} tensors moved, by {report['largest_change']:.2g} at most"
         )
     return args.out / "last"
-
-
-def make_record(args: Args) -> dict[str, Any]:
-    """Return how a checkpoint is made, for its `training.json`."""
-    return {
-        "command": command_line(),
-        "arguments": json.loads(json.dumps(dataclasses.asdict(args), default=str)),
-        "commit": git_commit(),
-        "versions": package_versions(),
-        "games": [],
-        "images_of": sorted(args.data),
-    }
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,12 +11,10 @@ the mask is written, of an image of your own or of a frame of a game.
 A run that was killed goes on from its last checkpoint when the command is repeated.
 """
 
-import dataclasses
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,7 +35,7 @@ from vlm.lora import add_lora, merge
 from vlm.mask_head import EncoderMaps, MaskHead, draw_masks
 from vlm.model import PixelVLM
 from vlm.presets import build
-from vlm.provenance import command_line, git_commit, package_versions
+from vlm.schedule import Schedule
 from vlm.trainer import train
 
 SHOWN = (255, 0, 255)  # the colour of a mask in a picture, which no game uses
@@ -45,8 +43,8 @@ ENLARGED = 3
 FIRST_FRAMES = 40  # decisions of doing nothing before a game's frame is shown
 
 
-@dataclass
-class Args:
+@dataclass(kw_only=True)
+class Args(Schedule):
     """Train referring segmentation, or show a mask."""
 
     out: Path
@@ -61,8 +59,6 @@ class Args:
     """A checkpoint to start from, instead of a new model; its mask head as well if it has one."""
     width: int = 64
     """The width of a new mask head's maps."""
-    steps: int = 2000
-    """Optimizer steps."""
     images: int = 8
     """Frames a step."""
     expressions: int = 6
@@ -79,18 +75,6 @@ class Args:
     """The encoder's; 0 freezes it."""
     head_learning_rate: float = 1e-3
     """The mask head's."""
-    weight_decay: float = 0.05
-    """Weight decay on matrices."""
-    warmup_steps: int = 100
-    """Steps of linear warm-up."""
-    seed: int = 0
-    """Seed of new weights and of what is asked."""
-    save_every: int = 250
-    """Steps between checkpoints."""
-    bf16: bool = True
-    """Compute in bfloat16 where that is safe; the weights stay float32."""
-    workers: int = 1
-    """Processes that make expressions ahead."""
     show: Path | None = None
     """A checkpoint with a mask head to show at work, instead of training."""
     expression: str = ""
@@ -133,33 +117,19 @@ def teach(args: Args) -> Path:
     source = GameReferrals(args.data, "train", args.steps, vlm.history, args.hold, args.absent, args.seed)
     lesson = Masks(vlm, head, args.bf16)
     args.out.mkdir(parents=True, exist_ok=True)
-    record = make_record(args)
+    record = {**args.record(), "started_from": checkpoint.read_training(args.init) if args.init else None}
     train(
         lesson,
         groups,
         record,
         Referrals(vlm, source, args.steps, args.images, args.expressions, args.seed),
         args.out,
-        warmup_steps=args.warmup_steps,
-        save_every=args.save_every,
-        seed=args.seed,
-        workers=args.workers,
+        args,
     )
     merge(vlm)
     checkpoint.save(vlm, args.out / "last", {**record, "moved": moved_tensors(before, vlm)})
     head.save(args.out / "last")
     return args.out / "last"
-
-
-def make_record(args: Args) -> dict[str, Any]:
-    """Return how a checkpoint is made, for its `training.json`."""
-    return {
-        "command": command_line(),
-        "arguments": json.loads(json.dumps(dataclasses.asdict(args), default=str)),
-        "commit": git_commit(),
-        "versions": package_versions(),
-        "started_from": checkpoint.read_training(args.init) if args.init else None,
-    }
 
 
 def frame_of(game_name: str, seed: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from vlm import lora
 from vlm.model import PixelModel
+from vlm.schedule import Schedule
 
 
 class Lesson(nn.Module):
@@ -92,11 +93,7 @@ def train(
     record: dict[str, Any],
     batches: Sized,
     out: Path,
-    *,
-    warmup_steps: int,
-    save_every: int,
-    seed: int,
-    workers: int,
+    schedule: Schedule,
     callbacks: list[TrainerCallback] | None = None,
 ) -> None:
     """Train on every batch, or go on from the last checkpoint in `out/checkpoints`; logs go to TensorBoard."""
@@ -106,17 +103,17 @@ def train(
         max_steps=len(batches),
         per_device_train_batch_size=1,  # an item is a whole batch
         lr_scheduler_type="cosine",
-        warmup_steps=warmup_steps,
+        warmup_steps=schedule.warmup_steps,
         max_grad_norm=1.0,
-        save_steps=save_every,
+        save_steps=schedule.save_every,
         save_total_limit=1,
         logging_steps=50,
         logging_nan_inf_filter=False,
         report_to=["tensorboard"],
         remove_unused_columns=False,
-        dataloader_num_workers=workers,
+        dataloader_num_workers=schedule.workers,
         dataloader_pin_memory=False,
-        seed=seed,
+        seed=schedule.seed,
     )
     trainer = VlmTrainer(lesson, groups, record, args=arguments, train_dataset=batches, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(place)) if place.is_dir() else None)

@@ -162,6 +162,11 @@ def test_a_readout_learns_beside_the_decoder_and_is_no_part_of_what_is_saved(tau
     assert not list((tmp_path / "next").rglob("readout.safetensors"))  # one that can play needs none
 
 
+def test_a_readout_of_less_than_nothing_is_refused(taught, tmp_path, capsys):
+    assert command(*SMALL, "--data", taught, "--readout", "-1", "--out", tmp_path / "run") == 2
+    assert "--readout must be at least 0, got -1.0" in capsys.readouterr().err
+
+
 def test_a_readout_reads_every_game_off_the_tokens_that_the_model_saw_last():
     vlm = build("tiny")
     readout = Readout(vlm, {"Carnival": (214, 160, 6), "MsPacman": (250, 160, 9)})
