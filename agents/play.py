@@ -5,6 +5,7 @@
     python -m agents.play --game Pong --agent random --no-video
     python -m agents.play --game Carnival --agent planner --max-frames 2000
     python -m agents.play --game MsPacman --checkpoint runs/clone/best --decode generate
+    python -m agents.play --game MsPacman --highlight "the red ghost" --finder runs/refer/last
 
 Each game becomes an mp4 at true speed: the game's frames, the model's text action, the scores of all legal actions as
 bars, the running score. The scores are printed beside random, human and published ones, and written as JSON. The same
@@ -16,7 +17,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tyro
@@ -27,13 +28,16 @@ from agents.build import SEARCHERS, make_agent, needs_emulator, split_spec
 from agents.command import run
 from agents.results import new_result, read_result, write_result
 from agents.rollout import Turn, play_games
-from agents.video import VideoWriter
+from agents.video import Shown, VideoWriter
 from envs.atari import Lanes, make_envs
 from envs.errors import EnvsError
 from envs.games import Game, find_game
 from envs.protocol import episode_seeds, find_protocol
 from envs.reference_scores import MissingReferenceError, all_references, reference
 from vlm.shipped import SHIPPED
+
+if TYPE_CHECKING:
+    from agents.highlight import Highlight
 
 SCORES = SHIPPED.parent.parent.parent / "experiments" / "results" / "shipped.json"
 LEAST_FREE_BYTES = 64 * 2**20
@@ -68,6 +72,10 @@ class Args:
     """Where the videos and the JSON go."""
     video: bool = True
     """Film the games; --no-video plays faster."""
+    highlight: str = ""
+    """Words for something in the game, "the red ghost": the video shows the mask that --finder finds for them."""
+    finder: Path | None = None
+    """A checkpoint that was taught masks (`pretrain.refer`); by default the one that plays."""
     render: Literal["none", "human"] = "none"
     """human: show the game in a window while it is played."""
 
@@ -79,6 +87,10 @@ class Args:
         kind, path = split_spec(self.agent)
         if self.checkpoint and (kind != "vlm" or path):
             raise EnvsError(f"--checkpoint is for --agent vlm, got --agent {self.agent}")
+        if self.highlight.strip() and not self.video:
+            raise EnvsError("--highlight is drawn in the video, which --no-video leaves out")
+        if self.finder and not self.highlight.strip():
+            raise EnvsError('--finder goes with --highlight "what to find"')
 
     @property
     def spec(self) -> str:
@@ -93,6 +105,7 @@ class Recording:
         self.args, self.envs, self.agent = args, envs, agent
         self.games: list[dict[str, Any]] = []
         self._video: VideoWriter | None = None
+        self._highlight = _highlight(args) if args.highlight.strip() else None
         self._window = _window(envs) if args.render == "human" else None
         self._started = time.monotonic()
 
@@ -101,7 +114,8 @@ class Recording:
         if turn.step == 0:
             self._start(turn)
         if self._video:
-            self._video.step(turn)
+            found = self._highlight
+            self._video.step(turn, found and Shown(found.words, found.find(turn)))
         if self._window:
             self._window.show(turn.frame)
         row = self.games[-1]
@@ -139,6 +153,14 @@ def _window(envs: Lanes) -> Any:
     from agents.human_agent import Window
 
     return Window(envs.game)
+
+
+def _highlight(args: Args) -> "Highlight":
+    from agents.highlight import Highlight
+
+    kind, path = split_spec(args.spec)
+    playing = Path(path) if kind == "vlm" and path else SHIPPED
+    return Highlight.load(args.finder or playing, args.highlight)
 
 
 def check_out(out: Path, video: bool) -> None:

@@ -6,6 +6,7 @@ written under another name and renamed when it is whole; `check_video` decodes i
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from agents.rollout import Turn
 from envs.errors import EnvsError
+from vlm.overlay import SHOWN, overlay
 
 EMULATOR_FRAMES_PER_SECOND = 60
 SCALE = 3
@@ -22,14 +24,29 @@ PANEL = 288
 INK, DIM, BACK, BAR, CHOSEN = (236, 236, 240), (150, 152, 164), (18, 19, 26), (62, 84, 122), (255, 176, 46)
 
 
-def draw_turn(turn: Turn, title: str, agent: str, action_names: tuple[str, ...]) -> np.ndarray:
+@dataclass(frozen=True)
+class Shown:
+    """What a viewer asked to see: words, and their mask bool[H, W] in the frame at hand."""
+
+    words: str
+    mask: np.ndarray
+
+
+def draw_turn(
+    turn: Turn, title: str, agent: str, action_names: tuple[str, ...], shown: Shown | None = None
+) -> np.ndarray:
     """Return the picture of a turn, uint8[rows, columns, 3], both sides multiples of 16 as encoders like them."""
     height, width, _ = turn.frame.shape
     rows = -(-SCALE * height // 16) * 16
     picture = Image.new("RGB", (SCALE * width + PANEL, rows), BACK)
-    game = Image.fromarray(turn.frame).resize((SCALE * width, SCALE * height), Image.Resampling.NEAREST)
+    mask = shown.mask if shown else np.zeros((height, width), dtype=bool)
+    game = Image.fromarray(overlay(turn.frame, mask, SCALE, dim=False))
     picture.paste(game, (0, (rows - SCALE * height) // 2))
-    _draw_panel(ImageDraw.Draw(picture), SCALE * width + 18, turn, title, agent, action_names)
+    draw = ImageDraw.Draw(picture)
+    _draw_panel(draw, SCALE * width + 18, turn, title, agent, action_names)
+    if shown:
+        said = f"{_short(shown.words, 34)}: {int(mask.sum())} pixels"
+        draw.text((SCALE * width + 18, rows - 30), said, SHOWN, ImageFont.load_default(13))
     return np.asarray(picture)
 
 
@@ -46,8 +63,7 @@ def _draw_panel(
     seconds = turn.step * 4 // EMULATOR_FRAMES_PER_SECOND
     draw.text((left + 130, 104), f"{seconds // 60}:{seconds % 60:02d}", INK, large)
     draw.text((left, 152), "it says", DIM, small)
-    said = turn.text if len(turn.text) < 20 else turn.text[:19] + "…"
-    draw.text((left, 168), f"“{said}”", (255, 96, 96) if turn.unparsable else CHOSEN, large)
+    draw.text((left, 168), f"“{_short(turn.text, 19)}”", (255, 96, 96) if turn.unparsable else CHOSEN, large)
     shares = bar_lengths(turn.scores, len(action_names))
     step = min(24, 360 // len(action_names))
     for i, (name, share) in enumerate(zip(action_names, shares, strict=True)):
@@ -57,6 +73,10 @@ def _draw_panel(
         if share > 0:
             draw.rectangle((left + 118, top + 3, left + 118 + share * (right - left - 118), top + step - 6), colour)
         draw.text((left, top), name, INK if i == turn.action else DIM, text if step > 20 else small)
+
+
+def _short(text: str, letters: int) -> str:
+    return text if len(text) <= letters else text[:letters] + "…"
 
 
 def bar_lengths(scores: np.ndarray | None, count: int) -> np.ndarray:
@@ -92,10 +112,10 @@ class VideoWriter:
             output_params=["-preset", "veryfast", "-crf", "20", "-threads", "1"],
         )
 
-    def step(self, turn: Turn) -> None:
+    def step(self, turn: Turn, shown: Shown | None = None) -> None:
         """Add a turn; a disk that is full, or an encoder that died, is told in one line."""
         try:
-            self._writer.append_data(draw_turn(turn, *self._look))
+            self._writer.append_data(draw_turn(turn, *self._look, shown))
         except OSError as error:
             raise EnvsError(f"{self.file} could not be filmed further (is the disk full?): {error}") from error
         self.frames += 1

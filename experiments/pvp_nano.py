@@ -10,11 +10,12 @@ same questions in the same order and the same number of steps, from the same sem
     open       the same frames made strange, and synthetic images; measured on held-out games, on photographs (of
                scikit-image) and on other synthetic images. Only reading helps.
 
-The semantic encoder is the tower of a small CLIP (`pretrain.contrast`), trained on the training episodes of the
-training games before the first job, if it is not there. Rows: `floor` rows for what one would answer without reading;
-`step` rows of each arm along its training, on a sample; at its last step every place of every image, with PSNR, SSIM
-and the errors on small objects; and, as `set` meaning and detail, what the encoder knows of games and objects before
-and after (`pretrain.semantics`), and what its tokens tell of their own colour and place (`pretrain.detail`).
+The semantic encoder is the tower of the small CLIP that the repository ships, trained on the training episodes of the
+training games (`pretrain.contrast`; its `training.json` holds the command). Rows: `floor` rows for what one would
+answer without reading; `step` rows of each arm along its training, on a sample; at its last step every place of every
+image, with PSNR, SSIM and the errors on small objects; and, as `set` meaning and detail, what the encoder knows of
+games and objects before and after (`pretrain.semantics`), and what its tokens tell of their own colour and place
+(`pretrain.detail`).
 """
 
 import importlib.util
@@ -33,7 +34,7 @@ from agents import record
 from envs.episodes import write_atomically
 from envs.errors import EnvsError
 from experiments.jobs import Job
-from pretrain import contrast, pixels, semantics
+from pretrain import pixels, semantics
 from pretrain.augment import to_size
 from pretrain.detail import measure_detail
 from pretrain.images import EpisodeFrames, SyntheticImages, read_picture
@@ -44,6 +45,7 @@ from pretrain.reconstruct import figures, floors, image_figures, patch_size, tri
 from vlm import checkpoint
 from vlm.clip import load_clip
 from vlm.model import PixelVLM
+from vlm.shipped import SHIPPED_CLIP
 
 ENCODERS = ("frozen", "adapted")
 PHOTOGRAPHS = (
@@ -79,7 +81,7 @@ class Setting:
 
     games, strangers: trained on, and held out whole; episodes, frames: recorded of each game by random play, and the
     emulator frames of each episode; hold: episodes of each training game held out; tower: the contrast-trained CLIP,
-    None for random weights, and its steps; images_full, images_curve, places_curve: measured at the end and along the
+    None for random weights; images_full, images_curve, places_curve: measured at the end and along the
     way; meaning_fit, meaning_asked, captions: frames a game for the semantic probes, and captions to find again.
     """
 
@@ -94,8 +96,7 @@ class Setting:
     hold: int = 2
     data: Path = Path("data")
     regimes: tuple[Regime, ...] = (OPEN, FAMILIAR)
-    tower: Path | None = Path("runs/contrast")
-    tower_steps: int = 1200
+    tower: Path | None = SHIPPED_CLIP
     preset: str = "nano-clip"
     grid: str = "32"
     size: tuple[int, int] = (210, 160)
@@ -129,23 +130,9 @@ class Probe:
 
 
 def prepare(setting: Setting = NANO) -> None:
-    """Record the frames and train the semantic encoder, where they are not there yet."""
+    """Record the frames of every game, where they are not there yet."""
     for game in (*setting.games, *setting.strangers):
         frames_of(setting, game)
-    if setting.tower and not (setting.tower / "last").exists():
-        data = tuple(frames_of(setting, game) for game in setting.games)
-        contrast.pretrain(
-            contrast.Args(
-                data=data,
-                out=setting.tower,
-                preset=setting.preset,
-                grid=setting.grid,
-                steps=setting.tower_steps,
-                hold_episodes=setting.hold,
-                save_every=100,
-                workers=setting.workers,
-            )
-        )
 
 
 def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> list[Job]:
@@ -155,7 +142,8 @@ def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> li
         for regime in setting.regimes
     ]
     if setting.tower:
-        found.append(Job({"regime": "both", "arm": "start"}, 120, partial(measure_start, setting)))
+        key = {"regime": "both", "arm": "start", "tower": checkpoint.content_hash(setting.tower)}
+        found.append(Job(key, 120, partial(measure_start, setting)))
     for seed in seeds or SEEDS:
         for regime in setting.regimes:
             seconds = regime.steps * regime.seconds_a_step + 150
@@ -181,7 +169,7 @@ def training_args(setting: Setting, regime: Regime, encoder: str, seed: int, out
         data=tuple(str(frames_of(setting, game)) for game in setting.games),
         hold_episodes=setting.hold,
         preset=setting.preset,
-        tower=setting.tower and setting.tower / "last",
+        tower=setting.tower,
         start_codes=True,
         grid=setting.grid,
         size=setting.size,
@@ -315,7 +303,7 @@ def semantic_args(setting: Setting) -> semantics.Args:
     """Return how meaning is measured: on held-out episodes of the training games, and on the strangers."""
     assert setting.tower
     return semantics.Args(
-        clip=setting.tower / "last",
+        clip=setting.tower,
         data=tuple(frames_of(setting, game) for game in setting.games),
         held_out_games=tuple(frames_of(setting, game) for game in setting.strangers),
         out=Path("unused"),
@@ -357,7 +345,8 @@ def measure_arm(setting: Setting, regime: Regime, encoder: str, seed: int, work:
     if setting.tower:
         rows.append({**end, "set": MEANING, **semantics.measure_vlm(semantic_args(setting), trained)})
     rows.append({**end, "set": DETAIL, **measure_detail(trained)})
-    return rows
+    tower = setting.tower and checkpoint.content_hash(setting.tower)
+    return [{"tower": tower, **row} for row in rows]
 
 
 def draw_triptychs(work: Path, out: Path, seed: int = 0, setting: Setting = NANO) -> list[Path]:

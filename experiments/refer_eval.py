@@ -7,7 +7,8 @@
 Answers go to `answers.jsonl` as packed run lengths (`pretrain.mask_answers`), which `--answers FILE` scores again
 without a model; the figures (`pretrain.mask_measures`) to `refer.json`; a few pictures, truth beside answer, with them.
 An expression without an answer counts as an empty mask, and one that means nothing in its picture is to be answered by
-an empty mask. The mask head answers the expression itself: nothing is generated, and no answer is shown to the model.
+an empty mask. No answer is shown to the model: the mask head answers the expression itself, and points are the
+probability of a 1 against a 0 as the next word.
 """
 
 import json
@@ -18,13 +19,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 import tyro
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional
 from tqdm import tqdm
 
 from agents.command import run
@@ -33,15 +31,12 @@ from envs.errors import EnvsError
 from pretrain.coco_masks import COMPATS
 from pretrain.mask_answers import MaskAnswer, read_answers, write_answers
 from pretrain.mask_measures import Overlap, mask_figures, overlap
-from pretrain.reconstruct import bring_to, taught_size
-from pretrain.refer import overlay
+from pretrain.refer import GAMES
 from pretrain.refer_data import ReferDataset
 from pretrain.refer_games import GameReferrals
 from vlm import checkpoint
-from vlm.mask_head import EncoderMaps, MaskHead, expression_states, expression_tokens
-from vlm.model import PixelVLM
-
-GAMES = "games"
+from vlm.mask_finder import MaskFinder, load_finder
+from vlm.overlay import overlay
 
 
 @dataclass
@@ -135,39 +130,12 @@ class GameItems:
         return Item(index, index, found.words, found.stack, found.mask)
 
 
-class Finder:
-    """A model with a mask head, asked one expression at a time."""
-
-    def __init__(self, directory: Path):
-        self.vlm: PixelVLM = checkpoint.load(directory)
-        self.head, self.maps = MaskHead.load(directory), EncoderMaps(self.vlm)
-        self.size = taught_size(directory)
-
-    @torch.no_grad()
-    def find(self, item: Item) -> np.ndarray:
-        """Return the mask bool[H, W] of an item, at its picture's own size."""
-        height, width = item.image.shape[1:3]
-        shown = np.stack([bring_to(frame, self.size) for frame in item.image])
-        if len(shown) < self.vlm.history:
-            shown = np.repeat(shown[-1:], self.vlm.history, axis=0)
-        pixels = self.vlm.pixels(shown[None])
-        states = expression_states(self.vlm, pixels, *expression_tokens(self.vlm, [[item.words]]))
-        logits = self.head(self.maps.take(), *states)[..., : shown.shape[1], : shown.shape[2]]
-        return (_resized(logits, height, width)[0, 0] > 0).cpu().numpy()
-
-
-def _resized(logits: Tensor, height: int, width: int) -> Tensor:
-    if logits.shape[2:] == (height, width):
-        return logits
-    return functional.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
-
-
 def open_items(args: Args, history: int) -> Items:
     """Return what is to be answered."""
     return GameItems(args, history) if args.dataset == GAMES else ReferItems(args)
 
 
-def answer(args: Args, finder: Finder, items: Items, state: PartialState) -> list[tuple[MaskAnswer, Overlap]]:
+def answer(args: Args, finder: MaskFinder, items: Items, state: PartialState) -> list[tuple[MaskAnswer, Overlap]]:
     """Return every item's answer and how it overlaps the truth, in order; processes share the items by ranges."""
     with state.split_between_processes(list(range(len(items)))) as own:
         found = list(_answer_some(args, finder, items, own, state.is_main_process))
@@ -175,11 +143,11 @@ def answer(args: Args, finder: Finder, items: Items, state: PartialState) -> lis
 
 
 def _answer_some(
-    args: Args, finder: Finder, items: Items, own: list[int], told: bool
+    args: Args, finder: MaskFinder, items: Items, own: list[int], told: bool
 ) -> Iterator[tuple[MaskAnswer, Overlap]]:
     for index in tqdm(own, desc="find", unit="expression", disable=not told):
         item = items.item(index)
-        mask = finder.find(item)
+        mask = finder.find(item.image, [item.words])[0] > 0.5
         if index < args.pictures:
             args.out.mkdir(parents=True, exist_ok=True)
             name = "".join(letter if letter.isalnum() else "-" for letter in item.words)
@@ -206,10 +174,10 @@ def evaluate(args: Args) -> dict[str, Any] | None:
         "dataset": args.dataset,
         "split": args.split,
         "convention": args.compat,
-        "answered": "mask head",
     }
     if args.checkpoint:
-        finder = Finder(args.checkpoint)
+        finder = load_finder(args.checkpoint)
+        row["answered"] = finder.way
         found = answer(args, finder, open_items(args, finder.vlm.history), state)
         overlaps = [one for _, one in found]
         row["checkpoint"] = checkpoint.content_hash(args.checkpoint)

@@ -70,6 +70,8 @@ class Args(Schedule):
     """The last episodes of every dataset, kept for measuring."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
+    half: bool = False
+    """Store the result in bfloat16, at half the size."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "images", "games", "games_at_end", "save_every", "hold_episodes"):
@@ -207,7 +209,7 @@ def pretrain(args: Args) -> Path:
         args.out,
         args,
     )
-    checkpoint.save(clip, args.out / "last", record)
+    checkpoint.save(clip, args.out / "last", record, args.half)
     return args.out / "last"
 
 

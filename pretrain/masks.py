@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from pretrain.refer_games import GameReferrals
+from pretrain.referrals import ReferralSource
 from vlm.mask_head import EncoderMaps, MaskHead, expression_states, expression_tokens
 from vlm.model import PixelVLM
 from vlm.trainer import Lesson
@@ -39,7 +39,7 @@ class Referrals(Dataset):
     tokens, and `masks` bool[B, K, H, W].
     """
 
-    def __init__(self, vlm: PixelVLM, source: GameReferrals, steps: int, images: int, count: int, seed: int):
+    def __init__(self, vlm: PixelVLM, source: ReferralSource, steps: int, images: int, count: int, seed: int):
         self.vlm, self.source = vlm, source
         self.steps, self.images, self.count, self.seed = steps, images, count, seed
 
@@ -48,16 +48,13 @@ class Referrals(Dataset):
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, step, 0x5E6])
-        drawn = [
-            self.source.draw(rng, int(rng.integers(len(self.source.sets))), self.count) for _ in range(self.images)
-        ]
-        words = [[expression.words for expression, _ in pairs] for _, _, pairs in drawn]
-        _, read, lengths = expression_tokens(self.vlm, words)
+        drawn = [self.source.draw(rng, self.count) for _ in range(self.images)]
+        _, read, lengths = expression_tokens(self.vlm, [one.words for one in drawn])
         return {
-            "frames": torch.from_numpy(lay([stack for _, stack, _ in drawn])),
+            "frames": torch.from_numpy(lay([one.stack for one in drawn])),
             "read": read,
             "lengths": lengths,
-            "masks": torch.from_numpy(lay([np.stack([mask for _, mask in pairs]) for _, _, pairs in drawn])),
+            "masks": torch.from_numpy(lay([one.masks for one in drawn])),
         }
 
 

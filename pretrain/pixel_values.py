@@ -79,14 +79,25 @@ class Questions(Dataset):
     While images are flat there are `FLAT` times as many of them, with as many fewer questions about each: they differ
     in colour alone, and what counts is how many colours a step shows (`experiments/LOG.md`).
 
+    With `shuffled` every image is answered for with the colours of the next one of its step: a control, which teaches
+    the form of questions and answers, coordinates included, and nothing of what is seen.
+
     An item is `frames` uint8[B, history, H, W, 3], `read` int[B, K, L], question and answer, and `said` int[B, K, L],
     what shall be said next at each token of it (`IGNORED` within the question).
     """
 
     def __init__(
-        self, draw: ImageDraw, language: PixelLanguage, grid: str, steps: int, images: int, count: int, seed: int
+        self,
+        draw: ImageDraw,
+        language: PixelLanguage,
+        grid: str,
+        steps: int,
+        images: int,
+        count: int,
+        seed: int,
+        shuffled: bool = False,
     ):
-        self.draw, self.language, self.grid = draw, language, grid
+        self.draw, self.language, self.grid, self.shuffled = draw, language, grid, shuffled
         self.steps, self.images, self.count, self.seed = steps, images, count, seed
         colours(draw(np.random.default_rng(seed), 1.0)[-1], grid)  # a grid that is too fine is refused here
 
@@ -98,7 +109,8 @@ class Questions(Dataset):
         done = step / self.steps
         factor = FLAT if done < self.draw.flat else 1
         stacks = [self.draw(rng, done) for _ in range(self.images * factor)]
-        asked = [self._ask(stack[-1], max(1, self.count // factor), rng) for stack in stacks]
+        answering = [*stacks[1:], stacks[0]] if self.shuffled else stacks
+        asked = [self._ask(stack[-1], max(1, self.count // factor), rng) for stack in answering]
         return {
             "frames": torch.from_numpy(np.stack(stacks)),
             "read": pad_rows([read for read, _ in asked], self.language.pad),

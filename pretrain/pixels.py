@@ -76,6 +76,8 @@ class Args(Schedule):
     captions: float = 0.0
     """Share of the steps that are captions of recorded games instead (`pretrain.captioning`), so that meaning is not
     lost over detail; a new model has the words of captions in its vocabulary."""
+    shuffled: bool = False
+    """Answer for every image with another's colours: a control that teaches the form and no detail."""
     ramp: float = 0.0
     """Share of the steps over which augmentation and the fineness of synthetic images rise from nothing."""
     flat: float = 0.0
@@ -113,6 +115,8 @@ class Args(Schedule):
                 raise EnvsError(f"--{name} must be from 0 to 1, got {getattr(self, name)}")
         if not self.data and self.synthetic < 1:
             raise EnvsError("--data is missing; only --synthetic 1 goes without")
+        if self.shuffled and self.images < 2:
+            raise EnvsError("--shuffled asks for --images of at least 2")
         if self.tower and self.init:
             raise EnvsError("--tower and --init both say where the encoder starts from; give one")
         parse_grid(self.grid)
@@ -153,7 +157,7 @@ def make_lesson(vlm: PixelVLM, args: Args) -> tuple[PixelValues, Questions]:
     draw = ImageDraw(
         sources, args.size, vlm.history, args.augmentation, args.synthetic, args.ramp, args.flat, args.hold
     )
-    questions = Questions(draw, language, args.grid, args.steps, args.images, args.questions, args.seed)
+    questions = Questions(draw, language, args.grid, args.steps, args.images, args.questions, args.seed, args.shuffled)
     return PixelValues(vlm, args.bf16, language, args.soft), questions
 
 

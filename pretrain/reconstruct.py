@@ -35,6 +35,7 @@ from vlm.model import PixelVLM
 from vlm.prompts import ORDERS
 from vlm.provenance import command_line, git_commit
 from vlm.shipped import SHIPPED
+from vlm.taught_size import bring_to, taught_size
 
 TAUGHT = "as taught"
 PATCH = 16  # of the floor of patch means, where a model's encoder does not say what it cuts images into
@@ -96,21 +97,6 @@ class Subject:
     name: str
     image: np.ndarray
     objects: np.ndarray
-
-
-def taught_size(directory: Path) -> tuple[int, int] | None:
-    """Return the rows and columns of the images that a checkpoint was taught on, if it tells."""
-    size = checkpoint.read_training(directory).get("arguments", {}).get("size")
-    return (int(size[0]), int(size[1])) if size else None
-
-
-def bring_to(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """Return a whole image uint8[H, W, 3] at a size, by area where it shrinks and by nearest pixel where it grows."""
-    if size is None or image.shape[:2] == size:
-        return image
-    shrinks = image.shape[0] > size[0] or image.shape[1] > size[1]
-    how = Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST
-    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), how))
 
 
 def open_subjects(args: Args, history: int, size: tuple[int, int] | None) -> list[Subject]:

@@ -2,12 +2,16 @@
 
     python -m pretrain.refer --data data/random-Carnival data/random-MsPacman --init runs/pixels/last --out runs/refer
     python -m pretrain.refer --data data/random-* --init runs/pixels/last --encoder-learning-rate 0 --out runs/frozen
+    python -m pretrain.refer --data data/refer --dataset refcoco --init runs/pixels/last --out runs/refcoco
+    python -m pretrain.refer --data data/random-* --mask points --grid 32 --init runs/pixels/last --out runs/points
     python -m pretrain.refer --show runs/refer/last --game MsPacman --expression "the red ghost" --out red.png
 
-The second job of Gou et al. 2024 that needs detail. Expressions are made from recorded games (`pretrain.refer_games`);
-the mask head (`vlm.mask_head`) reads the encoder's own maps, so that what pixel value prediction has taught the encoder
-is there for it. The last games of every dataset are kept for measuring. With `--show` nothing is trained: a picture of
-the mask is written, of an image of your own or of a frame of a game.
+The second job of Gou et al. 2024 that needs detail. Expressions are made from recorded games (`pretrain.refer_games`),
+whose last games are kept for measuring, or are those of RefCOCO, RefCOCO+ or RefCOCOg (`pretrain.refer_data`). There
+are two ways to a mask: the mask head (`vlm.mask_head`) reads the encoder's own maps, so that what pixel value
+prediction has taught the encoder is there for it; and points in text (`vlm.point_masks`), 0 or 1 at every place of a
+grid, as the paper's lab asks. With `--show` nothing is trained: a picture of the mask is written, of an image of your
+own or of a frame of a game.
 A run that was killed goes on from its last checkpoint when the command is repeated.
 """
 
@@ -27,19 +31,27 @@ from envs.games import find_game
 from envs.protocol import MACHADO2018
 from pretrain.images import read_picture
 from pretrain.masks import Masks, Referrals
+from pretrain.mixture import Batches
+from pretrain.point_masks import PointMasks, PointQuestions
+from pretrain.refer_data import ReferDataset
+from pretrain.refer_files import find_dataset
 from pretrain.refer_games import GameReferrals
+from pretrain.refer_pictures import ReferPictures
+from pretrain.referrals import ReferralSource
 from vlm import checkpoint
 from vlm.command import run
 from vlm.freezing import TrainablePlan, moved_tensors, parameter_groups, snapshot
 from vlm.lora import add_lora, merge
-from vlm.mask_head import EncoderMaps, MaskHead, draw_masks
+from vlm.mask_finder import POINTS, load_finder
+from vlm.mask_head import SHAPE, MaskHead
 from vlm.model import PixelVLM
+from vlm.overlay import overlay
 from vlm.presets import build
 from vlm.schedule import Schedule
-from vlm.trainer import train
+from vlm.trainer import Lesson, train
 
-SHOWN = (255, 0, 255)  # the colour of a mask in a picture, which no game uses
-ENLARGED = 3
+GAMES = "games"
+PHOTOGRAPH = (224, 224)
 FIRST_FRAMES = 40  # decisions of doing nothing before a game's frame is shown
 
 
@@ -50,7 +62,20 @@ class Args(Schedule):
     out: Path
     """Where the run lives: checkpoints, TensorBoard and `last`; with --show, the picture to write."""
     data: tuple[Path, ...] = ()
-    """Directories of recorded games."""
+    """Directories of recorded games; with another --dataset, the folder of REFER's layout."""
+    dataset: str = GAMES
+    """games, refcoco, refcoco+ or refcocog."""
+    split: str = "train"
+    """The split to train on."""
+    size: tuple[int, int] | None = None
+    """Rows and columns that pictures are brought to; by default frames stay as they are, and photographs become
+    224 x 224."""
+    mask: Literal["head", "points"] = "head"
+    """The way to a mask: a head on the encoder's maps, or 0 and 1 in text at places of a grid."""
+    grid: int = 32
+    """With --mask points: places along each side."""
+    points: int = 16
+    """With --mask points: places asked about for each expression of a step."""
     hold: int = 1
     """The last games of every dataset kept for testing, and as many before them for choosing."""
     preset: str = "nano"
@@ -85,50 +110,79 @@ class Args(Schedule):
     """With --show: a PNG or JPEG file in place of a game."""
 
     def __post_init__(self) -> None:
-        for name in ("hold", "width", "steps", "images", "expressions", "save_every", "lora_rank"):
+        for name in (
+            "hold", "width", "steps", "images", "expressions", "save_every", "lora_rank", "grid", "points"
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.show and (not self.expression.strip() or (self.game is None) == (self.image is None)):
             raise EnvsError("--show goes with --expression and either --game or --image")
         if not self.show and not self.data:
             raise EnvsError("--data is missing")
+        if self.dataset != GAMES:
+            self.dataset = find_dataset(self.dataset)
+            self.size = self.size or PHOTOGRAPH
+            if not self.show and len(self.data) != 1:
+                raise EnvsError(f"expected one folder of REFER's layout for {self.dataset}, got {len(self.data)}")
+        elif self.size:
+            raise EnvsError("--size is for photographs: frames of games stay as they are")
 
 
-def start(args: Args) -> tuple[PixelVLM, MaskHead]:
-    """Return the model and the head that a training starts from."""
-    vlm = checkpoint.load(args.init) if args.init else build(args.preset, args.seed)
-    if args.init and (args.init / "mask_head.json").is_file():
-        return vlm, MaskHead.load(args.init).train()
+def start(args: Args) -> PixelVLM:
+    """Return the model that a training starts from."""
+    return checkpoint.load(args.init) if args.init else build(args.preset, args.seed)
+
+
+def start_head(args: Args, vlm: PixelVLM) -> MaskHead:
+    """Return the head that a training starts from: that of the checkpoint it starts from, or a new one."""
+    if args.init and (args.init / SHAPE).is_file():
+        return MaskHead.load(args.init).train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
-        return vlm, MaskHead.of(vlm, args.width)
+        return MaskHead.of(vlm, args.width)
+
+
+def open_referrals(args: Args, history: int) -> ReferralSource:
+    """Return what expressions are drawn from."""
+    if args.dataset == GAMES:
+        return GameReferrals(args.data, args.split, args.steps, history, args.hold, args.absent, args.seed)
+    data = ReferDataset(args.data[0], args.dataset, args.split)
+    if data.note:
+        print(data.note, file=sys.stderr)
+    return ReferPictures(data, args.size or PHOTOGRAPH, history)
+
+
+def make_lesson(vlm: PixelVLM, head: MaskHead | None, args: Args) -> tuple[Lesson, Batches]:
+    """Return masks as a lesson, by the head if there is one and else by points, and its batches."""
+    source, drawn = open_referrals(args, vlm.history), (args.steps, args.images, args.expressions, args.seed)
+    if head:
+        return Masks(vlm, head, args.bf16), Referrals(vlm, source, *drawn)
+    return PointMasks(vlm, args.bf16), PointQuestions(vlm, source, *drawn, args.grid, args.points)
 
 
 def teach(args: Args) -> Path:
     """Train; return the directory of the last checkpoint."""
-    vlm, head = start(args)
+    vlm = start(args)
+    head = start_head(args, vlm) if args.mask == "head" else None
     before = snapshot(vlm)
     if args.decoder == "lora":
         add_lora(vlm, args.lora_rank)
     decoder = None if args.decoder == "frozen" else args.learning_rate
     plan = TrainablePlan(args.encoder_learning_rate or None, args.learning_rate, decoder)
     groups = parameter_groups(vlm, plan, args.weight_decay)
-    groups.append({"params": list(head.parameters()), "lr": args.head_learning_rate, "weight_decay": args.weight_decay})
-    source = GameReferrals(args.data, "train", args.steps, vlm.history, args.hold, args.absent, args.seed)
-    lesson = Masks(vlm, head, args.bf16)
+    if head:
+        own = {"lr": args.head_learning_rate, "weight_decay": args.weight_decay}
+        groups.append({"params": list(head.parameters()), **own})
+    lesson, batches = make_lesson(vlm, head, args)
     args.out.mkdir(parents=True, exist_ok=True)
     record = {**args.record(), "started_from": checkpoint.read_training(args.init) if args.init else None}
-    train(
-        lesson,
-        groups,
-        record,
-        Referrals(vlm, source, args.steps, args.images, args.expressions, args.seed),
-        args.out,
-        args,
-    )
+    if not head:
+        record[POINTS] = args.grid
+    train(lesson, groups, record, batches, args.out, args)
     merge(vlm)
     checkpoint.save(vlm, args.out / "last", {**record, "moved": moved_tensors(before, vlm)})
-    head.save(args.out / "last")
+    if head:
+        head.save(args.out / "last")
     return args.out / "last"
 
 
@@ -141,24 +195,12 @@ def frame_of(game_name: str, seed: int) -> np.ndarray:
         return frames[0]
 
 
-def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return an image uint8[H, W, 3] enlarged, dimmed outside a mask bool[H, W] and with the mask's border drawn."""
-    large, shown = (part.repeat(ENLARGED, 0).repeat(ENLARGED, 1) for part in (image, mask))
-    inner = shown.copy()
-    for axis in (0, 1):
-        for step in (1, -1):
-            inner &= np.roll(shown, step, axis)
-    picture = np.where(shown[..., None], large, (large * 0.45).astype(np.uint8))
-    picture[shown & ~inner] = SHOWN
-    return picture
-
-
 def show(args: Args) -> Path:
     """Write the picture of a mask; return its file."""
     assert args.show
-    vlm, head = checkpoint.load(args.show), MaskHead.load(args.show)
+    finder = load_finder(args.show)
     image = read_picture(args.image) if args.image else frame_of(args.game or "", args.seed)
-    probability = draw_masks(vlm, head, EncoderMaps(vlm), np.stack([image] * vlm.history), [args.expression])[0]
+    probability = finder.find(image[None], [args.expression])[0]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(overlay(image, probability > 0.5)).save(args.out)
     found = int((probability > 0.5).sum())

@@ -14,8 +14,9 @@ import numpy as np
 
 from envs.episodes import EpisodeDataset
 from envs.errors import EnvsError
-from envs.expressions import Expression, draw_expression
+from envs.expressions import draw_expression
 from envs.objects import find_objects
+from pretrain.referrals import Drawn
 
 SPLITS = ("train", "val", "test", "all")
 TRIES = 50  # frames looked at for one that holds something to single out
@@ -88,23 +89,24 @@ class GameReferrals:
 
     def __getitem__(self, index: int) -> GameReferral:
         rng = np.random.default_rng([*self._seed, index])
-        game, stack, drawn = self.draw(rng, index % len(self.sets), 1)
-        expression, mask = drawn[0]
-        return GameReferral(expression.words, expression.kind, game, stack, mask)
+        data = self.sets[index % len(self.sets)]
+        drawn = self.draw(rng, 1, index % len(self.sets))
+        return GameReferral(drawn.words[0], drawn.kinds[0], data.info.game, drawn.stack, drawn.masks[0])
 
-    def draw(
-        self, rng: np.random.Generator, which: int, count: int
-    ) -> tuple[str, np.ndarray, list[tuple[Expression, np.ndarray]]]:
-        """Return the game, a stack of frames of dataset number `which`, and `count` expressions with their masks."""
+    def draw(self, rng: np.random.Generator, count: int, which: int | None = None) -> Drawn:
+        """Return `count` expressions about one frame, of dataset number `which` or of one that is drawn."""
+        which = int(rng.integers(len(self.sets))) if which is None else which
         data, game = self.sets[which], self.sets[which].info.game
         for _ in range(TRIES):
             row = int(rng.choice(self.rows[which]))
             frame = data.frame(row)
             objects = find_objects(frame, game)
-            drawn = [draw_expression(objects, rng, self.absent) for _ in range(count)]
-            if None in drawn:
+            found = [draw_expression(objects, rng, self.absent) for _ in range(count)]
+            expressions = [expression for expression in found if expression is not None]
+            if len(expressions) < count:
                 continue
             nothing = np.zeros(frame.shape[:2], dtype=bool)
-            pairs = [(e, nothing if e.target is None else objects[e.target].mask) for e in drawn if e is not None]
-            return game, data.frames(row, self.history), pairs
+            masks = [nothing if e.target is None else objects[e.target].mask for e in expressions]
+            words, kinds = (tuple(getattr(e, name) for e in expressions) for name in ("words", "kind"))
+            return Drawn(data.frames(row, self.history), words, np.stack(masks), kinds)
         raise EnvsError(f"{data.path}: no object can be singled out in {TRIES} of its frames")

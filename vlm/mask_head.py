@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -153,12 +152,3 @@ def expression_states(
     hidden = read_questions(vlm, pixels, shared.to(pixels.device), questions.to(pixels.device))
     place, lengths = torch.arange(hidden.shape[2], device=hidden.device), lengths.to(hidden.device)[..., None]
     return hidden, ((place < lengths) / lengths + (place == lengths - 1)) / 2
-
-
-@torch.no_grad()
-def draw_masks(vlm: PixelVLM, head: MaskHead, maps: EncoderMaps, image: np.ndarray, words: Sequence[str]) -> np.ndarray:
-    """Return float32[K, H, W]: for each expression, each pixel's probability, of an image uint8[history, H, W, 3]."""
-    pixels = vlm.pixels(image[None])
-    states = expression_states(vlm, pixels, *expression_tokens(vlm, [words]))
-    logits = head(maps.take(), *states)[0, :, : image.shape[1], : image.shape[2]]
-    return logits.sigmoid().cpu().numpy()

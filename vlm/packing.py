@@ -111,4 +111,82 @@ def _read_by_cache(vlm: PixelVLM, prefix: Prefix, questions: Tensor) -> Tensor:
     return hidden.unflatten(0, (batch, count))
 
 
+def read_branches(
+    vlm: PixelVLM, images: Images, shared: Tensor, trunks: Tensor, lengths: Tensor, leaves: Tensor
+) -> Tensor:
+    """Read K leaves behind each of E trunks behind each of B images, equal to reading each path by itself.
+
+        image, shared       [segmentation]
+        trunk 0             the red ghost loc: [            trunk 1     the gun loc: [
+        leaves              12,7] mask:   3,9] mask: ...    leaves      12,7] mask: ...
+
+    Args:
+        vlm: the model; `vlm.prefix.check_sharable` tells which classes will do.
+        images: of `PixelVLM.pixels`, or the class's own image inputs by name; see `Prefix.of`.
+        shared: int[S] or int[B, S], what comes before every trunk; see `Prefix.of`.
+        trunks: int[B, E, T], padded on the right.
+        lengths: int[B, E], the trunks' lengths.
+        leaves: int[B, E, K, L], padded on the right.
+
+    Returns:
+        The decoder's last states of the leaves' tokens, [B, E, K, L, D]; those of padding mean nothing.
+    """
+    prefix = Prefix.of(vlm, images, shared, len(trunks))
+    layout = Branches(prefix.length, lengths, trunks.shape[2], leaves.shape[2], leaves.shape[3])
+    words = torch.cat([trunks.flatten(1), leaves.flatten(1)], dim=1)
+    embeddings = torch.cat([prefix.embeddings, embed_words(vlm, words).to(prefix.embeddings.dtype)], dim=1)
+    rows = torch.arange(len(trunks), device=trunks.device)
+    hidden = vlm.decoder(
+        inputs_embeds=embeddings,
+        position_ids=torch.cat([prefix.positions, prefix.positions_behind(layout.steps(), rows)], dim=-1),
+        attention_mask=layout.mask(embeddings.dtype),
+        use_cache=False,
+    ).last_hidden_state
+    return hidden[:, prefix.length + trunks[0].numel() :].unflatten(1, leaves.shape[1:])
+
+
+@dataclass(frozen=True)
+class Branches:
+    """A layout: `prefix` shared tokens, then E trunks of up to `trunk` tokens, then for each `leaves` of `leaf` tokens.
+
+    lengths: int[B, E], the trunks' own lengths; leaves begin where their trunk ends, whatever the padding.
+    """
+
+    prefix: int
+    lengths: Tensor
+    trunk: int
+    leaves: int
+    leaf: int
+
+    def steps(self) -> Tensor:
+        """Return int[B, E * T + E * K * L]: how far behind the prefix each token stands."""
+        (batch, trunks), device = self.lengths.shape, self.lengths.device
+        own = torch.arange(self.trunk, device=device).repeat(batch, trunks)
+        behind = self.lengths[..., None, None] + torch.arange(self.leaf, device=device).repeat(self.leaves, 1)
+        return torch.cat([own, behind.flatten(1)], dim=1)
+
+    def mask(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the additive mask [B, 1, T, T] of all tokens."""
+        (batch, trunks), device = self.lengths.shape, self.lengths.device
+        trunk = torch.arange(trunks, device=device)
+        owner = torch.cat(  # the trunk of each token, -1 in the prefix
+            [
+                torch.full((self.prefix,), -1, device=device),
+                trunk.repeat_interleave(self.trunk),
+                trunk.repeat_interleave(self.leaves * self.leaf),
+            ]
+        )
+        leaf = torch.full_like(owner, -1)  # the leaf of each token, -1 in prefix and trunks
+        first = self.prefix + trunks * self.trunk
+        leaf[first:] = torch.arange(trunks * self.leaves, device=device).repeat_interleave(self.leaf)
+        sees = torch.ones(len(owner), len(owner), dtype=torch.bool, device=device).tril()
+        sees &= (owner[None] == -1) | (owner[None] == owner[:, None])
+        sees &= (leaf[None] == -1) | (leaf[None] == leaf[:, None])
+        there = torch.ones(batch, len(owner), dtype=torch.bool, device=device)
+        there[:, self.prefix : first] = (torch.arange(self.trunk, device=device) < self.lengths[..., None]).flatten(1)
+        seen = sees & there[:, None] | torch.eye(len(owner), dtype=torch.bool, device=device)
+        blind = torch.finfo(dtype).min / 2
+        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, blind)[:, None]
+
+
 _METHODS = {"mask": _read_by_mask, "cache": _read_by_cache}

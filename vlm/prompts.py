@@ -14,6 +14,10 @@ Masks are asked for by an expression, and the answer is no text but the state be
 
     <image> [segmentation] the red ghost :
 
+or it is text, 1 where a place belongs to what is meant and 0 where it does not, as the paper's lab asks for it:
+
+    <image> [segmentation] the red ghost loc: [12,7] mask:                  ->  1
+
 Captions are any text:
 
     <image> [caption]                                                       ->  a frame of pong with a ball
@@ -47,6 +51,15 @@ MASK_PREFIX = "[segmentation]"
 def mask_question(expression: str) -> str:
     """Return what stands behind `MASK_PREFIX` to ask for the mask of an expression."""
     return f"{' '.join(expression.lower().split())} :"
+
+
+POINT_ANSWERS = ("0", "1")
+POINT_START, POINT_END = "loc: [", "] mask:"
+
+
+def point_prompt(expression: str) -> str:
+    """Return what stands behind `MASK_PREFIX` before the coordinates of the place that is asked about."""
+    return f"{' '.join(expression.lower().split())} {POINT_START}"
 
 
 PIXEL_PREFIX, PIXEL_MIDDLE = "[reconstruct] loc: [", "] rgb: ["

@@ -1,5 +1,7 @@
-"""Where the checkpoint lies that the repository ships; known without importing torch."""
+"""Where the checkpoints lie that the repository ships; known without importing torch."""
 
 from pathlib import Path
 
-SHIPPED = Path(__file__).resolve().parent / "weights" / "nano"
+WEIGHTS = Path(__file__).resolve().parent / "weights"
+SHIPPED = WEIGHTS / "nano"  # the policy
+SHIPPED_CLIP = WEIGHTS / "nano-clip"  # the semantic encoder that `experiments.pvp_nano` starts from

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 PUNCTUATION = (",", ":", ".", "[", "]", "?", "'", "*", "-", "(", ")", "/", "!", "&", "+")
-# The fixed parts of a question about a pixel are one token each, so that a question is short.
-PIXEL_PARTS = ("[reconstruct] loc: [", "] rgb: [")
+# The fixed parts of a question about a place are one token each, so that a question is short.
+PLACE_PARTS = ("[reconstruct] loc: [", "] rgb: [", "] mask:")
 ACTIONS = ("noop", "fire", "up", "down", "left", "right")
 PROMPT_WORDS = (
     "play",
@@ -103,7 +103,7 @@ def build_tokenizer(more_words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[^a-z0-9]"), "isolated")]
     )
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    tokenizer.add_tokens([AddedToken(part, normalized=False) for part in PIXEL_PARTS])
+    tokenizer.add_tokens([AddedToken(part, normalized=False) for part in PLACE_PARTS])
     end = "<end>" if more_words else "</s>"
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

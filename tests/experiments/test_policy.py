@@ -9,8 +9,8 @@ from envs.errors import EnvsError
 from envs.protocol import MACHADO2018
 from experiments.policy import Args, main
 from pretrain.mixture import MixedLesson
-from pretrain.reconstruct import taught_size
 from vlm import checkpoint
+from vlm.taught_size import taught_size
 
 NAMES = ("noop", "fire", "right", "left", "right fire", "left fire")
 

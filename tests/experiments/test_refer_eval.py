@@ -13,10 +13,11 @@ from PIL import Image
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.errors import EnvsError
 from envs.protocol import MACHADO2018
-from experiments.refer_eval import Args, Finder, evaluate, main
+from experiments.refer_eval import Args, evaluate, main
 from pretrain.refer import Args as Taught
 from pretrain.refer import teach
 from pretrain.refer_files import IMAGES
+from vlm.mask_finder import MaskFinder
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +91,16 @@ def test_games_are_scored_and_a_file_of_answers_gives_the_same_figures(data, tau
 
 
 def test_refers_own_layout_is_scored_at_the_pictures_size(refer, taught, tmp_path, monkeypatch):
-    def right(self, item):
-        assert item.image.shape == (1, 40, 60, 3)
-        return item.truth > 0
+    def right(self, stack, words):
+        assert stack.shape == (1, 40, 60, 3)
+        found = np.zeros((1, 40, 60), np.float32)
+        found[0, 5:25, 5:25] = 0.9
+        return found
 
     args = Args((refer,), tmp_path / "out", dataset="refcoco", split="testA", checkpoint=taught)
     blind = evaluate(args)
     assert (blind["n"], blind["dataset"], blind["convention"]) == (2, "refcoco", "plain")
-    monkeypatch.setattr(Finder, "find", right)
+    monkeypatch.setattr(MaskFinder, "find", right)
     assert figures(evaluate(args)) == {
         "ciou": 1,
         "giou": 1,

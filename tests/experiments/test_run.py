@@ -24,7 +24,10 @@ from experiments.pvp_nano import (
     prepare,
 )
 from experiments.run import Args, Experiment, clock, main, run_jobs
+from pretrain.captions import caption_tokenizer
 from pretrain.pixel_values import PixelValues
+from vlm import checkpoint
+from vlm.clip import build_clip
 
 
 def counting(calls, number):
@@ -90,7 +93,7 @@ def test_another_experiments_file_is_not_added_to(tmp_path):
 
 
 def test_names_are_checked_and_times_are_told():
-    with pytest.raises(EnvsError, match=r"expected an experiment \(pvp-nano\), got 'pvp'; nearest: pvp-nano"):
+    with pytest.raises(EnvsError, match=r"expected an experiment \(pvp-nano, .*\), got 'pvp'; nearest: pvp-nano"):
         Args("pvp")
     with pytest.raises(EnvsError, match="--processes must be at least 1, got 0"):
         Args("pvp-nano", processes=0)
@@ -136,12 +139,13 @@ def setting(tmp_path):
         for seed in range(2):
             frames = np.stack([game_frame(rng) for _ in range(12)])
             writer.append(Episode(frames, np.zeros(12, int), np.zeros(12, np.float32), None, True, False, seed))
+    checkpoint.save(build_clip("tiny-clip", caption_tokenizer(), 0), tmp_path / "clip")
     short = {"steps": 4, "images": 2, "questions": 4}
     return Setting(
         games=("Pong", "Breakout"), strangers=("Qbert",), episodes=2, hold=1, data=tmp_path / "data",
-        regimes=(replace(FAMILIAR, **short), replace(OPEN, **short)), tower=tmp_path / "contrast", tower_steps=2,
-        preset="tiny-clip", grid="4", points=2, images_full=2, images_curve=1, places_curve=3, meaning_fit=10,
-        meaning_asked=10, captions=8, workers=0,
+        regimes=(replace(FAMILIAR, **short), replace(OPEN, **short)), tower=tmp_path / "clip", preset="tiny-clip",
+        grid="4", points=2, images_full=2, images_curve=1, places_curve=3, meaning_fit=10, meaning_asked=10, captions=8,
+        workers=0,
     )  # fmt: skip
 
 

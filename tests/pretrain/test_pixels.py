@@ -75,6 +75,18 @@ def test_questions_are_answered_by_the_images_own_colours_and_drawn_from_seed_an
             assert int(told[-1]) == vlm.tokenizer.eos_token_id
 
 
+def test_shuffled_images_are_answered_for_with_the_colours_of_the_next(blocks):
+    vlm = build("tiny")
+    language, draw = PixelLanguage.of(vlm), ImageDraw([], (60, 60), 1, synthetic=1)
+    batch = Questions(draw, language, "4", steps=9, images=3, count=5, seed=3, shuffled=True)[8]
+    for number, read in enumerate(batch["read"]):
+        values = colours(batch["frames"][(number + 1) % 3][-1].numpy(), "4")
+        for tokens in read:
+            place, _, answer = vlm.tokenizer.decode(tokens).partition("] rgb: [")
+            row, column = (int(part) for part in place.split(","))
+            assert parse_pixel(answer) == tuple(values[row, column].tolist())
+
+
 def learn(lesson, questions, steps, rate=5e-3):
     """The figures of every step of a plain training."""
     optimizer = torch.optim.Adam(lesson.vlm.model.parameters(), lr=rate)

@@ -13,10 +13,11 @@ from pretrain import reconstruct as command
 from pretrain.images import ImageError, read_picture
 from pretrain.questions import PixelLanguage
 from pretrain.reading import Reading, every_place, read_places
-from pretrain.reconstruct import Args, bring_to, figures, floors, main, reconstruct
+from pretrain.reconstruct import Args, figures, floors, main, reconstruct
 from vlm import checkpoint
 from vlm.presets import build
 from vlm.prompts import pixel_prompt
+from vlm.taught_size import bring_to
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 """Referring segmentation learns masks with every role, goes on after a kill, and shows what it finds."""
 
+import json
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +11,11 @@ from PIL import Image
 from envs.errors import EnvsError
 from pretrain.images import read_picture
 from pretrain.masks import Masks, Referrals, dice_loss, lay
-from pretrain.refer import Args, main, overlay, teach
+from pretrain.refer import Args, main, open_referrals, teach
+from pretrain.refer_files import IMAGES
 from pretrain.refer_games import GameReferrals
 from vlm import checkpoint
+from vlm.mask_finder import load_finder
 from vlm.mask_head import MaskHead
 from vlm.presets import build
 
@@ -18,6 +23,29 @@ from vlm.presets import build
 def small(two_games, out, **changes):
     settings = {"preset": "tiny", "steps": 4, "images": 2, "expressions": 3, "save_every": 2, "workers": 0}
     return Args(out=out, data=two_games, **{**settings, "warmup_steps": 1, "width": 8, **changes})
+
+
+@pytest.fixture
+def refcoco(tmp_path):
+    """RefCOCO in REFER's layout: one picture with a red square, and two expressions of the split train."""
+    place = tmp_path / "refer"
+    (place / IMAGES).mkdir(parents=True)
+    (place / "refcoco").mkdir()
+    picture = np.full((90, 120, 3), 60, np.uint8)
+    picture[20:60, 30:90] = (200, 30, 30)
+    Image.fromarray(picture).save(place / IMAGES / "COCO_train2014_000000000011.jpg", format="PNG")
+    sentences = [{"sent_id": i, "raw": w, "sent": w, "tokens": [w]} for i, w in enumerate(("thing", "object"))]
+    ref = {"ref_id": 1, "ann_id": 5, "category_id": 1, "image_id": 11, "file_name": "x", "split": "train"}
+    (place / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps([{**ref, "sent_ids": [0, 1], "sentences": sentences}]))
+    found = {
+        "images": [{"id": 11, "file_name": "COCO_train2014_000000000011.jpg", "height": 90, "width": 120}],
+        "annotations": [
+            {"id": 5, "image_id": 11, "category_id": 1, "segmentation": [[30, 20, 90, 20, 90, 60, 30, 60]]}
+        ],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (place / "refcoco" / "instances.json").write_text(json.dumps(found))
+    return place
 
 
 def test_batches_are_drawn_from_seed_and_step_alone_and_hold_true_masks(two_games):
@@ -106,15 +134,6 @@ def test_a_mask_is_shown_on_a_games_frame_or_on_a_users_picture(two_games, tmp_p
     assert "'the ball': " in capsys.readouterr().out
 
 
-def test_an_overlay_keeps_what_is_found_and_draws_its_border():
-    image, mask = np.full((8, 8, 3), 100, np.uint8), np.zeros((8, 8), bool)
-    mask[2:6, 2:6] = True
-    picture = overlay(image, mask)
-    assert picture[0, 0].tolist() == [45] * 3
-    assert picture[12, 12].tolist() == [100] * 3
-    assert picture[6, 6].tolist() == [255, 0, 255]
-
-
 def test_contradictory_settings_are_refused(tmp_path):
     with pytest.raises(EnvsError, match="--data is missing"):
         Args(out=tmp_path)
@@ -122,3 +141,34 @@ def test_contradictory_settings_are_refused(tmp_path):
         Args(out=tmp_path, show=tmp_path, expression="the ball")
     with pytest.raises(EnvsError, match="--expressions must be at least 1, got 0"):
         Args(out=tmp_path, data=(tmp_path,), expressions=0)
+
+
+def test_points_in_text_are_taught_and_shown_without_a_head(two_games, tmp_path, capsys):
+    last = teach(small(two_games, tmp_path / "run", mask="points", grid=8, points=3, steps=2))
+    assert checkpoint.read_training(last)["points"] == 8
+    assert not (last / "mask_head.json").exists()
+    words = ["--show", str(last), "--expression", "the ball", "--game", "pong", "--out", str(tmp_path / "ball.png")]
+    assert main(words) == 0
+    assert "'the ball': " in capsys.readouterr().out
+
+
+def test_refcoco_is_trained_on_at_one_size_and_masks_go_with_pictures(refcoco, tmp_path):
+    args = small((refcoco,), tmp_path / "run", dataset="RefCOCO", split="train", size=(64, 48), expressions=2)
+    drawn = open_referrals(args, 2).draw(np.random.default_rng(0), 3)
+    assert drawn.stack.shape == (2, 64, 48, 3)
+    assert sorted(set(drawn.words)) == ["object", "thing"]
+    red = (drawn.stack[-1] == (200, 30, 30)).all(-1)
+    assert (drawn.masks == red).mean() > 0.98
+    last = teach(args)
+    assert load_finder(last).size == (64, 48)
+    assert load_finder(last).find(np.zeros((1, 50, 70, 3), np.uint8), ["thing"]).shape == (1, 50, 70)
+
+
+def test_photographs_and_frames_of_games_are_not_mixed_up(tmp_path):
+    with pytest.raises(EnvsError, match="did you mean refcoco"):
+        Args(out=tmp_path, data=(tmp_path,), dataset="refcoca")
+    with pytest.raises(EnvsError, match="expected one folder of REFER's layout for refcoco, got 2"):
+        Args(out=tmp_path, data=(tmp_path, tmp_path), dataset="refcoco")
+    with pytest.raises(EnvsError, match="--size is for photographs"):
+        Args(out=tmp_path, data=(tmp_path,), size=(8, 8))
+    assert Args(out=tmp_path, data=(tmp_path,), dataset="refcoco").size == (224, 224)

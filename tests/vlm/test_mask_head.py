@@ -9,7 +9,8 @@ from transformers import AutoModelForImageTextToText
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
 from vlm.errors import VlmError
-from vlm.mask_head import EncoderMaps, MaskHead, draw_masks, expression_states, expression_tokens
+from vlm.mask_finder import MaskFinder, load_finder
+from vlm.mask_head import EncoderMaps, MaskHead, expression_states, expression_tokens
 from vlm.presets import build
 
 WORDS = [["the red ghost", "the left-most duck"], ["the gun", "the red object above the gun"]]
@@ -58,33 +59,41 @@ def test_logits_cover_every_pixel_and_gradients_reach_encoder_and_decoder(parts)
 
 @torch.no_grad()
 def test_expressions_asked_together_get_what_each_gets_alone(parts):
-    vlm, head, maps = parts
-    image = scene(history=vlm.history)[0][0]
-    together = draw_masks(vlm, head, maps, image, WORDS[1])
-    alone = [draw_masks(vlm, head, maps, image, [words])[0] for words in WORDS[1]]
+    vlm, head, _ = parts
+    finder, image = MaskFinder(vlm, head), scene(history=vlm.history)[0][0]
+    together = finder.find(image, WORDS[1])
+    alone = [finder.find(image, [words])[0] for words in WORDS[1]]
     assert together.shape == (2, 210, 160)
     assert np.abs(together - np.stack(alone)).max() < 1e-5
     assert np.abs(together[0] - together[1]).max() > 1e-4
 
 
 def test_one_batch_is_learnt_by_heart_by_its_words(tmp_path):
-    vlm = build("tiny", seed=1)
+    vlm = build("tiny", seed=0)
     torch.manual_seed(0)
     head, maps = MaskHead.of(vlm, width=16), EncoderMaps(vlm)
     frames, masks = scene()
     pixels, asked = vlm.pixels(frames), expression_tokens(vlm, [["the red object", "the cyan object"]] * 2)
     optimizer = torch.optim.AdamW([*vlm.model.parameters(), *head.parameters()], lr=5e-3)
-    for _ in range(280):
+    for _ in range(400):
         logits = head(maps_of(vlm, maps, pixels), *expression_states(vlm, pixels, *asked))[..., :210, :160]
         loss = functional.binary_cross_entropy_with_logits(logits, masks.float(), pos_weight=torch.tensor(4.0))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    shown = (
-        np.stack([draw_masks(vlm, head, maps, frame, ["the red object", "the cyan object"]) for frame in frames]) > 0.5
-    )
+    finder = MaskFinder(vlm, head)
+    shown = np.stack([finder.find(frame, ["the red object", "the cyan object"]) for frame in frames]) > 0.5
     truth = masks.numpy()
     assert (shown & truth).sum() / (shown | truth).sum() > 0.9
+
+
+def test_a_picture_of_another_size_is_brought_to_the_taught_one_and_its_mask_back(parts):
+    vlm, head, _ = parts
+    finder = MaskFinder(vlm, head, size=(96, 64))
+    picture = np.random.default_rng(0).integers(0, 256, (1, 301, 200, 3), dtype=np.uint8)
+    found = finder.find(picture, WORDS[0])
+    assert found.shape == (2, 301, 200)
+    assert 0 <= found.min() <= found.max() <= 1
 
 
 def maps_of(vlm, maps, pixels):
@@ -93,15 +102,17 @@ def maps_of(vlm, maps, pixels):
 
 
 def test_a_head_lies_beside_its_model_which_plain_transformers_loads(parts, tmp_path):
-    vlm, head, maps = parts
+    vlm, head, _ = parts
     checkpoint.save(vlm, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"expected a checkpoint that was taught masks \(`pretrain.refer`\), got"):
+        load_finder(tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"with a mask head, mask_head\.safetensors and mask_head\.json, got"):
         MaskHead.load(tmp_path / "run")
     head.save(tmp_path / "run")
     image = scene(history=vlm.history)[0][0]
-    loaded = checkpoint.load(tmp_path / "run")
-    again = draw_masks(loaded, MaskHead.load(tmp_path / "run"), EncoderMaps(loaded), image, WORDS[0])
-    assert np.array_equal(again, draw_masks(vlm, head, maps, image, WORDS[0]))
+    finder = load_finder(tmp_path / "run")
+    assert finder.way == "mask head"
+    assert np.array_equal(finder.find(image, WORDS[0]), MaskFinder(vlm, head).find(image, WORDS[0]))
     _, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "run", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]

@@ -1,0 +1,212 @@
+"""Referring segmentation at nano size: what do an unfrozen encoder and pixel value prediction add (Gou et al. 2024)?
+
+    python -m experiments.run refer-nano
+
+{frozen, adapted} encoder x {no PVP, PVP}, and adapted after PVP with the colours shuffled among images, a control that
+teaches the interface of coordinates and no detail; three seeds; both ways to a mask. All arms start from the semantic
+encoder that the repository ships, and see the same frames, the same expressions in the same order and the same number
+of steps. A frozen encoder stays frozen in both trainings, an adapted one learns in both.
+
+Pixels are taught on the training games of `experiments.pvp_nano`, masks on those and on Carnival and Ms. Pac-Man,
+whose objects have names. Rows: cIoU, gIoU and precision on games of the test split and on games held out whole;
+beside them floors that look at no words or at one, and the most that points on a grid can reach.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from envs.objects import COLOURS, find_objects
+from experiments import pvp_nano
+from experiments.jobs import Job
+from experiments.pvp_nano import frames_of
+from pretrain import pixels, refer
+from pretrain.mask_measures import Overlap, mask_figures, overlap
+from pretrain.point_masks import grid_mask
+from pretrain.refer_games import GameReferral, GameReferrals
+from vlm import checkpoint
+from vlm.mask_finder import load_finder
+from vlm.overlay import overlay as draw_overlay
+
+ARMS = (  # encoder, PVP; those that are to differ most come first
+    ("adapted", "pvp"), ("adapted", "none"), ("frozen", "pvp"), ("frozen", "none"), ("adapted", "shuffled"),
+)  # fmt: skip
+WAYS = ("head", "points")
+SEEDS = (0, 1, 2)
+TEST_SEED = 10_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that the experiment fixes.
+
+    frames: how games are recorded, and the encoder and the training of pixels (`experiments.pvp_nano`); games: masks
+    are taught on; strangers: held out whole; pixel_steps, mask_steps: of the two trainings; images, expressions: of a
+    step of masks; grid, points: of points; count: expressions of a test; pictures: overlays kept of each.
+    """
+
+    frames: pvp_nano.Setting = field(default_factory=lambda: pvp_nano.NANO)
+    games: tuple[str, ...] = (
+        "Carnival", "MsPacman", "Alien", "Assault", "Atlantis", "Breakout", "DemonAttack", "Phoenix", "Pong",
+        "SpaceInvaders",
+    )  # fmt: skip
+    strangers: tuple[str, ...] = ("Seaquest", "Frostbite", "Asteroids", "Qbert")
+    pixel_steps: int = 2000
+    mask_steps: int = 1200
+    images: int = 8
+    expressions: int = 6
+    learning_rate: float = 3e-4
+    encoder_learning_rate: float = 3e-4
+    head_learning_rate: float = 1e-3
+    grid: int = 32
+    points: int = 16
+    count: int = 600
+    pictures: int = 4
+    workers: int = 1
+
+
+NANO = Setting()
+
+
+def prepare(setting: Setting = NANO) -> None:
+    """Record the frames of every game, where they are not there yet."""
+    pvp_nano.prepare(setting.frames)
+
+
+def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> list[Job]:
+    """Return the jobs: floors, then every arm with every seed and both ways to a mask."""
+    found = [Job({"arm": "floors"}, 60, partial(measure_floors, setting))]
+    for seed in seeds or SEEDS:
+        for way in WAYS:  # the second way finds the pixels that the first has taught
+            for encoder, pvp in ARMS:
+                key = {"encoder": encoder, "pvp": pvp, "mask": way, "seed": seed}
+                taught = 0 if pvp == "none" or way == WAYS[1] else setting.pixel_steps * 0.6
+                seconds = taught + setting.mask_steps * 0.5 + 90
+                found.append(Job(key, seconds, partial(measure_arm, setting, encoder, pvp, way, seed, work)))
+    return found
+
+
+def teach_pixels(setting: Setting, encoder: str, pvp: str, seed: int, work: Path) -> Path:
+    """Return the checkpoint that an arm's masks start from, trained now if it is not there.
+
+    Without PVP it is the new model itself, around the semantic encoder.
+    """
+    out = work / f"pixels-{encoder}-{pvp}-{seed}"
+    args = pvp_nano.training_args(setting.frames, setting.frames.regimes[0], encoder, seed, out)
+    args.steps, args.shuffled = setting.pixel_steps, pvp == "shuffled"
+    if not (out / "last").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        if pvp == "none":
+            checkpoint.save(pixels.start_model(args), out / "last")
+        else:
+            pixels.pretrain(args)
+    return out / "last"
+
+
+def mask_args(setting: Setting, encoder: str, way: str, seed: int, start: Path, out: Path) -> refer.Args:
+    """Return the training of masks of one arm."""
+    return refer.Args(
+        out=out,
+        data=tuple(frames_of(setting.frames, game) for game in setting.games),
+        hold=setting.frames.hold,
+        init=start,
+        mask="head" if way == WAYS[0] else "points",
+        grid=setting.grid,
+        points=setting.points,
+        steps=setting.mask_steps,
+        images=setting.images,
+        expressions=setting.expressions,
+        learning_rate=setting.learning_rate,
+        encoder_learning_rate=0.0 if encoder == "frozen" else setting.encoder_learning_rate,
+        head_learning_rate=setting.head_learning_rate,
+        save_every=max(1, setting.mask_steps // 4),
+        seed=seed,
+        workers=setting.workers,
+    )
+
+
+def open_tests(setting: Setting, history: int = 1) -> dict[str, GameReferrals]:
+    """Return the expressions that every arm is asked, by the name of their set."""
+    trained, strange = (
+        [frames_of(setting.frames, game) for game in games] for games in (setting.games, setting.strangers)
+    )
+    fixed = {"count": setting.count, "history": history, "seed": TEST_SEED}
+    return {
+        "test": GameReferrals(trained, "test", hold=setting.frames.hold, **fixed),
+        "held-out games": GameReferrals(strange, "all", **fixed),
+    }
+
+
+def measure_arm(setting: Setting, encoder: str, pvp: str, way: str, seed: int, work: Path) -> list[dict[str, Any]]:
+    """Train one arm, or go on with it; return a row for each test."""
+    start = teach_pixels(setting, encoder, pvp, seed, work)
+    out = work / f"masks-{encoder}-{pvp}-{way}-{seed}"
+    last = refer.teach(mask_args(setting, encoder, way, seed, start, out))
+    finder, rows = load_finder(last), []
+    for name, test in open_tests(setting, finder.vlm.history).items():
+        found: list[Overlap] = []
+        for index in range(len(test)):
+            item = test[index]
+            mask = finder.find(item.stack, [item.words])[0] > 0.5
+            found.append(overlap(mask, item.mask))
+            if index < setting.pictures:
+                save_overlay(item, mask, out / f"{name}-{index}.png")
+        rows.append({"set": name, "checkpoint": checkpoint.content_hash(last), **mask_figures(found)})
+    return rows
+
+
+def save_overlay(item: GameReferral, mask: np.ndarray, file: Path) -> None:
+    """Write the truth and the answer side by side."""
+    sides = [draw_overlay(item.stack[-1], shown) for shown in (item.mask, mask)]
+    Image.fromarray(np.concatenate(sides, axis=1)).save(file)
+
+
+Floor = Callable[[GameReferral], np.ndarray]
+
+
+def floors(grid: int) -> dict[str, Floor]:
+    """Return what answers without understanding, by name, and the most that a grid of points can reach."""
+    return {
+        "all": lambda item: np.ones(item.mask.shape, bool),
+        "nothing": lambda item: np.zeros(item.mask.shape, bool),
+        "largest object": _largest_object,
+        "every object of the colour": _of_the_colour,
+        f"truth on a grid of {grid}": partial(_through_grid, grid),
+    }
+
+
+def _largest_object(item: GameReferral) -> np.ndarray:
+    objects = find_objects(item.stack[-1], item.game)
+    return max(objects, key=lambda thing: thing.size).mask if objects else np.zeros(item.mask.shape, bool)
+
+
+def _of_the_colour(item: GameReferral) -> np.ndarray:
+    """Every object whose colour the words tell, or every object where they tell none."""
+    told = {word for word in item.words.split() if word in COLOURS}
+    mask = np.zeros(item.mask.shape, bool)
+    for thing in find_objects(item.stack[-1], item.game):
+        if not told or thing.colour in told:
+            mask |= thing.mask
+    return mask
+
+
+def _through_grid(grid: int, item: GameReferral) -> np.ndarray:
+    height, width = item.mask.shape
+    coarse = Image.fromarray(grid_mask(item.mask, grid).astype(np.uint8) * 255)
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BILINEAR)) > 127
+
+
+def measure_floors(setting: Setting) -> list[dict[str, Any]]:
+    """Return a row for every floor on every test."""
+    rows = []
+    for name, test in open_tests(setting).items():
+        items = [test[index] for index in range(len(test))]
+        for floor, answer in floors(setting.grid).items():
+            figures = mask_figures([overlap(answer(item), item.mask) for item in items])
+            rows.append({"set": name, "floor": floor, **figures})
+    return rows

@@ -1,0 +1,42 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg as a source to train on: a picture, some of its expressions and their masks."""
+
+from collections import defaultdict
+
+import numpy as np
+from PIL import Image
+
+from pretrain.refer_data import ReferDataset
+from pretrain.referrals import Drawn
+from vlm.taught_size import bring_to
+
+
+class ReferPictures:
+    """Draws pictures of a split, each as likely as another, with expressions of its objects.
+
+    Args:
+        data: the split; its convention of masks must be the plain one.
+        size: rows and columns that pictures are brought to, whatever their shape: several share a batch.
+        history: frames that a model sees; a picture is repeated.
+    """
+
+    def __init__(self, data: ReferDataset, size: tuple[int, int], history: int = 1):
+        self.data, self.size, self.history = data, size, history
+        found: dict[str, list[int]] = defaultdict(list)
+        for index, expression in enumerate(data.expressions):
+            found[expression.image.name].append(index)
+        self.pictures = list(found.values())
+
+    def draw(self, rng: np.random.Generator, count: int) -> Drawn:
+        """Return `count` expressions about one picture, some twice if it has fewer."""
+        own = self.pictures[int(rng.integers(len(self.pictures)))]
+        chosen = [int(i) for i in rng.choice(own, count, replace=len(own) < count)]
+        image = bring_to(self.data.image(chosen[0]), self.size)
+        masks = np.stack([resize_mask(self.data.mask(index), self.size) for index in chosen])
+        words = tuple(self.data.expressions[index].text for index in chosen)
+        return Drawn(np.stack([image] * self.history), words, masks)
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a mask bool[H, W] at rows and columns of `size`, by nearest pixel."""
+    picture = Image.fromarray(mask.astype(np.uint8))
+    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.NEAREST)) > 0

@@ -1,0 +1,74 @@
+"""Places to ask about lie where the paper's lab asks, and a model learns to answer for them."""
+
+import numpy as np
+import torch
+
+from pretrain.point_masks import PointMasks, PointQuestions, draw_points, grid_mask
+from pretrain.questions import IGNORED
+from pretrain.refer_games import GameReferrals
+from vlm.mask_finder import MaskFinder
+from vlm.presets import build
+
+
+def test_a_grids_places_belong_to_what_fills_half_of_them_and_nothing_is_lost():
+    mask = np.zeros((64, 64), bool)
+    mask[:16, :12] = True
+    assert grid_mask(mask, 4).astype(int).tolist() == [[1, 0, 0, 0]] + [[0] * 4] * 3
+    mask[:] = False
+    mask[33, 50] = True
+    assert np.argwhere(grid_mask(mask, 4)).tolist() == [[2, 3]]
+    assert not grid_mask(np.zeros((64, 64), bool), 4).any()
+
+
+def test_places_are_drawn_from_object_others_ring_and_anywhere_by_the_labs_shares():
+    own, others, rng = np.zeros((32, 32), bool), np.zeros((32, 32), bool), np.random.default_rng(0)
+    own[10:14, 10:14] = True
+    others[24:28, 24:28] = True
+    near = np.zeros_like(own)
+    near[6:18, 6:18] = True
+
+    def shares(own, others):
+        rows, columns = draw_points(own, own | others, 4000, rng).T
+        on, other = own[rows, columns], others[rows, columns]
+        ring = near[rows, columns] & ~on
+        return np.round([on.mean(), other.mean(), ring.mean(), (~on & ~other & ~ring).mean()], 2)
+
+    assert np.abs(shares(own, others) - (0.40, 0.30, 0.24, 0.06)).max() <= 0.03
+    alone = shares(own, np.zeros_like(own))
+    assert np.abs(alone - (0.40, 0, 0.54, 0.06)).max() <= 0.03
+    nothing = draw_points(np.zeros_like(own), others, 400, rng)
+    assert 0.7 < others[nothing[:, 0], nothing[:, 1]].mean() < 0.95  # 30 to 6
+
+
+def test_a_batch_asks_true_questions_and_depends_on_seed_and_step_alone(two_games):
+    vlm = build("tiny")
+    source = GameReferrals(two_games, "train", 1, vlm.history)
+    batch, again = (PointQuestions(vlm, source, 9, 2, 3, seed=5, grid=16, points=7)[4] for _ in range(2))
+    assert all(torch.equal(batch[name], again[name]) for name in batch)
+    assert batch["read"].shape == batch["said"].shape
+    assert batch["read"].shape[:3] == (2, 3, 7)
+    words = vlm.tokenizer.decode(batch["trunks"][0, 0, : batch["lengths"][0, 0]])
+    assert words.startswith("the ")
+    assert words.endswith("loc : [")
+    answers = batch["said"][batch["said"] != IGNORED].view(-1, 2)
+    assert set(vlm.tokenizer.convert_ids_to_tokens(answers[:, 1])) == {"</s>"}
+    assert set(vlm.tokenizer.convert_ids_to_tokens(answers[:, 0])) == {"0", "1"}
+
+
+def test_one_batch_is_learnt_and_then_found_by_asking_every_place(two_games):
+    vlm = build("tiny", seed=1)
+    source = GameReferrals(two_games, "train", 1, vlm.history, absent=0)
+    batch = PointQuestions(vlm, source, 1, 2, 1, seed=0, grid=8, points=64)[0]
+    lesson = PointMasks(vlm, bf16=False)
+    optimizer = torch.optim.AdamW(vlm.model.parameters(), lr=5e-3)
+    first = lesson(**batch)
+    for _ in range(150):
+        out = lesson(**batch)
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+    assert first["right"] < 0.8
+    assert out["right"] > 0.95
+    drawn = source.draw(np.random.default_rng([0, 0, 0x901]), 1)
+    found = MaskFinder(vlm, None, 8).find(drawn.stack, drawn.words)[0] > 0.5
+    assert (found & drawn.masks[0]).sum() / (found | drawn.masks[0]).sum() > 0.2

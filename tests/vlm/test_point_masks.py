@@ -1,0 +1,112 @@
+"""Points: what is read together is what each question gets alone, and a checkpoint says on which grid it was taught."""
+
+import numpy as np
+import pytest
+import torch
+
+from vlm import checkpoint
+from vlm.choices import prompt_ids
+from vlm.mask_finder import POINTS, load_finder
+from vlm.packing import Branches, pad_questions, read_branches
+from vlm.point_masks import PointLanguage, read_points
+from vlm.presets import build
+from vlm.prompts import IMAGE, MASK_PREFIX
+
+EXPRESSIONS = ["the red ghost", "the second duck from the left"]
+
+
+@pytest.fixture(params=["tiny", "tiny-clip"])
+def vlm(request):
+    return build(request.param, seed=2)
+
+
+def picture(vlm, count=1):
+    return np.random.default_rng(0).integers(0, 256, (count, vlm.history, 70, 64, 3), dtype=np.uint8)
+
+
+def plain_logits(vlm, pixels, language, words, row, column, answer=()):
+    """The logits of transformers' own forward behind one whole question, float32[vocabulary]."""
+    image_tokens = vlm.image_embeddings(pixels).shape[1]
+    ids = [
+        *prompt_ids(vlm, f"{IMAGE} {MASK_PREFIX}", image_tokens), *language.trunk(words), *language.leaf(row, column),
+        *answer,
+    ]  # fmt: skip
+    return vlm.model(input_ids=torch.tensor([ids]), pixel_values=pixels).logits[0, -1]
+
+
+def test_a_question_is_the_labs_and_its_end_one_token(vlm):
+    language = PointLanguage.of(vlm)
+    tokens = [*language.shared.tolist(), *language.trunk("The red  ghost"), *language.leaf(12, 7)]
+    assert vlm.tokenizer.decode(tokens) == "[ segmentation ] the red ghost loc : [ 12 , 7 ] mask:"
+    assert len(language.column(7)) == 2
+    assert vlm.tokenizer.convert_ids_to_tokens(language.answers) == ["0", "1"]
+
+
+@torch.no_grad()
+def test_the_whole_grid_gets_what_each_place_gets_alone(vlm):
+    language, pixels = PointLanguage.of(vlm), vlm.pixels(picture(vlm))
+    odds = read_points(vlm, pixels, EXPRESSIONS, 5)
+    assert odds.shape == (2, 5, 5)
+    for number, row, column in ((0, 0, 0), (0, 4, 2), (1, 3, 4), (1, 2, 0)):
+        logits = plain_logits(vlm, pixels, language, EXPRESSIONS[number], row, column)
+        no, yes = logits[language.answers]
+        assert float(odds[number, row, column]) == pytest.approx(float(yes - no), abs=2e-5)
+    assert float((odds[0] - odds[1]).abs().max()) > 1e-4
+
+
+@torch.no_grad()
+def test_leaves_behind_trunks_of_several_lengths_get_what_each_path_gets_alone(vlm):
+    language, pixels = PointLanguage.of(vlm), vlm.pixels(picture(vlm, 2))
+    places = [(0, 1), (3, 2), (31, 30)]
+    trunks, lengths = pad_questions([[language.trunk(words) for words in EXPRESSIONS]] * 2, language.pad)
+    assert lengths[0, 0] < lengths[0, 1]
+    leaves = torch.tensor([[[language.leaf(*place) for place in places]] * 2] * 2)
+    states = read_branches(vlm, pixels, language.shared, trunks, lengths, leaves)
+    assert states.shape[:4] == leaves.shape
+    head = vlm.model.get_output_embeddings()
+    for image, number, place in ((0, 0, 0), (0, 1, 2), (1, 0, 2), (1, 1, 1)):
+        alone = plain_logits(vlm, pixels[image : image + 1], language, EXPRESSIONS[number], *places[place])
+        assert torch.allclose(head(states[image, number, place, -1]), alone, atol=2e-5)
+
+
+def test_gradients_of_branches_are_those_of_separate_sequences(vlm):
+    language, pixels = PointLanguage.of(vlm), vlm.pixels(picture(vlm))
+    places, head = [(0, 1), (3, 2)], vlm.model.get_output_embeddings()
+    trunks, lengths = pad_questions([[language.trunk(words) for words in EXPRESSIONS]], language.pad)
+    leaves = torch.tensor([[[language.leaf(*place) for place in places]] * 2])
+    states = read_branches(vlm, pixels, language.shared, trunks, lengths, leaves)
+    head(states[..., -1, :]).log_softmax(-1)[..., 7].sum().backward()
+    packed = {name: p.grad.clone() for name, p in vlm.model.named_parameters() if p.grad is not None}
+    vlm.model.zero_grad()
+    for words in EXPRESSIONS:
+        for place in places:
+            plain_logits(vlm, pixels, language, words, *place).log_softmax(-1)[7].backward()
+    for name, parameter in vlm.model.named_parameters():
+        if parameter.grad is not None:
+            assert torch.allclose(packed[name], parameter.grad, rtol=1e-4, atol=1e-5), name
+
+
+def test_a_leaf_sees_prefix_its_own_trunk_without_padding_and_itself():
+    sees = Branches(1, torch.tensor([[1, 2]]), 2, 2, 1).mask()[0, 0] == 0
+    assert sees.int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0, 0],  # padding
+        [1, 0, 0, 1, 0, 0, 0, 0, 0],
+        [1, 0, 0, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 1, 0, 0],
+        [1, 0, 0, 1, 1, 0, 0, 1, 0],
+        [1, 0, 0, 1, 1, 0, 0, 0, 1],
+    ]
+
+
+def test_a_checkpoint_that_was_taught_points_is_asked_for_points(vlm, tmp_path):
+    checkpoint.save(vlm, tmp_path / "run", {POINTS: 4})
+    finder = load_finder(tmp_path / "run")
+    assert finder.way.startswith("points of a grid of 4")
+    found = finder.find(picture(vlm)[0], EXPRESSIONS)
+    odds = read_points(vlm, vlm.pixels(picture(vlm)), EXPRESSIONS, 4)
+    assert found.shape == (2, 70, 64)
+    assert found[0, 0, 0] == pytest.approx(float(odds[0, 0, 0].sigmoid()), abs=1e-5)
+    assert found.max() <= float(odds.max().sigmoid()) + 1e-6

@@ -1,0 +1,88 @@
+"""Finds what words mean in a picture, in whichever way a checkpoint was taught: by its mask head or by points in text.
+
+    finder = load_finder(Path("runs/refer/last"))
+    probabilities = finder.find(stack, ["the red ghost"])        float32[1, H, W]
+
+A checkpoint that can be asked for masks holds a mask head (`vlm.mask_head`), or says in its `training.json`, under
+`points`, the grid on which it was taught to answer with 0 and 1 (`vlm.point_masks`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vlm import checkpoint
+from vlm.checkpoint import CheckpointError
+from vlm.mask_head import SHAPE, EncoderMaps, MaskHead, expression_states, expression_tokens
+from vlm.model import PixelVLM
+from vlm.point_masks import read_points
+from vlm.taught_size import bring_to, taught_size
+
+POINTS = "points"
+
+
+class MaskFinder:
+    """A model that can be asked for masks.
+
+    Args:
+        vlm: the model.
+        head: its mask head, or None where masks are points.
+        grid: the places of points along each side.
+        size: rows and columns that pictures are brought to; None leaves them as they are.
+    """
+
+    def __init__(self, vlm: PixelVLM, head: MaskHead | None, grid: int = 32, size: tuple[int, int] | None = None):
+        self.vlm, self.head, self.grid, self.size = vlm, head, grid, size
+        self._maps = EncoderMaps(vlm) if head else None
+
+    @property
+    def way(self) -> str:
+        """How it answers, in words."""
+        return "mask head" if self.head else f"points of a grid of {self.grid}, the probability of 1 against 0"
+
+    @torch.no_grad()
+    def find(self, stack: np.ndarray, words: Sequence[str]) -> np.ndarray:
+        """Return float32[K, H, W]: each pixel's probability of belonging to what each expression means.
+
+        Args:
+            stack: uint8[history, H, W, 3], or [1, H, W, 3], which is repeated.
+            words: K expressions.
+        """
+        height, width = stack.shape[1:3]
+        shown = np.stack([bring_to(frame, self.size) for frame in stack])
+        if len(shown) < self.vlm.history:
+            shown = np.repeat(shown[-1:], self.vlm.history, axis=0)
+        found = self._by_head(shown, words) if self.head else self._by_points(shown, words)
+        return resize_logits(found, height, width).sigmoid().cpu().numpy()
+
+    def _by_head(self, shown: np.ndarray, words: Sequence[str]) -> Tensor:
+        assert self.head is not None
+        assert self._maps is not None
+        pixels = self.vlm.pixels(shown[None])
+        states = expression_states(self.vlm, pixels, *expression_tokens(self.vlm, [words]))
+        return self.head(self._maps.take(), *states)[0, :, : shown.shape[1], : shown.shape[2]]
+
+    def _by_points(self, shown: np.ndarray, words: Sequence[str]) -> Tensor:
+        found = read_points(self.vlm, self.vlm.pixels(shown[None]), words, self.grid)
+        return resize_logits(found, *shown.shape[1:3])
+
+
+def resize_logits(logits: Tensor, height: int, width: int) -> Tensor:
+    """Return logits [K, height, width] of logits [K, h, w], interpolated where sizes differ."""
+    if logits.shape[1:] == (height, width):
+        return logits
+    return functional.interpolate(logits[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+
+
+def load_finder(directory: Path) -> MaskFinder:
+    """Return what a checkpoint of `pretrain.refer` finds masks with; `CheckpointError` for one that was taught none."""
+    directory, training = Path(directory), checkpoint.read_training(directory)
+    if (directory / SHAPE).is_file():
+        return MaskFinder(checkpoint.load(directory), MaskHead.load(directory), size=taught_size(directory))
+    if POINTS in training:
+        return MaskFinder(checkpoint.load(directory), None, int(training[POINTS]), taught_size(directory))
+    raise CheckpointError(f"expected a checkpoint that was taught masks (`pretrain.refer`), got {directory}")
