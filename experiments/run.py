@@ -105,6 +105,7 @@ def do(job: Job) -> Done:
 def do_aside(job: Job, log: Path, threads: int) -> Done:
     """Do a job in a process of its own, on so many threads; what it says goes to a file."""
     torch.set_num_threads(threads)
+    multiprocessing.set_start_method(None, force=True)  # what this process starts, it starts as any other would
     with log.open("a") as file, redirect_stdout(file), redirect_stderr(file):
         return do(job)
 

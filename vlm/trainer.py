@@ -46,6 +46,10 @@ class Lesson(nn.Module):
         """Take what `save_aids` wrote."""
 
 
+def _only(batches: list[dict[str, Any]]) -> dict[str, Any]:
+    return batches[0]
+
+
 class VlmTrainer(Trainer):
     """Trains a `Lesson` on a dataset whose items are whole batches, in order; item i is step i's batch.
 
@@ -55,7 +59,7 @@ class VlmTrainer(Trainer):
     def __init__(self, lesson: Lesson, groups: list[dict], record: dict[str, Any], **kwargs: Any):
         self.groups, self.record = groups, record
         self._noted: dict[str, list[Tensor]] = {}
-        super().__init__(model=lesson, data_collator=lambda batches: batches[0], **kwargs)
+        super().__init__(model=lesson, data_collator=_only, **kwargs)
 
     def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
         """AdamW over the groups of the trainable plan."""
