@@ -13,7 +13,7 @@ beside them floors that look at no words or at one, and the most that points on 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,31 +41,35 @@ SEEDS = (0, 1, 2)
 TEST_SEED = 10_000
 
 
+PIXELS = replace(pvp_nano.NANO, grid="64")  # the grid that masks by points are asked on
+
+
 @dataclass(frozen=True)
 class Setting:
     """Everything that the experiment fixes.
 
     frames: how games are recorded, and the encoder and the training of pixels (`experiments.pvp_nano`); games: masks
     are taught on; strangers: held out whole; pixel_steps, mask_steps: of the two trainings; images, expressions: of a
-    step of masks; grid, points: of points; count: expressions of a test; pictures: overlays kept of each.
+    step of masks; grid, points: of points, on the grid of pixels; count: expressions of a test; pictures: overlays kept
+    of each.
     """
 
-    frames: pvp_nano.Setting = field(default_factory=lambda: pvp_nano.NANO)
+    frames: pvp_nano.Setting = PIXELS
     games: tuple[str, ...] = (
         "Carnival", "MsPacman", "Alien", "Assault", "Atlantis", "Breakout", "DemonAttack", "Phoenix", "Pong",
         "SpaceInvaders",
     )  # fmt: skip
     strangers: tuple[str, ...] = ("Seaquest", "Frostbite", "Asteroids", "Qbert")
     pixel_steps: int = 2000
-    mask_steps: int = 1200
+    mask_steps: int = 1000
     images: int = 8
     expressions: int = 6
     learning_rate: float = 3e-4
     encoder_learning_rate: float = 3e-4
     head_learning_rate: float = 1e-3
-    grid: int = 32
+    grid: int = 64
     points: int = 16
-    count: int = 600
+    count: int = 400
     pictures: int = 4
     workers: int = 1
 
@@ -86,7 +90,7 @@ def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> li
             for encoder, pvp in ARMS:
                 key = {"encoder": encoder, "pvp": pvp, "mask": way, "seed": seed}
                 taught = 0 if pvp == "none" or way == WAYS[1] else setting.pixel_steps * 0.6
-                seconds = taught + setting.mask_steps * 0.5 + 90
+                seconds = taught + setting.mask_steps * 0.5 + (90 if way == WAYS[0] else 400)
                 found.append(Job(key, seconds, partial(measure_arm, setting, encoder, pvp, way, seed, work)))
     return found
 

@@ -8,8 +8,11 @@ import pytest
 
 from agents import play, video
 from agents.command import run
-from agents.video import check_video, draw_turn
+from agents.video import Shown, check_video, draw_turn
 from envs.errors import EnvsError
+from vlm import checkpoint
+from vlm.overlay import SHOWN
+from vlm.presets import build
 
 
 def command(*arguments):
@@ -152,6 +155,40 @@ def test_the_left_of_a_picture_is_the_true_frame():
     top = (picture.shape[0] - 630) // 2
     assert np.array_equal(picture[top : top + 630 : 3, :480:3], frame)
     assert picture.shape[0] % 16 == picture.shape[1] % 16 == 0
+
+
+def test_what_a_viewer_asks_for_is_drawn_on_the_frame_and_told(monkeypatch):
+    from agents.rollout import Turn
+
+    turn = Turn(0, 1, 5, np.zeros((210, 160, 3), np.uint8), 0, "noop", None, False, 0.0, 0.0, False, False)
+    mask = np.zeros((210, 160), bool)
+    mask[100:110, 50:60] = True
+    plain, shown = (draw_turn(turn, "Pong", "vlm", ("noop",), what) for what in (None, Shown("the ball", mask)))
+    top = (shown.shape[0] - 630) // 2
+    rows, columns = np.nonzero((shown[top : top + 630, :480] == SHOWN).all(-1))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (300, 329, 150, 179)
+    assert len(rows) == 4 * 29
+    assert (plain[:, 480:] != shown[:, 480:]).any()  # the panel tells the words
+
+
+def test_a_highlight_finds_by_masks_of_its_own_memory_and_films_them(finder, tmp_path, capsys):
+    words = ("--highlight", "the duck", "--finder", finder)
+    assert command("--agent", "random", "--max-frames", 40, "--out", tmp_path, *words) == 0
+    frames = read_frames(tmp_path)
+    assert len(frames) == 10
+    assert read_frames(tmp_path)[:, -30:-12, 490:].max() > 100  # the words, at the panel's foot
+    assert command("--out", tmp_path, "--highlight", "the duck", "--checkpoint", finder.parent / "plain") == 2
+    assert "expected a checkpoint that was taught masks" in capsys.readouterr().err
+    assert command("--out", tmp_path, "--highlight", "x", "--no-video") == 2
+    assert command("--out", tmp_path, "--finder", finder) == 2
+
+
+@pytest.fixture
+def finder(tmp_path):
+    """A checkpoint that was taught masks, a little, and beside it one that was not."""
+    for name, training in (("finder", {"points": 3}), ("plain", {})):
+        checkpoint.save(build("tiny"), tmp_path / "runs" / name, training)
+    return tmp_path / "runs" / "finder"
 
 
 def test_a_video_that_lacks_frames_is_refused(tmp_path):

@@ -74,7 +74,7 @@ def test_one_batch_is_learnt_by_heart(two_games, tmp_path):
     drawn = pairs(two_games, tiny(two_games, tmp_path, images=8))
     batch, lesson = drawn[0], Contrast(drawn.clip, bf16=False)
     optimizer = torch.optim.Adam(drawn.clip.model.parameters(), lr=1e-3)
-    for _ in range(150):
+    for _ in range(300):
         out = lesson(**batch)
         optimizer.zero_grad()
         out["loss"].backward()

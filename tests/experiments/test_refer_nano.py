@@ -1,0 +1,100 @@
+"""refer-nano in small: every arm is taught as its name says, and floors and rows come out of one test."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from envs.episodes import DatasetInfo, Episode, EpisodeWriter
+from envs.protocol import MACHADO2018
+from experiments import pvp_nano, run
+from experiments.pvp_nano import OPEN
+from experiments.refer_nano import ARMS, WAYS, Setting, floors, jobs, measure_floors, prepare, teach_pixels
+from experiments.run import Experiment, main
+from pretrain.captions import caption_tokenizer
+from pretrain.refer_games import GameReferral
+from vlm import checkpoint
+from vlm.clip import build_clip
+
+
+@pytest.fixture
+def setting(tmp_path):
+    """A setting of seconds, over frames that are already there."""
+    rng = np.random.default_rng(0)
+    for game in ("Pong", "Breakout", "Qbert"):
+        info = DatasetInfo(game, ("noop",), MACHADO2018, "random", None, "abc", {})
+        writer = EpisodeWriter(tmp_path / "data" / f"random-{game}", info)
+        for seed in range(3):
+            frames = np.zeros((4, 210, 160, 3), np.uint8)
+            for frame in frames:
+                for cell in rng.permutation(9)[: rng.integers(2, 5)]:
+                    row, column = 30 + 60 * (cell // 3), 20 + 50 * (cell % 3)
+                    frame[row : row + 12, column : column + 12] = rng.choice([(200, 72, 72), (66, 158, 130)])
+            writer.append(Episode(frames, np.zeros(4, int), np.zeros(4, np.float32), None, True, False, seed))
+    checkpoint.save(build_clip("tiny-clip", caption_tokenizer(), 0), tmp_path / "clip")
+    short = replace(OPEN, steps=4, images=2, questions=4)
+    frames = pvp_nano.Setting(
+        games=("Pong", "Breakout"), strangers=("Qbert",), episodes=3, hold=1, data=tmp_path / "data", regimes=(short,),
+        tower=tmp_path / "clip", preset="tiny-clip", grid="4", workers=0,
+    )  # fmt: skip
+    return Setting(
+        frames, games=("Pong", "Breakout"), strangers=("Qbert",), pixel_steps=2, mask_steps=2, images=2, expressions=2,
+        grid=4, points=3, count=6, pictures=1, workers=0,
+    )  # fmt: skip
+
+
+def test_every_arm_is_taught_and_scored_on_known_and_on_strange_games(setting, tmp_path, monkeypatch):
+    small = Experiment(lambda: prepare(setting), lambda seeds, work: jobs(seeds, work, setting))
+    monkeypatch.setitem(run.EXPERIMENTS, "refer-nano", small)
+    command = ["refer-nano", "--seeds", "0", "--out", str(tmp_path / "r.json"), "--work", str(tmp_path / "work")]
+    assert main([*command, "--processes", "1"]) == 0
+    rows = [row for row in json.loads((tmp_path / "r.json").read_text())["rows"] if "floor" not in row]
+    assert {(row["encoder"], row["pvp"], row["mask"]) for row in rows} == {(*arm, way) for arm in ARMS for way in WAYS}
+    assert {row["set"] for row in rows} == {"test", "held-out games"}
+    assert all(row["n"] == 6 and 0 <= row["ciou"] <= 1 for row in rows)
+    moved = {
+        (encoder, pvp): checkpoint.read_training(tmp_path / "work" / f"masks-{encoder}-{pvp}-head-0" / "last")["moved"]
+        for encoder, pvp in ARMS
+    }
+    assert all((report["encoder"]["moved"] > 0) == (arm[0] == "adapted") for arm, report in moved.items())
+    pixels = checkpoint.read_training(tmp_path / "work" / "pixels-adapted-shuffled-0" / "last")["arguments"]
+    assert pixels["shuffled"]
+    assert (tmp_path / "work" / "masks-adapted-pvp-points-0" / "test-0.png").is_file()
+
+
+def test_pixels_are_taught_once_for_both_ways_and_not_at_all_without_pvp(setting, tmp_path):
+    start = teach_pixels(setting, "frozen", "none", 0, tmp_path)
+    assert checkpoint.read_training(start) == {}
+    taught = teach_pixels(setting, "adapted", "pvp", 0, tmp_path)
+    before = checkpoint.content_hash(taught)
+    assert teach_pixels(replace(setting, pixel_steps=3), "adapted", "pvp", 0, tmp_path) == taught
+    assert checkpoint.content_hash(taught) == before != checkpoint.content_hash(start)
+
+
+def test_floors_look_at_no_words_or_at_one_and_a_grid_bounds_what_points_can_reach(setting):
+    frame = np.zeros((2, 210, 160, 3), np.uint8)
+    frame[:, 30:42, 20:32] = frame[:, 90:102, 70:82] = (200, 72, 72)
+    frame[:, 150:170, 120:140] = (66, 158, 130)
+    truth = np.zeros((210, 160), bool)
+    truth[30:42, 20:32] = True
+    answers = {
+        name: floor(GameReferral("the left-most red object", "extreme", "Pong", frame, truth))
+        for name, floor in floors(64).items()
+    }
+    assert answers["all"].all()
+    assert not answers["nothing"].any()
+    assert answers["largest object"].sum() == 400
+    assert answers["every object of the colour"].sum() == 2 * 144
+    coarse = answers["truth on a grid of 64"]
+    assert 0.5 < (coarse & truth).sum() / (coarse | truth).sum() < 1
+    rows = measure_floors(setting)
+    best = {row["set"]: max(r["ciou"] for r in rows if r["set"] == row["set"]) for row in rows}
+    assert set(best) == {"test", "held-out games"}
+    assert all(0.3 < value < 1 for value in best.values())
+
+
+def test_the_published_experiment_fits_into_five_hours_of_two_cores(tmp_path):
+    whole = jobs(None, tmp_path)
+    assert len(whole) == 1 + 3 * len(ARMS) * len(WAYS)
+    assert sum(job.seconds for job in whole) / 2 <= 5 * 3600
