@@ -29,7 +29,7 @@ class ReferPictures:
     def draw(self, rng: np.random.Generator, count: int) -> Drawn:
         """Return `count` expressions about one picture, some twice if it has fewer."""
         own = self.pictures[int(rng.integers(len(self.pictures)))]
-        chosen = [int(i) for i in rng.choice(own, count, replace=len(own) < count)]
+        chosen = [int(index) for index in np.resize(rng.permutation(own), count)]
         image = bring_to(self.data.image(chosen[0]), self.size)
         masks = np.stack([resize_mask(self.data.mask(index), self.size) for index in chosen])
         words = tuple(self.data.expressions[index].text for index in chosen)

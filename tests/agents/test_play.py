@@ -84,10 +84,10 @@ def test_free_generation_counts_what_it_cannot_parse(tiny, tmp_path):
 
 
 def test_ctrl_c_keeps_a_video_that_plays_and_a_result_that_says_so(tiny, tmp_path, monkeypatch):
-    shown = video.VideoWriter.step
+    film = video.VideoWriter.step
 
-    def interrupted_after_ten(self, turn):
-        shown(self, turn)
+    def interrupted_after_ten(self, turn, *shown):
+        film(self, turn, *shown)
         if turn.step == 9:
             raise KeyboardInterrupt
 
