@@ -209,9 +209,9 @@ def training_record(args: Args, lessons: list[TaughtGame]) -> dict[str, Any]:
 
 
 def check_same_run(args: Args) -> None:
-    """Let a run go on only with the arguments that it began with."""
+    """Let a run go on only with the arguments that it began with; rounds may be added (`agents.dagger`)."""
     file = args.out / "arguments.json"
-    now = args.plain()
+    now = {name: value for name, value in args.plain().items() if name != "rounds"}
     if file.exists():
         before = json.loads(file.read_text())
         changed = [name for name in now if before.get(name) != now[name]]

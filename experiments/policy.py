@@ -1,20 +1,22 @@
 """The policy that ships: cloned to play and taught pixel values in one mixture, so that what it sees can be asked for.
 
     python -m pretrain.pixels --data data/random-* --preset nano --start-codes --grid 32 --out runs/pixels ...
-    python -m experiments.policy --data data/carnival data/mspacman --init runs/pixels/last --readout 1 --out runs/both
+    python -m experiments.policy --data data/carnival data/mspacman --init runs/pixels/last --readout 1 --rounds 3 \
+        --out runs/both
     python -m pretrain.reconstruct --image frame.png --checkpoint runs/both/last --out runs/seen
 
 `agents.clone` with a share of its steps for `pretrain.pixels`: cloning alone would soon have forgotten the answers to
-questions about pixels. All other options are those of `agents.clone`.
+questions about pixels. With `--rounds` it then improves by what it does itself (`agents.dagger`), pixels among it
+all the same. All other options are those of `agents.clone` and `agents.improve`.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
 
-from agents import clone
+from agents import clone, dagger
 from agents.command import run
 from agents.demonstrations import Batches
 from envs.errors import EnvsError
@@ -24,8 +26,15 @@ from vlm.model import PixelVLM
 
 
 @dataclass(kw_only=True)
-class Args(clone.Args):
-    """Clone teachers' play, among questions about pixels."""
+class Args(dagger.Rounds, clone.Args):
+    """Clone teachers' play, among questions about pixels, and improve in rounds."""
+
+    rounds: int = 0
+    """Rounds of DAgger after cloning."""
+    round_steps: int = 1500
+    """Optimizer steps of each round."""
+    round_rate: float = 0.4
+    """What the learning rates of cloning are multiplied by in the first round."""
 
     pixel_share: float = 0.2
     """Share of the steps that are questions about pixels."""
@@ -48,6 +57,7 @@ class Args(clone.Args):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_rounds()
         if not 0 < self.pixel_share < 1:
             raise EnvsError(
                 f"--pixel-share must be between 0 and 1, got {self.pixel_share}; without pixels it is agents.clone"
@@ -72,7 +82,25 @@ class Args(clone.Args):
 
 
 def teach(args: Args) -> Path:
-    """Train; return the directory of the best checkpoint."""
+    """Clone, and go through the rounds if there are any; return the directory of the best or last checkpoint."""
+    start = clone_among_pixels(args)
+    if not args.rounds:
+        return start
+    later = replace(
+        args,
+        steps=args.round_steps,
+        learning_rate=args.learning_rate * args.round_rate,
+        encoder_learning_rate=args.encoder_learning_rate * args.round_rate,
+    )
+    return dagger.improve(later, args, start, clone_among_pixels)
+
+
+def clone_among_pixels(args: clone.Args) -> Path:
+    """Train once on the arguments' data, or go on with it; what is finished is not done again."""
+    assert isinstance(args, Args)
+    if (args.out / "last").exists():
+        clone.check_same_run(args)
+        return args.out / ("best" if (args.out / "best").exists() else "last")
 
     def mix(vlm: PixelVLM, imitation: clone.Imitation, batches: Batches) -> tuple[MixedLesson, MixedBatches]:
         tasks = [

@@ -83,6 +83,10 @@ class ChoiceScorer:
 
     def log_probs(self, pixels: Tensor) -> Tensor:
         """Return float32[B, C]: the log-probability of every answer, its end included, for `PixelVLM.pixels`."""
+        return self.read(pixels)[0]
+
+    def read(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `log_probs` does, and the decoder's state at the prompt's end, [B, D]."""
         vlm = self.vlm
         image = vlm.image_embeddings(pixels)  # [B, N, D]
         batch, device = len(image), image.device
@@ -92,7 +96,8 @@ class ChoiceScorer:
         seen = mask.to(embeddings.dtype).expand(batch, -1, -1, -1)
         hidden = read_behind(vlm, self._text_cache(batch), embeddings, positions.expand(batch, -1), seen)
         answers = hidden[:, -len(self.trie.tokens) - 1 :]  # the prompt's last token, then the nodes
-        return self._sum(vlm.model.get_output_embeddings()(answers).float().log_softmax(-1))
+        said = vlm.model.get_output_embeddings()(answers).float().log_softmax(-1)
+        return self._sum(said), answers[:, 0]
 
     def _sum(self, log_probs: Tensor) -> Tensor:
         """Add up each answer's tokens: [B, 1 + nodes, vocabulary] to [B, C]."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents import dagger
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.errors import EnvsError
 from envs.protocol import MACHADO2018
@@ -60,3 +61,18 @@ def test_both_tasks_teach_one_model_and_a_killed_run_goes_on_to_the_same_weights
 def test_a_share_of_nothing_is_refused(taught, tmp_path):
     with pytest.raises(EnvsError, match=r"--pixel-share must be between 0 and 1, got 0\.0; without .* agents\.clone"):
         Args(data=(taught,), out=tmp_path, pixel_share=0.0)
+
+
+def test_rounds_go_on_from_cloning_with_pixels_among_them(taught, tmp_path, monkeypatch):
+    whole = dagger.record.Args
+    monkeypatch.setattr(dagger.record, "Args", lambda **words: whole(**words, max_frames=80))
+    monkeypatch.setattr(dagger, "STATES", 2)
+    words = [*arguments(taught, tmp_path / "run"), "--round-steps", "3", "--episodes", "1", "--teach-every", "5"]
+    assert main([*words, "--rounds", "1"]) == 0
+    first = (tmp_path / "run" / "last").stat().st_mtime_ns
+    assert main([*words, "--rounds", "2"]) == 0  # rounds may be added, and nothing is done again
+    assert (tmp_path / "run" / "last").stat().st_mtime_ns == first
+    made = checkpoint.read_training(tmp_path / "run" / "round-1" / "trained" / "last")
+    assert len(made["datasets"]) == 3
+    assert made["arguments"]["pixel_share"] > 0
+    assert taught_size(tmp_path / "run" / "round-1" / "trained" / "last") == (210, 160)
