@@ -1,0 +1,364 @@
+"""One page from the committed results: what was claimed, what was measured, and the command that measures it again.
+
+    python -m experiments.report --out report
+    python -m experiments.report --out report --videos videos/frozen.mp4 videos/adapted.mp4
+    python -m experiments.report --markdown                        the tables of the README
+
+The page asks nothing of a network: styles, plots and pictures lie in it, videos beside it. What a result file does not
+hold yet is left out and said to be missing. Figures come from `experiments/results/*.json` alone.
+"""
+
+import base64
+import io
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import tyro
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from agents.command import run
+from agents.results import read_result
+from agents.score import summarise
+from envs.errors import EnvsError
+from envs.games import find_game
+from envs.reference_scores import all_references
+from experiments.summaries import (
+    FLOORS,
+    PVP_SETS,
+    Line,
+    Mean,
+    curves,
+    difference,
+    mean_over_seeds,
+    meaning_lines,
+    pick,
+    pvp_lines,
+    refer_lines,
+)
+
+RESULTS = Path(__file__).parent / "results"
+TEMPLATE = "report.html.j2"
+COLOURS = {"adapted": "#c2620e", "frozen": "#4c72b0"}
+
+
+@dataclass
+class Args:
+    """Make a page, or the README's tables, of the committed results."""
+
+    out: Path = Path("report")
+    """The folder of the page, `index.html`, and of its videos."""
+    results: Path = RESULTS
+    """The folder of result files."""
+    videos: tuple[Path, ...] = ()
+    """Videos to show side by side."""
+    markdown: bool = False
+    """Print the tables as Markdown instead."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, column names and lines."""
+
+    caption: str
+    columns: tuple[str, ...]
+    lines: list[Line]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing as SVG, and what it shows."""
+
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Medium:
+    """A picture or a video, and what it shows."""
+
+    source: str
+    caption: str
+    video: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page. command: what measures it again; origin: commit, date, seeds and machine, in words."""
+
+    name: str
+    title: str
+    text: str
+    command: str
+    origin: str
+    tables: list[Table] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
+    media: list[Medium] = field(default_factory=list)
+
+
+Result = dict[str, Any]
+
+
+def read_results(folder: Path) -> dict[str, Result]:
+    """Return the result files of a folder by name."""
+    found = {file.stem: read_result(file) for file in sorted(folder.glob("*.json"))}
+    if not found:
+        raise EnvsError(f"expected result files in {folder}, found none; experiments.run and agents.score make them")
+    return found
+
+
+def answers(results: dict[str, Result]) -> list[str]:
+    """Return the page's first sentences: what freezing costs and what PVP adds, in each job that was measured."""
+    said = [answer_of_reading(results["pvp-nano"]["rows"])] if "pvp-nano" in results else []
+    if "refer-nano" in results:
+        said.append(answer_of_masks(results["refer-nano"]["rows"]))
+    else:
+        said.append(
+            "Referring segmentation (paper: +10.19 cIoU): not measured yet, python -m experiments.run refer-nano."
+        )
+    if "games-nano" not in results:
+        said.append("Playing games with and without it: not measured yet.")
+    return said
+
+
+def answer_of_reading(rows: list[dict[str, Any]]) -> str:
+    """Return what freezing the encoder costs in reading pixels of games never seen."""
+    own = pick(rows, regime="open", set="held-out games", sample=False)
+    arms = {arm: pick(own, encoder=arm) for arm in ("adapted", "frozen")}
+    means = {arm: mean_over_seeds(found, "mae") for arm, found in arms.items()}
+    less = difference(arms["frozen"], arms["adapted"], "mae")
+    if less is None or not all(means.values()):
+        return "Reading pixels: no arm of pvp-nano is finished."
+    told = {arm: mean.text() for arm, mean in means.items() if mean}
+    return (
+        f"Reading pixels of games never seen: an encoder that is taught pixel values and not frozen is "
+        f"{told['adapted']} of 255 off, a frozen one {told['frozen']}: {_more(less)} with unfreezing "
+        f"({less.n} training seed{'s' * (less.n > 1)}; 95 % intervals)."
+    )
+
+
+def answer_of_masks(rows: list[dict[str, Any]]) -> str:
+    """Return what PVP and unfreezing add in referring segmentation by the mask head."""
+    arms = {
+        (encoder, pvp): pick(rows, encoder=encoder, pvp=pvp, mask="head", set="test")
+        for encoder, pvp in (("adapted", "pvp"), ("adapted", "none"), ("adapted", "shuffled"), ("frozen", "pvp"))
+    }
+    base = arms["adapted", "pvp"]
+    pairs = {"PVP": ("adapted", "none"), "its colours": ("adapted", "shuffled"), "unfreezing": ("frozen", "pvp")}
+    parts = []
+    for name, other in pairs.items():
+        gain = difference(base, arms[other], "ciou")
+        if gain:
+            parts.append(f"{name} {gain.text(1, 100)}")
+    return (
+        f"Referring segmentation (paper: +10.19 cIoU), points of cIoU added by: {', '.join(parts) or 'not measured'}."
+    )
+
+
+def _more(less: Mean) -> str:
+    side = "less error" if less.value > 0 else "more error"
+    return f"{Mean(abs(less.value), less.half, less.n).text()} {side}"
+
+
+def origin(result: Result) -> str:
+    """Return where figures come from, in words."""
+    commits = sorted({str(row.get("commit") or result["commit"])[:7] for row in result["rows"]})
+    seeds = ", ".join(str(seed) for seed in result["seeds"])
+    protocol = f"protocol {result['protocol']['name']}; " if result.get("protocol") else ""
+    return f"{protocol}seeds {seeds}; commit {', '.join(commits)}; {result['date'][:10]}; {result['machine']}."
+
+
+def pvp_section(result: Result, pictures: Sequence[Path]) -> Section:
+    """Return the part on reading pixels."""
+    rows = result["rows"]
+    columns = ("adapted", "frozen", "adapted / frozen", *FLOORS)
+    tables = [
+        Table("Mean absolute error of 255, all places of a 32 x 32 grid", columns, pvp_lines(rows)),
+        Table("The same on small objects", columns, pvp_lines(rows, "mae_small_objects")),
+        Table(
+            "What the encoder knows of meaning and of detail",
+            ("semantic encoder", "adapted, open", "adapted, familiar"),
+            meaning_lines(rows),
+        ),
+    ]
+    return Section(
+        "reading",
+        "Reading pixels: what freezing costs",
+        "Familiar: held-out episodes of games seen in training, which can be half answered from memory. Open: images "
+        "made strange in training, measured on games never seen, photographs and synthetic images; only reading helps.",
+        "python -m experiments.run pvp-nano",
+        origin(result),
+        tables,
+        [plot_curves(rows)],
+        [Medium(embed(file), "original, its grid, what the frozen and the adapted model answer") for file in pictures],
+    )
+
+
+def plot_curves(rows: list[dict[str, Any]]) -> Plot:
+    """Draw the errors along training, a field for each set, floors as lines."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(PVP_SETS), figsize=(13, 3.2), layout="constrained")
+    for axis, (regime, name) in zip(axes, PVP_SETS, strict=True):
+        for arm, points in curves(rows, regime, name).items():
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=arm, color=COLOURS[arm])
+        for row in pick(rows, regime=regime, set=name, floor="image mean"):
+            axis.axhline(row["mae"], color="#888888", linewidth=0.9, linestyle=":", label="image mean")
+        axis.set_title(f"{name} ({regime})", fontsize=9)
+        axis.set_xlabel("step", fontsize=8)
+        axis.set_ylim(bottom=0)
+        axis.tick_params(labelsize=8)
+    axes[0].set_ylabel("error of 255", fontsize=8)
+    axes[0].legend(fontsize=8)
+    svg = io.StringIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    return Plot(svg.getvalue()[svg.getvalue().index("<svg") :], "Error on a sample of places, along training")
+
+
+def refer_section(result: Result, pictures: Sequence[Path]) -> Section:
+    """Return the part on masks."""
+    tables = [
+        Table(f"{way} on {name}, of 100", ("ciou", "giou", "p50"), refer_lines(result["rows"], mask, name))
+        for mask, way in (("head", "Mask head"), ("points", "Points in text"))
+        for name in ("test", "held-out games")
+    ]
+    return Section(
+        "masks",
+        "Referring segmentation: a mask for the words",
+        "Frozen and adapted encoders, with and without pixel value prediction, and with its colours shuffled among "
+        "images, a control that teaches coordinates and no detail.",
+        "python -m experiments.run refer-nano",
+        origin(result),
+        tables,
+        media=[Medium(embed(file), "truth and answer") for file in pictures],
+    )
+
+
+def score_section(result: Result, videos: Sequence[Medium]) -> Section:
+    """Return the part on play."""
+    tables = []
+    table = summarise(result["rows"])
+    for name in dict.fromkeys(line["game"] for line in table):
+        lines = [
+            Line(
+                line["agent"],
+                {
+                    "mean": f"{line['mean']:,.0f} [{line['low']:,.0f}, {line['high']:,.0f}]",
+                    "IQM": f"{line['iqm']:,.0f}",
+                    "games": str(line["games"]),
+                },
+            )
+            for line in table
+            if line["game"] == name
+        ]
+        known = all_references(find_game(name))
+        lines += [Line(f"{r.agent} ({r.protocol}; {r.source})", {"mean": f"{r.score:,.0f}"}) for r in known]
+        tables.append(Table(find_game(name).title, ("mean", "IQM", "games"), lines))
+    return Section(
+        "play",
+        "Playing: whole games, text actions",
+        "Scores of whole games with true rewards, on seeds kept for publishing; 95 % bootstrap intervals by rliable.",
+        result["command"],
+        origin(result),
+        tables,
+        media=list(videos),
+    )
+
+
+def speed_section(results: Sequence[Result]) -> Section:
+    """Return the part on speed."""
+    lines = [
+        Line(row["benchmark"], {"ours": f"{row['ours']:g}", "rival": f"{row['rival']:g}", "ratio": f"{row['ratio']:g}",
+                                "unit": str(row.get("unit", "")), "rival is": str(row.get("rival_is", ""))})
+        for result in results
+        for row in result["rows"]
+        if {"benchmark", "ours", "rival", "ratio"} <= row.keys()
+    ]  # fmt: skip
+    return Section(
+        "speed",
+        "Speed, each beside its rival in the same run",
+        "A ratio is ours over the rival's in the unit given.",
+        "; ".join(result["command"] for result in results),
+        " ".join(origin(result) for result in results),
+        [Table("Benchmarks", ("ours", "rival", "ratio", "unit", "rival is"), lines)],
+    )
+
+
+def embed(file: Path) -> str:
+    """Return a PNG as a data URL."""
+    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def sections(results: dict[str, Result], folder: Path, videos: Sequence[Medium] = ()) -> list[Section]:
+    """Return the parts of the page for which there are results."""
+    found = []
+    if "pvp-nano" in results:
+        found.append(pvp_section(results["pvp-nano"], sorted(folder.glob("pvp-nano*.png"))))
+    if "refer-nano" in results:
+        found.append(refer_section(results["refer-nano"], sorted(folder.glob("refer-nano*.png"))))
+    if "shipped" in results:
+        found.append(score_section(results["shipped"], videos))
+    speeds = [result for name, result in results.items() if name.startswith("bench")]
+    return [*found, speed_section(speeds)] if speeds else found
+
+
+def copy_videos(videos: Sequence[Path], out: Path) -> list[Medium]:
+    """Put videos beside the page."""
+    media = []
+    for number, video in enumerate(videos):
+        if not video.is_file():
+            raise EnvsError(f"expected a video, got {video}, which does not exist")
+        name = f"{number}-{video.name}"
+        shutil.copyfile(video, out / name)
+        media.append(Medium(name, video.stem, video=True))
+    return media
+
+
+def write_page(args: Args) -> Path:
+    """Write the page; return its file."""
+    results = read_results(args.results)
+    args.out.mkdir(parents=True, exist_ok=True)
+    parts = sections(results, args.results, copy_videos(args.videos, args.out))
+    folder = FileSystemLoader(Path(__file__).parent)
+    page = Environment(loader=folder, autoescape=True, undefined=StrictUndefined).get_template(TEMPLATE)
+    file = args.out / "index.html"
+    file.write_text(page.render(answers=answers(results), sections=parts))
+    return file
+
+
+def as_markdown(parts: Sequence[Section]) -> str:
+    """Return the tables of all parts as Markdown."""
+    out = []
+    for table in (table for part in parts for table in part.tables):
+        out += [
+            f"**{table.caption}**",
+            "",
+            f"| | {' | '.join(table.columns)} |",
+            "|---" * (len(table.columns) + 1) + "|",
+        ]
+        out += [
+            f"| {line.about} | {' | '.join(line.cells.get(c, '-') for c in table.columns)} |" for line in table.lines
+        ]
+        out.append("")
+    return "\n".join(out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see the head of this file."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    if args.markdown:
+        print(as_markdown(sections(read_results(args.results), args.results)))
+    else:
+        print(f"the page is {write_page(args)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,148 @@
+"""What the committed results say: means over training seeds with intervals, ready for a table or a page.
+
+An interval over training seeds is Student's, of 95 %, over the seeds' figures; that of a difference is over the
+differences of arms of the same seed, which share their data. With one seed there is none, and it is shown as such.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over n seeds; half: of its 95 % interval's width, None where there is but one seed."""
+
+    value: float
+    half: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Mean":
+        """Return the mean of one value or more."""
+        count = len(values)
+        if count < 2:
+            return cls(float(values[0]), None, count)
+        wide = float(stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / count**0.5)
+        return cls(float(np.mean(values)), wide, count)
+
+    def text(self, digits: int = 1, scale: float = 1.0) -> str:
+        """Return `19.9 [18.1, 21.7]`, or `19.9 (one seed)`."""
+        value = f"{scale * self.value:.{digits}f}"
+        if self.half is None:
+            return f"{value} (one seed)"
+        low, high = scale * (self.value - self.half), scale * (self.value + self.half)
+        return f"{value} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table: what it is about, and its cells as text by column."""
+
+    about: str
+    cells: dict[str, str]
+
+
+def by_seed(rows: Iterable[Row], figure: str) -> dict[int, float]:
+    """Return a figure of each training seed; rows without it are left out."""
+    return {row["seed"]: row[figure] for row in rows if row.get(figure) is not None}
+
+
+def mean_over_seeds(rows: Iterable[Row], figure: str) -> Mean | None:
+    """Return a figure's mean over training seeds, or None where no row has it."""
+    values = list(by_seed(rows, figure).values())
+    return Mean.of(values) if values else None
+
+
+def difference(rows: Iterable[Row], others: Iterable[Row], figure: str, share: bool = False) -> Mean | None:
+    """Return the mean over shared seeds of what the first arm has more than the second, or how many times as much."""
+    one, other = by_seed(rows, figure), by_seed(others, figure)
+    shared = sorted(one.keys() & other.keys())
+    values = [one[seed] / other[seed] if share else one[seed] - other[seed] for seed in shared]
+    return Mean.of(values) if values else None
+
+
+def pick(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    """Return the rows that have all the values."""
+    return [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
+
+
+PVP_SETS = (
+    ("open", "held-out games"), ("open", "photographs"), ("open", "synthetic"), ("familiar", "held-out episodes"),
+)  # fmt: skip
+FLOORS = ("training mean", "image mean", "patch mean", "blurred")
+
+
+def pvp_lines(rows: list[Row], figure: str = "mae") -> list[Line]:
+    """Return a line for each set of `pvp-nano`: both encoders, their difference, and the floors."""
+    lines = []
+    for regime, name in PVP_SETS:
+        own = pick(rows, regime=regime, set=name)
+        arms = {arm: pick(own, encoder=arm, sample=False) for arm in ("adapted", "frozen")}
+        cells = {arm: _text(mean_over_seeds(found, figure)) for arm, found in arms.items()}
+        cells["adapted / frozen"] = _text(difference(arms["adapted"], arms["frozen"], figure, share=True), 2)
+        for floor in FLOORS:
+            found = [row[figure] for row in own if row.get("floor") == floor and row.get(figure) is not None]
+            cells[floor] = f"{found[0]:.1f}" if found else "-"
+        lines.append(Line(f"{name} ({regime})", cells))
+    return lines
+
+
+MEANINGS = (
+    ("top5", "captions found, top-5 of 256 (%)", 100.0), ("count_within", "objects within a game, R squared", 1.0),
+    ("colour", "colour of each token's patch, error of 255", 1.0), ("place", "place of each token, R squared", 1.0),
+)  # fmt: skip
+
+
+def meaning_lines(rows: list[Row]) -> list[Line]:
+    """Return a line for each measure of what the encoder knows: at the start, and adapted in either regime."""
+    lines = []
+    for figure, about, scale in MEANINGS:
+        start = [row for row in pick(rows, arm="start", encoder="clip") if row.get(figure) is not None]
+        cells = {"semantic encoder": " and ".join(f"{scale * row[figure]:.2f}" for row in start) or "-"}
+        for regime in ("open", "familiar"):
+            own = [row for row in pick(rows, regime=regime, encoder="adapted") if row["set"] in ("meaning", "detail")]
+            cells[f"adapted, {regime}"] = _text(mean_over_seeds(own, figure), 2, scale)
+        lines.append(Line(about, cells))
+    return lines
+
+
+def _text(mean: Mean | None, digits: int = 1, scale: float = 1.0) -> str:
+    return mean.text(digits, scale) if mean else "-"
+
+
+def curves(rows: list[Row], regime: str, name: str, figure: str = "mae") -> dict[str, list[tuple[int, float]]]:
+    """Return for each encoder the mean over seeds of a figure on samples, along training: pairs of step and value."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for arm in ("adapted", "frozen"):
+        steps: dict[int, list[float]] = defaultdict(list)
+        for row in pick(rows, regime=regime, set=name, encoder=arm, sample=True):
+            steps[row["step"]].append(row[figure])
+        found[arm] = [(step, float(np.mean(values))) for step, values in sorted(steps.items())]
+    return found
+
+
+REFER_ARMS = (
+    ("adapted", "pvp"), ("adapted", "none"), ("adapted", "shuffled"), ("frozen", "pvp"), ("frozen", "none"),
+)  # fmt: skip
+
+
+def refer_lines(rows: list[Row], mask: str, name: str) -> list[Line]:
+    """Return a line for each arm of `refer-nano` with a way to a mask on a set, and one for each floor."""
+    lines = []
+    for encoder, pvp in REFER_ARMS:
+        own = pick(rows, encoder=encoder, pvp=pvp, mask=mask, set=name)
+        if own:
+            cells = {figure: _text(mean_over_seeds(own, figure), 1, 100) for figure in ("ciou", "giou", "p50")}
+            lines.append(Line(f"{encoder}, {'no PVP' if pvp == 'none' else pvp}", cells))
+    for row in rows:
+        if "floor" in row and row["set"] == name:
+            cells = {figure: f"{100 * row[figure]:.1f}" for figure in ("ciou", "giou", "p50")}
+            lines.append(Line(f"floor: {row['floor']}", cells))
+    return lines
