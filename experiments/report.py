@@ -137,7 +137,7 @@ def answer_of_reading(rows: list[dict[str, Any]]) -> str:
     return (
         f"Reading pixels of games never seen: an encoder that is taught pixel values and not frozen is "
         f"{told['adapted']} of 255 off, a frozen one {told['frozen']}: {_more(less)} with unfreezing "
-        f"({less.n} training seed{'s' * (less.n > 1)}; 95 % intervals)."
+        f"({less.n} training seed{'s, 95 % intervals' if less.n > 1 else ''})."
     )
 
 
@@ -193,33 +193,32 @@ def pvp_section(result: Result, pictures: Sequence[Path]) -> Section:
         "python -m experiments.run pvp-nano",
         origin(result),
         tables,
-        [plot_curves(rows)],
+        [plot_curve(rows, regime, name) for regime, name in PVP_SETS],
         [Medium(embed(file), "original, its grid, what the frozen and the adapted model answer") for file in pictures],
     )
 
 
-def plot_curves(rows: list[dict[str, Any]]) -> Plot:
-    """Draw the errors along training, a field for each set, floors as lines."""
+def plot_curve(rows: list[dict[str, Any]], regime: str, name: str) -> Plot:
+    """Draw the errors on a set along training, beside the image's mean."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(PVP_SETS), figsize=(13, 3.2), layout="constrained")
-    for axis, (regime, name) in zip(axes, PVP_SETS, strict=True):
-        for arm, points in curves(rows, regime, name).items():
-            if points:
-                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=arm, color=COLOURS[arm])
-        for row in pick(rows, regime=regime, set=name, floor="image mean"):
-            axis.axhline(row["mae"], color="#888888", linewidth=0.9, linestyle=":", label="image mean")
-        axis.set_title(f"{name} ({regime})", fontsize=9)
-        axis.set_xlabel("step", fontsize=8)
-        axis.set_ylim(bottom=0)
-        axis.tick_params(labelsize=8)
-    axes[0].set_ylabel("error of 255", fontsize=8)
-    axes[0].legend(fontsize=8)
+    figure, axis = pyplot.subplots(figsize=(4.4, 2.8), layout="constrained")
+    for arm, points in curves(rows, regime, name).items():
+        if points:
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=arm, color=COLOURS[arm])
+    for row in pick(rows, regime=regime, set=name, floor="image mean"):
+        axis.axhline(row["mae"], color="#888888", linewidth=0.9, linestyle=":", label="image mean")
+    axis.set_xlabel("step")
+    axis.set_ylabel("error of 255")
+    axis.set_ylim(bottom=0)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=8)
     svg = io.StringIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
     pyplot.close(figure)
-    return Plot(svg.getvalue()[svg.getvalue().index("<svg") :], "Error on a sample of places, along training")
+    caption = f"{name} ({regime}): error on a sample of places, along training"
+    return Plot(svg.getvalue()[svg.getvalue().index("<svg") :], caption)
 
 
 def refer_section(result: Result, pictures: Sequence[Path]) -> Section:
