@@ -75,7 +75,7 @@ def make_rival(vlm: PixelVLM, prompt: str, names: tuple[str, ...]) -> Callable[[
     @torch.inference_mode()
     def answer(stack: np.ndarray) -> str:
         pixels = vlm.pixels(stack[None])
-        ids = torch.tensor([prompt_ids(vlm, prompt, image_tokens)])
+        ids = torch.tensor([prompt_ids(vlm, prompt, image_ids)])
 
         def allowed(_: int, so_far: torch.Tensor) -> list[int]:
             said = so_far[ids.shape[1] :].tolist()
@@ -94,7 +94,7 @@ def make_rival(vlm: PixelVLM, prompt: str, names: tuple[str, ...]) -> Callable[[
         return vlm.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
 
     with torch.inference_mode():
-        image_tokens = vlm.image_embeddings(vlm.pixels(np.zeros((1, vlm.history, 210, 160, 3), np.uint8))).shape[1]
+        image_ids = vlm.image_ids(vlm.pixels(np.zeros((1, vlm.history, 210, 160, 3), np.uint8)))
     return answer
 
 

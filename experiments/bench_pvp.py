@@ -78,7 +78,7 @@ class Asking:
         self.frames = torch.from_numpy(frames)
         self.shared = torch.tensor(self.encode(PIXEL_PREFIX))
         with torch.no_grad():
-            self.image_tokens = self.vlm.image_embeddings(self.vlm.pixels(self.frames[:1])).shape[1]
+            self.image_ids = self.vlm.image_ids(self.vlm.pixels(self.frames[:1]))
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text."""
@@ -90,7 +90,7 @@ class Asking:
 
     def whole_prompt(self, row: int, column: int) -> list[int]:
         """Return the tokens before the answer as the class's own forward takes them."""
-        return prompt_ids(self.vlm, pixel_prompt(row, column), self.image_tokens)
+        return prompt_ids(self.vlm, pixel_prompt(row, column), self.image_ids)
 
 
 class Training(Asking):

@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from vlm.errors import VlmError
+from vlm.foreign import ForeignVLM, looks_like_id
 from vlm.model import PixelModel, PixelVLM, View
 
 OURS, TRAINING, WEIGHTS = "pvplay.json", "training.json", "model.safetensors"
@@ -45,7 +46,7 @@ def save(vlm: PixelModel, directory: Path, training: dict[str, Any] | None = Non
     if half:
         weights = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
     vlm.model.save_pretrained(aside, state_dict=weights)
-    vlm.tokenizer.save_pretrained(aside)
+    vlm.save_words(aside)
     ours = {"kind": vlm.kind, **dataclasses.asdict(vlm.view)}
     (aside / OURS).write_text(json.dumps(ours, indent=1) + "\n")
     (aside / TRAINING).write_text(json.dumps(training or {}, indent=1) + "\n")
@@ -57,8 +58,30 @@ def save(vlm: PixelModel, directory: Path, training: dict[str, Any] | None = Non
 
 
 def load(directory: Path) -> PixelVLM:
-    """Return the model of a checkpoint, in float32 on the CPU, ready to be asked."""
+    """Return the model of a checkpoint, in float32 on the CPU, ready to be asked.
+
+    A checkpoint is one of ours, a directory of transformers' own files, or the id of a model on the hub.
+    """
+    directory = Path(directory)
+    plain = directory / "config.json"
+    if (directory / OURS).is_file() and _read_json(directory, OURS).get("kind") != ForeignVLM.kind:
+        return load_as(PixelVLM, directory)
+    if plain.is_file() or (not directory.exists() and looks_like_id(str(directory))):
+        return load_foreign(str(directory))
     return load_as(PixelVLM, directory)
+
+
+def load_foreign(name: str) -> ForeignVLM:
+    """Return a model of others, by its directory or its id; `CheckpointError` if it is no vision-language model."""
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32)
+        processor = AutoProcessor.from_pretrained(name)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"expected a vision-language model of transformers at {name}: {first}") from error
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise CheckpointError(f"expected a processor of images and text at {name}, got {type(processor).__name__}")
+    return ForeignVLM(model.eval(), processor)
 
 
 def load_as(form: type[Model], directory: Path) -> Model:
@@ -106,13 +129,21 @@ def _read_json(directory: Path, name: str) -> dict[str, Any]:
 
 
 def read_training(directory: Path) -> dict[str, Any]:
-    """Return how a checkpoint was made."""
-    return _read_json(Path(directory), TRAINING)
+    """Return how a checkpoint was made; of a model of others, nothing is known."""
+    directory = Path(directory)
+    if not (directory / TRAINING).is_file() and (
+        looks_like_id(str(directory)) or (directory / "config.json").is_file()
+    ):
+        return {}
+    return _read_json(directory, TRAINING)
 
 
 def content_hash(directory: Path) -> str:
     """Return the first 12 hexadecimal digits of the SHA-256 of a checkpoint's weights: its name in results."""
-    file = Path(directory) / WEIGHTS
-    if not file.is_file():
+    files = sorted(Path(directory).glob("model*.safetensors"))  # large models come in several
+    if not files:
         raise CheckpointError(f"expected a checkpoint directory with {WEIGHTS} in it, got {directory}")
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    found = hashlib.sha256()
+    for file in files:
+        found.update(file.read_bytes())
+    return found.hexdigest()[:12]

@@ -14,6 +14,7 @@ the eager attention, and without a mask a jump of positions is read as the borde
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 
 from vlm.errors import VlmError
+from vlm.foreign import counts_axes_apart
 from vlm.model import PixelVLM
 from vlm.prefix import read_behind
 from vlm.prompts import IMAGE
@@ -72,8 +74,13 @@ class ChoiceScorer:
         before, image, after = prompt.partition(IMAGE)
         if not image:
             raise VlmError(f"expected a prompt with {IMAGE} in it, got {prompt!r}")
+        if counts_axes_apart(vlm.model):
+            raise VlmError(
+                f"{type(vlm.model).__name__} counts time, rows and columns apart, which scores of answers do not yet; "
+                "let it speak (--decode generate)"
+            )
         self.vlm, self.choices, self.keep_text = vlm, tuple(choices), keep_text
-        self._before, self._after = self._tokens(before), self._tokens(after)
+        self._before, self._after = [*vlm.opening, *self._tokens(before)], self._tokens(after)
         self.trie = AnswerTrie.build([self._tokens(choice) for choice in choices])
         self._layouts: dict[int, tuple[Tensor, Tensor]] = {}
         self._text: list[tuple[Tensor, Tensor]] | None = None
@@ -145,23 +152,17 @@ class ChoiceScorer:
         return [(layer.keys, layer.values) for layer in read.layers]
 
 
-def prompt_ids(vlm: PixelVLM, prompt: str, image_tokens: int) -> list[int]:
-    """Return the token ids of a prompt with the image's placeholder repeated, as transformers' forward wants it."""
+def prompt_ids(vlm: PixelVLM, prompt: str, image_ids: Sequence[int]) -> list[int]:
+    """Return the token ids of a prompt as transformers' forward wants it; `image_ids` of `PixelVLM.image_ids`."""
     before, _, after = prompt.partition(IMAGE)
     encode = lambda text: vlm.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    return [*encode(before), *[vlm.model.config.image_token_id] * image_tokens, *encode(after)]
+    return [*vlm.opening, *encode(before), *image_ids, *encode(after)]
 
 
 @torch.no_grad()
-def generate_answers(vlm: PixelVLM, pixels: Tensor, prompt: str, max_new_tokens: int = 8) -> list[str]:
+def generate_answers(vlm: PixelVLM, pixels: Any, prompt: str, max_new_tokens: int = 8) -> list[str]:
     """Return what the model says, greedily and freely, to a prompt about each image."""
-    image_tokens = vlm.image_embeddings(pixels[:1]).shape[1]
-    ids = torch.tensor(prompt_ids(vlm, prompt, image_tokens), device=pixels.device).expand(len(pixels), -1)
-    said = vlm.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        pixel_values=pixels,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-    )
+    prompted = torch.tensor(prompt_ids(vlm, prompt, vlm.image_ids(pixels)), device=vlm.device)
+    ids = prompted.expand(len(pixels) if isinstance(pixels, Tensor) else pixels.count, -1)
+    said = vlm.model.generate(**vlm.generate_inputs(ids, pixels), max_new_tokens=max_new_tokens, do_sample=False)
     return [vlm.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True).strip() for row in said]

@@ -6,6 +6,7 @@ does not depend on how a model class names its parts.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,10 @@ class PixelModel(ABC):
     @abstractmethod
     def encoder(self) -> nn.Module:
         """The vision encoder."""
+
+    def save_words(self, directory: Path) -> None:
+        """Write what turns text into tokens, as transformers' own files."""
+        self.tokenizer.save_pretrained(directory)
 
     @property
     def history(self) -> int:
@@ -170,6 +175,19 @@ class PixelVLM(PixelModel):
         if len(found) != 1:
             raise VlmError(f"expected one connector in {type(self.model).__name__}, found {len(found)}")
         return found[0]
+
+    @property
+    def opening(self) -> list[int]:
+        """The tokens that begin every text; none in models of ours."""
+        return []
+
+    def image_ids(self, pixels: Tensor) -> list[int]:
+        """Return the tokens that stand for an image in a prompt: as many placeholders as it has image tokens."""
+        return [self.model.config.image_token_id] * self.image_embeddings(pixels[:1]).shape[1]
+
+    def generate_inputs(self, ids: Tensor, pixels: Tensor) -> dict[str, Tensor]:
+        """Return the inputs of the class's own `generate`, for prompts int[B, T] about each image."""
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:
         """Return the connector's output for `pixels`, [B, N, text width]: the image tokens the decoder reads."""

@@ -14,6 +14,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from vlm.errors import VlmError
+from vlm.foreign import ImageInputs, counts_axes_apart
 from vlm.model import PixelVLM
 
 Images = Tensor | Mapping[str, Tensor]
@@ -48,6 +49,8 @@ class Prefix:
         inputs = {"pixel_values": images} if isinstance(images, Tensor) else dict(images)
         features = vlm.model.get_image_features(**inputs).pooler_output
         features = torch.cat([one.flatten(0, -2) for one in features])  # [all image tokens, D]
+        if isinstance(images, ImageInputs):
+            shared = _behind_image(vlm, images, shared)
         ids = _with_placeholders(shared, vlm.model.config.image_token_id, len(features), batch)  # [B, P]
         place = ids == vlm.model.config.image_token_id
         text = vlm.embed(ids.masked_fill(place, 0))
@@ -144,6 +147,14 @@ def check_sharable(model: PreTrainedModel) -> None:
         raise VlmError(f"{type(plain).__name__} cannot read many questions behind one image: {reason}")
 
 
+def _behind_image(vlm: PixelVLM, images: ImageInputs, shared: Tensor) -> Tensor:
+    """Return `shared` with what its model writes for an image in front, if it has no image in it."""
+    if (shared == vlm.model.config.image_token_id).any():
+        return shared
+    front = torch.cat([torch.tensor(vlm.opening, dtype=torch.long, device=images.ids.device), images.ids])
+    return torch.cat([front.expand(*shared.shape[:-1], -1), shared.to(front.device)], dim=-1)
+
+
 def _with_placeholders(shared: Tensor, image_token: int, image_tokens: int, batch: int) -> Tensor:
     """Return int[B, P], with an image in front of what has no placeholder; the counts must match."""
     if not (shared == image_token).any():
@@ -162,8 +173,8 @@ def _with_placeholders(shared: Tensor, image_token: int, image_tokens: int, batc
 
 def _positions(model: PreTrainedModel, ids: Tensor, place: Tensor, images: Mapping[str, Tensor]) -> Tensor:
     """Return the positions that the class's own forward would give to prefixes int[B, P]."""
-    plain = getattr(model, "get_base_model", lambda: model)()
-    if hasattr(plain.base_model, "get_rope_index"):
+    if counts_axes_apart(model):
+        plain = getattr(model, "get_base_model", lambda: model)()
         extra = {name: value for name, value in images.items() if name != "pixel_values"}
         return plain.base_model.get_rope_index(ids, mm_token_type_ids=place.int(), **extra)[0]
     return torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)

@@ -7,6 +7,8 @@ place, which most newer encoders have, make an empty place as loud as the player
 learnt ten times as slowly or not at all (`experiments/LOG.md`). Frames of the past lie on the channels, so that motion
 costs no tokens.
 
+Any vision-language model of transformers can take their place, by its directory or its id (`vlm.foreign`).
+
 Presets with a canvas have the paper's own architecture instead: LLaVA (Liu et al. 2023) around a CLIP vision
 transformer (Radford et al. 2021) over square patches, of whose last layer but one every patch is an image token. It can
 start from a tower that `pretrain.contrast` has trained (`vlm.clip.adopt_tower`).

@@ -22,7 +22,8 @@ class Lesson(nn.Module):
         super().__init__()
         # on a CPU, backward through sdpa is a fifth slower than eager over few tokens, and faster over hundreds
         vlm.set_attention(attention)
-        vlm.model.to(memory_format=torch.channels_last)  # convolutions train a third faster so
+        if not any(parameter.ndim == 5 for parameter in vlm.model.parameters()):  # of films, which know no such layout
+            vlm.model.to(memory_format=torch.channels_last)  # convolutions train a third faster so
         self.model, self.vlm, self.bf16 = vlm.model, vlm, bf16
 
     def autocast(self) -> torch.autocast:

@@ -25,7 +25,7 @@ def images(vlm, count, seed=0):
 @torch.no_grad()
 def score_alone(vlm, pixels, prompt, choice):
     """The plain way: transformers' own forward over prompt and one answer."""
-    asked = prompt_ids(vlm, prompt, vlm.image_embeddings(pixels[:1]).shape[1])
+    asked = prompt_ids(vlm, prompt, vlm.image_ids(pixels))
     answer = [*vlm.tokenizer(choice)["input_ids"], vlm.tokenizer.eos_token_id]
     ids = torch.tensor([asked + answer]).expand(len(pixels), -1)
     logits = vlm.model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids)).logits

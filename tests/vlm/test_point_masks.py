@@ -24,13 +24,10 @@ def picture(vlm, count=1):
     return np.random.default_rng(0).integers(0, 256, (count, vlm.history, 70, 64, 3), dtype=np.uint8)
 
 
-def plain_logits(vlm, pixels, language, words, row, column, answer=()):
+def plain_logits(vlm, pixels, language, words, row, column):
     """The logits of transformers' own forward behind one whole question, float32[vocabulary]."""
-    image_tokens = vlm.image_embeddings(pixels).shape[1]
-    ids = [
-        *prompt_ids(vlm, f"{IMAGE} {MASK_PREFIX}", image_tokens), *language.trunk(words), *language.leaf(row, column),
-        *answer,
-    ]  # fmt: skip
+    before = prompt_ids(vlm, f"{IMAGE} {MASK_PREFIX}", vlm.image_ids(pixels))
+    ids = [*before, *language.trunk(words), *language.leaf(row, column)]
     return vlm.model(input_ids=torch.tensor([ids]), pixel_values=pixels).logits[0, -1]
 
 
