@@ -23,9 +23,10 @@ from PIL import Image
 
 from envs.objects import COLOURS, find_objects
 from experiments import pvp_nano
+from experiments.arms import ARMS, teach_pixels
 from experiments.jobs import Job
 from experiments.pvp_nano import frames_of
-from pretrain import pixels, refer
+from pretrain import refer
 from pretrain.mask_measures import Overlap, mask_figures, overlap
 from pretrain.point_masks import grid_mask
 from pretrain.refer_games import GameReferral, GameReferrals
@@ -33,9 +34,6 @@ from vlm import checkpoint
 from vlm.mask_finder import load_finder
 from vlm.overlay import overlay as draw_overlay
 
-ARMS = (  # encoder, PVP; those that are to differ most come first
-    ("adapted", "pvp"), ("adapted", "none"), ("frozen", "pvp"), ("frozen", "none"), ("adapted", "shuffled"),
-)  # fmt: skip
 WAYS = ("head", "points")
 SEEDS = (0, 1, 2)
 TEST_SEED = 10_000
@@ -95,23 +93,6 @@ def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> li
     return found
 
 
-def teach_pixels(setting: Setting, encoder: str, pvp: str, seed: int, work: Path) -> Path:
-    """Return the checkpoint that an arm's masks start from, trained now if it is not there.
-
-    Without PVP it is the new model itself, around the semantic encoder.
-    """
-    out = work / f"pixels-{encoder}-{pvp}-{seed}"
-    args = pvp_nano.training_args(setting.frames, setting.frames.regimes[0], encoder, seed, out)
-    args.steps, args.shuffled = setting.pixel_steps, pvp == "shuffled"
-    if not (out / "last").exists():
-        out.mkdir(parents=True, exist_ok=True)
-        if pvp == "none":
-            checkpoint.save(pixels.start_model(args), out / "last")
-        else:
-            pixels.pretrain(args)
-    return out / "last"
-
-
 def mask_args(setting: Setting, encoder: str, way: str, seed: int, start: Path, out: Path) -> refer.Args:
     """Return the training of masks of one arm."""
     return refer.Args(
@@ -148,7 +129,7 @@ def open_tests(setting: Setting, history: int = 1) -> dict[str, GameReferrals]:
 
 def measure_arm(setting: Setting, encoder: str, pvp: str, way: str, seed: int, work: Path) -> list[dict[str, Any]]:
     """Train one arm, or go on with it; return a row for each test."""
-    start = teach_pixels(setting, encoder, pvp, seed, work)
+    start = teach_pixels(setting.frames, setting.pixel_steps, encoder, pvp, seed, work)
     out = work / f"masks-{encoder}-{pvp}-{way}-{seed}"
     last = refer.teach(mask_args(setting, encoder, way, seed, start, out))
     finder, rows = load_finder(last), []

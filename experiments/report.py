@@ -32,8 +32,11 @@ from experiments.summaries import (
     PVP_SETS,
     Line,
     Mean,
+    arm_scores,
+    chance_of_improvement,
     curves,
     difference,
+    game_lines,
     mean_over_seeds,
     meaning_lines,
     pick,
@@ -120,8 +123,10 @@ def answers(results: dict[str, Result]) -> list[str]:
         said.append(
             "Referring segmentation (paper: +10.19 cIoU): not measured yet, python -m experiments.run refer-nano."
         )
-    if "games-nano" not in results:
-        said.append("Playing games with and without it: not measured yet.")
+    if "games-nano" in results:
+        said.append(answer_of_games(results["games-nano"]["rows"]))
+    else:
+        said.append("Playing games with and without it: not measured yet, python -m experiments.run games-nano.")
     return said
 
 
@@ -157,6 +162,18 @@ def answer_of_masks(rows: list[dict[str, Any]]) -> str:
     return (
         f"Referring segmentation (paper: +10.19 cIoU), points of cIoU added by: {', '.join(parts) or 'not measured'}."
     )
+
+
+def answer_of_games(rows: list[dict[str, Any]]) -> str:
+    """Return how likely a policy taught pixel values beats one that was not, with each share of demonstrations."""
+    parts = []
+    for share in sorted({row["share"] for row in rows if "share" in row}, reverse=True):
+        (_, taught), (_, plain) = (arm_scores(rows, "adapted", pvp, share) for pvp in ("pvp", "none"))
+        if len(taught) > 1 and len(plain) > 1:
+            chance, low, high = chance_of_improvement(taught, plain)
+            parts.append(f"{chance:.2f} [{low:.2f}, {high:.2f}] with {share:.0%} of the demonstrations")
+    told = "; ".join(parts) or "too few seeds yet"
+    return f"Playing games, chance that a policy taught pixel values beats one that was not: {told}."
 
 
 def _more(less: Mean) -> str:
@@ -240,6 +257,23 @@ def refer_section(result: Result, pictures: Sequence[Path]) -> Section:
     )
 
 
+def game_section(result: Result) -> Section:
+    """Return the part on the claim about games."""
+    rows = result["rows"]
+    games = sorted({row["game"] for row in rows})
+    shares = sorted({row["share"] for row in rows if "share" in row}, reverse=True)
+    columns = (*games, "better than adapted, no PVP")
+    return Section(
+        "games",
+        "Playing: what an unfrozen encoder and pixel value prediction add",
+        "Mean scores of policies cloned from the same games in the same number of steps, with intervals over training "
+        "seeds, and rliable's probability of improvement.",
+        "python -m experiments.run games-nano",
+        origin(result),
+        [Table(f"With {share:.0%} of the demonstrations", columns, game_lines(rows, share)) for share in shares],
+    )
+
+
 def score_section(result: Result, videos: Sequence[Medium]) -> Section:
     """Return the part on play."""
     tables = []
@@ -302,6 +336,8 @@ def sections(results: dict[str, Result], folder: Path, videos: Sequence[Medium] 
         found.append(pvp_section(results["pvp-nano"], sorted(folder.glob("pvp-nano*.png"))))
     if "refer-nano" in results:
         found.append(refer_section(results["refer-nano"], sorted(folder.glob("refer-nano*.png"))))
+    if "games-nano" in results:
+        found.append(game_section(results["games-nano"]))
     if "shipped" in results:
         found.append(score_section(results["shipped"], videos))
     speeds = [result for name, result in results.items() if name.startswith("bench")]

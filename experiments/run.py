@@ -2,6 +2,7 @@
 
     python -m experiments.run pvp-nano
     python -m experiments.run refer-nano
+    python -m experiments.run games-nano
     python -m experiments.run pvp-nano --seeds 0 --out runs/try.json
 
 An experiment is a list of jobs, each told apart by a few words (its arm and its seed) and giving one row or more. A
@@ -29,7 +30,7 @@ import tyro
 from agents.command import run as run_command
 from agents.results import new_result, read_result, write_result
 from envs.errors import EnvsError
-from experiments import pvp_nano, refer_nano
+from experiments import games_nano, pvp_nano, refer_nano
 from experiments.jobs import Job
 from vlm.provenance import git_commit
 
@@ -51,6 +52,7 @@ class Experiment:
 EXPERIMENTS = {
     "pvp-nano": Experiment(pvp_nano.prepare, pvp_nano.jobs),
     "refer-nano": Experiment(refer_nano.prepare, refer_nano.jobs),
+    "games-nano": Experiment(games_nano.prepare, games_nano.jobs),
 }
 
 
@@ -59,7 +61,7 @@ class Args:
     """Run a named experiment, or what is left of it."""
 
     name: tyro.conf.Positional[str]
-    """The experiment: pvp-nano or refer-nano."""
+    """The experiment: pvp-nano, refer-nano or games-nano."""
     out: Path | None = None
     """The result file; experiments/results/NAME.json by default."""
     work: Path | None = None

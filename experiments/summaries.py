@@ -146,3 +146,50 @@ def refer_lines(rows: list[Row], mask: str, name: str) -> list[Line]:
             cells = {figure: f"{100 * row[figure]:.1f}" for figure in ("ciou", "giou", "p50")}
             lines.append(Line(f"floor: {row['floor']}", cells))
     return lines
+
+
+GAME_ARMS = REFER_ARMS
+
+
+def arm_scores(rows: list[Row], encoder: str, pvp: str, share: float) -> tuple[list[str], np.ndarray]:
+    """Return the games and float[seeds, games]: the mean score of each of an arm's policies in each."""
+    own = pick(rows, encoder=encoder, pvp=pvp, share=share)
+    games = sorted({row["game"] for row in own})
+    means = {(row["seed"], row["game"]): float(np.mean(row["scores"])) for row in own}
+    seeds = [seed for seed in sorted({row["seed"] for row in own}) if all((seed, game) in means for game in games)]
+    return games, np.array([[means[seed, game] for game in games] for seed in seeds]).reshape(len(seeds), len(games))
+
+
+def chance_of_improvement(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
+    """Return (chance, low, high): that a policy of the first arm, float[seeds, games], beats one of the second.
+
+    rliable's probability of improvement and its 95 % stratified bootstrap interval (Agarwal et al. 2021).
+    """
+    from rliable import library, metrics
+
+    state = np.random.get_state()
+    np.random.seed(0)  # rliable 1.2 draws from numpy's global generator whatever random_state it is given
+    try:
+        point, bounds = library.get_interval_estimates(
+            {"arms": (one, other)}, lambda x, y: np.array([metrics.probability_of_improvement(x, y)]), reps=2000
+        )
+    finally:
+        np.random.set_state(state)
+    low, high = bounds["arms"][:, 0]
+    return float(point["arms"][0]), float(low), float(high)
+
+
+def game_lines(rows: list[Row], share: float) -> list[Line]:
+    """Return a line for each arm of `games-nano` with a share of the demonstrations, and one for random play."""
+    lines, (_, base) = [], arm_scores(rows, "adapted", "none", share)
+    for encoder, pvp in GAME_ARMS:
+        games, scores = arm_scores(rows, encoder, pvp, share)
+        if not len(scores):
+            continue
+        cells = {game: Mean.of(scores[:, column].tolist()).text(0) for column, game in enumerate(games)}
+        if (encoder, pvp) != ("adapted", "none") and len(base) > 1 and len(scores) > 1:
+            chance, low, high = chance_of_improvement(scores, base)
+            cells["better than adapted, no PVP"] = f"{chance:.2f} [{low:.2f}, {high:.2f}]"
+        lines.append(Line(f"{encoder}, {'no PVP' if pvp == 'none' else pvp}", cells))
+    random = {row["game"]: f"{np.mean(row['scores']):,.0f}" for row in pick(rows, arm="random")}
+    return [*lines, Line("random play", random)] if random else lines

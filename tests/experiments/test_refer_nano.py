@@ -9,8 +9,9 @@ import pytest
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.protocol import MACHADO2018
 from experiments import pvp_nano, run
+from experiments.arms import ARMS, teach_pixels
 from experiments.pvp_nano import OPEN
-from experiments.refer_nano import ARMS, WAYS, Setting, floors, jobs, measure_floors, prepare, teach_pixels
+from experiments.refer_nano import WAYS, Setting, floors, jobs, measure_floors, prepare
 from experiments.run import Experiment, main
 from pretrain.captions import caption_tokenizer
 from pretrain.refer_games import GameReferral
@@ -64,11 +65,11 @@ def test_every_arm_is_taught_and_scored_on_known_and_on_strange_games(setting, t
 
 
 def test_pixels_are_taught_once_for_both_ways_and_not_at_all_without_pvp(setting, tmp_path):
-    start = teach_pixels(setting, "frozen", "none", 0, tmp_path)
+    start = teach_pixels(setting.frames, 2, "frozen", "none", 0, tmp_path)
     assert checkpoint.read_training(start) == {}
-    taught = teach_pixels(setting, "adapted", "pvp", 0, tmp_path)
+    taught = teach_pixels(setting.frames, 2, "adapted", "pvp", 0, tmp_path)
     before = checkpoint.content_hash(taught)
-    assert teach_pixels(replace(setting, pixel_steps=3), "adapted", "pvp", 0, tmp_path) == taught
+    assert teach_pixels(setting.frames, 3, "adapted", "pvp", 0, tmp_path) == taught
     assert checkpoint.content_hash(taught) == before != checkpoint.content_hash(start)
 
 

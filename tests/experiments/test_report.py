@@ -16,7 +16,7 @@ from agents.results import new_result, write_result
 from envs.protocol import MACHADO2018
 from experiments import report
 from experiments.report import RESULTS, answers
-from experiments.summaries import Mean, curves, difference, pvp_lines, refer_lines
+from experiments.summaries import Mean, chance_of_improvement, curves, difference, game_lines, pvp_lines, refer_lines
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 
@@ -99,6 +99,23 @@ def test_the_first_sentences_tell_gains_with_intervals_or_that_nothing_was_measu
     assert "PVP 15.0 [" in told[1]
     assert answers({"pvp-nano": {"rows": PVP[-1:]}})[0] == "Reading pixels: no arm of pvp-nano is finished."
     assert "not measured yet" in answers({})[0]
+
+
+def played(pvp, seed, score):
+    return {"encoder": "adapted", "pvp": pvp, "share": 1.0, "seed": seed, "game": "Carnival", "scores": [score, score]}
+
+
+def test_games_are_told_by_arm_and_by_the_chance_of_being_better():
+    rows = [played("pvp", seed, 100.0 + seed) for seed in range(4)] + [played("none", s, 50.0 + s) for s in range(4)]
+    rows.append({"arm": "random", "game": "Carnival", "scores": [10.0, 30.0]})
+    assert chance_of_improvement(np.array([[3.0], [4.0]]), np.array([[1.0], [2.0]]))[0] == 1
+    assert chance_of_improvement(np.array([[1.0], [2.0]]), np.array([[1.0], [2.0]]))[0] == 0.5
+    told = {line.about: line.cells for line in game_lines(rows, 1.0)}
+    assert told["adapted, pvp"]["Carnival"].startswith("102 [")
+    assert told["adapted, pvp"]["better than adapted, no PVP"] == "1.00 [1.00, 1.00]"
+    assert "better than adapted, no PVP" not in told["adapted, no PVP"]
+    assert told["random play"]["Carnival"] == "20"
+    assert "1.00 [1.00, 1.00] with 100% of" in answers({"games-nano": {"rows": rows}})[-1]
 
 
 def test_the_page_holds_its_pictures_and_asks_nothing_of_a_network(results, tmp_path):

@@ -1,0 +1,66 @@
+"""games-nano in small: arms clone the same games, a tenth is a part of the whole, and rows hold raw scores."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from envs.episodes import DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
+from envs.protocol import MACHADO2018
+from experiments import pvp_nano, run
+from experiments.arms import ARMS
+from experiments.games_nano import SEEDS, Setting, Teacher, demonstrations, jobs, prepare
+from experiments.pvp_nano import OPEN
+from experiments.run import Experiment, main
+from pretrain.captions import caption_tokenizer
+from vlm import checkpoint
+from vlm.clip import build_clip
+
+
+@pytest.fixture
+def setting(tmp_path):
+    """A setting of seconds: games of 20 decisions, and frames that are already there."""
+    rng = np.random.default_rng(0)
+    info = DatasetInfo("Pong", ("noop",), MACHADO2018, "random", None, "abc", {})
+    writer = EpisodeWriter(tmp_path / "data" / "random-Pong", info)
+    for seed in range(2):
+        frames = rng.integers(0, 256, (4, 210, 160, 3), dtype=np.uint8)
+        writer.append(Episode(frames, np.zeros(4, int), np.zeros(4, np.float32), None, True, False, seed))
+    checkpoint.save(build_clip("tiny-clip", caption_tokenizer(), 0), tmp_path / "clip")
+    frames = pvp_nano.Setting(
+        games=("Pong",), strangers=(), episodes=2, hold=1, data=tmp_path / "data", tower=tmp_path / "clip",
+        regimes=(replace(OPEN, steps=4, images=2, questions=4),), preset="tiny-clip", grid="4", workers=0,
+    )  # fmt: skip
+    return Setting(
+        frames, teachers=(Teacher("MsPacman", "pathfinder", 2, 0.0, 40, 80),), shares=(1.0, 0.5), pixel_steps=2,
+        clone_steps=2, batch_size=4, games=2, lanes=2, protocol=replace(MACHADO2018, max_episode_frames=80), workers=0,
+    )  # fmt: skip
+
+
+def test_every_arm_clones_and_plays_and_frozen_encoders_stay(setting, tmp_path, monkeypatch):
+    small = Experiment(lambda: prepare(setting), lambda seeds, work: jobs(seeds, work, setting))
+    monkeypatch.setitem(run.EXPERIMENTS, "games-nano", small)
+    command = ["games-nano", "--seeds", "3", "--out", str(tmp_path / "r.json"), "--work", str(tmp_path / "work")]
+    assert main([*command, "--processes", "1"]) == 0
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    arms = {(row["encoder"], row["pvp"], row["share"]) for row in rows if "encoder" in row}
+    assert arms == {(*arm, share) for arm in ARMS for share in (1.0, 0.5)}
+    assert all(len(row["scores"]) == 2 and row["game"] == "MsPacman" for row in rows)
+    for encoder, pvp in ARMS:
+        made = checkpoint.read_training(tmp_path / "work" / f"clone-{encoder}-{pvp}-1-3" / "last")
+        assert (made["moved"]["encoder"]["moved"] > 0) == (encoder == "adapted")
+        assert made["arguments"]["steps"] == 2
+
+
+def test_a_share_of_the_demonstrations_is_their_first_games(setting):
+    whole, half = (EpisodeDataset(demonstrations(setting, setting.teachers[0], share)) for share in (1.0, 0.5))
+    assert half.seeds == whole.seeds[:1]
+    assert np.array_equal(half.actions, whole.actions[: len(half)])
+
+
+def test_the_published_experiment_fits_into_ten_hours_of_two_cores(tmp_path):
+    whole = jobs(None, tmp_path)
+    assert len(whole) == 1 + len(SEEDS) * 2 * len(ARMS)
+    assert len(SEEDS) >= 5
+    assert sum(job.seconds for job in whole) / 2 <= 10 * 3600
