@@ -4,10 +4,12 @@
         recorder.step(turn)
 
 Scores, videos and datasets watch the turns; none of them is the loop's business. The frames and rewards in a turn
-are the true ones of whole games.
+are the true ones of whole games. With several tables of lanes, `play_at_tables`, one table's games step while the agent
+of another thinks.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,27 +58,63 @@ def play_games(agent: Agent, envs: Lanes, seeds: Sequence[int]) -> Iterator[Turn
 
     A lane whose game has ended takes the next seed; lanes without one idle. The games do not depend on the lanes.
     """
+    yield from play_at_tables([(agent, envs)], seeds)
+
+
+def play_at_tables(tables: Sequence[tuple[Agent, Lanes]], seeds: Sequence[int]) -> Iterator[Turn]:
+    """Play one game for each seed at several tables, each with an agent and lanes of its own; yield all turns.
+
+    The games are those of `play_games`: which table plays which does not change them. A table's games step in a thread
+    while the agents of the others think, so that with two tables neither waits for the other.
+    """
     waiting = list(enumerate(seeds))[::-1]
-    lanes: list[_Lane | None] = [None] * envs.n
-    frames: np.ndarray | None = None
-    while True:
-        starts = _fill(lanes, waiting)
-        if all(lane is None for lane in lanes):
+    sides = [_Table(agent, envs) for agent, envs in tables]
+    with ThreadPoolExecutor(len(sides)) as pool:
+        while True:
+            for side in sides:
+                yield from side.settle()
+                side.decide(waiting, pool)
+            if not any(side.stepping for side in sides):
+                return
+
+
+class _Table:
+    """An agent, its lanes, and the step that they are taking."""
+
+    def __init__(self, agent: Agent, envs: Lanes):
+        self.agent, self.envs = agent, envs
+        self.lanes: list[_Lane | None] = [None] * envs.n
+        self.frames: np.ndarray | None = None
+        self.actions: Actions | None = None
+        self.stepping: Future[Step] | None = None
+
+    def settle(self) -> Iterator[Turn]:
+        """Wait for the step that is being taken, if any, and yield what came of it."""
+        if self.stepping is None:
             return
-        if any(seed is not None for seed in starts):
-            frames = envs.reset(starts)
-            agent.reset(starts)
-        assert frames is not None
-        actions = agent.act(frames)
-        step = envs.step(actions.indices)
-        for i, lane in enumerate(lanes):
+        step, self.stepping = self.stepping.result(), None
+        assert self.frames is not None
+        assert self.actions is not None
+        frames, self.frames = self.frames, step.frames
+        for i, lane in enumerate(self.lanes):
             if lane is not None:
-                turn = _turn(lane, i, frames, actions, step)
+                turn = _turn(lane, i, frames, self.actions, step)
                 lane.step += 1
                 if turn.ended:
-                    lanes[i] = None
+                    self.lanes[i] = None
                 yield turn
-        frames = step.frames
+
+    def decide(self, waiting: list[tuple[int, int]], pool: ThreadPoolExecutor) -> None:
+        """Begin games in free lanes, ask the agent, and let all lanes step; nothing if there is no game to play."""
+        starts = _fill(self.lanes, waiting)
+        if all(lane is None for lane in self.lanes):
+            return
+        if any(seed is not None for seed in starts):
+            self.frames = self.envs.reset(starts)
+            self.agent.reset(starts)
+        assert self.frames is not None
+        self.actions = self.agent.act(self.frames)
+        self.stepping = pool.submit(self.envs.step, self.actions.indices)
 
 
 def _fill(lanes: list[_Lane | None], waiting: list[tuple[int, int]]) -> list[int | None]:

@@ -12,6 +12,7 @@ Seeds below 1000 are for choosing; publish 1000 to 1999.
 
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from agents.build import SEARCHERS, make_agent, needs_emulator, split_spec
 from agents.command import run
 from agents.results import new_result, read_result, write_result
-from agents.rollout import play_games
+from agents.rollout import play_at_tables
 from envs.atari import make_envs
 from envs.errors import EnvsError
 from envs.games import Game, find_game
@@ -33,6 +34,7 @@ from envs.reference_scores import all_references
 from vlm.shipped import SHIPPED
 
 BOOTSTRAP_REPETITIONS = 2000
+TABLES = 16  # lanes from which a model plays at two tables, so that games step while it thinks
 
 
 @dataclass
@@ -113,10 +115,14 @@ def play_job(job: Job, args: Args, protocol: Protocol) -> dict[str, Any]:
     lanes = min(args.lanes, args.episodes)
     scores, decisions, unparsable = [0.0] * args.episodes, 0, 0
     started = time.monotonic()
-    with make_envs(job.game, lanes, protocol, searchable=needs_emulator(job.spec)) as envs:
-        agent = make_agent(job.spec, envs, args.decode, job.temperature, args.engine)
+    sizes = [lanes] if lanes < TABLES or split_spec(job.spec)[0] != "vlm" else [lanes - lanes // 2, lanes // 2]
+    with ExitStack() as stack:
+        tables = []
+        for size in sizes:
+            envs = stack.enter_context(make_envs(job.game, size, protocol, searchable=needs_emulator(job.spec)))
+            tables.append((make_agent(job.spec, envs, args.decode, job.temperature, args.engine), envs))
         bar = tqdm(total=args.episodes, desc=f"{job.spec} {job.game.name} seed {job.seed}", unit="game")
-        for turn in play_games(agent, envs, episode_seeds(job.seed, args.episodes)):
+        for turn in play_at_tables(tables, episode_seeds(job.seed, args.episodes)):
             decisions, unparsable = decisions + 1, unparsable + turn.unparsable
             if turn.ended:
                 scores[turn.game_index] = turn.score
@@ -125,7 +131,7 @@ def play_job(job: Job, args: Args, protocol: Protocol) -> dict[str, Any]:
     seconds = time.monotonic() - started
     row = job.row(args)
     if "temperature" in row:
-        row["temperature"] = getattr(agent, "temperature", None)
+        row["temperature"] = getattr(tables[0][0], "temperature", None)
     row |= {"episodes": args.episodes, "scores": scores, "unparsable": unparsable / decisions}
     return row | {"decisions": decisions, "decisions_per_second": round(decisions / seconds, 1)}
 

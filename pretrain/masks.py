@@ -1,7 +1,8 @@
 """Masks for expressions as a lesson: what is asked in a step, and the loss of the mask head.
 
 Several expressions about a frame share one pass over it (`vlm.packing`). The loss is binary cross-entropy plus Dice, in
-float32, as LISA's (Lai et al. 2024), each averaged over masks.
+float32, as LISA's (Lai et al. 2024), each averaged over masks. But a mask's cross-entropy is summed over pixels and
+divided by the size of what is meant: averaged over pixels, a bullet would weigh a hundredth of a wall.
 """
 
 from pathlib import Path
@@ -18,6 +19,7 @@ from vlm.mask_head import EncoderMaps, MaskHead, expression_states, expression_t
 from vlm.model import PixelVLM
 from vlm.trainer import Lesson
 
+LEAST_SIZE = 64  # pixels that a mask counts as at least, in its cross-entropy
 DICE_FLOOR = (
     1.0  # pixels added to both sides of Dice's fraction, so that an empty mask that is found empty costs nothing
 )
@@ -81,7 +83,7 @@ class Masks(Lesson):
             states = expression_states(self.vlm, self.vlm.pixels(frames), self.shared, read, lengths)
             logits = self.head(self.maps.take(), *states)[..., : frames.shape[2], : frames.shape[3]].float()
         wanted = masks.float()
-        bce = functional.binary_cross_entropy_with_logits(logits, wanted)
+        bce = by_size(functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none"), wanted).mean()
         dice = dice_loss(logits.sigmoid(), wanted).mean()
         shown, there = logits.detach() > 0, masks.flatten(2).any(-1)
         iou = (shown & masks).sum((2, 3)) / (shown | masks).sum((2, 3)).clamp_min(1)
@@ -94,6 +96,11 @@ class Masks(Lesson):
     def restore_aids(self, directory: Path) -> None:
         """Take the head of `save_aids`."""
         self.head.load_state_dict(MaskHead.load(directory).state_dict())
+
+
+def by_size(losses: Tensor, wanted: Tensor) -> Tensor:
+    """Return the sums of pixels' losses [..., H, W] over the sizes of masks, [...], at least `LEAST_SIZE` each."""
+    return losses.sum((-2, -1)) / wanted.sum((-2, -1)).clamp_min(LEAST_SIZE)
 
 
 def dice_loss(shown: Tensor, wanted: Tensor) -> Tensor:

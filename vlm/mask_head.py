@@ -3,9 +3,11 @@
     <image> [segmentation] the red ghost :          the words' states ask, the encoder's maps answer
 
 There is no other segmentation model. The encoder's maps, from the coarsest to the finest, are added up on the finest
-one's places (Lin et al. 2017, "FPN"); the expression becomes a weight vector for every pixel of such a place,
-and their products are the mask's logits (the dynamic kernels of Tian et al. 2020, "CondInst"; blocks of pixels as in
-MLLMSeg). What the encoder does not see, the mask cannot show: the head reads no pixels of its own.
+one's places (Lin et al. 2017, "FPN"), and each place is unfolded into features of every pixel that it covers (Shi et
+al. 2016); the expression becomes one vector, whose products with the pixels' features are the mask's logits (dynamic
+kernels, Tian et al. 2020, "CondInst"). What the encoder does not see, the mask cannot show: the head reads no pixels
+of its own. How a place is unfolded is the same for all expressions, so that what objects look like is learnt from all
+of them, and an expression has to say only which.
 """
 
 import json
@@ -26,18 +28,20 @@ from vlm.packing import pad_questions, read_questions
 from vlm.prompts import MASK_PREFIX, mask_question
 
 WEIGHTS, SHAPE = "mask_head.safetensors", "mask_head.json"
+RARE = -3.0  # the logit that a new head gives to everything: most pixels belong to nothing that is meant
 
 
 @dataclass(frozen=True)
 class MaskShape:
     """What a head is made for. widths, strides: of the encoder's maps, the finest first; state: the decoder's
-    width; width: of the head's own maps.
+    width; width: of the head's own maps; fine: the number of features of a pixel.
     """
 
     widths: tuple[int, ...]
     strides: tuple[int, ...]
     state: int
     width: int = 64
+    fine: int = 16
 
 
 class EncoderMaps:
@@ -76,9 +80,11 @@ class MaskHead(nn.Module):
         super().__init__()
         self.shape, self.block = shape, shape.strides[0]
         self.sides = nn.ModuleList(nn.Conv2d(width, shape.width, 1) for width in shape.widths)
-        self.smooth = nn.ModuleList(nn.Conv2d(shape.width, shape.width, 3, padding=1) for _ in shape.widths)
+        self.smooth = nn.ModuleList(nn.Conv2d(shape.width, shape.width, 3, padding=1) for _ in shape.widths[1:])
+        self.unfold = nn.Sequential(nn.GELU(), nn.Conv2d(shape.width, shape.fine * self.block**2, 1))
         self.word = nn.Sequential(nn.LayerNorm(shape.state), nn.Linear(shape.state, 4 * shape.width), nn.GELU())
-        self.query = nn.Linear(4 * shape.width, self.block**2 * (shape.width + 1))
+        self.query = nn.Linear(4 * shape.width, shape.fine + 1)
+        nn.init.constant_(self.query.bias[-1:], RARE)
 
     @classmethod
     def of(cls, vlm: PixelVLM, width: int = 64) -> "MaskHead":
@@ -99,17 +105,17 @@ class MaskHead(nn.Module):
             states, shares: of `expression_states`.
         """
         seen: Tensor | None = None
-        for side, smooth, found in reversed(list(zip(self.sides, self.smooth, maps, strict=True))):
-            own = side(found)
+        for number in reversed(range(len(maps))):
+            own = self.sides[number](maps[number])
             if seen is not None:
                 own = own + functional.interpolate(seen, size=own.shape[2:], mode="nearest")
-            seen = own + functional.gelu(smooth(own))
+            seen = own + functional.gelu(self.smooth[number - 1](own)) if number else own
         assert seen is not None
+        pixels = functional.pixel_shuffle(self.unfold(seen), self.block)  # [B, F, rows, columns]
         words = torch.einsum("bkld,bkl->bkd", self.word(states), shares.to(states.dtype))
-        asked = self.query(words).unflatten(-1, (self.block**2, -1))  # [B, K, block * block, W + 1]
-        logits = torch.einsum("bkpc,bchw->bkphw", asked[..., :-1], seen) / self.shape.width**0.5
-        logits = logits.float() + asked[..., -1].float()[..., None, None]
-        return functional.pixel_shuffle(logits.flatten(0, 1), self.block).squeeze(1).unflatten(0, shares.shape[:2])
+        asked = self.query(words)  # [B, K, F + 1]
+        logits = torch.einsum("bkf,bfhw->bkhw", asked[..., :-1], pixels) / self.shape.fine**0.5
+        return logits.float() + asked[..., -1].float()[..., None, None]
 
     def save(self, directory: Path) -> None:
         """Write the head beside its model, which plain transformers loads all the same."""
@@ -125,7 +131,7 @@ class MaskHead(nn.Module):
             raise CheckpointError(f"expected a checkpoint with a mask head, {WEIGHTS} and {SHAPE}, got {directory}")
         plain: dict[str, Any] = json.loads((directory / SHAPE).read_text())
         widths, strides = tuple(plain["widths"]), tuple(plain["strides"])
-        head = cls(MaskShape(widths, strides, plain["state"], plain["width"]))
+        head = cls(MaskShape(widths, strides, plain["state"], plain["width"], plain["fine"]))
         head.load_state_dict(load_file(directory / WEIGHTS))
         return head.eval()
 

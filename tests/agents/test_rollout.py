@@ -1,10 +1,12 @@
 """The loop plays whole games in order, tells agents when one begins, and plays the same in any number of lanes."""
 
+import threading
+
 import numpy as np
 
 from agents.agent import Actions
 from agents.random_agent import RandomAgent
-from agents.rollout import play_games
+from agents.rollout import play_at_tables, play_games
 from envs.atari import AtariEnvs, Step
 from envs.games import find_game
 
@@ -102,3 +104,42 @@ def test_the_same_seed_plays_the_same_game_twice_and_another_seed_another():
     first, again, other = play_random(1, [5]), play_random(1, [5]), play_random(1, [6])
     assert first == again
     assert first[5] != other[6]
+
+
+def test_games_at_two_tables_are_those_of_one_and_every_seed_is_played_once():
+    def hashes(turns, cap=80):
+        found = {}
+        for turn in turns:
+            game = found.setdefault(turn.seed, [])
+            game.append((turn.step, turn.action, turn.reward, hash(turn.frame.tobytes())))
+            if all(len(games) >= cap for games in found.values()) and len(found) == 3:
+                return {seed: game[:cap] for seed, game in found.items()}
+        raise AssertionError("games ended early")
+
+    seeds = [11, 12, 13]
+    with AtariEnvs(CARNIVAL, 3) as envs, AtariEnvs(CARNIVAL, 2) as two, AtariEnvs(CARNIVAL, 1) as one:
+        names = envs.action_names
+        together = hashes(play_games(RandomAgent(names), envs, seeds))
+        apart = hashes(play_at_tables([(RandomAgent(names), two), (RandomAgent(names), one)], seeds))
+    assert together == apart
+
+
+def test_a_table_steps_while_the_agent_of_another_thinks():
+    order = []
+
+    class Slow(TapedEnvs):
+        def step(self, actions):
+            started.wait(5)  # the other table's agent has to be asked meanwhile
+            order.append("stepped")
+            return super().step(actions)
+
+    class Second(TapedAgent):
+        def act(self, frames):
+            order.append("thought")
+            started.set()
+            return super().act(frames)
+
+    started, tape = threading.Event(), []
+    tables = [(TapedAgent(tape), Slow(tape, 1)), (Second(tape), TapedEnvs(tape, 1))]
+    assert len(list(play_at_tables(tables, [1, 1]))) == 2
+    assert order == ["thought", "stepped"]

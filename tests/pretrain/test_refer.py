@@ -10,7 +10,7 @@ from PIL import Image
 
 from envs.errors import EnvsError
 from pretrain.images import read_picture
-from pretrain.masks import Masks, Referrals, dice_loss, lay
+from pretrain.masks import Masks, Referrals, by_size, dice_loss, lay
 from pretrain.refer import Args, main, open_referrals, teach
 from pretrain.refer_files import IMAGES
 from pretrain.refer_games import GameReferrals
@@ -73,6 +73,13 @@ def test_dice_is_none_for_the_truth_and_for_finding_nothing_where_nothing_is():
     truth[0, :2] = truth[1, :2] = 1
     shown = torch.stack([truth[0], 1 - truth[1], truth[2]])
     assert dice_loss(shown, truth).tolist() == pytest.approx([0, 1 - 1 / 17, 0])
+
+
+def test_a_small_mask_weighs_as_much_as_a_large_one():
+    wanted = torch.zeros(3, 40, 40)
+    wanted[0, :10, :10] = wanted[1, :30, :30] = 1
+    assert by_size(wanted, wanted).tolist() == pytest.approx([1, 1, 0])
+    assert by_size(1 - wanted, wanted)[2] == 1600 / 64
 
 
 def test_one_batch_is_learnt_and_the_figure_is_the_iou_of_what_is_meant(two_games):
