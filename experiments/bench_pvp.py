@@ -44,7 +44,10 @@ class Args:
     out: Path
     """The result JSON."""
     checkpoint: Path | None = None
-    """The model; by default untrained weights of the size nano."""
+    """The model; by default untrained weights of the preset."""
+    preset: str = "nano-clip"
+    """The size of untrained weights: nano-clip is what `pvp-nano` teaches, nano what plays. The more tokens an image
+    has, the more there is to share."""
     images: int = 8
     """Images a training step, on both sides."""
     questions: int = 96
@@ -73,7 +76,7 @@ class Asking:
 
     def __init__(self, args: Args):
         self.args, self.rng = args, np.random.default_rng(0)
-        self.vlm: PixelVLM = checkpoint.load(args.checkpoint) if args.checkpoint else build("nano")
+        self.vlm: PixelVLM = checkpoint.load(args.checkpoint) if args.checkpoint else build(args.preset)
         frames = self.rng.integers(0, 256, (args.images, self.vlm.history, HEIGHT, WIDTH, 3), dtype=np.uint8)
         self.frames = torch.from_numpy(frames)
         self.shared = torch.tensor(self.encode(PIXEL_PREFIX))
@@ -98,7 +101,7 @@ class Training(Asking):
 
     def __init__(self, args: Args):
         super().__init__(args)
-        self.lesson = Lesson(self.vlm, args.bf16)
+        self.lesson = Lesson(self.vlm, args.bf16, "sdpa")
         places = self.rng.integers([HEIGHT, WIDTH], size=(args.images, args.questions, 2)).tolist()
         self.asked = [[(r, c, self.frames[i, -1, r, c].tolist()) for r, c in rows] for i, rows in enumerate(places)]
 
@@ -238,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
     args = tyro.cli(Args, args=argv, description=__doc__)
     started = time.monotonic()
     torch.set_num_threads(args.threads)
-    model = checkpoint.content_hash(args.checkpoint) if args.checkpoint else "untrained nano"
+    model = checkpoint.content_hash(args.checkpoint) if args.checkpoint else f"untrained {args.preset}"
     common = {"model": model, "threads": args.threads}
     rows = [row | common for row in (training_row(args), reconstruction_row(args))]
     result = new_result("bench_pvp", None, [0]) | {"rows": rows, "seconds": round(time.monotonic() - started, 1)}
