@@ -254,13 +254,14 @@ def score_table(game: Game, result: dict[str, Any]) -> str:
 
 
 def _measured(game: Game) -> list[tuple[str, float, str]]:
-    """Return what the committed results hold on this game: (agent, mean, note)."""
+    """Return what the committed results hold on this game: (agent and temperature, mean, note)."""
     if not SCORES.is_file():
         return []
     found: dict[str, list[float]] = {}
     for row in read_result(SCORES)["rows"]:
         if row["game"] == game.name:
-            found.setdefault(row["agent"], []).extend(row["scores"])
+            how = "" if row.get("temperature") is None else f" at {row['temperature']:g}"
+            found.setdefault(row["agent"] + how, []).extend(row["scores"])
     notes = dict.fromkeys(SEARCHERS, "; a teacher with access to the simulator")
     return [
         (f"{name} (committed)", float(np.mean(scores)), f"{len(scores)} games{notes.get(name, '')}")

@@ -26,6 +26,7 @@ from vlm import checkpoint
 from vlm.answers import answer_questions
 from vlm.mask_finder import MaskFinder
 from vlm.mask_head import MaskHead
+from vlm.model import PixelVLM
 from vlm.point_masks import PointLanguage
 from vlm.presets import build
 
@@ -56,15 +57,20 @@ class Args:
                 raise EnvsError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
 
+def load(args: Args) -> PixelVLM:
+    """Return the model that is timed."""
+    return checkpoint.load(args.checkpoint) if args.checkpoint else build(args.preset)
+
+
 class Sides:
-    """One model, asked about one frame in three ways."""
+    """One model, asked about one frame in three ways; the head has a copy, whose encoder hands out its maps."""
 
     def __init__(self, args: Args):
-        self.vlm = checkpoint.load(args.checkpoint) if args.checkpoint else build(args.preset)
+        self.vlm, own = load(args), load(args)
         shape = (self.vlm.history, HEIGHT, WIDTH, 3)
         self.stack = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         self.points = MaskFinder(self.vlm, None, args.grid)
-        self.head = MaskFinder(self.vlm, MaskHead.of(self.vlm).eval())
+        self.head = MaskFinder(own, MaskHead.of(own).eval())
 
     def say(self) -> list[int]:
         """Return the tokens of the shortest text answer: a word and its end."""

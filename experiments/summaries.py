@@ -128,7 +128,7 @@ def curves(rows: list[Row], regime: str, name: str, figure: str = "mae") -> dict
     return found
 
 
-REFER_ARMS = (
+ARM_ORDER = (
     ("adapted", "pvp"), ("adapted", "none"), ("adapted", "shuffled"), ("frozen", "pvp"), ("frozen", "none"),
 )  # fmt: skip
 
@@ -136,7 +136,7 @@ REFER_ARMS = (
 def refer_lines(rows: list[Row], mask: str, name: str) -> list[Line]:
     """Return a line for each arm of `refer-nano` with a way to a mask on a set, and one for each floor."""
     lines = []
-    for encoder, pvp in REFER_ARMS:
+    for encoder, pvp in ARM_ORDER:
         own = pick(rows, encoder=encoder, pvp=pvp, mask=mask, set=name)
         if own:
             cells = {figure: _text(mean_over_seeds(own, figure), 1, 100) for figure in ("ciou", "giou", "p50")}
@@ -146,9 +146,6 @@ def refer_lines(rows: list[Row], mask: str, name: str) -> list[Line]:
             cells = {figure: f"{100 * row[figure]:.1f}" for figure in ("ciou", "giou", "p50")}
             lines.append(Line(f"floor: {row['floor']}", cells))
     return lines
-
-
-GAME_ARMS = REFER_ARMS
 
 
 def arm_scores(rows: list[Row], encoder: str, pvp: str, share: float) -> tuple[list[str], np.ndarray]:
@@ -182,7 +179,7 @@ def chance_of_improvement(one: np.ndarray, other: np.ndarray) -> tuple[float, fl
 def game_lines(rows: list[Row], share: float) -> list[Line]:
     """Return a line for each arm of `games-nano` with a share of the demonstrations, and one for random play."""
     lines, (_, base) = [], arm_scores(rows, "adapted", "none", share)
-    for encoder, pvp in GAME_ARMS:
+    for encoder, pvp in ARM_ORDER:
         games, scores = arm_scores(rows, encoder, pvp, share)
         if not len(scores):
             continue

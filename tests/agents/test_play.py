@@ -44,6 +44,7 @@ def test_the_vlm_plays_is_filmed_and_scored(tiny, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "no human score of Carnival exists" in told
     assert "IQN, 200 M frames" in told
+    assert "vlm at 0 (committed)" in told  # one line for each temperature, no mean over them
 
 
 def test_the_same_seed_gives_the_same_score_and_the_same_pictures(tiny, tmp_path):

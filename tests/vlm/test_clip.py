@@ -58,6 +58,8 @@ def test_a_checkpoint_reloads_and_plain_transformers_reads_it(tmp_path):
     assert torch.equal(loaded.image_vectors(FRAMES), CLIP.image_vectors(FRAMES))
     tokens = CLIP.tokenize(["three owls"])
     assert torch.equal(loaded.tokenize(["three owls"]), tokens)
+    one, other = loaded.model.state_dict(), CLIP.model.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in other)
     assert torch.allclose(loaded.text_vectors(tokens), CLIP.text_vectors(tokens), atol=1e-6)
     plain = CLIPModel.from_pretrained(tmp_path / "clip").eval()
     theirs = plain.get_image_features(pixel_values=CLIP.pixels(FRAMES)).pooler_output
