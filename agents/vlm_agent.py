@@ -50,7 +50,7 @@ class VlmAgent:
         self.decode, self.temperature = decode, temperature
         self.training: dict[str, Any] = {}
         self._prompt = action_prompt(title, action_names)
-        self._scorer = ChoiceScorer(vlm, self._prompt, action_names, keep_text=True)
+        self._scorer = ChoiceScorer(vlm, self._prompt, action_names, keep_text=True) if decode == "scores" else None
         self._engine = engine
         self._compiled: CompiledScorer | None = None
         self._memory = FrameMemory(vlm.history)
@@ -98,6 +98,7 @@ class VlmAgent:
 
     def _log_probs(self, stacks: np.ndarray) -> np.ndarray:
         """Score with the engine asked for; a graph is compiled at the first frame of its shape."""
+        assert self._scorer is not None
         if self._engine == "torch" or (self._engine == "auto" and (len(stacks) > 1 or self.vlm.device.type != "cpu")):
             return self._scorer.log_probs(self.vlm.pixels(stacks)).cpu().numpy()
         if self._compiled is None or self._compiled.shape != stacks.shape:

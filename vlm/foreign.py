@@ -1,6 +1,6 @@
 """Models of others: any vision-language model of transformers, shown frames through its own processor.
 
-    vlm = checkpoint.load(Path("HuggingFaceTB/SmolVLM-256M-Instruct"))      by its id on the hub
+    vlm = checkpoint.load(Path("llava-hf/llava-1.5-7b-hf"))                  by its id on the hub
     vlm = checkpoint.load(Path("models/llava"))                             or as a directory of transformers' own files
 
 The processor resizes, normalises and cuts as the model was taught, and writes the tokens that stand for an image in a

@@ -89,7 +89,12 @@ class MaskHead(nn.Module):
     @classmethod
     def of(cls, vlm: PixelVLM, width: int = 64) -> "MaskHead":
         """Return a new head for a model."""
-        pixels = vlm.pixels(torch.zeros(1, vlm.history, 210, 160, 3, dtype=torch.uint8))
+        pixels: Any = vlm.pixels(torch.zeros(1, vlm.history, 210, 160, 3, dtype=torch.uint8))
+        if not isinstance(pixels, Tensor):
+            raise VlmError(
+                f"{type(vlm.model).__name__} reads images through its own processor, "
+                "whose maps a mask head cannot place; ask for points in text (--mask points)"
+            )
         maps = EncoderMaps(vlm)
         with torch.no_grad():
             vlm.image_embeddings(pixels)

@@ -29,6 +29,7 @@ from vlm.choices import ChoiceScorer, generate_answers, prompt_ids
 from vlm.errors import VlmError
 from vlm.foreign import ForeignVLM, looks_like_id
 from vlm.mask_finder import MaskFinder
+from vlm.mask_head import MaskHead
 from vlm.packing import read_questions
 from vlm.prompts import IMAGE, PIXEL_PREFIX
 
@@ -155,6 +156,8 @@ def test_it_is_taught_pixels_and_masks_and_asked_for_them_as_ours_are(place, tmp
     )
     rows = reconstruct.reconstruct(asked)
     assert any(row.get("n") == 16 and row.get("invalid") is not None for row in rows)
+    with pytest.raises(VlmError, match="whose maps a mask head cannot place; ask for points"):
+        MaskHead.of(checkpoint.load(last))
     found = MaskFinder(checkpoint.load(last), None, 3).find(frames(1)[0], ["the red ghost"])
     assert found.shape == (1, 40, 30)
 
