@@ -67,6 +67,9 @@ class Args(Schedule):
     readout: float | None = None
     """Weight of the loss of a plain net that reads the image tokens beside the decoder, in training only
     (`agents.readout`); None is 1 for a new model and 0 with --init."""
+    readout_first: float = 0.0
+    """Share of the steps that begins with the readout alone, at twice the speed: the decoder, which follows the readout
+    anyway, joins when the encoder knows what to look for."""
     targets: str = "soft"
     """soft: shares by the teacher's values; hard: the teacher's best action (or the player's, without a teacher)."""
     softness: float = 0.4
@@ -89,6 +92,8 @@ class Args(Schedule):
                 raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.readout is not None and self.readout < 0:
             raise EnvsError(f"--readout must be at least 0, got {self.readout}")
+        if not 0 <= self.readout_first < 1:
+            raise EnvsError(f"--readout-first must be at least 0 and less than 1, got {self.readout_first}")
         if self.targets not in ("soft", "hard"):
             raise EnvsError(f"expected --targets soft or hard, got {self.targets!r}")
         if self.select_every and self.select_every % self.save_every:
@@ -113,25 +118,35 @@ class Imitation(Lesson):
         self.readout, self.weight = readout, weight
         self.scorers = {game: ChoiceScorer(vlm, prompt, names) for game, (prompt, names) in prompts.items()}
 
-    def forward(self, parts: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return the mean over games of the weighted cross-entropy, and each game's with its share of agreement."""
+    def forward(self, parts: list[dict[str, Any]], alone: bool = False) -> dict[str, Tensor]:
+        """Return the mean over games of the weighted cross-entropy, and each game's with its share of agreement.
+
+        `alone` asks the readout and not the decoder.
+        """
         figures: dict[str, Tensor] = {}
         for part in parts:
-            figures |= {f"{part['game']}_{name}": value for name, value in self._part(**part).items()}
-        mean = lambda name: torch.stack([value for key, value in figures.items() if key.endswith(name)]).mean()  # noqa: E731
-        loss = mean("_loss") + self.weight * mean("_read") if self.readout else mean("_loss")
-        return {"loss": loss, **figures}
+            found = self._part(**part, alone=alone and self.readout is not None)
+            figures |= {f"{part['game']}_{name}": value for name, value in found.items()}
+        of = lambda name: [value for key, value in figures.items() if key.endswith(name)]  # noqa: E731
+        losses = [*of("_loss"), *(self.weight * read for read in of("_read"))]
+        return {"loss": torch.stack(losses).sum() / len(parts), **figures}
 
-    def _part(self, frames: Tensor, targets: Tensor, weights: Tensor, game: str) -> dict[str, Tensor]:
+    def _part(self, frames: Tensor, targets: Tensor, weights: Tensor, game: str, alone: bool) -> dict[str, Tensor]:
         def loss(log_probs: Tensor) -> Tensor:
             return (weights * -(targets * log_probs).sum(1)).sum() / weights.sum()
 
+        figures: dict[str, Tensor] = {}
         with self.autocast():
-            log_probs = self.scorers[game].log_probs(self.vlm.pixels(frames))  # [B, A]
-            read = self.readout(game) if self.readout else None
-        agreed = (log_probs.argmax(1) == targets.argmax(1)).float().mean()
-        figures = {"loss": loss(log_probs), "agreed": agreed}
-        return figures if read is None else {**figures, "read": loss(read)}
+            pixels = self.vlm.pixels(frames)
+            if alone:
+                self.vlm.image_embeddings(pixels)  # the readout takes them
+            else:
+                log_probs = self.scorers[game].log_probs(pixels)  # [B, A]
+                agreed = (log_probs.argmax(1) == targets.argmax(1)).float().mean()
+                figures = {"loss": loss(log_probs), "agreed": agreed}
+            if self.readout:
+                figures["read"] = loss(self.readout(game))
+        return figures
 
     def save_aids(self, directory: Path) -> None:
         """Write the readout."""
@@ -254,7 +269,8 @@ def make_imitation(vlm: PixelVLM, lessons: list[TaughtGame], args: Args) -> tupl
         rate = args.encoder_learning_rate or args.learning_rate
         groups.append({"params": list(readout.parameters()), "lr": rate, "weight_decay": args.weight_decay})
     mirrored = {find_game(name).name for name in args.mirror}
-    batches = Batches(lessons, vlm.history, args.batch_size, args.steps, args.seed, mirrored)
+    alone = round(args.readout_first * args.steps) if readout else 0
+    batches = Batches(lessons, vlm.history, args.batch_size, args.steps, args.seed, mirrored, alone)
     return Imitation(vlm, prompts, args.bf16, readout, args.readout or 1.0), batches, groups
 
 

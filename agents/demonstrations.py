@@ -77,8 +77,10 @@ class Batches(Dataset):
         steps: int,
         seed: int,
         mirror: Collection[str] = (),
+        alone: int = 0,
     ):
         self.lessons, self.history, self.steps, self.seed, self.mirror = lessons, history, steps, seed, mirror
+        self.alone = alone  # the first steps, which are for the readout (`agents.clone`)
         self.games = sorted({lesson.data.info.game for lesson in lessons})
         self.part_size = max(1, batch_size // len(self.games))
 
@@ -87,7 +89,7 @@ class Batches(Dataset):
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, step])
-        return {"parts": [self._part(game, rng) for game in self.games]}
+        return {"parts": [self._part(game, rng) for game in self.games], "alone": step < self.alone}
 
     def _part(self, game: str, rng: np.random.Generator) -> dict[str, Any]:
         lessons = [lesson for lesson in self.lessons if lesson.data.info.game == game]

@@ -8,8 +8,9 @@ image, text                 read once for an image
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache
 
+from vlm.cascade import Trunk, causal_mask, read_behind_trunk
 from vlm.errors import VlmError
 from vlm.model import PixelVLM
 from vlm.prefix import Images, Prefix, embed_words, read_behind, take_rows
@@ -34,7 +35,7 @@ def answer_questions(
         questions: int[B, K, L], padded on the right.
         max_new_tokens: where an answer is cut that has not ended; it ends as `generation_config` says.
         lengths: int[B, K], the questions' lengths; all L by default.
-        chunk: questions decoded at a time, each with keys and values of its own.
+        chunk: about how many questions are decoded at a time.
 
     Returns:
         int[B, K, N] on the questions' device, with N at most `max_new_tokens`: the answers, their end included, and
@@ -49,78 +50,80 @@ def answer_questions(
             f"expected questions int[B, K, L], lengths int[B, K], a chunk and answers of at least 1, got "
             f"{list(questions.shape)}, {list(lengths.shape)}, {chunk} and {max_new_tokens}"
         )
-    batch = _Batch(vlm, Prefix.of(vlm, images, shared, len(questions)), questions, lengths.to(questions.device))
-    rows = torch.arange(questions.shape[0] * questions.shape[1], device=questions.device)
-    answers = [batch.answer(part, max_new_tokens) for part in rows.split(chunk)]
-    longest = max(part.shape[1] for part in answers)
-    padded = [functional.pad(part, (0, longest - part.shape[1]), value=_padding(vlm)) for part in answers]
-    return torch.cat(padded).unflatten(0, questions.shape[:2])
+    asked = _Asked(vlm, Prefix.of(vlm, images, shared, len(questions)), questions, lengths.to(questions.device))
+    columns = torch.arange(questions.shape[1], device=questions.device)
+    answers = [asked.answer(part, max_new_tokens) for part in columns.split(max(1, chunk // len(questions)))]
+    longest = max(part.shape[-1] for part in answers)
+    padded = [functional.pad(part, (0, longest - part.shape[-1]), value=_padding(vlm)) for part in answers]
+    return torch.cat(padded, dim=1)
 
 
-class _Batch:
-    """R = B * K questions, a row each, whose first tokens have been read."""
+class _Asked:
+    """K questions about each of B images, whose first tokens have been read."""
 
     def __init__(self, vlm: PixelVLM, prefix: Prefix, questions: Tensor, lengths: Tensor):
-        self.vlm, self.prefix, self.lengths = vlm, prefix, lengths.flatten()
-        batch, count, _ = questions.shape
-        self.image = torch.arange(batch, device=questions.device).repeat_interleave(count)  # [R]
-        self.questions = questions.flatten(0, 1)  # [R, L]
+        self.vlm, self.prefix, self.questions, self.lengths = vlm, prefix, questions, lengths
         self.cut = self._cheapest_cut()
-        rows = torch.cat([self.image[:, None], self.questions[:, : self.cut]], dim=1)
-        stems, self.stem = rows.unique(dim=0, return_inverse=True)  # [U, 1 + cut], [R]
-        self.cache = take_rows(prefix.cache(vlm), stems[:, 0], into=DynamicCache(config=vlm.decoder.config))
-        if self.cut:
-            steps = torch.arange(self.cut, device=questions.device)
-            self._read(self.cache, embed_words(vlm, stems[:, 1:]), steps, stems[:, 0])
+        read = prefix.cache(vlm)
+        self.trunk = Trunk.of(read)
+        owners = torch.arange(len(questions), device=questions.device)[:, None].expand(lengths.shape)  # [B, K]
+        begun = torch.cat([owners[..., None], questions[..., : self.cut]], dim=-1).flatten(0, 1)
+        stems, stem = begun.unique(dim=0, return_inverse=True)  # [U, 1 + cut], [B * K]
+        self.stem = stem.view_as(lengths)
+        self.begun = self._read_stems(read, stems) if self.cut else DynamicCache(config=vlm.decoder.config)
 
     def _cheapest_cut(self) -> int:
         """Return how many first tokens to read once for all that begin so; at least one is left to each question."""
-        rows = torch.cat([self.image[:, None], self.questions], dim=1)
+        owners = torch.arange(len(self.questions), device=self.questions.device)[:, None, None]
+        rows = torch.cat([owners.expand(*self.lengths.shape, 1), self.questions], dim=-1).flatten(0, 1)
         costs = [
-            cut * len(rows[:, : cut + 1].unique(dim=0)) + (self.questions.shape[1] - cut) * len(rows)
+            cut * len(rows[:, : cut + 1].unique(dim=0)) + (self.questions.shape[-1] - cut) * len(rows)
             for cut in range(int(self.lengths.min()))
         ]
         return costs.index(min(costs))
 
-    def answer(self, rows: Tensor, max_new_tokens: int) -> Tensor:
-        """Answer rows int[C]; return int[C, N].
+    def _read_stems(self, read: DynamicCache, stems: Tensor) -> DynamicCache:
+        """Return a cache of the first tokens of questions, a row for each stem int[U, 1 + cut]."""
+        owners, steps = stems[:, 0], torch.arange(self.cut, device=stems.device)
+        cache = take_rows(read, owners, into=DynamicCache(config=self.vlm.decoder.config))
+        words = embed_words(self.vlm, stems[:, 1:]).to(self.prefix.embeddings.dtype)
+        read_behind(self.vlm, cache, words, self.prefix.positions_behind(steps, owners))
+        own = DynamicCache(config=self.vlm.decoder.config)
+        for index, layer in enumerate(cache.layers):
+            own.update(layer.keys[:, :, self.prefix.length :], layer.values[:, :, self.prefix.length :], index)
+        return own
 
-        Keys and values lie in a cache of fixed size, since one that grows is copied whole for every token.
-        """
-        size = self.prefix.length + self.questions.shape[1] + max_new_tokens
-        cache = take_rows(
-            self.cache, self.stem[rows], into=StaticCache(config=self.vlm.decoder.config, max_cache_len=size)
-        )
-        state, seen = self._read_questions(cache, rows)
-        ends = torch.tensor(_ends(self.vlm), dtype=torch.long, device=rows.device)
-        done = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    def answer(self, columns: Tensor, max_new_tokens: int) -> Tensor:
+        """Answer the questions int[c] of every image; return int[B, c, N]."""
+        stems, lengths = self.stem[:, columns].flatten(), self.lengths[:, columns].flatten()  # [R], image by image
+        cache = DynamicCache(config=self.vlm.decoder.config)
+        if self.cut:
+            take_rows(self.begun, stems, into=cache)
+        words = self.questions[:, columns].flatten(0, 1)  # [R, L]
+        seen = torch.arange(words.shape[1], device=words.device) < lengths[:, None]
+        steps = torch.arange(self.cut, words.shape[1], device=words.device).expand(len(words), -1)
+        states = self._read(cache, embed_words(self.vlm, words[:, self.cut :]), steps, seen)
+        state = states[torch.arange(len(words), device=words.device), lengths - 1 - self.cut]
+        ends = torch.tensor(_ends(self.vlm), dtype=torch.long, device=words.device)
+        done = torch.zeros(len(words), dtype=torch.bool, device=words.device)
         said: list[Tensor] = []
         while True:
-            token = self.vlm.model.get_output_embeddings()(state).float().argmax(-1)  # [C]
+            token = self.vlm.model.get_output_embeddings()(state).float().argmax(-1)  # [R]
             said.append(token.masked_fill(done, _padding(self.vlm)))
             done = done | torch.isin(token, ends)
             if len(said) == max_new_tokens or done.all():
-                return torch.stack(said, dim=1)
-            seen = functional.pad(seen, (0, 1), value=1)
-            steps = (self.lengths[rows] + len(said) - 1)[:, None]
-            state = self._read(cache, self.vlm.embed(said[-1])[:, None], steps, self.image[rows], seen)[:, -1]
+                return torch.stack(said, dim=1).unflatten(0, (len(self.questions), -1))
+            seen = functional.pad(seen, (0, 1), value=True)
+            state = self._read(cache, self.vlm.embed(said[-1])[:, None], (lengths + len(said) - 1)[:, None], seen)[
+                :, -1
+            ]
 
-    def _read_questions(self, cache: StaticCache, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Read the rest of questions; return their last tokens' states [C, D], and int[C, P + L], 0 at padding."""
-        steps = torch.arange(self.questions.shape[1], device=rows.device)
-        own = (steps < self.lengths[rows][:, None]).long()
-        seen = functional.pad(own, (self.prefix.length, 0), value=1)
-        embeddings = embed_words(self.vlm, self.questions[rows, self.cut :])
-        states = self._read(cache, embeddings, steps[self.cut :], self.image[rows], seen)
-        last = self.lengths[rows] - 1 - self.cut
-        return states[torch.arange(len(rows), device=rows.device), last], seen
-
-    def _read(
-        self, cache: DynamicCache | StaticCache, own: Tensor, steps: Tensor, image: Tensor, seen: Tensor | None = None
-    ) -> Tensor:
-        """Read tokens [C, T, D] that stand `steps` behind the prefixes of `image` int[C]; return states [C, T, D]."""
-        positions = self.prefix.positions_behind(steps, image)
-        return read_behind(self.vlm, cache, own.to(self.prefix.embeddings.dtype), positions, seen)
+    def _read(self, cache: DynamicCache, own: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
+        """Read tokens [R, T, D] that stand `steps` behind their images, the last of `seen` bool[R, S]; return states."""
+        owners = torch.arange(len(self.questions), device=own.device).repeat_interleave(len(own) // len(self.questions))
+        own, positions = own.to(self.prefix.embeddings.dtype), self.prefix.positions_behind(steps, owners)
+        mask = causal_mask(seen, own.dtype)[:, :, -own.shape[1] :]
+        return read_behind_trunk(self.vlm, self.trunk, cache, own, positions, mask)
 
 
 def _ends(vlm: PixelVLM) -> list[int]:

@@ -159,7 +159,7 @@ def _inputs(vlm: PixelVLM, layer: Any, asked: Asked) -> _Seen:
     try:
         for frames, read in zip(asked.frames.split(8), asked.read.split(8), strict=True):
             pixels = vlm.pixels(frames)
-            read_questions(vlm, pixels, asked.shared.to(vlm.device), read.to(vlm.device))
+            read_questions(vlm, pixels, asked.shared.to(vlm.device), read.to(vlm.device), "mask")
     finally:
         hook.remove()
     states, (_, count, length) = torch.cat(found), asked.read.shape

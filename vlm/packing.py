@@ -11,7 +11,7 @@ One reading gives what separate sequences give, in loss and gradient, for every 
             library reads as the border of a packed sample unless a 4D mask is passed: it always is. Works with
             gradient checkpointing; attention costs the square of the number of questions.
     cache   the prefix once, then the questions as rows behind its keys and values, through which the gradient flows
-            back. Needs no mask, so that any attention will do; costs grow with the number of questions alone.
+            back (`vlm.cascade`). Costs grow with the number of questions alone, and no copy of the prefix is made.
 
 Questions of differing lengths are padded on the right: what is causal never looks there.
 """
@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from vlm.cascade import Trunk, causal_mask, read_behind_trunk
 from vlm.errors import VlmError
 from vlm.model import PixelVLM
-from vlm.prefix import Images, Prefix, embed_words, read_behind, take_rows
+from vlm.prefix import Images, Prefix, embed_words
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Packing:
         return torch.zeros(total, total, dtype=dtype, device=device).masked_fill(~sees, blind)[None, None]
 
 
-def read_questions(vlm: PixelVLM, images: Images, shared: Tensor, questions: Tensor, method: str = "mask") -> Tensor:
+def read_questions(vlm: PixelVLM, images: Images, shared: Tensor, questions: Tensor, method: str = "cache") -> Tensor:
     """Read K questions behind each of B images, with each image read once.
 
     Args:
@@ -59,7 +60,7 @@ def read_questions(vlm: PixelVLM, images: Images, shared: Tensor, questions: Ten
         images: of `PixelVLM.pixels`, or the class's own image inputs by name; see `Prefix.of`.
         shared: int[S] or int[B, S], what comes before every question; see `Prefix.of`.
         questions: int[B, K, L], the questions' tokens, and their answers' in training; see `pad_questions`.
-        method: mask or cache; the same states at another cost.
+        method: cache, the faster one, or mask, which gradient checkpointing asks for; the same states.
 
     Returns:
         The decoder's last states of the questions' tokens, [B, K, L, D]; those of padding mean nothing and must be
@@ -106,8 +107,9 @@ def _read_by_cache(vlm: PixelVLM, prefix: Prefix, questions: Tensor) -> Tensor:
     rows = torch.arange(batch, device=questions.device).repeat_interleave(count)
     positions = prefix.positions_behind(torch.arange(length, device=questions.device), rows)
     own = embed_words(vlm, questions.flatten(0, 1)).to(prefix.embeddings.dtype)  # [B * K, L, D]
-    cache = take_rows(prefix.cache(vlm), rows, into=DynamicCache(config=vlm.decoder.config))
-    hidden = read_behind(vlm, cache, own, positions)
+    mask = causal_mask(torch.ones(1, length, dtype=torch.bool, device=own.device), own.dtype)
+    cache = DynamicCache(config=vlm.decoder.config)
+    hidden = read_behind_trunk(vlm, Trunk.of(prefix.cache(vlm)), cache, own, positions, mask)
     return hidden.unflatten(0, (batch, count))
 
 

@@ -7,6 +7,7 @@ A prefix can be shared where the decoder is causal: each of its tokens is then t
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ class Prefix:
 
 
 def read_behind(
-    vlm: PixelVLM, cache: Cache, embeddings: Tensor, positions: Tensor, seen: Tensor | None = None
+    vlm: PixelVLM, cache: Cache, embeddings: Tensor, positions: Tensor, seen: Tensor | None = None, **more: Any
 ) -> Tensor:
     """Read tokens behind those in a cache, which takes them in.
 
@@ -105,6 +106,7 @@ def read_behind(
         embeddings: [R, T, D].
         positions: int[R, T] or int[3, R, T].
         seen: int[R, C + T], 0 at padding, or an additive mask [R, 1, T, C + T]; all are seen by default.
+        more: what the decoder's attention is to be told besides.
 
     Returns:
         The decoder's last states, [R, T, D].
@@ -112,7 +114,7 @@ def read_behind(
     arguments = inspect.signature(vlm.decoder.forward).parameters
     name = "cache" if "cache" in arguments else "past_key_values"  # its older name in transformers 5
     return vlm.decoder(
-        inputs_embeds=embeddings, position_ids=positions, attention_mask=seen, use_cache=True, **{name: cache}
+        inputs_embeds=embeddings, position_ids=positions, attention_mask=seen, use_cache=True, **{name: cache}, **more
     ).last_hidden_state
 
 

@@ -217,3 +217,22 @@ def test_a_run_is_not_continued_with_other_arguments(taught, tmp_path, capsys):
     assert command(*arguments, "--steps", 1) == 0
     assert command(*arguments, "--steps", 1, "--softness", 2) == 2
     assert "holds a run with another softness" in capsys.readouterr().err
+
+
+def test_the_readout_can_be_taught_alone_at_first(taught, tmp_path, capsys):
+    arguments = (*SMALL, "--data", taught, "--steps", 2, "--save-every", 1)
+    assert command(*arguments, "--readout-first", 0.5, "--out", tmp_path / "run") == 0
+    lessons = clone.load_lessons([taught], "soft", 0.4, 0.1)
+    batches = Batches(lessons, 2, 4, 2, 0, alone=1)
+    assert [batches[step]["alone"] for step in range(2)] == [True, False]
+    vlm = build("tiny")
+    args = clone.Args(data=(taught,), out=tmp_path, steps=2, preset="tiny", bf16=False)
+    imitation, _, _ = clone.make_imitation(vlm, lessons, args)
+    out = imitation(**batches[0])
+    assert set(out) == {"loss", "Carnival_read"} and out["loss"] == out["Carnival_read"]
+    out["loss"].backward()
+    assert all(parameter.grad is not None for parameter in vlm.connector.parameters())
+    assert all(parameter.grad is None for parameter in vlm.decoder.parameters())
+    assert set(imitation(**batches[1])) == {"loss", "Carnival_read", "Carnival_loss", "Carnival_agreed"}
+    assert command(*arguments, "--readout-first", 1, "--out", tmp_path / "run") == 2
+    assert "--readout-first must be at least 0 and less than 1, got 1.0" in capsys.readouterr().err

@@ -1,0 +1,118 @@
+"""Attention of many rows behind one prefix whose keys and values lie in memory once, for all of them.
+
+A row that has its own copy of an image's keys and values reads a megabyte of them for every token it decodes. Here
+the rows of a prefix meet its keys as one large product, and their own few tokens as small ones; one softmax over both
+makes it exact (Juravsky et al. 2024, "Hydragen", arXiv 2402.05099, sec. 3). It is an attention function of transformers'
+own interface, so that the decoder's class runs as it is, gradients included.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, DynamicCache
+
+from vlm.errors import VlmError
+from vlm.model import PixelVLM
+from vlm.prefix import read_behind
+
+NAME = "pvplay_cascade"
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """Keys and values of B prefixes of P tokens, a pair [B, heads, P, width] for each layer of the decoder."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def of(cls, cache: DynamicCache) -> "Trunk":
+        """Return what a cache that has read the prefixes holds."""
+        return cls(tuple((layer.keys, layer.values) for layer in cache.layers))
+
+
+def read_behind_trunk(
+    vlm: PixelVLM, trunk: Trunk, cache: DynamicCache, embeddings: Tensor, positions: Tensor, mask: Tensor
+) -> Tensor:
+    """Read tokens of R rows that stand behind B prefixes, R / B rows behind each, in the prefixes' order.
+
+    Args:
+        vlm: the model.
+        trunk: the prefixes.
+        cache: the rows' own C tokens so far, without the prefix; takes in those that are read.
+        embeddings: [R, T, D].
+        positions: int[R, T] or int[3, R, T], counted from the prefix's beginning.
+        mask: additive, [R or 1, 1, T, C + T], of the rows' own tokens; the prefix is seen by all.
+
+    Returns:
+        The decoder's last states, [R, T, D].
+
+    Raises:
+        VlmError: the decoder's class computes attention in a way of its own.
+    """
+    with _attending(vlm):
+        return read_behind(vlm, cache, embeddings, positions, mask, trunk=trunk)
+
+
+def causal_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the additive mask [R, 1, T, S] of the last T of a row's S own tokens; `seen` bool[R, S], False at padding.
+
+    The number of T is that of all; take the last rows for fewer.
+    """
+    size = seen.shape[1]
+    sees = torch.ones(size, size, dtype=torch.bool, device=seen.device).tril() & seen[:, None]
+    blind = torch.finfo(dtype).min / 2
+    return torch.zeros(sees.shape, dtype=dtype, device=seen.device).masked_fill(~sees, blind)[:, None]
+
+
+@contextmanager
+def _attending(vlm: PixelVLM) -> Iterator[None]:
+    """Let the decoder attend by this module's function for a while."""
+    if not getattr(vlm.decoder, "_supports_attention_backend", False):
+        raise VlmError(f"{type(vlm.decoder).__name__} computes attention in a way of its own; pack by mask instead")
+    config = vlm.decoder.config
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    trunk: Trunk | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """Return [R, T, heads, width] for queries [R, heads, T, width] and own keys and values [R, groups, S, width]."""
+    odd = [name for name in ("softcap", "s_aux") if more.get(name) is not None]
+    if odd or trunk is None:
+        raise VlmError(f"{type(module).__name__} asks of attention what sharing a prefix cannot do: {', '.join(odd)}")
+    index: Any = module.layer_idx
+    keys, values = trunk.layers[index]
+    batch, groups, common, _ = keys.shape
+    each = (len(query) // batch, query.shape[1] // groups, query.shape[2])  # rows, heads of a group, tokens
+    # queries and scores as [B, groups, rows, heads of a group, T, ...]
+    asked = query.unflatten(0, (batch, each[0])).unflatten(2, (groups, each[1])).transpose(1, 2)
+    ahead = (asked.flatten(2, 4) @ keys.mT).unflatten(2, each)
+    own_key, own_value = (part.unflatten(0, (batch, each[0])).transpose(1, 2)[:, :, :, None] for part in (key, value))
+    own = asked @ own_key.mT
+    own = own * scaling + attention_mask.expand(len(query), -1, -1, -1).unflatten(0, (batch, each[0]))[:, None]
+    weights = torch.cat([ahead * scaling, own], dim=-1).softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = functional.dropout(weights, dropout, module.training)
+    seen = (weights[..., :common].flatten(2, 4) @ values).unflatten(2, each) + weights[..., common:] @ own_value
+    # [B, groups, rows, heads of a group, T, width] to [R, T, heads, width]
+    return seen.permute(0, 2, 4, 1, 3, 5).flatten(0, 1).flatten(2, 3), None
+
+
+AttentionInterface.register(NAME, _attend)
