@@ -119,7 +119,7 @@ class _Asked:
             ]
 
     def _read(self, cache: DynamicCache, own: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
-        """Read tokens [R, T, D] that stand `steps` behind their images, the last of `seen` bool[R, S]; return states."""
+        """Read tokens [R, T, D], the last of `seen` bool[R, S], `steps` behind their images; return their states."""
         owners = torch.arange(len(self.questions), device=own.device).repeat_interleave(len(own) // len(self.questions))
         own, positions = own.to(self.prefix.embeddings.dtype), self.prefix.positions_behind(steps, owners)
         mask = causal_mask(seen, own.dtype)[:, :, -own.shape[1] :]

@@ -2,8 +2,8 @@
 
 A row that has its own copy of an image's keys and values reads a megabyte of them for every token it decodes. Here
 the rows of a prefix meet its keys as one large product, and their own few tokens as small ones; one softmax over both
-makes it exact (Juravsky et al. 2024, "Hydragen", arXiv 2402.05099, sec. 3). It is an attention function of transformers'
-own interface, so that the decoder's class runs as it is, gradients included.
+makes it exact (Juravsky et al. 2024, "Hydragen", arXiv 2402.05099, sec. 3). It is an attention function of the
+library's own interface, so that the decoder's class runs as it is, gradients included.
 """
 
 from collections.abc import Iterator

@@ -229,7 +229,8 @@ def test_the_readout_can_be_taught_alone_at_first(taught, tmp_path, capsys):
     args = clone.Args(data=(taught,), out=tmp_path, steps=2, preset="tiny", bf16=False)
     imitation, _, _ = clone.make_imitation(vlm, lessons, args)
     out = imitation(**batches[0])
-    assert set(out) == {"loss", "Carnival_read"} and out["loss"] == out["Carnival_read"]
+    assert set(out) == {"loss", "Carnival_read"}
+    assert out["loss"] == out["Carnival_read"]
     out["loss"].backward()
     assert all(parameter.grad is not None for parameter in vlm.connector.parameters())
     assert all(parameter.grad is None for parameter in vlm.decoder.parameters())
