@@ -5,6 +5,9 @@ image, text                 read once for an image
 0 rgb:   1 rgb:   ...       read for each question, and its answer after it
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -44,26 +47,51 @@ def answer_questions(
     Raises:
         VlmError: the class cannot share a prefix, or shapes do not fit.
     """
-    lengths = torch.full(questions.shape[:2], questions.shape[-1]) if lengths is None else lengths
-    if questions.ndim != 3 or lengths.shape != questions.shape[:2] or chunk < 1 or max_new_tokens < 1:
-        raise VlmError(
-            f"expected questions int[B, K, L], lengths int[B, K], a chunk and answers of at least 1, got "
-            f"{list(questions.shape)}, {list(lengths.shape)}, {chunk} and {max_new_tokens}"
-        )
-    asked = _Asked(vlm, Prefix.of(vlm, images, shared, len(questions)), questions, lengths.to(questions.device))
-    columns = torch.arange(questions.shape[1], device=questions.device)
-    answers = [asked.answer(part, max_new_tokens) for part in columns.split(max(1, chunk // len(questions)))]
+    if max_new_tokens < 1:
+        raise VlmError(f"expected answers of at least 1 token, got {max_new_tokens}")
+    asked = _Asked(vlm, images, shared, questions, lengths)
+    answers = [asked.answer(columns, max_new_tokens) for columns in asked.split(chunk)]
     longest = max(part.shape[-1] for part in answers)
     padded = [functional.pad(part, (0, longest - part.shape[-1]), value=_padding(vlm)) for part in answers]
     return torch.cat(padded, dim=1)
 
 
+@torch.no_grad()
+def read_to_answers(
+    vlm: PixelVLM, images: Images, shared: Tensor, questions: Tensor, lengths: Tensor | None = None, chunk: int = 1024
+) -> Tensor:
+    """Return the decoder's states [B, K, D] that the first tokens of the answers come from; see `answer_questions`."""
+    asked = _Asked(vlm, images, shared, questions, lengths)
+    states = [asked.begin(columns).state for columns in asked.split(chunk)]
+    return torch.cat([part.unflatten(0, (len(questions), -1)) for part in states], dim=1)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """R questions that have been read, image by image.
+
+    cache: of their own tokens; seen: bool[R, L], False at padding; lengths: int[R]; state: [R, D], at the last of each.
+    """
+
+    cache: DynamicCache
+    seen: Tensor
+    lengths: Tensor
+    state: Tensor
+
+
 class _Asked:
     """K questions about each of B images, whose first tokens have been read."""
 
-    def __init__(self, vlm: PixelVLM, prefix: Prefix, questions: Tensor, lengths: Tensor):
-        self.vlm, self.prefix, self.questions, self.lengths = vlm, prefix, questions, lengths
-        self.cut = self._cheapest_cut()
+    def __init__(self, vlm: PixelVLM, images: Images, shared: Tensor, questions: Tensor, lengths: Tensor | None):
+        lengths = torch.full(questions.shape[:2], questions.shape[-1]) if lengths is None else lengths
+        if questions.ndim != 3 or lengths.shape != questions.shape[:2]:
+            raise VlmError(
+                f"expected questions int[B, K, L], lengths int[B, K], got {list(questions.shape)}, "
+                f"{list(lengths.shape)}"
+            )
+        self.vlm, self.questions, self.lengths = vlm, questions, lengths.to(questions.device)
+        self.prefix = prefix = Prefix.of(vlm, images, shared, len(questions))
+        self.cut, lengths = self._cheapest_cut(), self.lengths
         read = prefix.cache(vlm)
         self.trunk = Trunk.of(read)
         owners = torch.arange(len(questions), device=questions.device)[:, None].expand(lengths.shape)  # [B, K]
@@ -93,9 +121,16 @@ class _Asked:
             own.update(layer.keys[:, :, self.prefix.length :], layer.values[:, :, self.prefix.length :], index)
         return own
 
-    def answer(self, columns: Tensor, max_new_tokens: int) -> Tensor:
-        """Answer the questions int[c] of every image; return int[B, c, N]."""
-        stems, lengths = self.stem[:, columns].flatten(), self.lengths[:, columns].flatten()  # [R], image by image
+    def split(self, chunk: int) -> Sequence[Tensor]:
+        """Return the questions' numbers in parts of about `chunk` questions of all images together."""
+        if chunk < 1:
+            raise VlmError(f"expected a chunk of at least 1, got {chunk}")
+        columns = torch.arange(self.questions.shape[1], device=self.questions.device)
+        return columns.split(max(1, chunk // len(self.questions)))
+
+    def begin(self, columns: Tensor) -> _Begun:
+        """Read the questions int[c] of every image."""
+        stems, lengths = self.stem[:, columns].flatten(), self.lengths[:, columns].flatten()  # [R]
         cache = DynamicCache(config=self.vlm.decoder.config)
         if self.cut:
             take_rows(self.begun, stems, into=cache)
@@ -103,9 +138,15 @@ class _Asked:
         seen = torch.arange(words.shape[1], device=words.device) < lengths[:, None]
         steps = torch.arange(self.cut, words.shape[1], device=words.device).expand(len(words), -1)
         states = self._read(cache, embed_words(self.vlm, words[:, self.cut :]), steps, seen)
-        state = states[torch.arange(len(words), device=words.device), lengths - 1 - self.cut]
-        ends = torch.tensor(_ends(self.vlm), dtype=torch.long, device=words.device)
-        done = torch.zeros(len(words), dtype=torch.bool, device=words.device)
+        last = states[torch.arange(len(words), device=words.device), lengths - 1 - self.cut]
+        return _Begun(cache, seen, lengths, last)
+
+    def answer(self, columns: Tensor, max_new_tokens: int) -> Tensor:
+        """Answer the questions int[c] of every image; return int[B, c, N]."""
+        begun = self.begin(columns)
+        state, seen, device = begun.state, begun.seen, begun.state.device
+        ends = torch.tensor(_ends(self.vlm), dtype=torch.long, device=device)
+        done = torch.zeros(len(state), dtype=torch.bool, device=device)
         said: list[Tensor] = []
         while True:
             token = self.vlm.model.get_output_embeddings()(state).float().argmax(-1)  # [R]
@@ -114,9 +155,8 @@ class _Asked:
             if len(said) == max_new_tokens or done.all():
                 return torch.stack(said, dim=1).unflatten(0, (len(self.questions), -1))
             seen = functional.pad(seen, (0, 1), value=True)
-            state = self._read(cache, self.vlm.embed(said[-1])[:, None], (lengths + len(said) - 1)[:, None], seen)[
-                :, -1
-            ]
+            steps = (begun.lengths + len(said) - 1)[:, None]
+            state = self._read(begun.cache, self.vlm.embed(said[-1])[:, None], steps, seen)[:, -1]
 
     def _read(self, cache: DynamicCache, own: Tensor, steps: Tensor, seen: Tensor) -> Tensor:
         """Read tokens [R, T, D], the last of `seen` bool[R, S], `steps` behind their images; return their states."""

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from vlm.answers import read_to_answers
 from vlm.errors import VlmError
 from vlm.model import PixelVLM
-from vlm.packing import Packing, pad_questions
-from vlm.prefix import Prefix, embed_words, read_behind, take_rows
+from vlm.packing import pad_questions
 from vlm.prompts import MASK_PREFIX, POINT_ANSWERS, POINT_END, point_prompt
 
 
@@ -53,17 +53,9 @@ class PointLanguage:
         """Return the tokens of an expression, up to the coordinates."""
         return self._tokens(point_prompt(expression))
 
-    def row(self, row: int) -> list[int]:
-        """Return the tokens of a row."""
-        return self._tokens(f"{row},")
-
-    def column(self, column: int) -> list[int]:
-        """Return the tokens of a column and of the question's end."""
-        return self._tokens(f"{column}{POINT_END}")
-
     def leaf(self, row: int, column: int) -> list[int]:
-        """Return the tokens of a place and of the question's end."""
-        return [*self.row(row), *self.column(column)]
+        """Return the tokens of a place and of the question's end, part by part."""
+        return [*self._tokens(f"{row},"), *self._tokens(f"{column}{POINT_END}")]
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -79,42 +71,15 @@ def read_points(vlm: PixelVLM, pixels: Tensor, expressions: Sequence[str], grid:
         expressions: K of them.
         grid: places along each side.
     """
-    language = PointLanguage.of(vlm)
-    rows, row_lengths = pad_questions([[language.row(row) for row in range(grid)]], language.pad)
-    columns, column_lengths = pad_questions([[language.column(column) for column in range(grid)]], language.pad)
+    language, head = PointLanguage.of(vlm), vlm.model.get_output_embeddings()
+    places = [language.leaf(row, column) for row in range(grid) for column in range(grid)]
+    questions, lengths = pad_questions([places], language.pad)
+    answers = language.answers.to(vlm.device)
+    bias = None if getattr(head, "bias", None) is None else head.bias[answers]
     found = []
     for expression in expressions:
         shared = torch.cat([language.shared, torch.tensor(language.trunk(expression))])
-        prefix = Prefix.of(vlm, pixels, shared.to(vlm.device), 1)
-        logits = _read_grid(vlm, prefix, rows[0], row_lengths[0], columns[0], column_lengths[0], language.answers)
-        found.append(logits[..., 1] - logits[..., 0])
+        states = read_to_answers(vlm, pixels, shared.to(vlm.device), questions.to(vlm.device), lengths)[0]
+        logits = torch.nn.functional.linear(states, head.weight[answers], bias).float()  # [G * G, 2]
+        found.append((logits[:, 1] - logits[:, 0]).view(grid, grid))
     return torch.stack(found)
-
-
-def _read_grid(
-    vlm: PixelVLM, prefix: Prefix, rows: Tensor, row_lengths: Tensor, columns: Tensor, lengths: Tensor, answers: Tensor
-) -> Tensor:
-    """Return logits float32[G, G, 2] of 0 and 1 at every place.
-
-    Rows int[G, R] are read as a batch behind the prefix, and behind each the columns int[G, C], packed: none sees
-    another.
-    """
-    device, count = vlm.device, len(rows)
-    rows, row_lengths, columns, lengths = (part.to(device) for part in (rows, row_lengths, columns, lengths))
-    one = torch.zeros(count, dtype=torch.long, device=device)  # all rows are behind the one prefix
-    cache = take_rows(prefix.cache(vlm), one, into=DynamicCache(config=vlm.decoder.config))
-    own = embed_words(vlm, rows).to(prefix.embeddings.dtype)
-    read_behind(vlm, cache, own, prefix.positions_behind(torch.arange(rows.shape[1], device=device), one))
-    layout = Packing(prefix.length + rows.shape[1], *columns.shape)
-    mask = layout.mask(prefix.embeddings.dtype, device)[:, :, layout.prefix :].repeat(count, 1, 1, 1)
-    padding = torch.arange(rows.shape[1], device=device) >= row_lengths[:, None]  # [G, R]
-    blind = torch.finfo(mask.dtype).min / 2
-    mask[:, :, :, prefix.length : layout.prefix].masked_fill_(padding[:, None, None], blind)
-    steps = row_lengths[:, None] + layout.steps(device)  # [G, G * C]
-    words = embed_words(vlm, columns.flatten()).to(prefix.embeddings.dtype).expand(count, -1, -1)
-    states = read_behind(vlm, cache, words, prefix.positions_behind(steps, one), mask)
-    states = states.unflatten(1, columns.shape)  # [G, G, C, D]
-    last = states[:, torch.arange(count, device=device), lengths - 1]  # [G, G, D]
-    head = vlm.model.get_output_embeddings()
-    bias = None if getattr(head, "bias", None) is None else head.bias[answers]
-    return torch.nn.functional.linear(last, head.weight[answers.to(device)], bias).float()

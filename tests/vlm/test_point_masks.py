@@ -35,7 +35,7 @@ def test_a_question_is_the_labs_and_its_end_one_token(vlm):
     language = PointLanguage.of(vlm)
     tokens = [*language.shared.tolist(), *language.trunk("The red  ghost"), *language.leaf(12, 7)]
     assert vlm.tokenizer.decode(tokens) == "[ segmentation ] the red ghost loc : [ 12 , 7 ] mask:"
-    assert len(language.column(7)) == 2
+    assert len(language.leaf(12, 7)) == 4
     assert vlm.tokenizer.convert_ids_to_tokens(language.answers) == ["0", "1"]
 
 
