@@ -25,6 +25,7 @@ from transformers import TrainerCallback
 
 from agents.command import run
 from agents.demonstrations import Batches, TaughtGame, load_lessons
+from agents.readout import FILE as READOUT
 from agents.readout import Readout
 from agents.rollout import play_games
 from agents.vlm_agent import VlmAgent
@@ -237,7 +238,7 @@ def check_same_run(args: Args) -> None:
 
 
 def make_readout(vlm: PixelVLM, lessons: list[TaughtGame], args: Args) -> Readout | None:
-    """Return the readout that the arguments ask for, with weights from their seed."""
+    """Return the readout that the arguments ask for: that of the run that is gone on from, or one with new weights."""
     if args.readout == 0 or (args.readout is None and args.init):
         return None
     games = {
@@ -246,7 +247,10 @@ def make_readout(vlm: PixelVLM, lessons: list[TaughtGame], args: Args) -> Readou
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
-        return Readout(vlm, games)
+        readout = Readout(vlm, games)
+    if args.init and (args.init.parent / READOUT).is_file():
+        readout.restore(args.init.parent)
+    return readout
 
 
 def make_imitation(vlm: PixelVLM, lessons: list[TaughtGame], args: Args) -> tuple[Imitation, Batches, list[dict]]:
@@ -295,6 +299,7 @@ def clone(args: Args, mix: Mix | None = None) -> Path:
         args,
         callbacks=[ChooseByPlay(args, vlm, lessons, training)],
     )
+    imitation.save_aids(args.out)
     checkpoint.save(vlm, args.out / "last", {**training, "moved": moved_tensors(before, vlm)})
     return args.out / ("best" if (args.out / "best").exists() else "last")
 

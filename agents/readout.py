@@ -17,7 +17,7 @@ from vlm.checkpoint import CheckpointError
 from vlm.model import PixelVLM
 
 WIDTH = 512
-FILE = "readout.safetensors"  # beside a training's checkpoints
+FILE = "readout.safetensors"  # in a training's directory and its checkpoints, beside what is saved of the model
 
 
 class Readout(nn.Module):
@@ -55,4 +55,7 @@ class Readout(nn.Module):
         """Take the weights of `save`."""
         if not (directory / FILE).is_file():
             raise CheckpointError(f"{directory} holds no {FILE}: was its training begun with --readout 0?")
-        self.load_state_dict(load_file(directory / FILE))
+        found = load_file(directory / FILE)
+        if {name: found[name].shape for name in found} != {name: own.shape for name, own in self.state_dict().items()}:
+            raise CheckpointError(f"{directory / FILE} is of other games; move it away to begin with a new readout")
+        self.load_state_dict(found)

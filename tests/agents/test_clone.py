@@ -162,6 +162,19 @@ def test_a_readout_learns_beside_the_decoder_and_is_no_part_of_what_is_saved(tau
     assert not list((tmp_path / "next").rglob("readout.safetensors"))  # one that can play needs none
 
 
+def test_a_run_that_goes_on_from_another_goes_on_with_its_readout(taught, tmp_path, capsys):
+    arguments = (*SMALL, "--steps", 1, "--save-every", 1)
+    assert command(*arguments, "--data", taught, "--out", tmp_path / "one") == 0
+    again = ("--init", tmp_path / "one" / "last", "--readout", 1)
+    still = ("--learning-rate", 0, "--encoder-learning-rate", 0)
+    assert command(*arguments, *again, *still, "--data", taught, "--out", tmp_path / "two") == 0
+    one, two = ((tmp_path / name / "readout.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+    other = write_set(tmp_path / "other", None, names=NAMES[:3], game="Pong")
+    assert command(*arguments, *again, "--data", other, "--out", tmp_path / "three") == 2
+    assert "readout.safetensors is of other games" in capsys.readouterr().err
+
+
 def test_a_readout_of_less_than_nothing_is_refused(taught, tmp_path, capsys):
     assert command(*SMALL, "--data", taught, "--readout", "-1", "--out", tmp_path / "run") == 2
     assert "--readout must be at least 0, got -1.0" in capsys.readouterr().err
