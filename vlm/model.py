@@ -132,15 +132,16 @@ class PixelModel(ABC):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
         height, width = frames.shape[2:4]
         rows, columns = self._shape(height, width)
-        planes = frames.permute(0, 1, 4, 2, 3).to(dtype)  # [B, history, 3, H, W]
+        planes = frames.to(dtype)  # [B, history, H, W, 3]
         now = planes[:, -1]
         past = [(now - planes[:, earlier]) * self.view.motion for earlier in range(self.history - 1)]
-        seen = functional.pad(torch.cat([now, *past], dim=1), (0, columns - width, 0, rows - height)).mul_(1 / 256)
-        if not self.view.places:
-            return seen
-        down, along = (torch.arange(n, device=self.device).add(0.5).div(n / 4).sub(2) for n in (rows, columns))
-        places = torch.stack([down[:, None].expand(rows, columns), along.expand(rows, columns)]).to(dtype)
-        return torch.cat([seen, places.expand(len(seen), -1, -1, -1)], dim=1)
+        seen = torch.cat([now, *past], dim=-1).mul_(1 / 256)
+        seen = functional.pad(seen, (0, 0, 0, columns - width, 0, rows - height))
+        if self.view.places:
+            down, along = (torch.arange(n, device=self.device).add(0.5).div(n / 4).sub(2) for n in (rows, columns))
+            places = torch.stack([down[:, None].expand(rows, columns), along.expand(rows, columns)], dim=-1).to(dtype)
+            seen = torch.cat([seen, places.expand(len(seen), -1, -1, -1)], dim=-1)
+        return seen.permute(0, 3, 1, 2)  # channels last in memory, as frames are and as convolutions like it
 
     def _shape(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns that the encoder is shown frames of a size in."""
