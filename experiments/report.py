@@ -32,6 +32,8 @@ from experiments.summaries import (
     PVP_SETS,
     Line,
     Mean,
+    agent_games,
+    arm_games,
     arm_scores,
     chance_of_improvement,
     curves,
@@ -39,6 +41,7 @@ from experiments.summaries import (
     game_lines,
     mean_over_seeds,
     meaning_lines,
+    performance_profiles,
     pick,
     pvp_lines,
     refer_lines,
@@ -231,11 +234,34 @@ def plot_curve(rows: list[dict[str, Any]], regime: str, name: str) -> Plot:
     axis.set_ylim(bottom=0)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=8)
+    caption = f"{name} ({regime}): error on a sample of places, along training"
+    return Plot(_svg(figure), caption)
+
+
+def plot_profiles(games: dict[str, list[list[float]]], title: str) -> Plot:
+    """Draw each agent's share of games above a score; see `summaries.performance_profiles`."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(4.4, 2.8), layout="constrained")
+    for name, profile in performance_profiles(games).items():
+        (line,) = axis.plot(profile.scores, profile.share, label=name)
+        axis.fill_between(profile.scores, profile.low, profile.high, color=line.get_color(), alpha=0.2, linewidth=0)
+    axis.set_xlabel("score")
+    axis.set_ylabel("share of games above it")
+    axis.set_ylim(0, 1)
+    axis.legend(fontsize=7)
+    caption = f"{title}: performance profiles (Agarwal et al. 2021), 95 % intervals shaded"
+    return Plot(_svg(figure), caption)
+
+
+def _svg(figure: Any) -> str:
+    from matplotlib import pyplot
+
     svg = io.StringIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
     pyplot.close(figure)
-    caption = f"{name} ({regime}): error on a sample of places, along training"
-    return Plot(svg.getvalue()[svg.getvalue().index("<svg") :], caption)
+    return svg.getvalue()[svg.getvalue().index("<svg") :]
 
 
 def refer_section(result: Result, pictures: Sequence[Path]) -> Section:
@@ -271,12 +297,18 @@ def game_section(result: Result) -> Section:
         "python -m experiments.run games-nano",
         origin(result),
         [Table(f"With {share:.0%} of the demonstrations", columns, game_lines(rows, share)) for share in shares],
+        [
+            plot_profiles(scores, f"{find_game(game).title}, {share:.0%} of the demonstrations")
+            for share in shares
+            for game in games
+            if (scores := arm_games(rows, game, share))
+        ],
     )
 
 
 def score_section(result: Result, videos: Sequence[Medium]) -> Section:
     """Return the part on play."""
-    tables = []
+    tables, plots = [], []
     table = summarise(result["rows"])
     for name in dict.fromkeys(line["game"] for line in table):
         lines = [
@@ -294,6 +326,7 @@ def score_section(result: Result, videos: Sequence[Medium]) -> Section:
         known = all_references(find_game(name))
         lines += [Line(f"{r.agent} ({r.protocol}; {r.source})", {"mean": f"{r.score:,.0f}"}) for r in known]
         tables.append(Table(find_game(name).title, ("mean", "IQM", "games"), lines))
+        plots.append(plot_profiles(agent_games(result["rows"], name), find_game(name).title))
     return Section(
         "play",
         "Playing: whole games, text actions",
@@ -301,6 +334,7 @@ def score_section(result: Result, videos: Sequence[Medium]) -> Section:
         result["command"],
         origin(result),
         tables,
+        plots,
         media=list(videos),
     )
 

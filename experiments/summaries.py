@@ -176,6 +176,53 @@ def chance_of_improvement(one: np.ndarray, other: np.ndarray) -> tuple[float, fl
     return float(point["arms"][0]), float(low), float(high)
 
 
+def arm_games(rows: list[Row], game: str, share: float) -> dict[str, list[list[float]]]:
+    """Return for each arm of `games-nano` the scores of its games of a kind, by training seed."""
+    arms = {
+        f"{encoder}, {'no PVP' if pvp == 'none' else pvp}": pick(rows, game=game, share=share, encoder=encoder, pvp=pvp)
+        for encoder, pvp in ARM_ORDER
+    }
+    return {name: [row["scores"] for row in found] for name, found in arms.items() if found}
+
+
+def agent_games(rows: list[Row], game: str) -> dict[str, list[list[float]]]:
+    """Return for each agent of a table of scores, at each temperature, the scores of its games of a kind, by seed."""
+    found: dict[str, list[list[float]]] = {}
+    for row in pick(rows, game=game):
+        how = "" if row.get("temperature") is None else f", temperature {row['temperature']:g}"
+        found.setdefault(f"{row['agent'].partition(':')[0]}{how}", []).append(row["scores"])
+    return found
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The share of games that end above each score, float[T] each; low and high: its 95 % interval."""
+
+    scores: np.ndarray
+    share: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def performance_profiles(games: dict[str, list[list[float]]], points: int = 60) -> dict[str, Profile]:
+    """Return the performance profile of each agent in one game (Agarwal et al. 2021, sec. 4.2), by rliable.
+
+    games: for each agent the scores of whole games by seed; intervals are over games, stratified by seed. All profiles
+    share their scores, from 0 to the best game.
+    """
+    from rliable import library
+
+    matrices = {name: np.array(list(zip(*seeds, strict=False))) for name, seeds in games.items()}  # [games, seeds]
+    taus = np.linspace(0, max(float(found.max()) for found in matrices.values()), points)
+    state = np.random.get_state()
+    np.random.seed(0)  # see `chance_of_improvement`
+    try:
+        shares, bounds = library.create_performance_profile(matrices, taus, reps=500)
+    finally:
+        np.random.set_state(state)
+    return {name: Profile(taus, shares[name], *bounds[name]) for name in matrices}
+
+
 def game_lines(rows: list[Row], share: float) -> list[Line]:
     """Return a line for each arm of `games-nano` with a share of the demonstrations, and one for random play."""
     lines, (_, base) = [], arm_scores(rows, "adapted", "none", share)

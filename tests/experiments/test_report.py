@@ -16,7 +16,18 @@ from agents.results import new_result, write_result
 from envs.protocol import MACHADO2018
 from experiments import report
 from experiments.report import RESULTS, answers
-from experiments.summaries import Mean, chance_of_improvement, curves, difference, game_lines, pvp_lines, refer_lines
+from experiments.summaries import (
+    Mean,
+    agent_games,
+    arm_games,
+    chance_of_improvement,
+    curves,
+    difference,
+    game_lines,
+    performance_profiles,
+    pvp_lines,
+    refer_lines,
+)
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 
@@ -118,6 +129,30 @@ def test_games_are_told_by_arm_and_by_the_chance_of_being_better():
     assert "1.00 [1.00, 1.00] with 100% of" in answers({"games-nano": {"rows": rows}})[-1]
 
 
+def test_a_profile_is_the_share_of_games_above_a_score_with_an_interval():
+    games = {"one": [[0.0, 100.0, 200.0, 300.0], [50.0, 100.0, 400.0, 400.0]], "other": [[10.0] * 4]}
+    found = performance_profiles(games, points=9)
+    one, other = found["one"], found["other"]
+    assert one.scores.tolist() == np.linspace(0, 400, 9).tolist() == other.scores.tolist()
+    assert one.share.tolist() == [7 / 8, 6 / 8, 4 / 8, 4 / 8, 3 / 8, 3 / 8, 2 / 8, 2 / 8, 0]
+    assert (one.low <= one.share).all() and (one.share <= one.high).all()  # noqa: PT018
+    assert one.low[3] < one.share[3] < one.high[3]
+    assert other.share.tolist() == other.low.tolist() == [1, *[0] * 8]
+
+
+def test_games_are_gathered_by_arm_and_by_agent_and_temperature():
+    rows = [played("pvp", 0, 5.0), played("pvp", 1, 6.0), played("none", 0, 7.0)]
+    assert arm_games(rows, "Carnival", 1.0) == {"adapted, pvp": [[5, 5], [6, 6]], "adapted, no PVP": [[7, 7]]}
+    assert arm_games(rows, "Carnival", 0.1) == {}
+    scored = [
+        {"agent": "vlm:some/where", "game": "Carnival", "temperature": 0.3, "scores": [1.0]},
+        {"agent": "random", "game": "Carnival", "scores": [2.0]},
+        {"agent": "random", "game": "Carnival", "scores": [3.0]},
+        {"agent": "random", "game": "MsPacman", "scores": [4.0]},
+    ]
+    assert agent_games(scored, "Carnival") == {"vlm, temperature 0.3": [[1.0]], "random": [[2.0], [3.0]]}
+
+
 def test_the_page_holds_its_pictures_and_asks_nothing_of_a_network(results, tmp_path):
     (tmp_path / "arms.mp4").write_bytes(b"film")
     assert command("--results", results, "--out", tmp_path / "page", "--videos", tmp_path / "arms.mp4") == 0
@@ -126,7 +161,8 @@ def test_the_page_holds_its_pictures_and_asks_nothing_of_a_network(results, tmp_
     (picture,) = re.findall(r"<img src=\"data:image/png;base64,([^\"]+)\"", page)
     assert base64.b64decode(picture).startswith(b"\x89PNG")
     assert (tmp_path / "page" / "0-arms.mp4").read_bytes() == b"film"
-    for words in ("200 [", "python -m experiments.run pvp-nano", "protocol machado2018", 'name="viewport"', "<svg"):
+    for words in ("200 [", "python -m experiments.run pvp-nano", "protocol machado2018", 'name="viewport"', "<svg",
+                  "performance profiles"):  # fmt: skip
         assert words in page
     assert page.index("less error with unfreezing") < page.index("<nav")
 
