@@ -25,6 +25,7 @@ from vlm.trainer import Lesson
 
 FINEST_HELD = 12  # cells a side of the finest mosaics while the gaze is held
 FLAT = 4  # times as many images a step, with as many fewer questions each, while images are flat
+STILL = 0.5  # of the frames of games that are shown to a model of several frames
 
 
 class ImageDraw:
@@ -33,7 +34,8 @@ class ImageDraw:
     Args:
         sources: where images come from, each as likely as another.
         size: rows and columns of what is drawn.
-        history: how many frames a model sees; a still picture is repeated.
+        history: how many frames a model sees; a still picture is repeated, and so is every second frame of a game,
+            since who asks about a file shows one picture in which nothing moves.
         augmentation: the probability of each kind of change, see `pretrain.augment`.
         synthetic: share of images of the generator.
         ramp: share of the training over which augmentation and fineness rise from nothing; 0 for none.
@@ -70,6 +72,8 @@ class ImageDraw:
             return np.stack([synthetic_image(rng, *self.size, level)] * self.history)
         source = self.sources[int(rng.integers(len(self.sources)))]
         stack = to_size(source.stack(int(rng.integers(len(source))), self.history), *self.size, rng)
+        if self.history > 1 and rng.random() < STILL:
+            stack = np.stack([stack[-1]] * self.history)
         return augment(stack, rng, self.augmentation * level)
 
 
