@@ -291,3 +291,14 @@ def test_a_grid_finer_than_the_images_is_refused_before_training(tmp_path):
     with pytest.raises(ImageError, match="at least 32 x 32"):
         main(["--data", str(tmp_path), "--out", str(tmp_path / "run"), "--preset", "tiny", "--grid", "32",
               "--size", "8", "8"])  # fmt: skip
+
+
+def test_every_second_frame_of_a_game_is_shown_as_a_still_picture(blocks):
+    draw = ImageDraw([EpisodeFrames(blocks)], (210, 160), history=2)
+    rng = np.random.default_rng(0)
+    drawn = [draw(rng, 1.0) for _ in range(60)]
+    known = EpisodeFrames(blocks)
+    moving = [stack for stack in drawn if (stack[0] != stack[1]).any()]
+    assert 15 < len(moving) < 40  # the first of six frames has none before it either
+    pairs = [known.stack(index, 2) for index in range(len(known))]
+    assert all(any((stack == pair).all() for pair in pairs) for stack in moving)

@@ -1,0 +1,75 @@
+"""Attention behind a shared prefix is the library's own, and what it cannot do is refused.
+
+That states, losses and gradients are those of separate sequences is tested through `vlm.packing` and `vlm.answers`.
+"""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from vlm.cascade import NAME, Trunk, causal_mask, read_behind_trunk
+from vlm.errors import VlmError
+from vlm.packing import read_questions
+from vlm.prefix import Prefix
+
+
+def read(vlm, prefix, rows, tokens):
+    """Read words behind the prefixes of a family."""
+    words = torch.full((rows, tokens), 7)
+    mask = causal_mask(torch.ones(1, tokens, dtype=torch.bool), torch.float32)
+    owners = torch.arange(len(prefix.embeddings)).repeat_interleave(rows // len(prefix.embeddings))
+    positions = prefix.positions_behind(torch.arange(tokens), owners)
+    cache = DynamicCache(config=vlm.decoder.config)
+    states = read_behind_trunk(vlm, Trunk.of(prefix.cache(vlm)), cache, vlm.embed(words), positions, mask)
+    return states, cache
+
+
+@torch.no_grad()
+def test_no_row_gets_a_copy_of_the_prefix(build_family):
+    family = build_family("llava")
+    prefix, given = Prefix.of(family.vlm, family.images, family.shared, 2), []
+    family.vlm.decoder.layers[0].self_attn.register_forward_pre_hook(
+        lambda _, __, kwargs: given.append(kwargs.get("trunk")), with_kwargs=True
+    )
+    states, cache = read(family.vlm, prefix, rows=10, tokens=3)
+    alone, trunk = given
+    assert alone is None
+    assert states.shape[:2] == (10, 3)
+    assert [keys.shape[0] for keys, _ in trunk.layers] == [2, 2]
+    assert trunk.layers[0][0].shape[2] == prefix.length
+    assert cache.layers[0].keys.shape[:3] == (10, 2, 3)  # the rows' own
+
+
+def test_the_decoders_own_attention_is_back_afterwards(build_family):
+    family = build_family("llava")
+    config = family.vlm.decoder.config
+    before = config._attn_implementation
+    during = []
+    family.vlm.decoder.layers[0].register_forward_pre_hook(lambda *_: during.append(config._attn_implementation))
+    read_questions(family.vlm, family.images, family.shared, torch.full((2, 3, 4), 7), "cache")
+    assert during == [before, NAME]
+    assert config._attn_implementation == before
+
+    family.vlm.decoder.norm.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        read_questions(family.vlm, family.images, family.shared, torch.full((2, 3, 4), 7), "cache")
+    assert config._attn_implementation == before
+
+
+def test_attention_that_is_more_than_a_softmax_is_refused(build_family):
+    family = build_family("llava")
+    prefix = Prefix.of(family.vlm, family.images, family.shared, 2)
+    layer = family.vlm.decoder.layers[0].self_attn
+    layer.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {**kwargs, "softcap": 30.0} if "trunk" in kwargs else kwargs), with_kwargs=True
+    )
+    with pytest.raises(VlmError, match="what sharing a prefix cannot do: softcap"):
+        read(family.vlm, prefix, 4, 3)
+
+
+def test_a_decoder_that_attends_in_its_own_way_is_refused(build_family, monkeypatch):
+    family = build_family("llava")
+    prefix = Prefix.of(family.vlm, family.images, family.shared, 2)
+    monkeypatch.setattr(type(family.vlm.decoder), "_supports_attention_backend", False)
+    with pytest.raises(VlmError, match="computes attention in a way of its own; pack by mask instead"):
+        read(family.vlm, prefix, 4, 3)
