@@ -29,7 +29,7 @@ def attention(vlm, asked, layer):
     found = []
     vlm.model.set_attn_implementation("eager")
     hook = vlm.decoder.layers[layer].self_attn.register_forward_hook(lambda _m, _i, out: found.append(out[1]))
-    read_questions(vlm, vlm.pixels(asked.frames), asked.shared, asked.read)
+    read_questions(vlm, vlm.pixels(asked.frames), asked.shared, asked.read, "mask")
     hook.remove()
     _, count, length = asked.read.shape
     return found[0][:, :, -count * length :].unflatten(2, (count, length))

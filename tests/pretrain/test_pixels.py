@@ -105,7 +105,8 @@ def test_the_lesson_learns_to_read_pixels(blocks):
     lesson, questions = make_lesson(vlm, Args(data=(str(blocks),), out=blocks, images=4, questions=24, bf16=False))
     found = learn(lesson, questions, 60)
     assert np.mean([one["loss"] for one in found[-5:]]) < 0.3 * found[0]["loss"]
-    assert found[-1]["exact"] > found[0]["exact"] == 0
+    assert found[0]["exact"] == 0
+    assert np.mean([one["exact"] for one in found[-30:]]) > 0.005  # all three numbers right, of 256 each
     assert all(0 <= one["variation"] < 10 for one in found)
     assert found[0]["variation"] > 0.01
 
