@@ -58,7 +58,7 @@ def answer_questions(
 
 @torch.no_grad()
 def read_to_answers(
-    vlm: PixelVLM, images: Images, shared: Tensor, questions: Tensor, lengths: Tensor | None = None, chunk: int = 1024
+    vlm: PixelVLM, images: Images, shared: Tensor, questions: Tensor, lengths: Tensor | None = None, chunk: int = 256
 ) -> Tensor:
     """Return the decoder's states [B, K, D] that the first tokens of the answers come from; see `answer_questions`."""
     asked = _Asked(vlm, images, shared, questions, lengths)
