@@ -59,10 +59,7 @@ def read_behind_trunk(
 
 
 def causal_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the additive mask [R, 1, T, S] of the last T of a row's S own tokens; `seen` bool[R, S], False at padding.
-
-    The number of T is that of all; take the last rows for fewer.
-    """
+    """Return the additive mask [R, 1, S, S] of rows' own tokens, `seen` bool[R, S], False at padding."""
     size = seen.shape[1]
     sees = torch.ones(size, size, dtype=torch.bool, device=seen.device).tril() & seen[:, None]
     blind = torch.finfo(dtype).min / 2
@@ -96,7 +93,9 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Return [R, T, heads, width] for queries [R, heads, T, width] and own keys and values [R, groups, S, width]."""
     odd = [name for name in ("softcap", "s_aux") if more.get(name) is not None]
-    if odd or trunk is None:
+    if trunk is None:
+        raise VlmError(f"{type(module).__name__} was not told of the prefix that its rows share; pack by mask instead")
+    if odd:
         raise VlmError(f"{type(module).__name__} asks of attention what sharing a prefix cannot do: {', '.join(odd)}")
     index: Any = module.layer_idx
     keys, values = trunk.layers[index]

@@ -73,3 +73,13 @@ def test_a_decoder_that_attends_in_its_own_way_is_refused(build_family, monkeypa
     monkeypatch.setattr(type(family.vlm.decoder), "_supports_attention_backend", False)
     with pytest.raises(VlmError, match="computes attention in a way of its own; pack by mask instead"):
         read(family.vlm, prefix, 4, 3)
+
+
+def test_a_decoder_that_keeps_the_prefix_from_its_attention_is_refused(build_family):
+    family = build_family("llava")
+    prefix = Prefix.of(family.vlm, family.images, family.shared, 2)
+    family.vlm.decoder.layers[0].self_attn.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {name: kwargs[name] for name in kwargs if name != "trunk"}), with_kwargs=True
+    )
+    with pytest.raises(VlmError, match="was not told of the prefix that its rows share; pack by mask instead"):
+        read(family.vlm, prefix, 4, 3)
