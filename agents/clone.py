@@ -69,8 +69,8 @@ class Args(Schedule):
     """Weight of the loss of a plain net that reads the image tokens beside the decoder, in training only
     (`agents.readout`); None is 1 for a new model and 0 with --init."""
     readout_first: float = 0.0
-    """Share of the steps that begins with the readout alone, at twice the speed: the decoder, which follows the readout
-    anyway, joins when the encoder knows what to look for."""
+    """Share of the steps that begins with the readout alone, at twice the speed, until the encoder knows what to look
+    for. For a decoder that cannot play yet: one that can is thrown back by it (`experiments/LOG.md`)."""
     targets: str = "soft"
     """soft: shares by the teacher's values; hard: the teacher's best action (or the player's, without a teacher)."""
     softness: float = 0.4
