@@ -43,7 +43,7 @@ from vlm.command import run
 from vlm.freezing import TrainablePlan, moved_tensors, parameter_groups, snapshot
 from vlm.lora import add_lora, merge
 from vlm.mask_finder import POINTS, load_finder
-from vlm.mask_head import SHAPE, MaskHead
+from vlm.mask_head import SHAPE, WIDTH, MaskHead
 from vlm.model import PixelVLM
 from vlm.overlay import overlay
 from vlm.presets import build
@@ -82,7 +82,7 @@ class Args(Schedule):
     """The size of a new model."""
     init: Path | None = None
     """A checkpoint to start from, instead of a new model; its mask head as well if it has one."""
-    width: int = 64
+    width: int = WIDTH
     """The width of a new mask head's maps."""
     images: int = 8
     """Frames a step."""

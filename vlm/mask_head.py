@@ -6,8 +6,11 @@ There is no other segmentation model. The encoder's maps, from the coarsest to t
 one's places (Lin et al. 2017, "FPN"), and each place is unfolded into features of every pixel that it covers (Shi et
 al. 2016); the expression becomes one vector, whose products with the pixels' features are the mask's logits (dynamic
 kernels, Tian et al. 2020, "CondInst"). What the encoder does not see, the mask cannot show: the head reads no pixels
-of its own. How a place is unfolded is the same for all expressions, so that what objects look like is learnt from all
-of them, and an expression has to say only which.
+of its own. A tower of one coarse map is looked at closer: its own patch embedding is laid over the image in smaller
+strides. How a place is unfolded is the same for all expressions, so that what objects look like is learnt from all of
+them, and an expression has to say only which: how they look, and where. Where is a sum of waves over rows and of waves
+over columns, whose sizes the expression gives: without them a head has to learn from masks what a place is, and takes
+several times as long (`experiments/LOG.md`).
 """
 
 import json
@@ -28,43 +31,87 @@ from vlm.packing import pad_questions, read_questions
 from vlm.prompts import MASK_PREFIX, mask_question
 
 WEIGHTS, SHAPE = "mask_head.safetensors", "mask_head.json"
+WIDTH = 96
+CLOSE = 8  # pixels: an encoder whose finest map has a larger stride is looked at closer
 RARE = -3.0  # the logit that a new head gives to everything: most pixels belong to nothing that is meant
 
 
 @dataclass(frozen=True)
 class MaskShape:
     """What a head is made for. widths, strides: of the encoder's maps, the finest first; state: the decoder's
-    width; width: of the head's own maps; fine: the number of features of a pixel.
+    width; width: of the head's own maps; fine: the number of features of a pixel; waves: that tell a row, and as many a
+    column, of 1 to so many half turns over the image, a sine and a cosine of each.
     """
 
     widths: tuple[int, ...]
     strides: tuple[int, ...]
     state: int
-    width: int = 64
-    fine: int = 16
+    width: int = WIDTH
+    fine: int = 32
+    waves: int = 6
 
 
 class EncoderMaps:
-    """Catches the maps that a model's encoder makes while the model reads an image, the finest first."""
+    """Catches the maps that a model's encoder makes while the model reads an image, the finest first.
+
+    Of an encoder of several strides, the last map of each; of a tower of patches of one size, its patch embedding in
+    strides of at most `CLOSE` pixels, the states of the layer in the middle and those of the last.
+    """
 
     def __init__(self, vlm: PixelVLM):
         self._caught: list[Tensor] = []
-        vlm.encoder.register_forward_pre_hook(
-            lambda _, inputs, words: (inputs, {**words, "output_hidden_states": True}), with_kwargs=True
+        self._pixels: list[Tensor] = []
+        self._embedding = _patch_embedding(vlm.encoder)
+        self._hooks = (
+            vlm.encoder.register_forward_pre_hook(self._before, with_kwargs=True),
+            vlm.encoder.register_forward_hook(self._catch),
         )
-        vlm.encoder.register_forward_hook(self._catch)
+
+    def _before(self, _module: nn.Module, inputs: tuple, words: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        self._pixels = [inputs[0] if inputs else words["pixel_values"]]
+        return inputs, {**words, "output_hidden_states": True}
 
     def _catch(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         states = [state if state.ndim == 4 else _to_map(state) for state in output.hidden_states]
         sizes = [tuple(state.shape[2:]) for state in states]
-        self._caught = [state for number, state in enumerate(states) if sizes[number] not in sizes[number + 1 :]]
+        if len(set(sizes)) == 1:
+            states = [states[len(states) // 2], states[-1]]
+        else:
+            states = [state for number, state in enumerate(states) if sizes[number] not in sizes[number + 1 :]]
+        closer = [] if self._embedding is None else [look_closer(self._embedding, self._pixels.pop())]
+        self._caught = [*closer, *states]
 
     def take(self) -> list[Tensor]:
-        """Return the maps [B, C, h, w] of the last image read, of different sizes, the last of each size."""
+        """Return the maps [B, C, h, w] of the last image read, of sizes that never grow."""
         if not self._caught:
             raise VlmError("expected a model that has read an image")
         caught, self._caught = self._caught, []
         return caught
+
+    def close(self) -> None:
+        """Let the encoder go."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _patch_embedding(encoder: nn.Module) -> nn.Conv2d | None:
+    """Return the convolution that cuts images into patches larger than `CLOSE`, if the encoder begins with one."""
+    first = next((module for module in encoder.modules() if isinstance(module, nn.Conv2d)), None)
+    whole = first is not None and first.kernel_size == first.stride and first.stride[0] > CLOSE
+    return first if whole else None
+
+
+def look_closer(embedding: nn.Conv2d, pixels: Tensor) -> Tensor:
+    """Return a patch embedding's map [B, C, h, w] in the largest stride up to `CLOSE` that divides the patches' side.
+
+    Each place is that of a patch around it; what lies outside the image is black.
+    """
+    side = embedding.stride[0]
+    stride = max(n for n in range(1, CLOSE + 1) if side % n == 0)
+    left = (side - stride) // 2
+    right = side - stride - left
+    around = functional.pad(pixels.to(embedding.weight.dtype), (left, right, left, right))
+    return functional.conv2d(around, embedding.weight, embedding.bias, stride=stride)
 
 
 def _to_map(tokens: Tensor) -> Tensor:
@@ -73,21 +120,43 @@ def _to_map(tokens: Tensor) -> Tensor:
     return tokens[:, tokens.shape[1] - side * side :].transpose(1, 2).unflatten(2, (side, side))
 
 
+class _Side(nn.Module):
+    """One of the encoder's maps in the head's width, whatever its scale."""
+
+    def __init__(self, width: int, own: int):
+        super().__init__()
+        self.norm, self.mix = nn.LayerNorm(width), nn.Conv2d(width, own, 1)
+
+    def forward(self, found: Tensor) -> Tensor:
+        return self.mix(self.norm(found.movedim(1, -1)).movedim(-1, 1))
+
+
+class _Near(nn.Module):
+    """What lies around each place, added to it."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.look = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        return seen + self.look(functional.gelu(seen))
+
+
 class MaskHead(nn.Module):
     """Logits of a mask for each of K expressions about each of B images."""
 
     def __init__(self, shape: MaskShape):
         super().__init__()
         self.shape, self.block = shape, shape.strides[0]
-        self.sides = nn.ModuleList(nn.Conv2d(width, shape.width, 1) for width in shape.widths)
-        self.smooth = nn.ModuleList(nn.Conv2d(shape.width, shape.width, 3, padding=1) for _ in shape.widths[1:])
+        self.sides = nn.ModuleList(_Side(width, shape.width) for width in shape.widths)
+        self.near = nn.ModuleList(_Near(shape.width) for _ in shape.widths)
         self.unfold = nn.Sequential(nn.GELU(), nn.Conv2d(shape.width, shape.fine * self.block**2, 1))
         self.word = nn.Sequential(nn.LayerNorm(shape.state), nn.Linear(shape.state, 4 * shape.width), nn.GELU())
-        self.query = nn.Linear(4 * shape.width, shape.fine + 1)
+        self.query = nn.Linear(4 * shape.width, shape.fine + 4 * shape.waves + 1)
         nn.init.constant_(self.query.bias[-1:], RARE)
 
     @classmethod
-    def of(cls, vlm: PixelVLM, width: int = 64) -> "MaskHead":
+    def of(cls, vlm: PixelVLM, width: int = WIDTH) -> "MaskHead":
         """Return a new head for a model."""
         pixels: Any = vlm.pixels(torch.zeros(1, vlm.history, 210, 160, 3, dtype=torch.uint8))
         if not isinstance(pixels, Tensor):
@@ -99,6 +168,7 @@ class MaskHead(nn.Module):
         with torch.no_grad():
             vlm.image_embeddings(pixels)
         found = maps.take()
+        maps.close()
         widths, strides = tuple(m.shape[1] for m in found), tuple(pixels.shape[2] // m.shape[2] for m in found)
         return cls(MaskShape(widths, strides, vlm.model.get_input_embeddings().embedding_dim, width))
 
@@ -114,13 +184,17 @@ class MaskHead(nn.Module):
             own = self.sides[number](maps[number])
             if seen is not None:
                 own = own + functional.interpolate(seen, size=own.shape[2:], mode="nearest")
-            seen = own + functional.gelu(self.smooth[number - 1](own)) if number else own
+            seen = self.near[number](own)
         assert seen is not None
         pixels = functional.pixel_shuffle(self.unfold(seen), self.block)  # [B, F, rows, columns]
         words = torch.einsum("bkld,bkl->bkd", self.word(states), shares.to(states.dtype))
-        asked = self.query(words)  # [B, K, F + 1]
-        logits = torch.einsum("bkf,bfhw->bkhw", asked[..., :-1], pixels) / self.shape.fine**0.5
-        return logits.float() + asked[..., -1].float()[..., None, None]
+        looks, rows, columns, common = self.query(words).split(
+            [self.shape.fine, 2 * self.shape.waves, 2 * self.shape.waves, 1], dim=-1
+        )  # [B, K, ...]
+        logits = torch.einsum("bkf,bfhw->bkhw", looks, pixels) / self.shape.fine**0.5
+        down = rows.float() @ waves(pixels.shape[2], self.shape.waves, pixels.device)
+        along = columns.float() @ waves(pixels.shape[3], self.shape.waves, pixels.device)
+        return logits.float() + down[..., :, None] + along[..., None, :] + common.float()[..., None]
 
     def save(self, directory: Path) -> None:
         """Write the head beside its model, which plain transformers loads all the same."""
@@ -136,9 +210,16 @@ class MaskHead(nn.Module):
             raise CheckpointError(f"expected a checkpoint with a mask head, {WEIGHTS} and {SHAPE}, got {directory}")
         plain: dict[str, Any] = json.loads((directory / SHAPE).read_text())
         widths, strides = tuple(plain["widths"]), tuple(plain["strides"])
-        head = cls(MaskShape(widths, strides, plain["state"], plain["width"], plain["fine"]))
+        head = cls(MaskShape(widths, strides, plain["state"], plain["width"], plain["fine"], plain["waves"]))
         head.load_state_dict(load_file(directory / WEIGHTS))
         return head.eval()
+
+
+def waves(places: int, count: int, device: torch.device) -> Tensor:
+    """Return float32[2 * count, places]: sines and cosines of 1 to `count` half turns over a line of places."""
+    turns = torch.arange(places, device=device) * (torch.pi / places)
+    angles = torch.arange(1, count + 1, device=device)[:, None] * turns
+    return torch.cat([angles.sin(), angles.cos()])
 
 
 def expression_tokens(vlm: PixelVLM, expressions: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor, Tensor]:

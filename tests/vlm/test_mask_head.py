@@ -10,7 +10,7 @@ from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
 from vlm.errors import VlmError
 from vlm.mask_finder import MaskFinder, load_finder
-from vlm.mask_head import EncoderMaps, MaskHead, expression_states, expression_tokens
+from vlm.mask_head import EncoderMaps, MaskHead, expression_states, expression_tokens, look_closer
 from vlm.presets import build
 
 WORDS = [["the red ghost", "the left-most duck"], ["the gun", "the red object above the gun"]]
@@ -44,6 +44,36 @@ def test_maps_are_the_encoders_own_of_each_size_the_finest_first():
     ]  # fmt: skip
     with pytest.raises(VlmError, match="a model that has read an image"):
         maps.take()
+
+
+@torch.no_grad()
+def test_a_tower_of_one_coarse_map_is_looked_at_closer_with_its_own_patch_embedding():
+    vlm = build("tiny-clip", seed=1)
+    maps, pixels = EncoderMaps(vlm), vlm.pixels(scene(history=1)[0])
+    closer, middle, last = maps_of(vlm, maps, pixels)
+    assert (closer.shape, middle.shape, last.shape) == ((2, 32, 36, 36), (2, 32, 6, 6), (2, 32, 6, 6))
+    embedding = vlm.encoder.embeddings.patch_embedding
+    assert torch.allclose(look_closer(embedding, pixels)[:, :, 2, 3], closer[:, :, 2, 3])
+    shifted = torch.nn.functional.pad(pixels, (15, 0, 15, 0))[..., :216, :216]  # patches of 36 around places of 6
+    assert torch.allclose(embedding(shifted), closer[:, :, ::6, ::6], atol=1e-5)
+    maps.close()
+    vlm.image_embeddings(pixels)
+    with pytest.raises(VlmError, match="a model that has read an image"):
+        maps.take()
+
+
+@torch.no_grad()
+def test_an_expression_says_where_by_waves_alone(parts):
+    vlm, head, maps = parts
+    head.query.weight.zero_()
+    head.query.bias.zero_()
+    head.query.bias[head.shape.fine] = 5.0  # half a turn down the image: the sine is 1 in the middle, 0 at the ends
+    pixels = vlm.pixels(scene(history=vlm.history)[0])
+    states = expression_states(vlm, pixels, *expression_tokens(vlm, WORDS))
+    logits = head(maps.take(), *states)
+    assert torch.allclose(logits, logits[:1, :1, :, :1])
+    middle = logits.shape[2] // 2
+    assert torch.allclose(logits[0, 0, [0, middle], 0], torch.tensor([0.0, 5.0]))
 
 
 def test_logits_cover_every_pixel_and_gradients_reach_encoder_and_decoder(parts):
