@@ -1,10 +1,14 @@
 """The arms of the paper's claim: an encoder frozen or adapted, taught pixel values, not taught, or taught a control.
 
 A frozen encoder stays frozen in all trainings of its arm, an adapted one learns in all. The control is pixel value
-prediction with the colours shuffled among images: it teaches the interface of coordinates and no detail.
+prediction with the colours shuffled among images: it teaches the interface of coordinates and no detail. What is taught
+is the open regime of `experiments.pvp_nano`, so that the models whose reading `pvp-nano` measures are those that go on
+to other jobs.
 """
 
 from pathlib import Path
+
+from filelock import FileLock
 
 from experiments import pvp_nano
 from pretrain import pixels
@@ -16,19 +20,32 @@ ARMS = (  # encoder, PVP; those that are to differ most come first
 )  # fmt: skip
 
 
-def teach_pixels(setting: pvp_nano.Setting, steps: int, encoder: str, pvp: str, seed: int, work: Path) -> Path:
-    """Return the checkpoint that an arm's own training starts from, made now if it is not there.
+def place_of(setting: pvp_nano.Setting, encoder: str, pvp: str, seed: int, work: Path) -> Path:
+    """Return where what an arm starts from lies in `work`; what `pvp-nano` trains there lies there as well."""
+    name = setting.regimes[0].name
+    taught = {PVP: f"{name}-{encoder}-{seed}", SHUFFLED: f"{name}-{encoder}-shuffled-{seed}"}
+    return work / taught.get(pvp, f"start-{seed}")
 
-    Without PVP it is the new model itself, around the semantic encoder; otherwise the open regime of `pvp-nano`, in so
-    many steps.
+
+def teach_pixels(setting: pvp_nano.Setting, encoder: str, pvp: str, seed: int, work: Path) -> Path:
+    """Return the checkpoint that an arm's own training starts from, made now if it is not in `work`.
+
+    Without PVP it is the new model itself, around the semantic encoder.
     """
-    out = work / f"pixels-{encoder}-{pvp}-{seed}"
+    out = place_of(setting, encoder, pvp, seed, work)
     args = pvp_nano.training_args(setting, setting.regimes[0], encoder, seed, out)
-    args.steps, args.shuffled = steps, pvp == SHUFFLED
-    if not (out / "last").exists():
-        out.mkdir(parents=True, exist_ok=True)
+    args.shuffled = pvp == SHUFFLED
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / "lock"):  # several arms start from the same
+        if (out / "last").exists():
+            return out / "last"
         if pvp == NO_PVP:
             checkpoint.save(pixels.start_model(args), out / "last")
-        else:
-            pixels.pretrain(args)
-    return out / "last"
+            return out / "last"
+        return pixels.pretrain(args)
+
+
+def seconds_to_start(setting: pvp_nano.Setting, encoder: str, pvp: str, seed: int, work: Path) -> float:
+    """Return how long `teach_pixels` takes, about."""
+    there = (place_of(setting, encoder, pvp, seed, work) / "last").exists()
+    return 0.0 if pvp == NO_PVP or there else setting.regimes[0].steps * setting.regimes[0].seconds_a_step

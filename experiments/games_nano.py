@@ -25,7 +25,7 @@ from envs.atari import make_envs
 from envs.games import find_game
 from envs.protocol import MACHADO2018, Protocol, episode_seeds
 from experiments import pvp_nano
-from experiments.arms import ARMS, NO_PVP, teach_pixels
+from experiments.arms import ARMS, seconds_to_start, teach_pixels
 from experiments.jobs import Job
 from vlm import checkpoint
 
@@ -49,17 +49,17 @@ class Teacher:
 class Setting:
     """Everything that the experiment fixes.
 
-    frames: the encoder and the training of pixels (`experiments.pvp_nano`); shares: of the demonstrations; games:
+    frames: the encoder and the training of pixels (`experiments.pvp_nano`); taught: where that lies; shares: of the demonstrations; games:
     played by each policy of each kind; lanes: games in step.
     """
 
     frames: pvp_nano.Setting = pvp_nano.NANO
+    taught: Path = Path("runs/pvp-nano")
     teachers: tuple[Teacher, ...] = (
         Teacher("Carnival", "planner", 20, 0.05, 10),
         Teacher("MsPacman", "pathfinder", 40, 0.08, 40, 24_000),
     )
     shares: tuple[float, ...] = (1.0, 0.1)
-    pixel_steps: int = 2000
     clone_steps: int = 800
     batch_size: int = 48
     learning_rate: float = 3e-4
@@ -107,8 +107,9 @@ def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> li
         for share in setting.shares:
             for encoder, pvp in ARMS:
                 key = {"encoder": encoder, "pvp": pvp, "share": share, "seed": seed}
-                taught = 0 if pvp == NO_PVP or share != setting.shares[0] else setting.pixel_steps * 0.5
-                seconds = taught + setting.clone_steps * 0.9 + 240
+                whole = share == setting.shares[0]  # what comes after starts from the same
+                start = seconds_to_start(setting.frames, encoder, pvp, seed, setting.taught) if whole else 0
+                seconds = start + setting.clone_steps * 0.9 + 240
                 found.append(Job(key, seconds, partial(measure_arm, setting, encoder, pvp, share, seed, work)))
     return found
 
@@ -133,7 +134,7 @@ def clone_args(setting: Setting, encoder: str, share: float, seed: int, start: P
 
 def measure_arm(setting: Setting, encoder: str, pvp: str, share: float, seed: int, work: Path) -> list[dict[str, Any]]:
     """Train one arm, or go on with it, and let it play; return a row for each game."""
-    start = teach_pixels(setting.frames, setting.pixel_steps, encoder, pvp, seed, work)
+    start = teach_pixels(setting.frames, encoder, pvp, seed, setting.taught)
     out = work / f"clone-{encoder}-{pvp}-{share:g}-{seed}"
     last = clone.clone(clone_args(setting, encoder, share, seed, start, out))
     rows = []

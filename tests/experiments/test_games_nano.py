@@ -30,10 +30,10 @@ def setting(tmp_path):
     checkpoint.save(build_clip("tiny-clip", caption_tokenizer(), 0), tmp_path / "clip")
     frames = pvp_nano.Setting(
         games=("Pong",), strangers=(), episodes=2, hold=1, data=tmp_path / "data", tower=tmp_path / "clip",
-        regimes=(replace(OPEN, steps=4, images=2, questions=4),), preset="tiny-clip", grid="4", workers=0,
+        regimes=(replace(OPEN, steps=2, images=2, questions=4),), preset="tiny-clip", grid="4", workers=0,
     )  # fmt: skip
     return Setting(
-        frames, teachers=(Teacher("MsPacman", "pathfinder", 2, 0.0, 40, 80),), shares=(1.0, 0.5), pixel_steps=2,
+        frames, tmp_path / "taught", teachers=(Teacher("MsPacman", "pathfinder", 2, 0.0, 40, 80),), shares=(1.0, 0.5),
         clone_steps=2, batch_size=4, games=2, lanes=2, protocol=replace(MACHADO2018, max_episode_frames=80), workers=0,
     )  # fmt: skip
 

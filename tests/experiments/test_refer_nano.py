@@ -11,7 +11,7 @@ from envs.protocol import MACHADO2018
 from experiments import pvp_nano, run
 from experiments.arms import ARMS, teach_pixels
 from experiments.pvp_nano import OPEN
-from experiments.refer_nano import WAYS, Setting, floors, jobs, measure_floors, prepare
+from experiments.refer_nano import NANO, SEEDS, WAYS, Setting, floors, jobs, measure_floors, prepare
 from experiments.run import Experiment, main
 from pretrain.captions import caption_tokenizer
 from pretrain.refer_games import GameReferral
@@ -34,14 +34,14 @@ def setting(tmp_path):
                     frame[row : row + 12, column : column + 12] = rng.choice([(200, 72, 72), (66, 158, 130)])
             writer.append(Episode(frames, np.zeros(4, int), np.zeros(4, np.float32), None, True, False, seed))
     checkpoint.save(build_clip("tiny-clip", caption_tokenizer(), 0), tmp_path / "clip")
-    short = replace(OPEN, steps=4, images=2, questions=4)
+    short = replace(OPEN, steps=2, images=2, questions=4)
     frames = pvp_nano.Setting(
         games=("Pong", "Breakout"), strangers=("Qbert",), episodes=3, hold=1, data=tmp_path / "data", regimes=(short,),
         tower=tmp_path / "clip", preset="tiny-clip", grid="4", workers=0,
     )  # fmt: skip
     return Setting(
-        frames, games=("Pong", "Breakout"), strangers=("Qbert",), pixel_steps=2, mask_steps=2, images=2, expressions=2,
-        grid=4, points=3, count=6, pictures=1, workers=0,
+        frames, tmp_path / "taught", games=("Pong", "Breakout"), strangers=("Qbert",), steps=(2, 2), images=2,
+        expressions=2, grid=4, points=3, count=6, pictures=1, workers=0,
     )  # fmt: skip
 
 
@@ -59,18 +59,28 @@ def test_every_arm_is_taught_and_scored_on_known_and_on_strange_games(setting, t
         for encoder, pvp in ARMS
     }
     assert all((report["encoder"]["moved"] > 0) == (arm[0] == "adapted") for arm, report in moved.items())
-    pixels = checkpoint.read_training(tmp_path / "work" / "pixels-adapted-shuffled-0" / "last")["arguments"]
+    pixels = checkpoint.read_training(tmp_path / "taught" / "open-adapted-shuffled-0" / "last")["arguments"]
     assert pixels["shuffled"]
     assert (tmp_path / "work" / "masks-adapted-pvp-points-0" / "test-0.png").is_file()
 
 
-def test_pixels_are_taught_once_for_both_ways_and_not_at_all_without_pvp(setting, tmp_path):
-    start = teach_pixels(setting.frames, 2, "frozen", "none", 0, tmp_path)
+def test_pixels_are_taught_once_for_all_jobs_and_not_at_all_without_pvp(setting, tmp_path):
+    start = teach_pixels(setting.frames, "frozen", "none", 0, tmp_path)
     assert checkpoint.read_training(start) == {}
-    taught = teach_pixels(setting.frames, 2, "adapted", "pvp", 0, tmp_path)
+    taught = teach_pixels(setting.frames, "adapted", "pvp", 0, tmp_path)
     before = checkpoint.content_hash(taught)
-    assert teach_pixels(setting.frames, 3, "adapted", "pvp", 0, tmp_path) == taught
+    longer = replace(setting.frames, regimes=(replace(OPEN, steps=9),))
+    assert teach_pixels(longer, "adapted", "pvp", 0, tmp_path) == taught
     assert checkpoint.content_hash(taught) == before != checkpoint.content_hash(start)
+
+
+def test_what_pvp_nano_has_trained_is_what_arms_start_from(setting, tmp_path):
+    regime = setting.frames.regimes[0]
+    pvp_nano.measure_arm(setting.frames, regime, "frozen", 1, setting.taught)
+    trained = setting.taught / "open-frozen-1" / "last"
+    before = checkpoint.content_hash(trained)
+    assert teach_pixels(setting.frames, "frozen", "pvp", 1, setting.taught) == trained
+    assert checkpoint.content_hash(trained) == before
 
 
 def test_floors_look_at_no_words_or_at_one_and_a_grid_bounds_what_points_can_reach(setting):
@@ -95,7 +105,10 @@ def test_floors_look_at_no_words_or_at_one_and_a_grid_bounds_what_points_can_rea
     assert all(0.3 < value < 1 for value in best.values())
 
 
-def test_the_published_experiment_fits_into_five_hours_of_two_cores(tmp_path):
-    whole = jobs(None, tmp_path)
+def test_the_published_experiment_fits_into_five_hours_of_two_cores_behind_pvp_nano(tmp_path):
+    for seed in SEEDS:
+        for encoder in ("adapted", "frozen"):
+            (tmp_path / f"open-{encoder}-{seed}" / "last").mkdir(parents=True)
+    whole = jobs(None, tmp_path, replace(NANO, taught=tmp_path))
     assert len(whole) == 1 + 3 * len(ARMS) * len(WAYS)
     assert sum(job.seconds for job in whole) / 2 <= 5 * 3600
