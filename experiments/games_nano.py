@@ -49,8 +49,8 @@ class Teacher:
 class Setting:
     """Everything that the experiment fixes.
 
-    frames: the encoder and the training of pixels (`experiments.pvp_nano`); taught: where that lies; shares: of the demonstrations; games:
-    played by each policy of each kind; lanes: games in step.
+    frames: the encoder and the training of pixels (`experiments.pvp_nano`); taught: where that lies; shares: of the
+    demonstrations; games: played by each policy of each kind; lanes: games in step.
     """
 
     frames: pvp_nano.Setting = pvp_nano.NANO

@@ -9,8 +9,9 @@ of steps. A frozen encoder stays frozen in both trainings, an adapted one learns
 
 Pixels are taught as in `pvp-nano`, whose models are taken where they are there: on a grid of 32, on frames of games
 without names for their objects. Masks are taught on some of those and on Carnival and Ms. Pac-Man, whose objects have
-names; points are asked on a grid of 64, since through one of 32 small objects cannot be seen. Rows: cIoU, gIoU and precision on games of the test split and on games held out whole;
-beside them floors that look at no words or at one, and the most that points on a grid can reach.
+names; points are asked on a grid of 64, since through one of 32 small objects cannot be seen. Rows: cIoU, gIoU and
+precision on games of the test split and on games held out whole; beside them floors that look at no words or at one,
+and the most that points on a grid can reach.
 """
 
 from collections.abc import Callable, Sequence
