@@ -59,8 +59,8 @@ class Setting:
     )  # fmt: skip
     strangers: tuple[str, ...] = ("Seaquest", "Frostbite", "Asteroids", "Qbert")
     steps: tuple[int, int] = (1500, 500)
-    images: int = 8
-    expressions: int = 6
+    images: int = 6
+    expressions: int = 12
     learning_rate: float = 3e-4
     encoder_learning_rate: float = 1e-3
     head_learning_rate: float = 1e-3

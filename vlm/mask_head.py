@@ -149,7 +149,8 @@ class MaskHead(nn.Module):
         super().__init__()
         self.shape, self.block = shape, shape.strides[0]
         self.sides = nn.ModuleList(_Side(width, shape.width) for width in shape.widths)
-        self.near = nn.ModuleList(_Near(shape.width) for _ in shape.widths)
+        looks = [2, *(1 for _ in shape.widths[1:])]  # where objects lie, the finest map, twice as far
+        self.near = nn.ModuleList(nn.Sequential(*(_Near(shape.width) for _ in range(n))) for n in looks)
         self.unfold = nn.Sequential(nn.GELU(), nn.Conv2d(shape.width, shape.fine * self.block**2, 1))
         self.word = nn.Sequential(nn.LayerNorm(shape.state), nn.Linear(shape.state, 4 * shape.width), nn.GELU())
         self.query = nn.Linear(4 * shape.width, shape.fine + 4 * shape.waves + 1)
