@@ -25,7 +25,7 @@ from PIL import Image
 
 from envs.objects import COLOURS, find_objects
 from experiments import pvp_nano
-from experiments.arms import ARMS, seconds_to_start, teach_pixels
+from experiments.arms import ARMS, SHUFFLED, seconds_to_start, teach_pixels
 from experiments.jobs import Job
 from experiments.pvp_nano import frames_of
 from pretrain import refer
@@ -46,7 +46,7 @@ class Setting:
     """Everything that the experiment fixes.
 
     frames: how games are recorded, and the encoder and the training of pixels (`experiments.pvp_nano`); taught: where
-    that training lies; games: masks are taught on; strangers: held out whole; steps: of a training of each way;
+    that training lies; games: masks are taught on; strangers: held out whole; steps, warmup_steps: of a training of each way;
     images, expressions: of a step of masks; grid, points: of points; count: expressions of a test; pictures: overlays
     kept of each.
     """
@@ -59,6 +59,7 @@ class Setting:
     )  # fmt: skip
     strangers: tuple[str, ...] = ("Seaquest", "Frostbite", "Asteroids", "Qbert")
     steps: tuple[int, int] = (1500, 500)
+    warmup_steps: int = 50
     images: int = 6
     expressions: int = 12
     learning_rate: float = 3e-4
@@ -83,12 +84,12 @@ def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> li
     """Return the jobs: floors, then every arm with every seed and both ways to a mask."""
     found = [Job({"arm": "floors"}, 60, partial(measure_floors, setting))]
     for way, (step, asked) in zip(WAYS, ((0.5, 60), (1.0, 600)), strict=True):
-        for seed in seeds or SEEDS:
-            for encoder, pvp in ARMS:
-                key = {"encoder": encoder, "pvp": pvp, "mask": way, "seed": seed}
-                start = seconds_to_start(setting.frames, encoder, pvp, seed, setting.taught) if way == WAYS[0] else 0
-                seconds = start + steps_of(setting, way) * step + asked
-                found.append(Job(key, seconds, partial(measure_arm, setting, encoder, pvp, way, seed, work)))
+        arms = [(seed, *arm) for seed in seeds or SEEDS for arm in ARMS]
+        for seed, encoder, pvp in sorted(arms, key=lambda arm: arm[2] == SHUFFLED):  # which nothing else has taught yet
+            key = {"encoder": encoder, "pvp": pvp, "mask": way, "seed": seed}
+            start = seconds_to_start(setting.frames, encoder, pvp, seed, setting.taught) if way == WAYS[0] else 0
+            seconds = start + steps_of(setting, way) * step + asked
+            found.append(Job(key, seconds, partial(measure_arm, setting, encoder, pvp, way, seed, work)))
     return found
 
 
@@ -108,6 +109,7 @@ def mask_args(setting: Setting, encoder: str, way: str, seed: int, start: Path, 
         grid=setting.grid,
         points=setting.points,
         steps=steps_of(setting, way),
+        warmup_steps=min(setting.warmup_steps, steps_of(setting, way)),
         images=setting.images,
         expressions=setting.expressions,
         learning_rate=setting.learning_rate,
