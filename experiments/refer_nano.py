@@ -46,9 +46,9 @@ class Setting:
     """Everything that the experiment fixes.
 
     frames: how games are recorded, and the encoder and the training of pixels (`experiments.pvp_nano`); taught: where
-    that training lies; games: masks are taught on; strangers: held out whole; steps, warmup_steps: of a training of each way;
-    images, expressions: of a step of masks; grid, points: of points; count: expressions of a test; pictures: overlays
-    kept of each.
+    that training lies; games: masks are taught on; strangers: held out whole; steps, warmup_steps: of a training of
+    each way; images, expressions: of a step of masks; grid, points: of points; count: expressions of a test; pictures:
+    overlays kept of each.
     """
 
     frames: pvp_nano.Setting = pvp_nano.NANO
