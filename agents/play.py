@@ -5,7 +5,7 @@
     python -m agents.play --game Pong --agent random --no-video
     python -m agents.play --game Carnival --agent planner --max-frames 2000
     python -m agents.play --game MsPacman --checkpoint runs/clone/best --decode generate
-    python -m agents.play --game MsPacman --highlight "the red ghost" --finder runs/refer/last
+    python -m agents.play --game MsPacman --highlight "the red ghost"
 
 Each game becomes an mp4 at true speed: the game's frames, the model's text action, the scores of all legal actions as
 bars, the running score. The scores are printed beside random, human and published ones, and written as JSON. The same
@@ -34,7 +34,7 @@ from envs.errors import EnvsError
 from envs.games import Game, find_game
 from envs.protocol import episode_seeds, find_protocol
 from envs.reference_scores import MissingReferenceError, all_references, reference
-from vlm.shipped import SHIPPED
+from vlm.shipped import SHIPPED, SHIPPED_REFER
 
 if TYPE_CHECKING:
     from agents.highlight import Highlight
@@ -75,7 +75,7 @@ class Args:
     highlight: str = ""
     """Words for something in the game, "the red ghost": the video shows the mask that --finder finds for them."""
     finder: Path | None = None
-    """A checkpoint that was taught masks (`pretrain.refer`); by default the one that plays."""
+    """A checkpoint that was taught masks (`pretrain.refer`); by default the one that the repository ships."""
     render: Literal["none", "human"] = "none"
     """human: show the game in a window while it is played."""
 
@@ -158,9 +158,7 @@ def _window(envs: Lanes) -> Any:
 def _highlight(args: Args) -> "Highlight":
     from agents.highlight import Highlight
 
-    kind, path = split_spec(args.spec)
-    playing = Path(path) if kind == "vlm" and path else SHIPPED
-    return Highlight.load(args.finder or playing, args.highlight)
+    return Highlight.load(args.finder or SHIPPED_REFER, args.highlight)
 
 
 def check_out(out: Path, video: bool) -> None:

@@ -4,14 +4,16 @@
     python -m pretrain.refer --data data/random-* --init runs/pixels/last --encoder-learning-rate 0 --out runs/frozen
     python -m pretrain.refer --data data/refer --dataset refcoco --init runs/pixels/last --out runs/refcoco
     python -m pretrain.refer --data data/random-* --mask points --grid 32 --init runs/pixels/last --out runs/points
-    python -m pretrain.refer --show runs/refer/last --game MsPacman --expression "the red ghost" --out red.png
+    python -m pretrain.refer --data data/random-* --mask both --init runs/refer/last --out runs/both
+    python -m pretrain.refer --show --game MsPacman --expression "the red ghost"
+    python -m pretrain.refer --show --image mine.png --expression "the blue object" --init runs/refer/last
 
 The second job of Gou et al. 2024 that needs detail. Expressions are made from recorded games (`pretrain.refer_games`),
 whose last games are kept for measuring, or are those of RefCOCO, RefCOCO+ or RefCOCOg (`pretrain.refer_data`). There
 are two ways to a mask: the mask head (`vlm.mask_head`) reads the encoder's own maps, so that what pixel value
 prediction has taught the encoder is there for it; and points in text (`vlm.point_masks`), 0 or 1 at every place of a
 grid, as the paper's lab asks. With `--show` nothing is trained: a picture of the mask is written, of an image of your
-own or of a frame of a game.
+own or of a frame of a game, as the model that the repository ships finds it or that of `--init`.
 A run that was killed goes on from its last checkpoint when the command is repeated.
 """
 
@@ -31,7 +33,7 @@ from envs.games import find_game
 from envs.protocol import MACHADO2018
 from pretrain.images import read_picture
 from pretrain.masks import Masks, Referrals
-from pretrain.mixture import Batches
+from pretrain.mixture import Batches, MixedBatches, MixedLesson, Task
 from pretrain.point_masks import PointMasks, PointQuestions
 from pretrain.refer_data import ReferDataset
 from pretrain.refer_files import find_dataset
@@ -48,6 +50,7 @@ from vlm.model import PixelVLM
 from vlm.overlay import overlay
 from vlm.presets import build
 from vlm.schedule import Schedule
+from vlm.shipped import SHIPPED_REFER
 from vlm.trainer import Lesson, train
 
 GAMES = "games"
@@ -59,8 +62,8 @@ FIRST_FRAMES = 40  # decisions of doing nothing before a game's frame is shown
 class Args(Schedule):
     """Train referring segmentation, or show a mask."""
 
-    out: Path
-    """Where the run lives: checkpoints, TensorBoard and `last`; with --show, the picture to write."""
+    out: Path = Path("runs/refer")
+    """Where the run lives: checkpoints, TensorBoard and `last`; with --show, the picture to write, a PNG."""
     data: tuple[Path, ...] = ()
     """Directories of recorded games; with another --dataset, the folder of REFER's layout."""
     dataset: str = GAMES
@@ -70,18 +73,19 @@ class Args(Schedule):
     size: tuple[int, int] | None = None
     """Rows and columns that pictures are brought to; by default frames stay as they are, and photographs become
     224 x 224."""
-    mask: Literal["head", "points"] = "head"
-    """The way to a mask: a head on the encoder's maps, or 0 and 1 in text at places of a grid."""
+    mask: Literal["head", "points", "both"] = "head"
+    """The way to a mask: a head on the encoder's maps, or 0 and 1 in text at places of a grid; both, in turns."""
     grid: int = 32
-    """With --mask points: places along each side."""
+    """Of points: places along each side."""
     points: int = 16
-    """With --mask points: places asked about for each expression of a step."""
+    """Of points: places asked about for each expression of a step."""
     hold: int = 1
     """The last games of every dataset kept for testing, and as many before them for choosing."""
     preset: str = "nano"
     """The size of a new model."""
     init: Path | None = None
-    """A checkpoint to start from, instead of a new model; its mask head as well if it has one."""
+    """A checkpoint to start from, instead of a new model; its mask head as well if it has one. With --show, the
+    checkpoint that is asked."""
     width: int = WIDTH
     """The width of a new mask head's maps."""
     images: int = 8
@@ -100,8 +104,10 @@ class Args(Schedule):
     """The encoder's; 0 freezes it."""
     head_learning_rate: float = 1e-3
     """The mask head's."""
-    show: Path | None = None
-    """A checkpoint with a mask head to show at work, instead of training."""
+    half: bool = False
+    """Store the model of `last` in bfloat16, at half the size."""
+    show: bool = False
+    """Write the picture of a mask instead of training."""
     expression: str = ""
     """With --show: the words."""
     game: str | None = None
@@ -153,17 +159,23 @@ def open_referrals(args: Args, history: int) -> ReferralSource:
 
 
 def make_lesson(vlm: PixelVLM, head: MaskHead | None, args: Args) -> tuple[Lesson, Batches]:
-    """Return masks as a lesson, by the head if there is one and else by points, and its batches."""
+    """Return masks as a lesson, in the ways that the arguments ask for, and its batches."""
     source, drawn = open_referrals(args, vlm.history), (args.steps, args.images, args.expressions, args.seed)
+    tasks = []
     if head:
-        return Masks(vlm, head, args.bf16), Referrals(vlm, source, *drawn)
-    return PointMasks(vlm, args.bf16), PointQuestions(vlm, source, *drawn, args.grid, args.points)
+        tasks.append(Task("head", Masks(vlm, head, args.bf16), Referrals(vlm, source, *drawn), 1.0))
+    if args.mask != "head":
+        asked = PointQuestions(vlm, source, *drawn, args.grid, args.points)
+        tasks.append(Task("points", PointMasks(vlm, args.bf16), asked, 1.0))
+    if len(tasks) == 1:
+        return tasks[0].lesson, tasks[0].batches
+    return MixedLesson(tasks), MixedBatches(tasks, args.steps, args.seed)
 
 
 def teach(args: Args) -> Path:
     """Train; return the directory of the last checkpoint."""
     vlm = start(args)
-    head = start_head(args, vlm) if args.mask == "head" else None
+    head = None if args.mask == "points" else start_head(args, vlm)
     before = snapshot(vlm)
     if args.decoder == "lora":
         add_lora(vlm, args.lora_rank)
@@ -176,11 +188,11 @@ def teach(args: Args) -> Path:
     lesson, batches = make_lesson(vlm, head, args)
     args.out.mkdir(parents=True, exist_ok=True)
     record = {**args.record(), "started_from": checkpoint.read_training(args.init) if args.init else None}
-    if not head:
+    if args.mask != "head":
         record[POINTS] = args.grid
     train(lesson, groups, record, batches, args.out, args)
     merge(vlm)
-    checkpoint.save(vlm, args.out / "last", {**record, "moved": moved_tensors(before, vlm)})
+    checkpoint.save(vlm, args.out / "last", {**record, "moved": moved_tensors(before, vlm)}, args.half)
     if head:
         head.save(args.out / "last")
     return args.out / "last"
@@ -197,15 +209,15 @@ def frame_of(game_name: str, seed: int) -> np.ndarray:
 
 def show(args: Args) -> Path:
     """Write the picture of a mask; return its file."""
-    assert args.show
-    finder = load_finder(args.show)
+    finder = load_finder(args.init or SHIPPED_REFER, by_points=args.mask == "points")
     image = read_picture(args.image) if args.image else frame_of(args.game or "", args.seed)
     probability = finder.find(image[None], [args.expression])[0]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(overlay(image, probability > 0.5)).save(args.out)
+    picture = args.out if args.out.suffix else args.out.with_suffix(".png")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(overlay(image, probability > 0.5)).save(picture)
     found = int((probability > 0.5).sum())
     print(f"{args.expression!r}: {found} pixels, {probability.max():.2f} the most probable")
-    return args.out
+    return picture
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,7 +4,7 @@
     probabilities = finder.find(stack, ["the red ghost"])        float32[1, H, W]
 
 A checkpoint that can be asked for masks holds a mask head (`vlm.mask_head`), or says in its `training.json`, under
-`points`, the grid on which it was taught to answer with 0 and 1 (`vlm.point_masks`).
+`points`, the grid on which it was taught to answer with 0 and 1 (`vlm.point_masks`), or both.
 """
 
 from collections.abc import Sequence
@@ -78,11 +78,16 @@ def resize_logits(logits: Tensor, height: int, width: int) -> Tensor:
     return functional.interpolate(logits[None], size=(height, width), mode="bilinear", align_corners=False)[0]
 
 
-def load_finder(directory: Path) -> MaskFinder:
-    """Return what a checkpoint of `pretrain.refer` finds masks with; `CheckpointError` for one that was taught none."""
+def load_finder(directory: Path, by_points: bool = False) -> MaskFinder:
+    """Return what a checkpoint of `pretrain.refer` finds masks with: its head, or points if asked for or without one.
+
+    Raises:
+        CheckpointError: it was taught no masks, or no points where they are asked for.
+    """
     directory, training = Path(directory), checkpoint.read_training(directory)
-    if (directory / SHAPE).is_file():
+    if (directory / SHAPE).is_file() and not by_points:
         return MaskFinder(checkpoint.load(directory), MaskHead.load(directory), size=taught_size(directory))
     if POINTS in training:
         return MaskFinder(checkpoint.load(directory), None, int(training[POINTS]), taught_size(directory))
-    raise CheckpointError(f"expected a checkpoint that was taught masks (`pretrain.refer`), got {directory}")
+    taught = "points" if by_points else "masks"
+    raise CheckpointError(f"expected a checkpoint that was taught {taught} (`pretrain.refer`), got {directory}")

@@ -178,7 +178,7 @@ def test_a_highlight_finds_by_masks_of_its_own_memory_and_films_them(finder, tmp
     frames = read_frames(tmp_path)
     assert len(frames) == 10
     assert read_frames(tmp_path)[:, -30:-12, 490:].max() > 100  # the words, at the panel's foot
-    assert command("--out", tmp_path, "--highlight", "the duck", "--checkpoint", finder.parent / "plain") == 2
+    assert command("--out", tmp_path, "--highlight", "the duck", "--finder", finder.parent / "plain") == 2
     assert "expected a checkpoint that was taught masks" in capsys.readouterr().err
     assert command("--out", tmp_path, "--highlight", "x", "--no-video") == 2
     assert command("--out", tmp_path, "--finder", finder) == 2

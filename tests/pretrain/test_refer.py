@@ -15,6 +15,7 @@ from pretrain.refer import Args, main, open_referrals, teach
 from pretrain.refer_files import IMAGES
 from pretrain.refer_games import GameReferrals
 from vlm import checkpoint
+from vlm.checkpoint import CheckpointError
 from vlm.mask_finder import load_finder
 from vlm.mask_head import MaskHead
 from vlm.presets import build
@@ -135,7 +136,16 @@ def test_a_mask_is_shown_on_a_games_frame_or_on_a_users_picture(two_games, tmp_p
     last = teach(small(two_games, tmp_path / "run", steps=1, save_every=1))
     Image.fromarray(np.zeros((60, 40, 3), np.uint8)).save(tmp_path / "mine.png")
     asked = ["--game", "pong"] if of == "game" else ["--image", str(tmp_path / "mine.png")]
-    words = ["--show", str(last), "--expression", "the ball", "--out", str(tmp_path / "shown" / "ball.png"), *asked]
+    words = [
+        "--show",
+        "--init",
+        str(last),
+        "--expression",
+        "the ball",
+        "--out",
+        str(tmp_path / "shown" / "ball.png"),
+        *asked,
+    ]
     assert main(words) == 0
     assert read_picture(tmp_path / "shown" / "ball.png").shape == ((630, 480, 3) if of == "game" else (180, 120, 3))
     assert "'the ball': " in capsys.readouterr().out
@@ -145,7 +155,7 @@ def test_contradictory_settings_are_refused(tmp_path):
     with pytest.raises(EnvsError, match="--data is missing"):
         Args(out=tmp_path)
     with pytest.raises(EnvsError, match="--show goes with --expression and either --game or --image"):
-        Args(out=tmp_path, show=tmp_path, expression="the ball")
+        Args(out=tmp_path, show=True, expression="the ball")
     with pytest.raises(EnvsError, match="--expressions must be at least 1, got 0"):
         Args(out=tmp_path, data=(tmp_path,), expressions=0)
 
@@ -154,9 +164,33 @@ def test_points_in_text_are_taught_and_shown_without_a_head(two_games, tmp_path,
     last = teach(small(two_games, tmp_path / "run", mask="points", grid=8, points=3, steps=2))
     assert checkpoint.read_training(last)["points"] == 8
     assert not (last / "mask_head.json").exists()
-    words = ["--show", str(last), "--expression", "the ball", "--game", "pong", "--out", str(tmp_path / "ball.png")]
+    words = [
+        "--show",
+        "--init",
+        str(last),
+        "--expression",
+        "the ball",
+        "--game",
+        "pong",
+        "--out",
+        str(tmp_path / "ball.png"),
+    ]
     assert main(words) == 0
     assert "'the ball': " in capsys.readouterr().out
+
+
+def test_both_ways_are_taught_in_turns_to_one_model_that_is_asked_in_either(two_games, tmp_path):
+    last = teach(small(two_games, tmp_path / "run", mask="both", grid=8, points=3, steps=4, half=True))
+    head, points = load_finder(last), load_finder(last, by_points=True)
+    assert (head.way, points.way) == ("mask head", "points of a grid of 8, the probability of 1 against 0")
+    frame = np.zeros((1, 210, 160, 3), np.uint8)
+    assert head.find(frame, ["the ball"]).shape == points.find(frame, ["the ball"]).shape == (1, 210, 160)
+    assert (last / "model.safetensors").stat().st_size < 0.6 * sum(
+        tensor.numel() * 4 for tensor in checkpoint.load(last).model.state_dict().values()
+    )
+    alone = teach(small(two_games, tmp_path / "head", init=last, steps=1, save_every=1))
+    with pytest.raises(CheckpointError, match="taught points"):
+        load_finder(alone, by_points=True)
 
 
 def test_refcoco_is_trained_on_at_one_size_and_masks_go_with_pictures(refcoco, tmp_path):

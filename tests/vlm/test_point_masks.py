@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from vlm import checkpoint
+from vlm import checkpoint, point_masks
 from vlm.choices import prompt_ids
 from vlm.mask_finder import POINTS, load_finder
 from vlm.packing import Branches, pad_questions, read_branches
-from vlm.point_masks import PointLanguage, read_points
+from vlm.point_masks import PointLanguage, read_points, unclear
 from vlm.presets import build
 from vlm.prompts import IMAGE, MASK_PREFIX
 
@@ -42,13 +42,43 @@ def test_a_question_is_the_labs_and_its_end_one_token(vlm):
 @torch.no_grad()
 def test_the_whole_grid_gets_what_each_place_gets_alone(vlm):
     language, pixels = PointLanguage.of(vlm), vlm.pixels(picture(vlm))
-    odds = read_points(vlm, pixels, EXPRESSIONS, 5)
+    odds = read_points(vlm, pixels, EXPRESSIONS, 5, spacing=1)
     assert odds.shape == (2, 5, 5)
     for number, row, column in ((0, 0, 0), (0, 4, 2), (1, 3, 4), (1, 2, 0)):
         logits = plain_logits(vlm, pixels, language, EXPRESSIONS[number], row, column)
         no, yes = logits[language.answers]
         assert float(odds[number, row, column]) == pytest.approx(float(yes - no), abs=2e-5)
     assert float((odds[0] - odds[1]).abs().max()) > 1e-4
+
+
+@torch.no_grad()
+def test_places_between_are_asked_where_it_is_not_clear_and_only_there(vlm, monkeypatch):
+    pixels = vlm.pixels(picture(vlm))
+    whole = read_points(vlm, pixels, EXPRESSIONS[:1], 9, spacing=1)
+    assert torch.allclose(read_points(vlm, pixels, EXPRESSIONS[:1], 9), whole, atol=2e-5)  # untaught: all in doubt
+
+    truth, asked = torch.full((9, 9), -5.0), []
+    truth[:3, :4] = 5.0
+
+    def answer(*known):
+        asked.extend(known[-1].tolist())
+        return truth[tuple(known[-1].T)]
+
+    monkeypatch.setattr(point_masks, "_ask", answer)
+    assert torch.equal(read_points(vlm, pixels, EXPRESSIONS[:1], 9)[0], truth)
+    assert len({tuple(place) for place in asked}) == len(asked) < 81
+    assert [8, 7] not in asked
+
+
+def test_what_is_unclear_has_a_doubt_or_the_other_answer_near():
+    odds = torch.full((5, 6), -4.0)
+    odds[0, 0] = -1.0
+    odds[4, 4:] = 4.0
+    near = unclear(odds)
+    assert near[:2, :2].all()
+    assert near[3:, 3:].all()
+    assert int(near.sum()) == 4 + 6
+    assert not unclear(torch.full((2, 2), 4.0)).any()
 
 
 @torch.no_grad()
