@@ -1,32 +1,77 @@
-"""Captions as a lesson for a VLM: what is said of a frame, in the words of `pretrain.captions`.
+"""Captions: teach a VLM to say what is in a frame, in the words of `pretrain.captions`.
+
+    python -m pretrain.captioning --data data/random-Pong data/random-Qbert --hold-episodes 2 --out runs/captions
 
     <image> [caption]                   ->  a frame of pong with two paddles and a ball , a ball in the centre
 
-It is the task of meaning beside the task of detail in a mixture (`pretrain.mixture`): Gou et al. 2024 teach pixel
-values as one of the tasks of pre-training, among captions. Several captions of a frame share one pass over it
-(`vlm.packing`).
+An encoder learns meaning by captions as it does by contrast (Tschannen et al. 2023, "Image Captioners Are Scalable
+Vision Learners Too"), whatever its architecture, and nothing of pixel values. As a lesson it is the task of meaning
+beside the task of detail in a mixture (`pretrain.mixture`): Gou et al. 2024 teach pixel values as one of the tasks of
+pre-training, among captions. Several captions of a frame share one pass over it (`vlm.packing`).
+A run that was killed goes on from its last checkpoint when the command is repeated.
 """
 
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import tyro
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
+from envs.errors import EnvsError
 from envs.games import find_game
 from pretrain.augment import to_size
-from pretrain.captions import see_things, write_caption
+from pretrain.captions import caption_tokenizer, see_things, write_caption
 from pretrain.images import EpisodeFrames
 from pretrain.questions import IGNORED, pad_rows
+from vlm import checkpoint
+from vlm.codes import start_numbers
+from vlm.command import run
 from vlm.errors import VlmError
+from vlm.freezing import TrainablePlan, moved_tensors, parameter_groups, snapshot
 from vlm.model import PixelVLM
 from vlm.packing import read_questions
+from vlm.presets import build
 from vlm.prompts import CAPTION_PREFIX
-from vlm.trainer import Lesson
+from vlm.schedule import Schedule
+from vlm.trainer import Lesson, train
+
+
+@dataclass(kw_only=True)
+class Args(Schedule):
+    """Train captions."""
+
+    data: tuple[str, ...]
+    """Directories of recorded games."""
+    out: Path
+    """Where the run lives: checkpoints, TensorBoard and `last`."""
+    hold_episodes: int = 0
+    """The last episodes of every recorded dataset, kept for measuring."""
+    preset: str = "nano"
+    """The size of a new model, which has the words of captions in its vocabulary and numbers from one code of waves."""
+    init: Path | None = None
+    """A checkpoint to start from, instead of a new model."""
+    size: tuple[int, int] = (210, 160)
+    """Rows and columns that frames are brought to."""
+    images: int = 12
+    """Frames a step."""
+    captions: int = 4
+    """Captions of each."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of decoder and connector."""
+    encoder_learning_rate: float = 1e-3
+    """The encoder's; 0 freezes it."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "images", "captions", "save_every"):
+            if getattr(self, name) < 1:
+                raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
 
 
 class Descriptions(Dataset):
@@ -112,3 +157,38 @@ class Captioning(Lesson):
         wanted = said[said != IGNORED]
         exact = (logits.detach().argmax(-1) == wanted).float().mean()
         return {"loss": functional.cross_entropy(logits, wanted), "exact": exact}
+
+
+def start(args: Args) -> PixelVLM:
+    """Return the model that a training starts from."""
+    if args.init:
+        return checkpoint.load(args.init)
+    vlm = build(args.preset, args.seed, caption_tokenizer())
+    start_numbers(vlm)
+    return vlm
+
+
+def teach(args: Args) -> Path:
+    """Train; return the directory of the last checkpoint."""
+    vlm = start(args)
+    before = snapshot(vlm)
+    plan = TrainablePlan(args.encoder_learning_rate or None, args.learning_rate, args.learning_rate)
+    groups = parameter_groups(vlm, plan, args.weight_decay)
+    drawn = (args.hold_episodes, args.size, args.steps, args.images, args.captions, args.seed)
+    told = Descriptions(vlm, args.data, *drawn)
+    args.out.mkdir(parents=True, exist_ok=True)
+    record = {**args.record(), "images_of": sorted(args.data)}
+    train(Captioning(vlm, args.bf16), groups, record, told, args.out, args)
+    checkpoint.save(vlm, args.out / "last", {**record, "moved": moved_tensors(before, vlm)})
+    return args.out / "last"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see the head of this file."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    print(f"the model is in {teach(args)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, EnvsError))

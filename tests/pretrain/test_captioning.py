@@ -5,7 +5,7 @@ import torch
 
 from envs.episodes import EpisodeDataset
 from envs.errors import EnvsError
-from pretrain.captioning import Captioning, Descriptions
+from pretrain.captioning import Captioning, Descriptions, main
 from pretrain.captions import caption_tokenizer
 from pretrain.mixture import MixedLesson
 from pretrain.pixels import Args, pretrain
@@ -96,6 +96,18 @@ def test_a_mixture_of_pixels_and_captions_goes_on_after_a_kill_to_the_same_weigh
         assert torch.equal(tensor, again.model.state_dict()[name]), name
 
 
-def test_captions_alone_are_refused(tmp_path):
+def test_a_new_model_is_taught_captions_alone_with_every_role_and_goes_on_as_the_start_of_others(two_games, tmp_path):
+    command = ["--data", str(two_games[0]), "--preset", "tiny", "--steps", "2", "--images", "2", "--workers", "0"]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 0
+    made = checkpoint.read_training(tmp_path / "run" / "last")
+    assert all(made["moved"][role]["moved"] > 0 for role in ("encoder", "connector", "decoder"))
+    frozen = ["--init", str(tmp_path / "run" / "last"), "--encoder-learning-rate", "0"]
+    assert main([*command, *frozen, "--out", str(tmp_path / "on")]) == 0
+    assert checkpoint.read_training(tmp_path / "on" / "last")["moved"]["encoder"]["moved"] == 0
+    with pytest.raises(EnvsError, match="--captions must be at least 1, got 0"):
+        main([*command, "--captions", "0", "--out", str(tmp_path / "x")])
+
+
+def test_pixels_are_not_taught_by_captions_alone(tmp_path):
     with pytest.raises(EnvsError, match="--captions must be less than 1"):
         Args(out=tmp_path, synthetic=1.0, captions=1.0)
