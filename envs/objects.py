@@ -37,6 +37,7 @@ DOT = 40  # pixels: a region of such a colour is an object up to this size
 SMALL = 24  # pixels: a region up to this size is part of what it touches
 SPRITE = 34  # rows or columns: nothing grows beyond this by joining
 SPECK = 2  # pixels: what is smaller is no object
+CROWD = 2000  # regions: a frame of more is noise or a photograph, and has no objects (games have up to 400)
 EDGES, GAP = (0, 8), 4  # columns where the picture begins (the console may blank 8); rows between pieces cut there
 AROUND = np.ones((3, 3), dtype=bool)  # neighbours at corners count
 
@@ -151,6 +152,8 @@ def find_objects(frame: np.ndarray, game_name: str) -> list[GameObject]:
     game = find_game(game_name).name
     kinds = KINDS.get(game, ())
     regions = _Regions(frame, HUD.get(game, ()))
+    if len(regions.codes) > CROWD:
+        return []
     families = _families(regions, kinds)
     wholes = [
         _kind_of(regions.wall, regions.codes[i] if code is None else code, regions.sizes[i], regions.boxes[i], kinds)

@@ -3,14 +3,17 @@
     python -m experiments.run games-nano
 
 The five arms of `experiments.arms`, five training seeds, with all demonstrations and with a tenth of them: PVP should
-matter most where they are few. Every arm starts from the semantic encoder that the repository ships and clones the same
-teachers' games of Carnival and Ms. Pac-Man into one text policy, in the same number of steps, at the same rates; then
-it plays 30 whole games of each on published seeds, `machado2018`, greedily. A row holds the raw scores of one policy in
-one game. Its encoder sees one frame at a time, as the paper's CLIP does.
+matter most where they are few. Every arm starts from one model of the preset `nano`, the convolutional one, that was
+taught captions and nothing of pixels or play: the semantic encoder of this experiment. (A vision transformer over
+patches learns to play nothing in steps that two cores can afford: `experiments/LOG.md`.) Then come pixel values, or
+not, and then the same teachers' games of Carnival and Ms. Pac-Man are cloned into one text policy, in the same number
+of steps, at the same rates; and it plays 30 whole games of each on published seeds, `machado2018`. A row holds the raw
+scores of one policy in one game, and beside them how well it foretells its teacher in games kept for that: scores of
+weak policies are noisy, and a loss over a thousand decisions is not.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from typing import Any
 import torch
 
 from agents import clone, record
+from agents.demonstrations import load_lessons
 from agents.random_agent import RandomAgent
 from agents.rollout import play_games
 from agents.vlm_agent import VlmAgent
@@ -27,10 +31,27 @@ from envs.protocol import MACHADO2018, Protocol, episode_seeds
 from experiments import pvp_nano
 from experiments.arms import ARMS, seconds_to_start, teach_pixels
 from experiments.jobs import Job
+from pretrain import captioning
 from vlm import checkpoint
 
 SEEDS = (0, 1, 2, 3, 4)
 PUBLISHED = 1000  # the seed of the games of training seed 0; each has the next
+CLOSED = 7  # added to a teacher's seed for the games that no arm learns from
+
+GAMES = ("Carnival", "MsPacman")
+START = Path("runs/games-nano/captions")
+PIXELS = replace(
+    pvp_nano.NANO,
+    games=(*pvp_nano.NANO.games, *GAMES),
+    strangers=(),
+    preset="nano",
+    tower=None,
+    start=START / "last",
+    regimes=(replace(pvp_nano.OPEN, steps=1500, images=16, questions=16, seconds_a_step=0.5),),
+    flat=0.1,
+    hold_gaze=0.1,
+    settled=0.3,
+)
 
 
 @dataclass(frozen=True)
@@ -49,21 +70,28 @@ class Teacher:
 class Setting:
     """Everything that the experiment fixes.
 
-    frames: the encoder and the training of pixels (`experiments.pvp_nano`); taught: where that lies; shares: of the
-    demonstrations; games: played by each policy of each kind; lanes: games in step.
+    frames: what is taught before play (`experiments.pvp_nano`), from a model that `start_steps` of captions have
+    taught; taught: where the training of pixels lies; teachers: of play; shares: of their demonstrations; kept: games
+    of each teacher that no arm learns from, and decisions of them that are foretold; temperature: of play; games:
+    played by each policy of each kind; lanes: games in step.
     """
 
-    frames: pvp_nano.Setting = pvp_nano.NANO
-    taught: Path = Path("runs/pvp-nano")
+    frames: pvp_nano.Setting = PIXELS
+    start_steps: int = 1200
+    taught: Path = Path("runs/games-nano")
     teachers: tuple[Teacher, ...] = (
         Teacher("Carnival", "planner", 20, 0.05, 10),
         Teacher("MsPacman", "pathfinder", 40, 0.08, 40, 24_000),
     )
     shares: tuple[float, ...] = (1.0, 0.1)
-    clone_steps: int = 800
-    batch_size: int = 48
+    kept: int = 3
+    decisions: int = 1024
+    clone_steps: int = 600
+    warmup_steps: int = 50
+    batch_size: int = 64
     learning_rate: float = 3e-4
-    encoder_learning_rate: float = 3e-4
+    encoder_learning_rate: float = 8e-4
+    temperature: float = 0.5
     games: int = 30
     lanes: int = 30
     protocol: Protocol = MACHADO2018
@@ -74,17 +102,47 @@ NANO = Setting()
 
 
 def prepare(setting: Setting = NANO) -> None:
-    """Record frames and demonstrations, where they are not there yet."""
+    """Record frames and demonstrations and teach captions, where that is not done yet."""
     pvp_nano.prepare(setting.frames)
-    for share in setting.shares:
-        for teacher in setting.teachers:
+    for teacher in setting.teachers:
+        for share in setting.shares:
             demonstrations(setting, teacher, share)
+        kept_games(setting, teacher)
+    teach_captions(setting)
+
+
+def teach_captions(setting: Setting) -> Path:
+    """Return the model that all arms start from, taught now if it is not there."""
+    assert setting.frames.start
+    if setting.frames.start.exists():
+        return setting.frames.start
+    return captioning.teach(
+        captioning.Args(
+            data=tuple(str(pvp_nano.frames_of(setting.frames, game)) for game in setting.frames.games),
+            out=setting.frames.start.parent,
+            hold_episodes=setting.frames.hold,
+            preset=setting.frames.preset,
+            size=setting.frames.size,
+            steps=setting.start_steps,
+            warmup_steps=min(100, setting.start_steps),
+            save_every=max(1, setting.start_steps // 4),
+            workers=setting.workers,
+        )
+    )
 
 
 def demonstrations(setting: Setting, teacher: Teacher, share: float) -> Path:
     """Return a share of a teacher's games, the first ones, recorded now if they are not there or not all there."""
-    episodes = max(1, round(teacher.episodes * share))
-    place = setting.frames.data / f"{teacher.agent}-{teacher.game}-{episodes}"
+    return _record(setting, teacher, max(1, round(teacher.episodes * share)))
+
+
+def kept_games(setting: Setting, teacher: Teacher) -> Path:
+    """Return games of a teacher that no arm learns from, recorded now if they are not there or not all there."""
+    return _record(setting, replace(teacher, seed=teacher.seed + CLOSED), setting.kept, "kept-")
+
+
+def _record(setting: Setting, teacher: Teacher, episodes: int, front: str = "") -> Path:
+    place = setting.frames.data / f"{front}{teacher.agent}-{teacher.game}-{episodes}"
     if len(list((place / "data").glob("episode-*.parquet"))) < episodes:
         record.record(
             record.Args(
@@ -109,7 +167,7 @@ def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> li
                 key = {"encoder": encoder, "pvp": pvp, "share": share, "seed": seed}
                 whole = share == setting.shares[0]  # what comes after starts from the same
                 start = seconds_to_start(setting.frames, encoder, pvp, seed, setting.taught) if whole else 0
-                seconds = start + setting.clone_steps * 0.9 + 240
+                seconds = start + setting.clone_steps * 0.5 + 180
                 found.append(Job(key, seconds, partial(measure_arm, setting, encoder, pvp, share, seed, work)))
     return found
 
@@ -122,6 +180,7 @@ def clone_args(setting: Setting, encoder: str, share: float, seed: int, start: P
         init=start,
         readout=1.0,
         steps=setting.clone_steps,
+        warmup_steps=min(setting.warmup_steps, setting.clone_steps),
         batch_size=setting.batch_size,
         learning_rate=setting.learning_rate,
         encoder_learning_rate=0.0 if encoder == "frozen" else setting.encoder_learning_rate,
@@ -137,11 +196,36 @@ def measure_arm(setting: Setting, encoder: str, pvp: str, share: float, seed: in
     start = teach_pixels(setting.frames, encoder, pvp, seed, setting.taught)
     out = work / f"clone-{encoder}-{pvp}-{share:g}-{seed}"
     last = clone.clone(clone_args(setting, encoder, share, seed, start, out))
-    rows = []
-    for teacher in setting.teachers:
-        scores = play(setting, teacher.game, PUBLISHED + seed, last)
-        rows.append({"game": teacher.game, "checkpoint": checkpoint.content_hash(last), "scores": scores})
-    return rows
+    foretold = foretell(setting, last)
+    return [
+        {
+            "game": teacher.game,
+            "checkpoint": checkpoint.content_hash(last),
+            **foretold[teacher.game],
+            "scores": play(setting, teacher.game, PUBLISHED + seed, last),
+        }
+        for teacher in setting.teachers
+    ]
+
+
+@torch.no_grad()
+def foretell(setting: Setting, policy: Path) -> dict[str, dict[str, float]]:
+    """Return for each game, in games of its teacher that no arm learns from, the cross-entropy of a policy with the
+    teacher's soft targets in nats, `loss`, and the share of decisions whose best action it gives most, `agreed`.
+    """
+    vlm = checkpoint.load(policy)
+    places, batch = tuple(kept_games(setting, teacher) for teacher in setting.teachers), setting.batch_size
+    args = clone.Args(data=places, out=policy, readout=0.0, steps=setting.decisions // batch, batch_size=batch)
+    lessons = load_lessons(places, args.targets, args.softness, args.hard_share)
+    imitation, batches, _ = clone.make_imitation(vlm, lessons, args)
+    found = [imitation.eval()(batches[step]["parts"]) for step in range(len(batches))]
+    return {
+        teacher.game: {
+            name: float(torch.stack([figures[f"{teacher.game}_{name}"] for figures in found]).mean())
+            for name in ("loss", "agreed")
+        }
+        for teacher in setting.teachers
+    }
 
 
 def measure_random(setting: Setting) -> list[dict[str, Any]]:
@@ -157,7 +241,9 @@ def play(setting: Setting, game_name: str, seed: int, policy: Path | None) -> li
     game, scores = find_game(game_name), [0.0] * setting.games
     with make_envs(game, min(setting.lanes, setting.games), setting.protocol) as envs:
         agent = (
-            VlmAgent.load(policy, game, envs.action_names, "scores", 0.0) if policy else RandomAgent(envs.action_names)
+            VlmAgent.load(policy, game, envs.action_names, "scores", setting.temperature)
+            if policy
+            else RandomAgent(envs.action_names)
         )
         for turn in play_games(agent, envs, episode_seeds(seed, setting.games)):
             if turn.ended:

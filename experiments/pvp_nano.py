@@ -81,8 +81,9 @@ class Setting:
 
     games, strangers: trained on, and held out whole; episodes, frames: recorded of each game by random play, and the
     emulator frames of each episode; hold: episodes of each training game held out; tower: the contrast-trained CLIP,
-    None for random weights; images_full, images_curve, places_curve: measured at the end and along the
-    way; meaning_fit, meaning_asked, captions: frames a game for the semantic probes, and captions to find again.
+    None for random weights; start: a whole model to start from instead; images_full, images_curve, places_curve:
+    measured at the end and along the way; meaning_fit, meaning_asked, captions: frames a game for the semantic probes,
+    and captions to find again.
     """
 
     games: tuple[str, ...] = (
@@ -97,6 +98,7 @@ class Setting:
     data: Path = Path("data")
     regimes: tuple[Regime, ...] = (OPEN, FAMILIAR)
     tower: Path | None = SHIPPED_CLIP
+    start: Path | None = None
     preset: str = "nano-clip"
     grid: str = "32"
     size: tuple[int, int] = (210, 160)
@@ -169,6 +171,7 @@ def training_args(setting: Setting, regime: Regime, encoder: str, seed: int, out
         data=tuple(str(frames_of(setting, game)) for game in setting.games),
         hold_episodes=setting.hold,
         preset=setting.preset,
+        init=setting.start,
         tower=setting.tower,
         start_codes=True,
         grid=setting.grid,

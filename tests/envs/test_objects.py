@@ -125,6 +125,10 @@ def test_an_empty_frame_has_no_objects():
     assert find_objects(scene(), "Carnival") == []
 
 
+def test_noise_has_no_objects():
+    assert find_objects(np.random.default_rng(0).integers(0, 256, (210, 160, 3), dtype=np.uint8), "Pong") == []
+
+
 def test_a_frame_of_another_kind_is_refused():
     with pytest.raises(EnvsError, match=r"expected a frame uint8\[H, W, 3\], got float64\[210, 160\]"):
         find_objects(np.zeros((210, 160)), "Pong")

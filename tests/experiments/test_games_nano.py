@@ -10,12 +10,10 @@ from envs.episodes import DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
 from envs.protocol import MACHADO2018
 from experiments import pvp_nano, run
 from experiments.arms import ARMS
-from experiments.games_nano import SEEDS, Setting, Teacher, demonstrations, jobs, prepare
+from experiments.games_nano import SEEDS, Setting, Teacher, demonstrations, foretell, jobs, kept_games, prepare
 from experiments.pvp_nano import OPEN
 from experiments.run import Experiment, main
-from pretrain.captions import caption_tokenizer
 from vlm import checkpoint
-from vlm.clip import build_clip
 
 
 @pytest.fixture
@@ -27,14 +25,15 @@ def setting(tmp_path):
     for seed in range(2):
         frames = rng.integers(0, 256, (4, 210, 160, 3), dtype=np.uint8)
         writer.append(Episode(frames, np.zeros(4, int), np.zeros(4, np.float32), None, True, False, seed))
-    checkpoint.save(build_clip("tiny-clip", caption_tokenizer(), 0), tmp_path / "clip")
     frames = pvp_nano.Setting(
-        games=("Pong",), strangers=(), episodes=2, hold=1, data=tmp_path / "data", tower=tmp_path / "clip",
-        regimes=(replace(OPEN, steps=2, images=2, questions=4),), preset="tiny-clip", grid="4", workers=0,
+        games=("Pong",), strangers=(), episodes=2, hold=1, data=tmp_path / "data", tower=None,
+        start=tmp_path / "captions" / "last", regimes=(replace(OPEN, steps=2, images=2, questions=4),), preset="tiny",
+        grid="4", flat=0, hold_gaze=0, workers=0,
     )  # fmt: skip
     return Setting(
-        frames, tmp_path / "taught", teachers=(Teacher("MsPacman", "pathfinder", 2, 0.0, 40, 80),), shares=(1.0, 0.5),
-        clone_steps=2, batch_size=4, games=2, lanes=2, protocol=replace(MACHADO2018, max_episode_frames=80), workers=0,
+        frames, start_steps=1, taught=tmp_path / "taught", kept=1, decisions=8, shares=(1.0, 0.5), clone_steps=2,
+        teachers=(Teacher("MsPacman", "pathfinder", 2, 0.0, 40, 80),), batch_size=4, games=2, lanes=2,
+        protocol=replace(MACHADO2018, max_episode_frames=80), workers=0,
     )  # fmt: skip
 
 
@@ -47,6 +46,7 @@ def test_every_arm_clones_and_plays_and_frozen_encoders_stay(setting, tmp_path, 
     arms = {(row["encoder"], row["pvp"], row["share"]) for row in rows if "encoder" in row}
     assert arms == {(*arm, share) for arm in ARMS for share in (1.0, 0.5)}
     assert all(len(row["scores"]) == 2 and row["game"] == "MsPacman" for row in rows)
+    assert all(0 <= row["agreed"] <= 1 and row["loss"] > 0 for row in rows if "encoder" in row)
     for encoder, pvp in ARMS:
         made = checkpoint.read_training(tmp_path / "work" / f"clone-{encoder}-{pvp}-1-3" / "last")
         assert (made["moved"]["encoder"]["moved"] > 0) == (encoder == "adapted")
@@ -57,6 +57,15 @@ def test_a_share_of_the_demonstrations_is_their_first_games(setting):
     whole, half = (EpisodeDataset(demonstrations(setting, setting.teachers[0], share)) for share in (1.0, 0.5))
     assert half.seeds == whole.seeds[:1]
     assert np.array_equal(half.actions, whole.actions[: len(half)])
+
+
+def test_a_policy_is_asked_to_foretell_games_that_no_arm_learns_from(setting):
+    prepare(setting)
+    kept, whole = kept_games(setting, setting.teachers[0]), demonstrations(setting, setting.teachers[0], 1.0)
+    assert not set(EpisodeDataset(kept).seeds) & set(EpisodeDataset(whole).seeds)
+    one, again = (foretell(setting, setting.frames.start) for _ in range(2))
+    assert one == again
+    assert one["MsPacman"]["loss"] > 1
 
 
 def test_the_published_experiment_fits_into_ten_hours_of_two_cores(tmp_path):
