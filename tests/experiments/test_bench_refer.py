@@ -9,6 +9,10 @@ import torch
 from agents.command import run
 from experiments import bench_refer
 from experiments.bench_refer import Args, Sides
+from vlm import checkpoint
+from vlm.mask_finder import POINTS
+from vlm.mask_head import MaskHead
+from vlm.presets import build
 
 
 @pytest.fixture(autouse=True)
@@ -19,22 +23,32 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_every_side_is_timed_and_its_ratio_told(tmp_path):
-    words = ["--out", str(tmp_path / "b.json"), "--preset", "tiny", "--grid", "5", "--rounds", "2"]
+@pytest.fixture
+def taught(tmp_path):
+    """A checkpoint that can be asked in both ways."""
+    vlm = build("tiny", seed=3)
+    checkpoint.save(vlm, tmp_path / "taught", {POINTS: 8})
+    MaskHead.of(vlm, 8).save(tmp_path / "taught")
+    return tmp_path / "taught"
+
+
+def test_every_side_is_timed_and_its_ratio_told(taught, tmp_path):
+    words = ["--out", str(tmp_path / "b.json"), "--checkpoint", str(taught), "--grid", "5", "--rounds", "2"]
     assert run(lambda: bench_refer.main(words)) == 0
     head, points = json.loads((tmp_path / "b.json").read_text())["rows"]
     for row in (head, points):
         assert row["ratio"] == pytest.approx(row["ours"] / row["rival"], rel=0.05)
-        assert row["model"] == "untrained tiny"
+        assert row["model"] == checkpoint.content_hash(taught)
     assert points["rival"] == head["ours"]
-    assert (head["n"], points["n"]) == (2, 1)
+    assert (head["n"], points["n"]) == (2, 2)
 
 
-def test_all_sides_answer_the_same_expression(tmp_path):
-    sides = Sides(Args(tmp_path / "b.json", preset="tiny", grid=6))
-    assert 1 <= len(sides.say()) <= 2
-    assert sides.by_head().shape == sides.by_points().shape == (1, 210, 160)
-    assert not np.allclose(sides.by_head(), sides.by_points(), atol=1e-3)
+def test_all_sides_answer_the_same_expression(taught, tmp_path):
+    sides = Sides(Args(tmp_path / "b.json", taught, grid=6))
+    assert 1 <= len(sides.say("the red ghost")) <= 2
+    head, points = sides.by_head("the red ghost"), sides.by_points("the red ghost")
+    assert head.shape == points.shape == (1, 210, 160)
+    assert not np.allclose(head, points, atol=1e-3)
 
 
 def test_zero_counts_are_refused(tmp_path, capsys):

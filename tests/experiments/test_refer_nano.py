@@ -62,6 +62,8 @@ def test_every_arm_is_taught_and_scored_on_known_and_on_strange_games(setting, t
     pixels = checkpoint.read_training(tmp_path / "taught" / "open-adapted-shuffled-0" / "last")["arguments"]
     assert pixels["shuffled"]
     assert (tmp_path / "work" / "masks-adapted-pvp-points-0" / "test-0.png").is_file()
+    points = checkpoint.read_training(tmp_path / "work" / "masks-frozen-none-points-0" / "last")
+    assert points["started_from"]["arguments"]["mask"] == "head"
 
 
 def test_pixels_are_taught_once_for_all_jobs_and_not_at_all_without_pvp(setting, tmp_path):
