@@ -32,6 +32,7 @@ from experiments.pvp_nano import frames_of
 from pretrain import refer
 from pretrain.mask_measures import Overlap, mask_figures, overlap
 from pretrain.point_masks import grid_mask
+from pretrain.reconstruct import triptych
 from pretrain.refer_games import GameReferral, GameReferrals
 from vlm import checkpoint
 from vlm.mask_finder import load_finder
@@ -163,15 +164,25 @@ def measure_arm(setting: Setting, encoder: str, pvp: str, way: str, seed: int, w
             mask = finder.find(item.stack, [item.words])[0] > 0.5
             found.append(overlap(mask, item.mask))
             if index < setting.pictures:
-                save_overlay(item, mask, last.parent / f"{name}-{index}.png")
+                np.save(last.parent / f"{name}-{index}.npy", mask)
         rows.append({"set": name, "checkpoint": checkpoint.content_hash(last), **mask_figures(found)})
     return rows
 
 
-def save_overlay(item: GameReferral, mask: np.ndarray, file: Path) -> None:
-    """Write the truth and the answer side by side."""
-    sides = [draw_overlay(item.stack[-1], shown) for shown in (item.mask, mask)]
-    Image.fromarray(np.concatenate(sides, axis=1)).save(file)
+def draw_overlays(work: Path, out: Path, seed: int, setting: Setting = NANO) -> list[Path]:
+    """Write a picture for each of the first items of every test: the truth, and the heads' masks of a seed's arms."""
+    written = []
+    out.mkdir(parents=True, exist_ok=True)
+    for name, test in open_tests(setting).items():
+        for index in range(setting.pictures):
+            item, sides = test[index], {}
+            for encoder, pvp in ARMS:
+                file = work / f"masks-{encoder}-{pvp}-{WAYS[0]}-{seed}" / f"{name}-{index}.npy"
+                if file.exists():
+                    sides[f"{encoder}, {pvp}"] = draw_overlay(item.stack[-1], np.load(file), scale=1)
+            written.append(out / f"{name}-{index}.png")
+            triptych({item.words: draw_overlay(item.stack[-1], item.mask, scale=1), **sides}).save(written[-1])
+    return written
 
 
 Floor = Callable[[GameReferral], np.ndarray]

@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.protocol import MACHADO2018
 from experiments import pvp_nano, run
 from experiments.arms import ARMS, teach_pixels
 from experiments.pvp_nano import OPEN
-from experiments.refer_nano import NANO, SEEDS, WAYS, Setting, floors, jobs, measure_floors, prepare
+from experiments.refer_nano import NANO, SEEDS, WAYS, Setting, draw_overlays, floors, jobs, measure_floors, prepare
 from experiments.run import Experiment, main
 from pretrain.captions import caption_tokenizer
 from pretrain.refer_games import GameReferral
@@ -61,7 +62,9 @@ def test_every_arm_is_taught_and_scored_on_known_and_on_strange_games(setting, t
     assert all((report["encoder"]["moved"] > 0) == (arm[0] == "adapted") for arm, report in moved.items())
     pixels = checkpoint.read_training(tmp_path / "taught" / "open-adapted-shuffled-0" / "last")["arguments"]
     assert pixels["shuffled"]
-    assert (tmp_path / "work" / "masks-adapted-pvp-points-0" / "test-0.png").is_file()
+    pictures = draw_overlays(tmp_path / "work", tmp_path / "pictures", 0, setting)
+    assert [file.name for file in pictures] == ["test-0.png", "held-out games-0.png"]
+    assert np.asarray(Image.open(pictures[0])).shape[1] > 6 * 160  # the truth and five arms
     points = checkpoint.read_training(tmp_path / "work" / "masks-frozen-none-points-0" / "last")
     assert points["started_from"]["arguments"]["mask"] == "head"
 
