@@ -107,6 +107,8 @@ class Imitation(Lesson):
     With a readout of a weight above 0, its own cross-entropy is added.
     """
 
+    vlm: PixelVLM
+
     def __init__(
         self,
         vlm: PixelVLM,

@@ -33,7 +33,7 @@ class Args(dagger.Rounds, policy_gradient.Ppo, clone.Args):
 
     method: Literal["dagger", "ppo"] = "dagger"
     """dagger: learn from a teacher's labels of what the policy saw; ppo: from the rewards of what it did."""
-    init: Annotated[Path, tyro.conf.arg(name="checkpoint")] = field()  # type: ignore[assignment]
+    init: Annotated[Path, tyro.conf.arg(name="checkpoint")] = field()
     """The policy to improve."""
     data: tuple[Path, ...] = ()
     """Demonstrations to learn from beside the recordings."""

@@ -115,7 +115,7 @@ class Recording:
             self._start(turn)
         if self._video:
             found = self._highlight
-            self._video.step(turn, found and Shown(found.words, found.find(turn)))
+            self._video.step(turn, Shown(found.words, found.find(turn)) if found else None)
         if self._window:
             self._window.show(turn.frame)
         row = self.games[-1]

@@ -150,8 +150,8 @@ def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> li
         for regime in setting.regimes:
             seconds = regime.steps * regime.seconds_a_step + 150
             for encoder in reversed(ENCODERS):  # the one that is to succeed shows first whether it does
-                key = {"regime": regime.name, "encoder": encoder, "seed": seed}
-                found.append(Job(key, seconds, partial(measure_arm, setting, regime, encoder, seed, work)))
+                arm = {"regime": regime.name, "encoder": encoder, "seed": seed}
+                found.append(Job(arm, seconds, partial(measure_arm, setting, regime, encoder, seed, work)))
     return found
 
 

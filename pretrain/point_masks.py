@@ -52,9 +52,9 @@ def draw_points(own: np.ndarray, others: np.ndarray, count: int, rng: np.random.
     shares = list(SHARES)
     if not groups[1].any():  # as in the lab: the ring has the share of other objects where there are none
         shares[2] += shares[1]
-    shares = np.array([share if group.any() else 0.0 for share, group in zip(shares, groups, strict=True)])
+    there = np.array([share if group.any() else 0.0 for share, group in zip(shares, groups, strict=True)])
     flat = [np.flatnonzero(group) for group in groups]
-    chosen = rng.choice(len(groups), count, p=shares / shares.sum())
+    chosen = rng.choice(len(groups), count, p=there / there.sum())
     places = np.array([flat[group][rng.integers(len(flat[group]))] for group in chosen])
     return np.stack(np.divmod(places, len(own)), axis=1)
 
@@ -115,7 +115,7 @@ class PointQuestions(Dataset):
 
 def _each_and_others(masks: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return each mask of bool[K, H, W] with the union of all, what is also referred to."""
-    union = masks.any(0)
+    union = np.logical_or.reduce(masks)
     return [(mask, union) for mask in masks]
 
 

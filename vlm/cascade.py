@@ -71,7 +71,7 @@ def _attending(vlm: PixelVLM) -> Iterator[None]:
     """Let the decoder attend by this module's function for a while."""
     if not getattr(vlm.decoder, "_supports_attention_backend", False):
         raise VlmError(f"{type(vlm.decoder).__name__} computes attention in a way of its own; pack by mask instead")
-    config = vlm.decoder.config
+    config: Any = vlm.decoder.config
     before = config._attn_implementation
     config._attn_implementation = NAME
     try:
