@@ -86,7 +86,7 @@ class Setting:
     shares: tuple[float, ...] = (1.0, 0.1)
     kept: int = 3
     decisions: int = 1024
-    clone_steps: int = 600
+    clone_steps: int = 1800
     warmup_steps: int = 50
     batch_size: int = 64
     learning_rate: float = 3e-4
@@ -167,7 +167,7 @@ def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> li
                 key = {"encoder": encoder, "pvp": pvp, "share": share, "seed": seed}
                 whole = share == setting.shares[0]  # what comes after starts from the same
                 start = seconds_to_start(setting.frames, encoder, pvp, seed, setting.taught) if whole else 0
-                seconds = start + setting.clone_steps * 0.5 + 180
+                seconds = start + setting.clone_steps * 0.45 + 180
                 found.append(Job(key, seconds, partial(measure_arm, setting, encoder, pvp, share, seed, work)))
     return found
 
