@@ -5,8 +5,8 @@
 One expression about one frame of a game, from pixels to the answer, turn and turn about, float32 without gradients;
 each turn asks for the next of a few things. The text answer is one word and its end, the least that a model can say: is
 the one place asked about part of what is meant? The mask head reads image and expression once and gives a mask of every
-pixel; points are 0 or 1 at the places of a grid, every second one first and those between where it is not clear, so
-that their time depends on what the model knows: it is the one that the repository ships.
+pixel; points are 0 or 1 at the places of a grid, every second one first and those between where it is not clear. So
+their time depends on what the model knows; one that was not taught points is in doubt everywhere and asked everywhere.
 """
 
 import sys
@@ -26,7 +26,7 @@ from envs.errors import EnvsError
 from pretrain.refer import frame_of
 from vlm import checkpoint
 from vlm.answers import answer_questions
-from vlm.mask_finder import load_finder
+from vlm.mask_finder import POINTS, MaskFinder, load_finder
 from vlm.point_masks import PointLanguage
 from vlm.shipped import SHIPPED_REFER
 
@@ -41,7 +41,7 @@ class Args:
     out: Path
     """The result JSON."""
     checkpoint: Path = SHIPPED_REFER
-    """The model, taught both ways to a mask (`pretrain.refer --mask both`)."""
+    """The model, which has a mask head, and better was taught points as well (`pretrain.refer --mask both`)."""
     grid: int = 64
     """Places of points along each side."""
     rounds: int = 16
@@ -59,8 +59,7 @@ class Sides:
     """One model, asked about one frame in three ways; the head has a copy, whose encoder hands out its maps."""
 
     def __init__(self, args: Args):
-        self.points = load_finder(args.checkpoint, by_points=True)
-        self.points.grid = args.grid
+        self.points = MaskFinder(checkpoint.load(args.checkpoint), None, args.grid)
         self.head = load_finder(args.checkpoint)
         self.stack = frame_of(GAME, 0)[None]
 
@@ -100,7 +99,8 @@ def measure(args: Args) -> list[dict[str, Any]]:
             took[name].append(timed(way, WORDS[number % len(WORDS)]))
     text, head, points = (float(np.median(took[name])) for name in ways)
     model = checkpoint.content_hash(args.checkpoint)
-    about = {"model": model, "precision": "float32", "threads": args.threads, "unit": "milliseconds, median"}
+    taught = POINTS in checkpoint.read_training(args.checkpoint)
+    about = {"model": model, "taught points": taught, "precision": "float32", "threads": args.threads, "unit": "milliseconds, median"}
     return [
         row("mask head", head, "the shortest text answer", text, args.rounds) | about,
         row(f"points of a {args.grid} x {args.grid} grid", points, "mask head", head, args.rounds) | about,
