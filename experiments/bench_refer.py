@@ -100,7 +100,8 @@ def measure(args: Args) -> list[dict[str, Any]]:
     text, head, points = (float(np.median(took[name])) for name in ways)
     model = checkpoint.content_hash(args.checkpoint)
     taught = POINTS in checkpoint.read_training(args.checkpoint)
-    about = {"model": model, "taught points": taught, "precision": "float32", "threads": args.threads, "unit": "milliseconds, median"}
+    about = {"model": model, "taught points": taught, "precision": "float32", "threads": args.threads}
+    about |= {"unit": "milliseconds, median"}
     return [
         row("mask head", head, "the shortest text answer", text, args.rounds) | about,
         row(f"points of a {args.grid} x {args.grid} grid", points, "mask head", head, args.rounds) | about,

@@ -26,7 +26,7 @@ from PIL import Image
 
 from envs.objects import COLOURS, find_objects
 from experiments import pvp_nano
-from experiments.arms import ARMS, SHUFFLED, seconds_to_start, teach_pixels
+from experiments.arms import ARMS, seconds_to_start, teach_pixels
 from experiments.jobs import Job
 from experiments.pvp_nano import frames_of
 from pretrain import refer
@@ -85,11 +85,12 @@ def prepare(setting: Setting = NANO) -> None:
 def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> list[Job]:
     """Return the jobs: floors, then every arm with every seed and both ways to a mask."""
     found = [Job({"arm": "floors"}, 60, partial(measure_floors, setting))]
+    arms = [(seed, *arm) for seed in seeds or SEEDS for arm in ARMS]
+    taught = {arm: seconds_to_start(setting.frames, *arm[1:], arm[0], setting.taught) for arm in arms}
     for way, (step, asked) in zip(WAYS, ((0.5, 60), (1.0, 600)), strict=True):
-        arms = [(seed, *arm) for seed in seeds or SEEDS for arm in ARMS]
-        for seed, encoder, pvp in sorted(arms, key=lambda arm: arm[2] == SHUFFLED):  # which nothing else has taught yet
+        for seed, encoder, pvp in sorted(arms, key=taught.__getitem__):  # those that have pixels to learn come last
             key = {"encoder": encoder, "pvp": pvp, "mask": way, "seed": seed}
-            start = seconds_to_start(setting.frames, encoder, pvp, seed, setting.taught) if way == WAYS[0] else 0
+            start = taught[seed, encoder, pvp] if way == WAYS[0] else 0
             seconds = start + steps_of(setting, way) * step + asked
             found.append(Job(key, seconds, partial(measure_arm, setting, encoder, pvp, way, seed, work)))
     return found

@@ -151,7 +151,7 @@ class MaskHead(nn.Module):
         self.sides = nn.ModuleList(_Side(width, shape.width) for width in shape.widths)
         looks = [2, *(1 for _ in shape.widths[1:])]  # where objects lie, the finest map, twice as far
         self.near = nn.ModuleList(nn.Sequential(*(_Near(shape.width) for _ in range(n))) for n in looks)
-        self.unfold = nn.Sequential(nn.GELU(), nn.Conv2d(shape.width, shape.fine * self.block**2, 1))
+        self.unfold = nn.Conv2d(shape.width, shape.fine * self.block**2, 1)
         self.word = nn.Sequential(nn.LayerNorm(shape.state), nn.Linear(shape.state, 4 * shape.width), nn.GELU())
         self.query = nn.Linear(4 * shape.width, shape.fine + 4 * shape.waves + 1)
         nn.init.constant_(self.query.bias[-1:], RARE)
@@ -187,15 +187,28 @@ class MaskHead(nn.Module):
                 own = own + functional.interpolate(seen, size=own.shape[2:], mode="nearest")
             seen = self.near[number](own)
         assert seen is not None
-        pixels = functional.pixel_shuffle(self.unfold(seen), self.block)  # [B, F, rows, columns]
         words = torch.einsum("bkld,bkl->bkd", self.word(states), shares.to(states.dtype))
         looks, rows, columns, common = self.query(words).split(
             [self.shape.fine, 2 * self.shape.waves, 2 * self.shape.waves, 1], dim=-1
         )  # [B, K, ...]
-        logits = torch.einsum("bkf,bfhw->bkhw", looks, pixels) / self.shape.fine**0.5
-        down = rows.float() @ waves(pixels.shape[2], self.shape.waves, pixels.device)
-        along = columns.float() @ waves(pixels.shape[3], self.shape.waves, pixels.device)
-        return logits.float() + down[..., :, None] + along[..., None, :] + common.float()[..., None]
+        logits = self._unfold(seen, looks).float()
+        down = rows.float() @ waves(logits.shape[2], self.shape.waves, logits.device)
+        along = columns.float() @ waves(logits.shape[3], self.shape.waves, logits.device)
+        return logits + down[..., :, None] + along[..., None, :] + common.float()[..., None]
+
+    def _unfold(self, seen: Tensor, looks: Tensor) -> Tensor:
+        """Return the products [B, K, rows, columns] of looks [B, K, F] with every pixel's features, which are never
+        made: a look and the unfolding of a place are one kernel, since both are linear.
+        """
+        unfold, block = self.unfold, self.block**2
+        weight = unfold.weight.view(-1, block, unfold.in_channels)  # [F, j, W]
+        assert unfold.bias is not None
+        bias = unfold.bias.view(-1, block)  # [F, j]
+        looks = looks / self.shape.fine**0.5
+        kernels = torch.einsum("bkf,fjw->bkjw", looks, weight.to(looks.dtype)).flatten(1, 2)  # [B, K * j, W]
+        offsets = (looks @ bias.to(looks.dtype)).flatten(1)  # [B, K * j]
+        found = kernels @ functional.gelu(seen).flatten(2) + offsets[..., None]
+        return functional.pixel_shuffle(found.unflatten(-1, seen.shape[2:]), self.block)
 
     def save(self, directory: Path) -> None:
         """Write the head beside its model, which plain transformers loads all the same."""
