@@ -16,6 +16,7 @@ import difflib
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -104,8 +105,20 @@ def do(job: Job) -> Done:
     return job, job.run(), time.monotonic() - began
 
 
-def do_aside(job: Job, log: Path, threads: int) -> Done:
+def end_with(parent: int) -> None:
+    """Watch from a thread, and end this process when the one that began it has ended, by a kill say."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def do_aside(job: Job, log: Path, threads: int, parent: int) -> Done:
     """Do a job in a process of its own, on so many threads; what it says goes to a file."""
+    end_with(parent)
     torch.set_num_threads(threads)
     multiprocessing.set_start_method(None, force=True)  # what this process starts, it starts as any other would
     with log.open("a") as file, redirect_stdout(file), redirect_stderr(file):
@@ -121,7 +134,8 @@ def do_together(jobs: list[Job], processes: int, logs: Path, say: Callable[[str]
     with ProcessPoolExecutor(processes, mp_context=spawn, max_tasks_per_child=1) as pool:
         names = ["-".join(str(value) for value in job.key.values()) for job in jobs]
         started = [
-            pool.submit(do_aside, job, logs / f"{name}.log", threads) for job, name in zip(jobs, names, strict=True)
+            pool.submit(do_aside, job, logs / f"{name}.log", threads, os.getpid())
+            for job, name in zip(jobs, names, strict=True)
         ]
         say(f"{processes} at a time; what they say is in {logs}/*.log")
         try:

@@ -1,10 +1,15 @@
 """Named experiments accumulate rows, do nothing twice and go on where they were interrupted."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import psutil
 import pytest
 
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
@@ -28,6 +33,7 @@ from pretrain.captions import caption_tokenizer
 from pretrain.pixel_values import PixelValues
 from vlm import checkpoint
 from vlm.clip import build_clip
+from vlm.provenance import ROOT
 
 
 def counting(calls, number):
@@ -72,6 +78,47 @@ def test_jobs_in_processes_of_their_own_give_the_same_rows_and_write_logs(tmp_pa
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert sorted((row["seed"], row["square"]) for row in rows) == [(0, 0), (1, 1), (2, 4)]
     assert (tmp_path / "logs" / "square-2.log").read_text() == "squaring\n"
+
+
+LINGERING = """
+import os, pathlib, time
+from experiments.jobs import Job
+from experiments.run import run_jobs
+
+def linger():
+    pathlib.Path("worker").write_text(str(os.getpid()))
+    time.sleep(120)
+    return []
+
+if __name__ == "__main__":
+    run_jobs("other", [Job({"seed": 0}, 1, linger)], pathlib.Path("r.json"), processes=2)
+"""
+
+
+def test_what_a_killed_run_had_begun_ends_with_it(tmp_path):
+    (tmp_path / "lingering.py").write_text(LINGERING)
+    paths = os.pathsep.join([str(ROOT), *sys.path])
+    begun = subprocess.Popen([sys.executable, "lingering.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths})
+    wait_until(lambda: (tmp_path / "worker").exists() and (tmp_path / "worker").read_text())
+    worker = int((tmp_path / "worker").read_text())
+    assert not has_ended(worker)
+    begun.kill()
+    begun.wait()
+    wait_until(lambda: has_ended(worker))
+
+
+def wait_until(true, seconds=90):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def has_ended(process):
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def fail():
