@@ -223,9 +223,13 @@ class MaskHead(nn.Module):
         if not (directory / WEIGHTS).is_file() or not (directory / SHAPE).is_file():
             raise CheckpointError(f"expected a checkpoint with a mask head, {WEIGHTS} and {SHAPE}, got {directory}")
         plain: dict[str, Any] = json.loads((directory / SHAPE).read_text())
-        widths, strides = tuple(plain["widths"]), tuple(plain["strides"])
-        head = cls(MaskShape(widths, strides, plain["state"], plain["width"], plain["fine"], plain["waves"]))
-        head.load_state_dict(load_file(directory / WEIGHTS))
+        try:
+            head = cls(MaskShape(**{**plain, "widths": tuple(plain["widths"]), "strides": tuple(plain["strides"])}))
+            head.load_state_dict(load_file(directory / WEIGHTS))
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{directory / WEIGHTS} is no mask head of this version: {str(error).splitlines()[0]}"
+            ) from error
         return head.eval()
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText
 
@@ -146,3 +147,15 @@ def test_a_head_lies_beside_its_model_which_plain_transformers_loads(parts, tmp_
     _, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "run", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
+
+
+def test_a_head_of_another_version_is_refused_by_name(parts, tmp_path):
+    _, head, _ = parts
+    head.save(tmp_path)
+    weights = {name.replace("unfold.", "unfold.1."): tensor for name, tensor in head.state_dict().items()}
+    save_file(weights, tmp_path / "mask_head.safetensors")
+    with pytest.raises(CheckpointError, match=r"mask_head\.safetensors is no mask head of this version"):
+        MaskHead.load(tmp_path)
+    (tmp_path / "mask_head.json").write_text('{"widths": [4], "strides": [4], "smooth": 3}')
+    with pytest.raises(CheckpointError, match="is no mask head of this version: .*smooth"):
+        MaskHead.load(tmp_path)
