@@ -157,5 +157,5 @@ def test_a_head_of_another_version_is_refused_by_name(parts, tmp_path):
     with pytest.raises(CheckpointError, match=r"mask_head\.safetensors is no mask head of this version"):
         MaskHead.load(tmp_path)
     (tmp_path / "mask_head.json").write_text('{"widths": [4], "strides": [4], "smooth": 3}')
-    with pytest.raises(CheckpointError, match="is no mask head of this version: .*smooth"):
+    with pytest.raises(CheckpointError, match=r"is no mask head of this version: .*smooth"):
         MaskHead.load(tmp_path)
