@@ -113,7 +113,7 @@ class Imitation(Lesson):
         self,
         vlm: PixelVLM,
         prompts: dict[str, tuple[str, tuple[str, ...]]],
-        bf16: bool,
+        bf16: bool | None,
         readout: Readout | None = None,
         weight: float = 1.0,
     ):

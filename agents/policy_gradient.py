@@ -33,6 +33,7 @@ from vlm import checkpoint
 from vlm.choices import ChoiceScorer
 from vlm.freezing import TrainablePlan, parameter_groups
 from vlm.model import PixelVLM
+from vlm.precision import autocast
 from vlm.prompts import action_prompt
 
 STATE, RESULT = "state", "improve.json"
@@ -154,7 +155,7 @@ class PolicyGradient:
         rates: tuple[float, float],
         seed: int = 0,
         first: int = 600,
-        bf16: bool = False,
+        bf16: bool | None = False,
     ):
         self.settings, self.seed, self.vlm = settings, seed, vlm
         self.bf16 = bf16
@@ -192,7 +193,7 @@ class PolicyGradient:
         return {"stretch": self.done, **scores, **figures}
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.vlm.device.type, torch.bfloat16, enabled=self.bf16)
+        return autocast(self.vlm.device, self.bf16)
 
     @torch.no_grad()
     def _decide(self, stacks: np.ndarray, number: int) -> Decision:

@@ -29,6 +29,7 @@ from vlm.answers import answer_questions
 from vlm.choices import prompt_ids
 from vlm.model import PixelVLM
 from vlm.packing import read_questions
+from vlm.precision import in_bfloat16
 from vlm.presets import build
 from vlm.prompts import IMAGE, PIXEL_PREFIX, pixel_answer, pixel_prompt
 from vlm.trainer import Lesson
@@ -52,8 +53,8 @@ class Args:
     """Images a training step, on both sides."""
     questions: int = 96
     """Questions behind each image where they are packed; the rival asks one."""
-    bf16: bool = True
-    """Train in bfloat16 where that is safe, on both sides; the weights stay float32."""
+    bf16: bool | None = None
+    """Train in bfloat16 where that is safe, on both sides; None does where the device has it natively."""
     grid: int = 64
     """Rows and columns of the grid that is reconstructed."""
     rounds: int = 3
@@ -206,7 +207,7 @@ def training_row(args: Args) -> dict:
         "rival_is": "one question an image, the class's own forward and loss, as many images a step",
         "ratio": round(max(mask, cache) / rival, 2),
         "unit": "questions per second, forward and backward, median over steps",
-        "precision": "bf16" if args.bf16 else "f32",
+        "precision": "bf16" if in_bfloat16(step.vlm.device, args.bf16) else "f32",
         "images": args.images,
         "questions": args.questions,
         "n": args.rounds,

@@ -12,6 +12,7 @@ scores of one policy in one game, and beside them how well it foretells its teac
 weak policies are noisy, and a loss over a thousand decisions is not.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from agents import clone, record
 from agents.demonstrations import load_lessons
@@ -26,6 +28,7 @@ from agents.random_agent import RandomAgent
 from agents.rollout import play_games
 from agents.vlm_agent import VlmAgent
 from envs.atari import make_envs
+from envs.episodes import INFO
 from envs.games import find_game
 from envs.protocol import MACHADO2018, Protocol, episode_seeds
 from experiments import pvp_nano
@@ -44,7 +47,7 @@ PIXELS = replace(
     pvp_nano.NANO,
     games=(*pvp_nano.NANO.games, *GAMES),
     strangers=(),
-    preset="nano",
+    preset="micro",
     tower=None,
     start=START / "last",
     regimes=(replace(pvp_nano.OPEN, steps=1500, images=16, questions=16, seconds_a_step=0.5),),
@@ -77,11 +80,11 @@ class Setting:
     """
 
     frames: pvp_nano.Setting = PIXELS
-    start_steps: int = 1200
+    start_steps: int = 800
     taught: Path = Path("runs/games-nano")
     teachers: tuple[Teacher, ...] = (
-        Teacher("Carnival", "planner", 20, 0.05, 10),
-        Teacher("MsPacman", "pathfinder", 40, 0.08, 40, 24_000),
+        Teacher("Carnival", "vlm", 20, 0.05, 10),
+        Teacher("MsPacman", "pathfinder", 20, 0.08, 40, 24_000),
     )
     shares: tuple[float, ...] = (1.0, 0.1)
     kept: int = 3
@@ -133,7 +136,23 @@ def teach_captions(setting: Setting) -> Path:
 
 def demonstrations(setting: Setting, teacher: Teacher, share: float) -> Path:
     """Return a share of a teacher's games, the first ones, recorded now if they are not there or not all there."""
-    return _record(setting, teacher, max(1, round(teacher.episodes * share)))
+    whole, episodes = _record(setting, teacher, teacher.episodes), max(1, round(teacher.episodes * share))
+    return whole if episodes == teacher.episodes else _first_games(whole, episodes)
+
+
+def _first_games(whole: Path, episodes: int) -> Path:
+    """Return the first games of a dataset as one of their own."""
+    place = whole.with_name(f"{whole.name}-first-{episodes}")
+    with FileLock(whole.with_name(f"{place.name}.lock")):  # several arms ask for the same
+        if not place.exists():
+            building = whole.with_name(f"{place.name}.building")
+            shutil.rmtree(building, ignore_errors=True)
+            (building / "data").mkdir(parents=True)
+            shutil.copy(whole / INFO, building)
+            for file in sorted((whole / "data").glob("episode-*.parquet"))[:episodes]:
+                shutil.copy(file, building / "data")
+            building.rename(place)
+    return place
 
 
 def kept_games(setting: Setting, teacher: Teacher) -> Path:

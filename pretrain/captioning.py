@@ -138,7 +138,7 @@ class Captioning(Lesson):
 
     vlm: PixelVLM
 
-    def __init__(self, vlm: PixelVLM, bf16: bool, attention: str = "sdpa"):
+    def __init__(self, vlm: PixelVLM, bf16: bool | None, attention: str = "sdpa"):
         super().__init__(vlm, bf16, attention)
         prompt = vlm.tokenizer(CAPTION_PREFIX, add_special_tokens=False)["input_ids"]
         self.shared = torch.tensor(prompt[:-1])

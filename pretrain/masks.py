@@ -65,7 +65,7 @@ class Masks(Lesson):
 
     vlm: PixelVLM
 
-    def __init__(self, vlm: PixelVLM, head: MaskHead, bf16: bool, attention: str = "sdpa"):
+    def __init__(self, vlm: PixelVLM, head: MaskHead, bf16: bool | None, attention: str = "sdpa"):
         super().__init__(vlm, bf16, attention)
         self.head, self.maps = head, EncoderMaps(vlm)
         self.shared = expression_tokens(vlm, [["object"]])[0]

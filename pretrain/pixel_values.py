@@ -138,7 +138,9 @@ class PixelValues(Lesson):
 
     vlm: PixelVLM
 
-    def __init__(self, vlm: PixelVLM, bf16: bool, language: PixelLanguage, soft: float = 0.0, attention: str = "sdpa"):
+    def __init__(
+        self, vlm: PixelVLM, bf16: bool | None, language: PixelLanguage, soft: float = 0.0, attention: str = "sdpa"
+    ):
         super().__init__(vlm, bf16, attention)
         self.language = language
         if soft and language.numbers is None:

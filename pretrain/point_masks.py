@@ -124,7 +124,7 @@ class PointMasks(Lesson):
 
     vlm: PixelVLM
 
-    def __init__(self, vlm: PixelVLM, bf16: bool, attention: str = "sdpa"):
+    def __init__(self, vlm: PixelVLM, bf16: bool | None, attention: str = "sdpa"):
         super().__init__(vlm, bf16, attention)
         self.language = PointLanguage.of(vlm)
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from vlm.errors import VlmError
 from vlm.model import PixelModel, PixelVLM
 from vlm.packing import read_questions
+from vlm.place_heads import place_heads
 
 RIDGE = 1e-2  # times the mean square of the features
 KEEP = 0.3  # of a fitted head's own weights
@@ -169,9 +170,11 @@ def _inputs(vlm: PixelVLM, layer: Any, asked: Asked) -> _Seen:
 
 
 def _heads(attention: Any) -> tuple[Tensor, Tensor, int]:
-    """Return views of the weights of queries and keys, [heads, width, D], and the width of a head."""
+    """Return views of the weights of queries and keys, [heads, width, D], of the free heads, and a head's width."""
     width = attention.head_dim
-    return attention.q_proj.weight.unflatten(0, (-1, width)), attention.k_proj.weight.unflatten(0, (-1, width)), width
+    free = place_heads(attention)  # those that look at places go on doing so
+    queries, keys = (p.weight.unflatten(0, (-1, width))[free:] for p in (attention.q_proj, attention.k_proj))
+    return queries, keys, width
 
 
 def _slow(width: int) -> Tensor:

@@ -53,6 +53,17 @@ class RestingNorm(nn.BatchNorm2d):
         )
 
 
+def _lay(planes: list[Tensor], rows: int, columns: int) -> Tensor:
+    """Return planes [B, H, W, C] side by side in [B, rows, columns, all channels], black where they do not reach."""
+    if torch.jit.is_tracing():  # a traced graph knows no slices that are written to, and joins planes fast
+        fill = [(0, 0, 0, columns - plane.shape[2], 0, rows - plane.shape[1]) for plane in planes]
+        return torch.cat([functional.pad(plane, by) for plane, by in zip(planes, fill, strict=True)], dim=-1)
+    seen = planes[0].new_zeros(len(planes[0]), rows, columns, sum(plane.shape[-1] for plane in planes))
+    for plane, part in zip(planes, seen.split([plane.shape[-1] for plane in planes], dim=-1), strict=True):
+        part[:, : plane.shape[1], : plane.shape[2]] = plane
+    return seen
+
+
 class PixelModel(ABC):
     """A model and what it takes to ask it: `model` (transformers' own class), `tokenizer` and `view`.
 
@@ -132,16 +143,16 @@ class PixelModel(ABC):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
         height, width = frames.shape[2:4]
         rows, columns = self._shape(height, width)
-        planes = frames.to(dtype)  # [B, history, H, W, 3]
-        now = planes[:, -1]
-        past = [(now - planes[:, earlier]) * self.view.motion for earlier in range(self.history - 1)]
-        seen = torch.cat([now, *past], dim=-1).mul_(1 / 256)
-        seen = functional.pad(seen, (0, 0, 0, columns - width, 0, rows - height))
+        seen = [frames[:, index].to(dtype) * (1 / 256) for index in range(self.history)]  # [B, H, W, 3] each
+        now, *earlier = reversed(seen)
+        past = [(now - frame) * self.view.motion for frame in reversed(earlier)]
+        places: list[Tensor] = []
         if self.view.places:
             down, along = (torch.arange(n, device=self.device).add(0.5).div(n / 4).sub(2) for n in (rows, columns))
-            places = torch.stack([down[:, None].expand(rows, columns), along.expand(rows, columns)], dim=-1).to(dtype)
-            seen = torch.cat([seen, places.expand(len(seen), -1, -1, -1)], dim=-1)
-        return seen.permute(0, 3, 1, 2)  # channels last in memory, as frames are and as convolutions like it
+            grid = torch.stack([down[:, None].expand(rows, columns), along.expand(rows, columns)], dim=-1)
+            places = [grid.to(dtype).expand(len(now), -1, -1, -1)]
+        # channels last in memory, as frames are and as convolutions like it
+        return _lay([now, *past, *places], rows, columns).permute(0, 3, 1, 2)
 
     def _shape(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns that the encoder is shown frames of a size in."""

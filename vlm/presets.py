@@ -32,6 +32,7 @@ from transformers import (
 
 from vlm.errors import VlmError
 from vlm.model import PixelVLM, View
+from vlm.place_heads import start_place_heads
 from vlm.tokenizer import build_tokenizer
 
 
@@ -43,7 +44,9 @@ class Preset:
     width, depth and number of heads of a CLIP tower; text_*: of the decoder; spread: standard deviation of the
     initial weights, about one over the root of the widths, since the library's default is made for widths ten times as
     large; view: how it is shown frames; patch: the side of a CLIP tower's patches, in pixels; rope: the base of the
-    decoder's rotary positions, the larger the more of a head is free to match content far away.
+    decoder's rotary positions, the larger the more of a head is free to match content far away; head_width: of each of
+    the decoder's heads, 0 for the width shared by them; looks: whether half of them begin by looking at places
+    (`vlm.place_heads`).
     """
 
     widths: tuple[int, ...]
@@ -57,14 +60,18 @@ class Preset:
     heads: int = 1
     patch: int = 18
     rope: float = 10_000.0
+    head_width: int = 0
+    looks: bool = False
 
 
 GAME = View(history=2, motion=8, places=True)
 CANVAS = View(canvas=216)
+IMAGE_TOKENS = 35  # of a frame of any game in a model without a canvas: 7 rows of 5
 
 PRESETS = {
     "tiny": Preset((4, 8, 16, 32), (1, 1, 1), 32, 1, 2, 64, 0.1, GAME),
-    "nano": Preset((16, 48, 96, 192), (1, 1, 1), 256, 3, 4, 1024, 0.06, GAME),
+    "micro": Preset((8, 32, 64, 128), (1, 1, 1), 128, 3, 16, 512, 0.06, GAME, rope=100, head_width=16, looks=True),
+    "nano": Preset((16, 48, 96, 192), (1, 1, 1), 256, 3, 16, 1024, 0.06, GAME, rope=100, looks=True),
     "tiny-clip": Preset((32,), (2,), 32, 3, 2, 64, 0.1, CANVAS, heads=2, patch=36, rope=1e6),
     "nano-clip": Preset((192,), (6,), 256, 3, 4, 704, 0.06, CANVAS, heads=3, rope=1e6),
     "small": Preset((64, 128, 256, 512), (2, 2, 4), 512, 6, 8, 1408, 0.04, GAME),
@@ -98,7 +105,10 @@ def build(name: str, seed: int = 0, tokenizer: PreTrainedTokenizerFast | None = 
             if preset.view.canvas
             else FastVlmForConditionalGeneration(FastVlmConfig(**parts))
         )
-    return PixelVLM(model.eval(), tokenizer, preset.view)
+    vlm = PixelVLM(model.eval(), tokenizer, preset.view)
+    if preset.looks:
+        start_place_heads(vlm, IMAGE_TOKENS)
+    return vlm
 
 
 def _build_llava(preset: Preset, parts: dict[str, Any]) -> LlavaForConditionalGeneration:
@@ -147,6 +157,8 @@ def _text_config(preset: Preset, tokenizer) -> LlamaConfig:
         num_attention_heads=preset.text_heads,
         num_key_value_heads=preset.text_heads,
         intermediate_size=preset.text_mlp,
+        head_dim=preset.head_width or preset.text_width // preset.text_heads,
+        attention_bias=preset.looks,
         initializer_range=preset.spread,
         max_position_embeddings=4096,
         rope_parameters={"rope_type": "default", "rope_theta": preset.rope},

@@ -22,8 +22,8 @@ class Schedule:
     """Seed of new weights and of all that is drawn."""
     save_every: int = 500
     """Steps between checkpoints."""
-    bf16: bool = True
-    """Compute in bfloat16 where that is safe; the weights stay float32."""
+    bf16: bool | None = None
+    """Compute in bfloat16 where that is safe, the weights stay float32; None does where the device has it natively."""
     workers: int = 1
     """Processes that make batches ahead."""
 

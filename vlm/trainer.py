@@ -12,13 +12,14 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from vlm import lora
 from vlm.model import PixelModel
+from vlm.precision import autocast
 from vlm.schedule import Schedule
 
 
 class Lesson(nn.Module):
     """What is trained: a subclass whose forward takes a batch and returns `loss` and what else is worth logging."""
 
-    def __init__(self, vlm: PixelModel, bf16: bool, attention: str = "eager"):
+    def __init__(self, vlm: PixelModel, bf16: bool | None, attention: str = "eager"):
         super().__init__()
         # on a CPU, backward through sdpa is a fifth slower than eager over few tokens, and faster over hundreds
         vlm.set_attention(attention)
@@ -28,7 +29,7 @@ class Lesson(nn.Module):
 
     def autocast(self) -> torch.autocast:
         """Compute in bfloat16 where that is safe, if asked to."""
-        return torch.autocast(self.vlm.device.type, torch.bfloat16, enabled=self.bf16)
+        return autocast(self.vlm.device, self.bf16)
 
     def save(self, directory: Path, record: dict[str, Any]) -> None:
         """Write a checkpoint of what is trained."""

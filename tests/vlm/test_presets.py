@@ -13,6 +13,7 @@ def count(vlm):
 
 SIZES = {
     "tiny": (1e4, 2e5),
+    "micro": (1e6, 2e6),
     "tiny-clip": (1e4, 2e5),
     "nano": (3.9e6, 1e7),
     "nano-clip": (3.9e6, 1e7),
