@@ -60,7 +60,10 @@ class Args(Schedule):
     steps: int = 4000
     """Optimizer steps."""
     batch_size: int = 64
-    """Decisions a step, shared evenly by the games."""
+    """Decisions a step, shared evenly by the games, or by --shares."""
+    shares: tuple[str, ...] = ()
+    """What games have of a step where that is not the same, as in `--shares MsPacman=3`; the others have 1. For a game
+    that takes longer to learn."""
     learning_rate: float = 3e-4
     """Peak learning rate of the decoder, after a linear warm-up and before a cosine to zero."""
     encoder_learning_rate: float = 1e-3
@@ -95,10 +98,21 @@ class Args(Schedule):
             raise EnvsError(f"--readout must be at least 0, got {self.readout}")
         if not 0 <= self.readout_first < 1:
             raise EnvsError(f"--readout-first must be at least 0 and less than 1, got {self.readout_first}")
+        self.game_shares()
         if self.targets not in ("soft", "hard"):
             raise EnvsError(f"expected --targets soft or hard, got {self.targets!r}")
         if self.select_every and self.select_every % self.save_every:
             raise EnvsError("--select-every must be a multiple of --save-every")
+
+    def game_shares(self) -> dict[str, float]:
+        """Return the share of each game that `shares` names."""
+        found = {}
+        for given in self.shares:
+            name, _, share = given.partition("=")
+            if not share.replace(".", "", 1).isdecimal() or float(share) <= 0:
+                raise EnvsError(f"--shares: expected GAME=NUMBER above 0, as in MsPacman=3, got {given!r}")
+            found[find_game(name).name] = float(share)
+        return found
 
 
 class Imitation(Lesson):
@@ -276,7 +290,7 @@ def make_imitation(vlm: PixelVLM, lessons: list[TaughtGame], args: Args) -> tupl
         groups.append({"params": list(readout.parameters()), "lr": rate, "weight_decay": args.weight_decay})
     mirrored = {find_game(name).name for name in args.mirror}
     alone = round(args.readout_first * args.steps) if readout else 0
-    batches = Batches(lessons, vlm.history, args.batch_size, args.steps, args.seed, mirrored, alone)
+    batches = Batches(lessons, vlm.history, args.batch_size, args.steps, args.seed, mirrored, alone, args.game_shares())
     return Imitation(vlm, prompts, args.bf16, readout, args.readout or 1.0), batches, groups
 
 

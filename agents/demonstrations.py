@@ -4,7 +4,7 @@ Where a dataset holds a teacher's value of every action, a target is soft: near-
 drawn from a seed and the step's number alone.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,8 @@ class Batches(Dataset):
     """Step i's batch, drawn from the seed and i alone, so that a resumed run sees what an unbroken one would.
 
     A batch has one part for each game, since a prompt is of one game, all of a size: with one game a batch, every step
-    would pull the model towards the habits of another game. Within a game, datasets have a share by their size.
+    would pull the model towards the habits of another game. Games have equal parts, or by `shares`; within a game,
+    datasets have a share by their size.
     """
 
     def __init__(
@@ -78,11 +79,17 @@ class Batches(Dataset):
         seed: int,
         mirror: Collection[str] = (),
         alone: int = 0,
+        shares: Mapping[str, float] | None = None,
     ):
         self.lessons, self.history, self.steps, self.seed, self.mirror = lessons, history, steps, seed, mirror
         self.alone = alone  # the first steps, which are for the readout (`agents.clone`)
         self.games = sorted({lesson.data.info.game for lesson in lessons})
-        self.part_size = max(1, batch_size // len(self.games))
+        if idle := set(shares or {}) - set(self.games):
+            raise EnvsError(f"expected shares of {', '.join(self.games)}, got one of {', '.join(sorted(idle))}")
+        given = [(shares or {}).get(game, 1.0) for game in self.games]
+        self.sizes = {
+            game: max(1, int(batch_size * share / sum(given))) for game, share in zip(self.games, given, strict=True)
+        }
 
     def __len__(self) -> int:
         return self.steps
@@ -93,12 +100,12 @@ class Batches(Dataset):
 
     def _part(self, game: str, rng: np.random.Generator) -> dict[str, Any]:
         lessons = [lesson for lesson in self.lessons if lesson.data.info.game == game]
-        sizes = np.array([len(lesson.rows) for lesson in lessons])
-        drawn = np.searchsorted(np.cumsum(sizes), rng.integers(sizes.sum(), size=self.part_size), side="right")
+        sizes, count = np.array([len(lesson.rows) for lesson in lessons]), self.sizes[game]
+        drawn = np.searchsorted(np.cumsum(sizes), rng.integers(sizes.sum(), size=count), side="right")
         rows = [(lessons[i], int(rng.integers(sizes[i]))) for i in drawn]
         frames = np.stack([lesson.data.frames(int(lesson.rows[row]), self.history) for lesson, row in rows])
         targets = np.stack([lesson.targets[row] for lesson, row in rows])
-        turned = rng.random(self.part_size) < 0.5
+        turned = rng.random(count) < 0.5
         if game in self.mirror:
             frames[turned] = frames[turned][:, :, :, ::-1]
             targets[turned] = targets[turned][:, mirrored_actions(lessons[0].data.info.action_names)]

@@ -3,13 +3,15 @@
     python -m experiments.run games-nano
 
 The five arms of `experiments.arms`, five training seeds, with all demonstrations and with a tenth of them: PVP should
-matter most where they are few. Every arm starts from one model of the preset `nano`, the convolutional one, that was
-taught captions and nothing of pixels or play: the semantic encoder of this experiment. (A vision transformer over
-patches learns to play nothing in steps that two cores can afford: `experiments/LOG.md`.) Then come pixel values, or
-not, and then the same teachers' games of Carnival and Ms. Pac-Man are cloned into one text policy, in the same number
-of steps, at the same rates; and it plays 30 whole games of each on published seeds, `machado2018`. A row holds the raw
-scores of one policy in one game, and beside them how well it foretells its teacher in games kept for that: scores of
-weak policies are noisy, and a loss over a thousand decisions is not.
+matter most where they are few. Every arm starts from one model of the preset `micro` that was taught captions and
+nothing of pixels or play, the semantic encoder of this experiment; it lies in `vlm/weights/micro`, so that arms on
+different machines start from the same. (A vision transformer over patches learns to play nothing in steps that two
+cores can afford: `experiments/LOG.md`.) Then come pixel values, or not, and then the same teachers' games are cloned
+into one text policy, in the same number of steps, at the same rates: Carnival from the policy that ships, which sees no
+more than its pupils do, and Ms. Pac-Man from shortest paths through the maze. It plays 30 whole games of each on
+published seeds, `machado2018`. A row holds the raw scores of one policy in one game, and beside them how well it
+foretells its teacher in games kept for that: scores of weak policies are noisy, and a loss over a thousand decisions is
+not.
 """
 
 import shutil
@@ -36,21 +38,22 @@ from experiments.arms import ARMS, seconds_to_start, teach_pixels
 from experiments.jobs import Job
 from pretrain import captioning
 from vlm import checkpoint
+from vlm.codes import start_numbers
+from vlm.shipped import SHIPPED_CAPTIONS
 
 SEEDS = (0, 1, 2, 3, 4)
 PUBLISHED = 1000  # the seed of the games of training seed 0; each has the next
 CLOSED = 7  # added to a teacher's seed for the games that no arm learns from
 
 GAMES = ("Carnival", "MsPacman")
-START = Path("runs/games-nano/captions")
 PIXELS = replace(
     pvp_nano.NANO,
     games=(*pvp_nano.NANO.games, *GAMES),
     strangers=(),
     preset="micro",
     tower=None,
-    start=START / "last",
-    regimes=(replace(pvp_nano.OPEN, steps=1500, images=16, questions=16, seconds_a_step=0.5),),
+    start=SHIPPED_CAPTIONS,
+    regimes=(replace(pvp_nano.OPEN, steps=400, images=8, questions=16, seconds_a_step=1.0),),
     flat=0.1,
     hold_gaze=0.1,
     settled=0.3,
@@ -76,11 +79,12 @@ class Setting:
     frames: what is taught before play (`experiments.pvp_nano`), from a model that `start_steps` of captions have
     taught; taught: where the training of pixels lies; teachers: of play; shares: of their demonstrations; kept: games
     of each teacher that no arm learns from, and decisions of them that are foretold; temperature: of play; games:
-    played by each policy of each kind; lanes: games in step.
+    played by each policy of each kind; lanes: games in step; game_shares: of a step of cloning, more for the game that
+    takes longer to learn.
     """
 
     frames: pvp_nano.Setting = PIXELS
-    start_steps: int = 800
+    start_steps: int = 400
     taught: Path = Path("runs/games-nano")
     teachers: tuple[Teacher, ...] = (
         Teacher("Carnival", "vlm", 20, 0.05, 10),
@@ -89,11 +93,12 @@ class Setting:
     shares: tuple[float, ...] = (1.0, 0.1)
     kept: int = 3
     decisions: int = 1024
-    clone_steps: int = 1800
-    warmup_steps: int = 50
+    clone_steps: int = 350
+    warmup_steps: int = 40
     batch_size: int = 64
-    learning_rate: float = 3e-4
-    encoder_learning_rate: float = 8e-4
+    game_shares: tuple[str, ...] = ("MsPacman=3",)
+    learning_rate: float = 7e-4
+    encoder_learning_rate: float = 1e-3
     temperature: float = 0.5
     games: int = 30
     lanes: int = 30
@@ -115,14 +120,14 @@ def prepare(setting: Setting = NANO) -> None:
 
 
 def teach_captions(setting: Setting) -> Path:
-    """Return the model that all arms start from, taught now if it is not there."""
+    """Return the model that all arms start from, taught now if it is not there; its numbers are put in order."""
     assert setting.frames.start
     if setting.frames.start.exists():
         return setting.frames.start
-    return captioning.teach(
+    taught = captioning.teach(
         captioning.Args(
             data=tuple(str(pvp_nano.frames_of(setting.frames, game)) for game in setting.frames.games),
-            out=setting.frames.start.parent,
+            out=setting.taught / "captions",
             hold_episodes=setting.frames.hold,
             preset=setting.frames.preset,
             size=setting.frames.size,
@@ -132,6 +137,10 @@ def teach_captions(setting: Setting) -> Path:
             workers=setting.workers,
         )
     )
+    vlm = checkpoint.load(taught)
+    start_numbers(vlm)
+    checkpoint.save(vlm, setting.frames.start, checkpoint.read_training(taught), half=True)
+    return setting.frames.start
 
 
 def demonstrations(setting: Setting, teacher: Teacher, share: float) -> Path:
@@ -186,7 +195,7 @@ def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> li
                 key = {"encoder": encoder, "pvp": pvp, "share": share, "seed": seed}
                 whole = share == setting.shares[0]  # what comes after starts from the same
                 start = seconds_to_start(setting.frames, encoder, pvp, seed, setting.taught) if whole else 0
-                seconds = start + setting.clone_steps * 0.45 + 180
+                seconds = start + setting.clone_steps * 1.4 + 120
                 found.append(Job(key, seconds, partial(measure_arm, setting, encoder, pvp, share, seed, work)))
     return found
 
@@ -197,7 +206,8 @@ def clone_args(setting: Setting, encoder: str, share: float, seed: int, start: P
         data=tuple(demonstrations(setting, teacher, share) for teacher in setting.teachers),
         out=out,
         init=start,
-        readout=1.0,
+        readout=0.0,
+        shares=setting.game_shares,
         steps=setting.clone_steps,
         warmup_steps=min(setting.warmup_steps, setting.clone_steps),
         batch_size=setting.batch_size,

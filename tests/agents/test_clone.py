@@ -1,6 +1,8 @@
 """Cloning makes the targets it says, learns them, resumes to the same numbers and refuses what it cannot learn from."""
 
+import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -217,12 +219,28 @@ def test_trials_by_play_keep_the_best_weights(taught, tmp_path, monkeypatch):
         (("--targets", "fuzzy"), "expected --targets soft or hard"),
         (("--preset", "nanno"), "nearest: nano"),
         (("--data", "nowhere"), "got nowhere"),
+        (("--shares", "Carnival"), "--shares: expected GAME=NUMBER above 0, as in MsPacman=3, got 'Carnival'"),
+        (("--shares", "Carnival=0"), "got 'Carnival=0'"),
+        (("--shares", "Carnivall=2"), "nearest"),
+        (("--shares", "Pong=2"), "expected shares of Carnival, got one of Pong"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(taught, tmp_path, capsys, changes, message):
     arguments = ("--data", taught, *SMALL, "--out", tmp_path / "run", *changes)
     assert command(*arguments) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_games_can_have_unequal_shares_of_a_step(taught):
+    (lesson,) = clone.load_lessons([taught], "soft", 0.4, 0.1)
+    other = replace(lesson, data=copy.copy(lesson.data))
+    other.data.info = replace(lesson.data.info, game="Pong")
+    parts = Batches([lesson, other], 2, 16, 1, 0, shares={"Pong": 3.0})[0]["parts"]
+    assert {part["game"]: len(part["frames"]) for part in parts} == {"Carnival": 4, "Pong": 12}
+    assert {part["game"]: len(part["targets"]) for part in Batches([lesson, other], 2, 16, 1, 0)[0]["parts"]} == {
+        "Carnival": 8,
+        "Pong": 8,
+    }
 
 
 def test_a_run_is_not_continued_with_other_arguments(taught, tmp_path, capsys):
