@@ -53,7 +53,7 @@ PIXELS = replace(
     preset="micro",
     tower=None,
     start=SHIPPED_CAPTIONS,
-    regimes=(replace(pvp_nano.OPEN, steps=400, images=8, questions=16, seconds_a_step=1.0),),
+    regimes=(replace(pvp_nano.OPEN, steps=400, images=16, questions=16, seconds_a_step=1.1),),
     flat=0.1,
     hold_gaze=0.1,
     settled=0.3,
