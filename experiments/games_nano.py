@@ -77,7 +77,8 @@ class Setting:
     """Everything that the experiment fixes.
 
     frames: what is taught before play (`experiments.pvp_nano`), from a model that `start_steps` of captions have
-    taught; taught: where the training of pixels lies; teachers: of play; shares: of their demonstrations; kept: games
+    taught; taught: where the training of pixels lies; teachers: of play; shares: of their demonstrations; clone_steps:
+    of cloning with each share, fewer with fewer games; kept: games
     of each teacher that no arm learns from, and decisions of them that are foretold; temperature: of play; games:
     played by each policy of each kind; lanes: games in step; game_shares: of a step of cloning, more for the game that
     takes longer to learn.
@@ -93,7 +94,7 @@ class Setting:
     shares: tuple[float, ...] = (1.0, 0.1)
     kept: int = 3
     decisions: int = 1024
-    clone_steps: int = 350
+    clone_steps: tuple[int, ...] = (350, 175)
     warmup_steps: int = 40
     batch_size: int = 64
     game_shares: tuple[str, ...] = ("MsPacman=3",)
@@ -195,9 +196,14 @@ def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> li
                 key = {"encoder": encoder, "pvp": pvp, "share": share, "seed": seed}
                 whole = share == setting.shares[0]  # what comes after starts from the same
                 start = seconds_to_start(setting.frames, encoder, pvp, seed, setting.taught) if whole else 0
-                seconds = start + setting.clone_steps * 1.4 + 120
+                seconds = start + _steps(setting, share) * 1.4 + 120
                 found.append(Job(key, seconds, partial(measure_arm, setting, encoder, pvp, share, seed, work)))
     return found
+
+
+def _steps(setting: Setting, share: float) -> int:
+    """Return the steps of cloning with a share of the demonstrations."""
+    return setting.clone_steps[setting.shares.index(share)]
 
 
 def clone_args(setting: Setting, encoder: str, share: float, seed: int, start: Path, out: Path) -> clone.Args:
@@ -208,12 +214,12 @@ def clone_args(setting: Setting, encoder: str, share: float, seed: int, start: P
         init=start,
         readout=0.0,
         shares=setting.game_shares,
-        steps=setting.clone_steps,
-        warmup_steps=min(setting.warmup_steps, setting.clone_steps),
+        steps=_steps(setting, share),
+        warmup_steps=min(setting.warmup_steps, _steps(setting, share)),
         batch_size=setting.batch_size,
         learning_rate=setting.learning_rate,
         encoder_learning_rate=0.0 if encoder == "frozen" else setting.encoder_learning_rate,
-        save_every=max(1, setting.clone_steps // 4),
+        save_every=max(1, _steps(setting, share) // 4),
         select_every=0,
         seed=seed,
         workers=setting.workers,

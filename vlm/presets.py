@@ -40,13 +40,14 @@ from vlm.tokenizer import build_tokenizer
 class Preset:
     """The dimensions of a model.
 
-    widths: of the ResNet's stem and of its stages, at strides 4, 8, 16, ...; depths: blocks of each stage; or one
-    width, depth and number of heads of a CLIP tower; text_*: of the decoder; spread: standard deviation of the
-    initial weights, about one over the root of the widths, since the library's default is made for widths ten times as
-    large; view: how it is shown frames; patch: the side of a CLIP tower's patches, in pixels; rope: the base of the
-    decoder's rotary positions, the larger the more of a head is free to match content far away; head_width: of each of
-    the decoder's heads, 0 for the width shared by them; looks: whether half of them begin by looking at places
-    (`vlm.place_heads`).
+    widths: of the ResNet's stem and of its stages, at strides 4, 8, 16, ..., and depths: blocks of each stage; or one
+    width, depth and number of heads of a CLIP tower. Strided convolutions of 1 x 1 from 8 channels or fewer to 16 or
+    fewer write past their memory in float32 (oneDNN of torch 2.13, AVX-512); text_*: of the decoder; spread: standard
+    deviation of the initial weights, about one over the root of the widths, since the library's default is made for
+    widths ten times as large; view: how it is shown frames; patch: the side of a CLIP tower's patches, in pixels; rope:
+    the base of the decoder's rotary positions, the larger the more of a head is free to match content far away;
+    head_width: of each of the decoder's heads, 0 for the width shared by them; looks: whether half of them begin by
+    looking at places (`vlm.place_heads`).
     """
 
     widths: tuple[int, ...]
@@ -69,7 +70,7 @@ CANVAS = View(canvas=216)
 IMAGE_TOKENS = 35  # of a frame of any game in a model without a canvas: 7 rows of 5
 
 PRESETS = {
-    "tiny": Preset((4, 8, 16, 32), (1, 1, 1), 32, 1, 2, 64, 0.1, GAME),
+    "tiny": Preset((16, 16, 16, 32), (1, 1, 1), 32, 1, 2, 64, 0.1, GAME),
     "micro": Preset((8, 32, 64, 128), (1, 1, 1), 128, 3, 16, 512, 0.06, GAME, rope=100, head_width=16, looks=True),
     "nano": Preset((16, 48, 96, 192), (1, 1, 1), 256, 3, 16, 1024, 0.06, GAME, rope=100, looks=True),
     "tiny-clip": Preset((32,), (2,), 32, 3, 2, 64, 0.1, CANVAS, heads=2, patch=36, rope=1e6),
