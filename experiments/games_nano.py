@@ -78,10 +78,10 @@ class Setting:
 
     frames: what is taught before play (`experiments.pvp_nano`), from a model that `start_steps` of captions have
     taught; taught: where the training of pixels lies; teachers: of play; shares: of their demonstrations; clone_steps:
-    of cloning with each share, fewer with fewer games; kept: games
-    of each teacher that no arm learns from, and decisions of them that are foretold; temperature: of play; games:
-    played by each policy of each kind; lanes: games in step; game_shares: of a step of cloning, more for the game that
-    takes longer to learn.
+    of cloning with each share, fewer with fewer games; game_shares: of a step, more for the game that takes longer to
+    learn; kept: games of each teacher that no arm learns from, and decisions of them that are foretold; temperature: of
+    play; games: played by each policy of each kind; lanes: games in step, few, since lanes whose games have ended think
+    on until the last has; engine: of play (`agents.vlm_agent`).
     """
 
     frames: pvp_nano.Setting = PIXELS
@@ -102,7 +102,8 @@ class Setting:
     encoder_learning_rate: float = 1e-3
     temperature: float = 0.5
     games: int = 30
-    lanes: int = 30
+    lanes: int = 6
+    engine: str = "openvino"
     protocol: Protocol = MACHADO2018
     workers: int = 1
 
@@ -276,7 +277,7 @@ def play(setting: Setting, game_name: str, seed: int, policy: Path | None) -> li
     game, scores = find_game(game_name), [0.0] * setting.games
     with make_envs(game, min(setting.lanes, setting.games), setting.protocol) as envs:
         agent = (
-            VlmAgent.load(policy, game, envs.action_names, "scores", setting.temperature)
+            VlmAgent.load(policy, game, envs.action_names, "scores", setting.temperature, setting.engine)
             if policy
             else RandomAgent(envs.action_names)
         )

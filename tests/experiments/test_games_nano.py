@@ -32,8 +32,8 @@ def setting(tmp_path):
     )  # fmt: skip
     return Setting(
         frames, start_steps=1, taught=tmp_path / "taught", kept=1, decisions=8, shares=(1.0, 0.5), clone_steps=(2, 1),
-        teachers=(Teacher("MsPacman", "pathfinder", 2, 0.0, 40, 80),), batch_size=4, game_shares=(), games=2, lanes=2,
-        protocol=replace(MACHADO2018, max_episode_frames=80), workers=0,
+        teachers=(Teacher("MsPacman", "pathfinder", 2, 0.0, 40, 80),), batch_size=4, game_shares=(), games=2,
+        lanes=2, engine="torch", protocol=replace(MACHADO2018, max_episode_frames=80), workers=0,
     )  # fmt: skip
 
 
