@@ -41,7 +41,7 @@ def test_maps_are_the_encoders_own_of_each_size_the_finest_first():
     maps = EncoderMaps(vlm)
     vlm.image_embeddings(vlm.pixels(scene()[0]))
     assert [tuple(found.shape) for found in maps.take()] == [
-        (2, 4, 56, 40), (2, 8, 28, 20), (2, 16, 14, 10), (2, 32, 7, 5),
+        (2, 16, 56, 40), (2, 16, 28, 20), (2, 16, 14, 10), (2, 32, 7, 5),
     ]  # fmt: skip
     with pytest.raises(VlmError, match="a model that has read an image"):
         maps.take()
