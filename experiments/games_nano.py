@@ -80,7 +80,7 @@ class Setting:
     taught; taught: where the training of pixels lies; teachers: of play; shares: of their demonstrations; clone_steps:
     of cloning with each share, fewer with fewer games; game_shares: of a step, more for the game that takes longer to
     learn; kept: games of each teacher that no arm learns from, and decisions of them that are foretold; temperature: of
-    play; games: played by each policy of each kind; lanes: games in step, few, since lanes whose games have ended think
+    play, 1 for what was learnt, unsharpened; games: played by each policy of each kind; lanes: games in step, few, since lanes whose games have ended think
     on until the last has; engine: of play (`agents.vlm_agent`).
     """
 
@@ -100,7 +100,7 @@ class Setting:
     game_shares: tuple[str, ...] = ("MsPacman=3",)
     learning_rate: float = 7e-4
     encoder_learning_rate: float = 1e-3
-    temperature: float = 0.5
+    temperature: float = 1.0
     games: int = 30
     lanes: int = 6
     engine: str = "openvino"
