@@ -80,8 +80,8 @@ class Setting:
     taught; taught: where the training of pixels lies; teachers: of play; shares: of their demonstrations; clone_steps:
     of cloning with each share, fewer with fewer games; game_shares: of a step, more for the game that takes longer to
     learn; kept: games of each teacher that no arm learns from, and decisions of them that are foretold; temperature: of
-    play, 1 for what was learnt, unsharpened; games: played by each policy of each kind; lanes: games in step, few, since lanes whose games have ended think
-    on until the last has; engine: of play (`agents.vlm_agent`).
+    play, 1 for what was learnt and no sharper; games: played by each policy of each kind; lanes: games in step, few,
+    since lanes whose games have ended think on until the last has; engine: of play (`agents.vlm_agent`).
     """
 
     frames: pvp_nano.Setting = PIXELS
