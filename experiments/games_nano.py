@@ -8,7 +8,8 @@ nothing of pixels or play, the semantic encoder of this experiment; it lies in `
 different machines start from the same. (A vision transformer over patches learns to play nothing in steps that two
 cores can afford: `experiments/LOG.md`.) Then come pixel values, or not, and then the same teachers' games are cloned
 into one text policy, in the same number of steps, at the same rates: Carnival from the policy that ships, which sees no
-more than its pupils do, and Ms. Pac-Man from shortest paths through the maze. It plays 30 whole games of each on
+more than its pupils do (it was itself taught pixel values beside play; pupils get its answers, not its weights), and
+Ms. Pac-Man from shortest paths through the maze. It plays 30 whole games of each on
 published seeds, `machado2018`. A row holds the raw scores of one policy in one game, and beside them how well it
 foretells its teacher in games kept for that: scores of weak policies are noisy, and a loss over a thousand decisions is
 not.
@@ -197,7 +198,7 @@ def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> li
                 key = {"encoder": encoder, "pvp": pvp, "share": share, "seed": seed}
                 whole = share == setting.shares[0]  # what comes after starts from the same
                 start = seconds_to_start(setting.frames, encoder, pvp, seed, setting.taught) if whole else 0
-                seconds = start + _steps(setting, share) * 1.4 + 120
+                seconds = start + _steps(setting, share) * 1.4 + 480
                 found.append(Job(key, seconds, partial(measure_arm, setting, encoder, pvp, share, seed, work)))
     return found
 

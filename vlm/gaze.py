@@ -9,6 +9,8 @@ they are fitted to what each layer is given, once, by ridge regression, for any 
     layer 1   all heads but one: query = code of the asked place, key = code of the token's own place
     layer 2   two heads: query of any text, key of the question's last token
 
+Heads that look at places go on doing so (`vlm.place_heads`); "all" and "two" are of the others.
+
 Only queries and keys change, and all remain trainable. But the rest of the model has never met what it now looks at:
 its first answers are confident and wrong, and the quickest way to a lower loss is to look away again
 (`experiments/LOG.md`). So what the gaze rests on, `resting_on_gaze`, had better stand still until the rest has learnt

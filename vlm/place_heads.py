@@ -37,8 +37,9 @@ def start_place_heads(vlm: PixelVLM, image_tokens: int) -> None:
 
 
 def place_heads(attention: Any) -> int:
-    """Return how many of a layer's heads, the first ones, begin by looking at places: none without biases."""
-    return attention.config.num_attention_heads // 2 if attention.q_proj.bias is not None else 0
+    """Return how many of a layer's heads, the first ones, begin by looking at places: none without Llama's biases."""
+    biased = getattr(attention.config, "attention_bias", False)  # a Qwen's queries have biases that are no such option
+    return attention.config.num_attention_heads // 2 if biased else 0
 
 
 def _look_back(attention: Any, distances: Tensor, speeds: Tensor) -> None:

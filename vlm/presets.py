@@ -67,7 +67,7 @@ class Preset:
 
 GAME = View(history=2, motion=8, places=True)
 CANVAS = View(canvas=216)
-IMAGE_TOKENS = 35  # of a frame of any game in a model without a canvas: 7 rows of 5
+IMAGE_TOKENS = 35  # of a frame of up to 224 rows, as most games have, in a model without a canvas: 7 rows of 5
 
 PRESETS = {
     "tiny": Preset((16, 16, 16, 32), (1, 1, 1), 32, 1, 2, 64, 0.1, GAME),

@@ -11,6 +11,7 @@ from vlm.codes import start_numbers, start_places
 from vlm.errors import VlmError
 from vlm.gaze import fit_gaze, place_code, ridge, token_places
 from vlm.packing import read_questions
+from vlm.place_heads import place_heads
 from vlm.presets import build
 
 
@@ -74,6 +75,18 @@ def test_codes_of_places_are_alike_where_places_are_near():
     assert here @ here == pytest.approx(16)
     assert here @ near > 14
     assert here @ far < 10
+
+
+def test_heads_that_look_at_places_are_left_alone_and_others_fitted():
+    vlm, questions = make("micro")
+    before = [layer.self_attn.q_proj.weight.clone() for layer in vlm.decoder.layers]
+    fit_gaze(vlm, examples(vlm, questions))
+    for layer, was in zip(vlm.decoder.layers, before, strict=True):
+        half = place_heads(layer.self_attn) * layer.self_attn.head_dim
+        now = layer.self_attn.q_proj.weight
+        assert half == len(was) // 2
+        assert torch.equal(now[:half], was[:half])
+        assert not torch.equal(now[half:], was[half:])
 
 
 def test_tokens_beyond_the_image_have_shares_above_one():

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from transformers import Qwen2Config, Qwen2Model
 
 from vlm.choices import prompt_ids
 from vlm.place_heads import place_heads
@@ -50,3 +51,11 @@ def test_presets_without():
     attention = build("tiny").decoder.layers[0].self_attn
     assert place_heads(attention) == 0
     assert place_heads(build("micro").decoder.layers[0].self_attn) == 8
+
+
+def test_biases_of_another_kind_mark_none():
+    """A Qwen's queries have biases as well, and none of its heads is a place head."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    other = Qwen2Model(Qwen2Config(vocab_size=8, num_key_value_heads=2, **sizes)).layers[0].self_attn
+    assert other.q_proj.bias is not None
+    assert place_heads(other) == 0
