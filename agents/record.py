@@ -2,6 +2,7 @@
 
     python -m agents.record --game Carnival --agent planner --episodes 20 --out data/carnival
     python -m agents.record --game MsPacman --agent vlm:runs/clone --teacher planner --teach-every 3 --out data/dagger
+    python -m agents.record --game Carnival --agent vlm:runs/clone --teacher vlm:vlm/weights/nano --out data/distilled
     python -m agents.record --game Pong --agent human --out data/me
 
 Each finished game is one Parquet file of lossless PNG frames with the protocol in the metadata; a killed recording
@@ -21,7 +22,7 @@ import tyro
 from tqdm import tqdm
 
 from agents.agent import Actions, Agent
-from agents.build import make_agent, needs_emulator
+from agents.build import SEARCHERS, make_agent, needs_emulator, split_spec
 from agents.command import run
 from agents.rollout import Turn, play_games
 from envs.atari import Lanes, make_envs
@@ -29,7 +30,11 @@ from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.errors import EnvsError
 from envs.games import find_game
 from envs.protocol import episode_seeds, find_protocol
+from vlm.checkpoint import content_hash
 from vlm.provenance import git_commit, package_versions
+from vlm.shipped import SHIPPED
+
+TEACHERS = (*SEARCHERS, "vlm")
 
 
 @dataclass
@@ -43,7 +48,8 @@ class Args:
     agent: str = "planner"
     """Who plays: planner, pathfinder (Ms. Pac-Man only), vlm, vlm:DIR, sb3:PATH, random or human."""
     teacher: str | None = None
-    """Who gives the action values, where it is not the player: planner or pathfinder."""
+    """Who gives the action values, where it is not the player: planner, pathfinder, or vlm:DIR with the probabilities
+    of its answers."""
     episodes: int = 10
     """How many whole games the dataset shall hold of this seed."""
     seed: int = 0
@@ -77,8 +83,8 @@ class Args:
             raise EnvsError(f"--think-every holds answers in one lane only, got --lanes {self.lanes}")
 
 
-class Teacher(Agent, Protocol):
-    """An agent that values every action of a lane's present state."""
+class Searcher(Agent, Protocol):
+    """An agent that values every action of a lane's present state, whoever brought the game there."""
 
     def values(self, lane: int) -> np.ndarray:
         """Return float32[A]."""
@@ -86,9 +92,12 @@ class Teacher(Agent, Protocol):
 
 
 class TaughtAgent:
-    """A player whose `scores` come from a teacher, at every `every`-th decision of a game; NaN at the others."""
+    """A player whose `scores` come from a teacher, at every `every`-th decision of a game; NaN at the others.
 
-    def __init__(self, player: Agent, teacher: Teacher, every: int, actions: int):
+    A searcher is asked at those alone; a teacher that sees what the player sees follows the whole game.
+    """
+
+    def __init__(self, player: Agent, teacher: Agent, every: int, actions: int):
         self.name = f"{player.name} taught by {teacher.name}"
         self.player, self.teacher, self.every, self.actions = player, teacher, every, actions
         self._steps = np.zeros(0, dtype=int)
@@ -106,11 +115,22 @@ class TaughtAgent:
     def act(self, frames: np.ndarray) -> Actions:
         """The player's actions under the teacher's values."""
         played = self.player.act(frames)
-        scores = np.full((len(frames), self.actions), np.nan, dtype=np.float32)
-        for lane in np.flatnonzero(self._steps % self.every == 0):
-            scores[lane] = self.teacher.values(int(lane))
+        asked = self._steps % self.every == 0
         self._steps += 1
-        return Actions(played.indices, played.texts, scores, played.unparsable)
+        return Actions(played.indices, played.texts, self._values(frames, asked), played.unparsable)
+
+    def _values(self, frames: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        """Return float32[n, A], the teacher's values of the lanes `asked`, bool[n], and NaN for the others."""
+        values = np.full((len(frames), self.actions), np.nan, dtype=np.float32)
+        if hasattr(self.teacher, "values"):
+            searcher = cast(Searcher, self.teacher)
+            for lane in np.flatnonzero(asked):
+                values[lane] = searcher.values(int(lane))
+        else:
+            told = self.teacher.act(frames).scores
+            assert told is not None
+            values[asked] = told[asked]
+        return values
 
 
 class SlippingAgent:
@@ -206,13 +226,20 @@ def make_player(args: Args, envs: Lanes) -> Agent:
     if args.noise:
         player = SlippingAgent(player, args.noise, envs.action_names)
     if args.teacher:
+        if split_spec(args.teacher)[0] not in TEACHERS:
+            kinds = ", ".join(TEACHERS)
+            raise EnvsError(f"--teacher must be an agent that values every action ({kinds}), got {args.teacher!r}")
         teacher = make_agent(args.teacher, envs)
-        if not hasattr(teacher, "values"):
-            raise EnvsError(
-                f"--teacher must be an agent that values every action (planner, pathfinder), got {args.teacher!r}"
-            )
-        player = TaughtAgent(player, cast(Teacher, teacher), args.teach_every, len(envs.action_names))
+        player = TaughtAgent(player, teacher, args.teach_every, len(envs.action_names))
     return player
+
+
+def who_values(args: Args) -> str | None:
+    """Return whose action values a dataset holds, a VLM by its weights, so that no other one goes on with it."""
+    if args.teacher is None:
+        return args.agent if needs_emulator(args.agent) else None
+    kind, path = split_spec(args.teacher)
+    return f"vlm {content_hash(Path(path) if path else SHIPPED)}" if kind == "vlm" else kind
 
 
 def record(args: Args) -> Path:
@@ -228,7 +255,7 @@ def record(args: Args) -> Path:
             action_names=envs.action_names,
             protocol=protocol,
             agent=player.name,
-            labels=args.teacher or (args.agent if needs_emulator(args.agent) else None),
+            labels=who_values(args),
             commit=git_commit(),
             versions=package_versions(),
         )

@@ -4,9 +4,9 @@ The answer's token has to tell what lies where, but a decoder with random weight
 tokens, which holds no place, and finds others hundreds of steps later. A head whose query and key have fitting constant
 parts (the biases of its projections) looks one distance back whatever it reads, since rotary positions turn a constant
 by its distance. With distances that together span the image, the last token of a prompt reads the image place by
-place, as a plain net behind all features does, from the first step on. Ms. Pac-Man's targets reached 1.20 nats after
-300 steps so and 1.41 without (`experiments/LOG.md`). The biases learn like all other weights, and the other half of the
-heads begins as it always did.
+place, as a plain net behind all features does, from the first step on. The biases learn like all other weights, and
+the other half of the heads begins as it always did. That learning is faster so was seen in a prototype whose heads all
+began so and which differed in more than that; of `micro` as it is no difference has been shown (`experiments/LOG.md`).
 """
 
 import math

@@ -13,6 +13,8 @@ from envs.episodes import EpisodeDataset, read_info
 from envs.errors import EnvsError
 from envs.games import find_game
 from envs.protocol import episode_seeds
+from vlm import checkpoint
+from vlm.presets import build
 
 
 def command(*arguments):
@@ -69,6 +71,27 @@ def test_a_taught_player_plays_its_own_actions_under_the_teachers_values():
     assert answers[0].scores[0].tolist() == [0, 1, 2, 3]
 
 
+def test_a_teacher_that_sees_frames_follows_the_whole_game_and_is_heard_where_it_is_asked():
+    class Seeing:
+        name = "seeing"
+        seen = 0
+
+        def reset(self, seeds):
+            self.n = len(seeds)
+
+        def act(self, frames):
+            self.seen += 1
+            scores = np.full((self.n, 4), self.seen, np.float32)
+            return Actions(np.zeros(self.n, int), ("x",) * self.n, scores, np.zeros(self.n, bool))
+
+    taught = TaughtAgent(Fixed("player", 1), Seeing(), every=3, actions=4)
+    taught.reset([3])
+    told = [taught.act(np.zeros((1, 1, 1, 3))).scores[0, 0] for _ in range(4)]
+    assert told[0] == 1
+    assert np.isnan(told[1:3]).all()
+    assert told[3] == 4
+
+
 def test_a_hand_slips_at_about_its_rate_and_the_same_way_for_the_same_seed():
     def play(seed):
         slipping = SlippingAgent(Fixed("player", 0), 0.2, ("a", "b", "c", "d"))
@@ -105,6 +128,16 @@ def test_a_recording_can_hold_beginnings_of_games_only(tmp_path):
     data = EpisodeDataset(out)
     assert len(data) == 50
     assert data.info.protocol.max_episode_frames == 200
+
+
+def test_a_checkpoint_can_teach_and_is_known_by_its_weights(tmp_path):
+    checkpoint.save(build("tiny"), tmp_path / "one")
+    out = tmp_path / "set"
+    given = ("--game", "carnival", "--agent", "random", "--episodes", 1, "--max-frames", 40, "--out", out)
+    assert command(*given, "--teacher", f"vlm:{tmp_path / 'one'}") == 0
+    data = EpisodeDataset(out)
+    assert data.info.labels == f"vlm {checkpoint.content_hash(tmp_path / 'one')}"
+    np.testing.assert_allclose(data.action_values.sum(1), 1, rtol=1e-3)
 
 
 def test_turns_become_an_episode():
