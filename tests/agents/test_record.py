@@ -130,11 +130,12 @@ def test_a_recording_can_hold_beginnings_of_games_only(tmp_path):
     assert data.info.protocol.max_episode_frames == 200
 
 
-def test_a_checkpoint_can_teach_and_is_known_by_its_weights(tmp_path):
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_a_checkpoint_can_teach_and_is_known_by_its_weights(engine, tmp_path):
     checkpoint.save(build("tiny"), tmp_path / "one")
     out = tmp_path / "set"
     given = ("--game", "carnival", "--agent", "random", "--episodes", 1, "--max-frames", 40, "--out", out)
-    assert command(*given, "--teacher", f"vlm:{tmp_path / 'one'}") == 0
+    assert command(*given, "--teacher", f"vlm:{tmp_path / 'one'}", "--engine", engine) == 0
     data = EpisodeDataset(out)
     assert data.info.labels == f"vlm {checkpoint.content_hash(tmp_path / 'one')}"
     np.testing.assert_allclose(data.action_values.sum(1), 1, rtol=1e-3)
