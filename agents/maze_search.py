@@ -5,8 +5,9 @@ of one state often disagree, and they know what the ghosts are going to do. Here
 
     sum of near^k * gain  +  max of far^k * gain  -  fear of the ghosts that are near  -  a dead end's price
 
-over the nodes that the player reaches, k steps away, before any ghost does. The walls and dots are read off the frame,
-where the player and the ghosts are off the console's memory, which is less than a frame shows.
+over the nodes that the player reaches, k steps away, before any ghost does; turning back has a price of its own. The
+walls and dots are read off the frame, where the player and the ghosts are and which way she goes off the console's
+memory, which is less than two frames show.
 """
 
 from collections import deque
@@ -18,6 +19,7 @@ import numpy as np
 from agents.maze import FAR, Maze, Node, find_dots, find_walls, nearest_node
 from envs.atari import Emulator
 
+HEADING, WAYS = 56, ("up", "right", "down", "left")  # the address of the way that the player goes, and its values
 PLAYER = (10, 16)  # addresses of x and y; the addresses of this game were found by comparing memory and frames
 GHOSTS = ((1, 6, 12), (2, 7, 13), (3, 8, 14), (4, 9, 15))  # state (bit 7: may be eaten), x and y
 PEN = {(6, column) for column in range(7, 11)}
@@ -32,6 +34,7 @@ class Scene:
     player: tuple[int, int]  # x, y in pixels
     feared: tuple[Node, ...]
     hunted: tuple[Node, ...]
+    heading: str = ""
 
 
 @dataclass
@@ -39,7 +42,9 @@ class MazeSearch:
     """Values of the four moves of Ms. Pac-Man, in points; see the head of this file.
 
     near, far: discounts a step; fear: the price of every step that a ghost is nearer than `reach`; trapped: the price
-    of a way with fewer than `roomy` nodes left; dot, large_dot, ghost: what eating one is taken to be worth.
+    of a way with fewer than `roomy` nodes left; turning: the price of turning back, since a pupil sees which way the
+    player goes, and what two ways of a corridor differ by only if it has learnt to count; dot, large_dot, ghost: what
+    eating one is taken to be worth.
     """
 
     action_names: tuple[str, ...]
@@ -49,6 +54,7 @@ class MazeSearch:
     reach: int = 6
     trapped: float = 300.0
     roomy: int = 6
+    turning: float = 40.0
     dot: float = 10.0
     large_dot: float = 60.0
     ghost: float = 250.0
@@ -73,13 +79,17 @@ class MazeSearch:
             node = nearest_node(*_pixel(ram, x, y))
             if node in maze.edges and node not in PEN:
                 (hunted if ram[state] & 0x80 else feared).append(node)
-        return Scene(maze, find_dots(walls, maze), _pixel(ram, *PLAYER), tuple(feared), tuple(hunted))
+        heading = WAYS[ram[HEADING] % 4]
+        return Scene(maze, find_dots(walls, maze), _pixel(ram, *PLAYER), tuple(feared), tuple(hunted), heading)
 
     def value_ways(self, scene: Scene) -> dict[str, float]:
         """Return the value of each way that is open to the player."""
         here, ways = scene.maze.ways(*scene.player)
         dangers = [scene.maze.distances([node]) for node in scene.feared]
-        return {name: self._value(scene, here, first, dangers) for name, first in ways.items()}
+        values = {name: self._value(scene, here, first, dangers) for name, first in ways.items()}
+        if scene.heading and (back := WAYS[WAYS.index(scene.heading) - 2]) in values:
+            values[back] -= self.turning
+        return values
 
     def _maze(self, walls: np.ndarray) -> Maze:
         """Read a maze once; dots are on none of the lines that tell one maze from another."""

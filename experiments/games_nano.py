@@ -40,7 +40,7 @@ from experiments.jobs import Job
 from pretrain import captioning
 from vlm import checkpoint
 from vlm.codes import start_numbers
-from vlm.shipped import SHIPPED_CAPTIONS
+from vlm.shipped import SHIPPED, SHIPPED_CAPTIONS
 
 SEEDS = (0, 1, 2, 3, 4)
 PUBLISHED = 1000  # the seed of the games of training seed 0; each has the next
@@ -63,7 +63,10 @@ PIXELS = replace(
 
 @dataclass(frozen=True)
 class Teacher:
-    """Who demonstrates a game, how often and with how unsteady a hand; seed: of the games, below 1000."""
+    """Who demonstrates a game, how often and with how unsteady a hand; seed: of the games, below 1000.
+
+    A game may have several: a pupil comes to states that a steady teacher never sees, and an unsteady one does.
+    """
 
     game: str
     agent: str
@@ -71,6 +74,11 @@ class Teacher:
     noise: float
     seed: int
     max_frames: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Who it is, a VLM by its weights: rows of a file are comparable where their teachers are the same."""
+        return f"vlm-{checkpoint.content_hash(SHIPPED)}" if self.agent == "vlm" else self.agent
 
 
 @dataclass(frozen=True)
@@ -89,24 +97,31 @@ class Setting:
     start_steps: int = 400
     taught: Path = Path("runs/games-nano")
     teachers: tuple[Teacher, ...] = (
-        Teacher("Carnival", "vlm", 20, 0.05, 10),
-        Teacher("MsPacman", "pathfinder", 20, 0.08, 40, 24_000),
+        Teacher("Carnival", "vlm", 10, 0.05, 10),
+        Teacher("Carnival", "vlm", 10, 0.4, 12),
+        Teacher("MsPacman", "pathfinder", 10, 0.08, 40, 24_000),
+        Teacher("MsPacman", "pathfinder", 10, 0.4, 42, 24_000),
     )
     shares: tuple[float, ...] = (1.0, 0.1)
     kept: int = 3
     decisions: int = 1024
-    clone_steps: tuple[int, ...] = (350, 175)
+    clone_steps: tuple[int, ...] = (1000, 350)
     warmup_steps: int = 40
     batch_size: int = 64
     game_shares: tuple[str, ...] = ("MsPacman=3",)
     learning_rate: float = 7e-4
-    encoder_learning_rate: float = 1e-3
+    encoder_learning_rate: float = 1.2e-3
     temperature: float = 1.0
     games: int = 30
     lanes: int = 6
     engine: str = "openvino"
     protocol: Protocol = MACHADO2018
     workers: int = 1
+
+    @property
+    def games_taught(self) -> list[str]:
+        """The games, each once."""
+        return list(dict.fromkeys(teacher.game for teacher in self.teachers))
 
 
 NANO = Setting()
@@ -173,7 +188,7 @@ def kept_games(setting: Setting, teacher: Teacher) -> Path:
 
 
 def _record(setting: Setting, teacher: Teacher, episodes: int, front: str = "") -> Path:
-    place = setting.frames.data / f"{front}{teacher.agent}-{teacher.game}-{episodes}"
+    place = setting.frames.data / f"{front}{teacher.name}-{teacher.game}-{episodes}-slips-{teacher.noise:g}"
     if len(list((place / "data").glob("episode-*.parquet"))) < episodes:
         record.record(
             record.Args(
@@ -198,7 +213,7 @@ def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> li
                 key = {"encoder": encoder, "pvp": pvp, "share": share, "seed": seed}
                 whole = share == setting.shares[0]  # what comes after starts from the same
                 start = seconds_to_start(setting.frames, encoder, pvp, seed, setting.taught) if whole else 0
-                seconds = start + _steps(setting, share) * 1.4 + 480
+                seconds = start + _steps(setting, share) * 1.2 + 480
                 found.append(Job(key, seconds, partial(measure_arm, setting, encoder, pvp, share, seed, work)))
     return found
 
@@ -214,7 +229,7 @@ def clone_args(setting: Setting, encoder: str, share: float, seed: int, start: P
         data=tuple(demonstrations(setting, teacher, share) for teacher in setting.teachers),
         out=out,
         init=start,
-        readout=0.0,
+        readout=1.0,
         shares=setting.game_shares,
         steps=_steps(setting, share),
         warmup_steps=min(setting.warmup_steps, _steps(setting, share)),
@@ -236,12 +251,13 @@ def measure_arm(setting: Setting, encoder: str, pvp: str, share: float, seed: in
     foretold = foretell(setting, last)
     return [
         {
-            "game": teacher.game,
+            "game": game,
             "checkpoint": checkpoint.content_hash(last),
-            **foretold[teacher.game],
-            "scores": play(setting, teacher.game, PUBLISHED + seed, last),
+            "teachers": sorted({teacher.name for teacher in setting.teachers if teacher.game == game}),
+            **foretold[game],
+            "scores": play(setting, game, PUBLISHED + seed, last),
         }
-        for teacher in setting.teachers
+        for game in setting.games_taught
     ]
 
 
@@ -257,19 +273,17 @@ def foretell(setting: Setting, policy: Path) -> dict[str, dict[str, float]]:
     imitation, batches, _ = clone.make_imitation(vlm, lessons, args)
     found = [imitation.eval()(batches[step]["parts"]) for step in range(len(batches))]
     return {
-        teacher.game: {
-            name: float(torch.stack([figures[f"{teacher.game}_{name}"] for figures in found]).mean())
+        game: {
+            name: float(torch.stack([figures[f"{game}_{name}"] for figures in found]).mean())
             for name in ("loss", "agreed")
         }
-        for teacher in setting.teachers
+        for game in setting.games_taught
     }
 
 
 def measure_random(setting: Setting) -> list[dict[str, Any]]:
     """Return a row of random play for each game."""
-    return [
-        {"game": teacher.game, "scores": play(setting, teacher.game, PUBLISHED, None)} for teacher in setting.teachers
-    ]
+    return [{"game": game, "scores": play(setting, game, PUBLISHED, None)} for game in setting.games_taught]
 
 
 @torch.no_grad()

@@ -73,6 +73,7 @@ class CompiledScorer:
             "INFERENCE_PRECISION_HINT": self.precision,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # else every process takes the first cores, and two share one
         }
         self._request = openvino.Core().compile_model(graph, "CPU", settings).create_infer_request()
         self.shape = frames.shape

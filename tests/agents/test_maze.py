@@ -1,5 +1,7 @@
 """A maze is read off real frames as it is drawn, and its paths lead to dots and away from ghosts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -89,6 +91,33 @@ def test_moves_shun_ghosts_and_what_lies_behind_them():
     values = search.value_ways(scene(dots=[(0, 7), (0, 0)], feared=[(0, 7)], column=1))
     assert values["left"] > 0 > values["right"]
     assert search.value_ways(scene(dots=[(0, 5)], feared=[(0, 5)]))["right"] < -search.fear
+
+
+def test_turning_back_has_a_price_and_going_on_has_none():
+    search = MazeSearch(NAMES, roomy=1, turning=25.0)
+    between = scene(dots=[(0, 7)], column=3)
+    free = search.value_ways(between)
+    onward, back = (search.value_ways(replace(between, heading=way)) for way in ("right", "left"))
+    assert onward == {**free, "left": free["left"] - 25}
+    assert back == {**free, "right": free["right"] - 25}
+    assert search.value_ways(replace(between, heading="up")) == free
+
+
+def test_the_heading_is_the_way_that_the_player_goes():
+    moves = {"up": (0, -1), "right": (1, 0), "down": (0, 1), "left": (-1, 0)}
+    rng, search, told, last = np.random.default_rng(0), MazeSearch(NAMES), [], None
+    with EmulatorEnvs(PACMAN, 1) as envs:
+        frame = envs.reset([3])[0]
+        for action in rng.integers(1, 5, size=(50, 1)).repeat(6, axis=0):
+            frame = envs.step(action).frames[0]
+            seen = search.look(frame, envs.emulators[0].ram)
+            if last is not None:
+                step = np.subtract(seen.player, last)
+                if np.count_nonzero(step) == 1 and abs(step).max() < 12:  # straight on, no corner and no tunnel
+                    told.append(tuple(np.sign(step)) == moves[seen.heading])
+            last = seen.player
+    assert len(told) > 50
+    assert np.mean(told) > 0.95
 
 
 def test_it_plays_far_better_than_random():

@@ -14,6 +14,7 @@ from experiments.games_nano import SEEDS, Setting, Teacher, demonstrations, fore
 from experiments.pvp_nano import OPEN
 from experiments.run import Experiment, main
 from vlm import checkpoint
+from vlm.shipped import SHIPPED
 
 
 @pytest.fixture
@@ -32,8 +33,9 @@ def setting(tmp_path):
     )  # fmt: skip
     return Setting(
         frames, start_steps=1, taught=tmp_path / "taught", kept=1, decisions=8, shares=(1.0, 0.5), clone_steps=(2, 1),
-        teachers=(Teacher("MsPacman", "pathfinder", 2, 0.0, 40, 80),), batch_size=4, game_shares=(), games=2,
-        lanes=2, engine="torch", protocol=replace(MACHADO2018, max_episode_frames=80), workers=0,
+        teachers=tuple(Teacher("MsPacman", "pathfinder", 2, noise, seed, 80) for noise, seed in ((0.0, 40), (0.4, 42))),
+        batch_size=4, game_shares=(), games=2, lanes=2, engine="torch",
+        protocol=replace(MACHADO2018, max_episode_frames=80), workers=0,
     )  # fmt: skip
 
 
@@ -45,7 +47,9 @@ def test_every_arm_clones_and_plays_and_frozen_encoders_stay(setting, tmp_path, 
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
     arms = {(row["encoder"], row["pvp"], row["share"]) for row in rows if "encoder" in row}
     assert arms == {(*arm, share) for arm in ARMS for share in (1.0, 0.5)}
+    assert len(rows) == 1 + 2 * len(ARMS), "two teachers of one game make one row"
     assert all(len(row["scores"]) == 2 and row["game"] == "MsPacman" for row in rows)
+    assert all(row["teachers"] == ["pathfinder"] for row in rows if "encoder" in row)
     assert all(0 <= row["agreed"] <= 1 and row["loss"] > 0 for row in rows if "encoder" in row)
     for encoder, pvp in ARMS:
         made = checkpoint.read_training(tmp_path / "work" / f"clone-{encoder}-{pvp}-1-3" / "last")
@@ -57,6 +61,11 @@ def test_a_share_of_the_demonstrations_is_their_first_games(setting):
     whole, half = (EpisodeDataset(demonstrations(setting, setting.teachers[0], share)) for share in (1.0, 0.5))
     assert half.seeds == whole.seeds[:1]
     assert np.array_equal(half.actions, whole.actions[: len(half)])
+
+
+def test_a_teacher_of_weights_is_known_by_them_so_that_rows_of_two_are_told_apart():
+    assert Teacher("Carnival", "vlm", 1, 0.0, 10).name == f"vlm-{checkpoint.content_hash(SHIPPED)}"
+    assert Teacher("MsPacman", "pathfinder", 1, 0.0, 40).name == "pathfinder"
 
 
 def test_a_policy_is_asked_to_foretell_games_that_no_arm_learns_from(setting):
