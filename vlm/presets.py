@@ -41,13 +41,12 @@ class Preset:
     """The dimensions of a model.
 
     widths: of the ResNet's stem and of its stages, at strides 4, 8, 16, ..., and depths: blocks of each stage; or one
-    width, depth and number of heads of a CLIP tower. Strided convolutions of 1 x 1 from 8 channels or fewer to 16 or
-    fewer write past their memory in float32 (oneDNN of torch 2.13, AVX-512); text_*: of the decoder; spread: standard
-    deviation of the initial weights, about one over the root of the widths, since the library's default is made for
-    widths ten times as large; view: how it is shown frames; patch: the side of a CLIP tower's patches, in pixels; rope:
-    the base of the decoder's rotary positions, the larger the more of a head is free to match content far away;
-    head_width: of each of the decoder's heads, 0 for the width shared by them; looks: whether half of them begin by
-    looking at places (`vlm.place_heads`).
+    width, depth and number of heads of a CLIP tower; text_*: of the decoder; spread: standard deviation of the initial
+    weights, about one over the root of the widths, since the library's default is made for widths ten times as large;
+    view: how it is shown frames; patch: the side of a CLIP tower's patches, in pixels; rope: the base of the decoder's
+    rotary positions, the larger the more of a head is free to match content far away; head_width: of each of the
+    decoder's heads, 0 for the width shared by them; looks: whether half of them begin by looking at places
+    (`vlm.place_heads`).
     """
 
     widths: tuple[int, ...]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vlm.errors import VlmError
+from vlm.model import ThinnedConv
 from vlm.presets import build
 
 TINY = build("tiny")
@@ -75,6 +76,20 @@ def test_one_pixel_of_any_frame_of_history_changes_what_the_decoder_reads(place,
 def test_frames_of_another_shape_are_refused(shape):
     with pytest.raises(VlmError, match=r"expected frames uint8\[B, 2, H, W, 3\]"):
         TINY.pixels(noise(shape))
+
+
+def test_convolutions_of_one_pixel_in_strides_read_the_same_places_and_make_the_same_products():
+    found = [
+        module
+        for module in build("micro").encoder.modules()
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
+    ]
+    assert found
+    assert all(type(module) is ThinnedConv for module in found)
+    for module in found:
+        image = torch.randn(3, module.in_channels, 9, 12)
+        made = torch.nn.Conv2d.forward(module, image)
+        torch.testing.assert_close(module(image), made)
 
 
 def test_batch_norms_stay_at_rest_in_training():
