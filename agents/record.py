@@ -2,7 +2,7 @@
 
     python -m agents.record --game Carnival --agent planner --episodes 20 --out data/carnival
     python -m agents.record --game MsPacman --agent vlm:runs/clone --teacher planner --teach-every 3 --out data/dagger
-    python -m agents.record --game Carnival --agent vlm:runs/clone --teacher vlm:vlm/weights/nano --out data/distilled
+    python -m agents.record --game Carnival --agent vlm:runs/clone --teacher vlm:vlm/weights/policy --out data/distilled
     python -m agents.record --game Pong --agent human --out data/me
 
 Each finished game is one Parquet file of lossless PNG frames with the protocol in the metadata; a killed recording

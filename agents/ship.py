@@ -1,6 +1,6 @@
 """Make a checkpoint the one that ships: choose the temperature it plays at, store it at half size.
 
-    python -m agents.ship --checkpoint runs/clone/best --out vlm/weights/nano --temperatures 0 0.5 1
+    python -m agents.ship --checkpoint runs/clone/best --out vlm/weights/policy --temperatures 0 0.5 1
 
 Every temperature plays whole games of each game that the model was trained on, on seeds kept for choosing; the best
 mean share of the teachers' scores wins. The weights are rounded to bfloat16 *before* they play, so that what was
