@@ -43,6 +43,7 @@ from vlm.schedule import Schedule
 from vlm.trainer import Lesson, train
 
 SELECTION_SEED = 900
+LANES = 8  # of a trial's games: lanes whose games have ended think on until the last has
 
 
 @dataclass(kw_only=True)
@@ -181,7 +182,7 @@ def play_score(
 ) -> list[float]:
     """Return the scores of whole games on the seeds that choosing checkpoints may use."""
     game = find_game(game_name)
-    with make_envs(game, games, protocol) as envs:
+    with make_envs(game, min(games, LANES), protocol) as envs:
         agent = VlmAgent(vlm, game.title, envs.action_names, temperature=temperature, engine=engine)
         turns = play_games(agent, envs, episode_seeds(SELECTION_SEED, games))
         return [turn.score for turn in turns if turn.ended]
