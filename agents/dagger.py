@@ -19,7 +19,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from agents import clone, record
-from agents.build import make_agent
+from agents.build import SEARCHERS, make_agent
 from agents.results import new_result, read_result, write_result
 from envs.atari import make_envs
 from envs.episodes import EpisodeDataset, write_atomically
@@ -63,6 +63,11 @@ class Rounds:
                 raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.rounds < 0 or not 0 < self.fall <= 1:
             raise EnvsError(f"expected --rounds of at least 0 and --fall in (0, 1], got {self.rounds} and {self.fall}")
+        if self.teacher and self.teacher not in SEARCHERS:
+            raise EnvsError(
+                f"expected --teacher {' or '.join(SEARCHERS)}, got {self.teacher!r}; agents.record takes others, and "
+                "agents.clone what it recorded"
+            )
         if self.record_seed + self.rounds > clone.SELECTION_SEED:
             raise EnvsError(
                 f"--record-seed and its rounds must stay below {clone.SELECTION_SEED}, where choosing begins"

@@ -30,7 +30,6 @@ from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.errors import EnvsError
 from envs.games import find_game
 from envs.protocol import episode_seeds, find_protocol
-from vlm.checkpoint import content_hash
 from vlm.provenance import git_commit, package_versions
 from vlm.shipped import SHIPPED
 
@@ -241,7 +240,11 @@ def who_values(args: Args) -> str | None:
     if args.teacher is None:
         return args.agent if needs_emulator(args.agent) else None
     kind, path = split_spec(args.teacher)
-    return f"vlm {content_hash(Path(path) if path else SHIPPED)}" if kind == "vlm" else kind
+    if kind != "vlm":
+        return kind
+    from vlm.checkpoint import content_hash  # torch, which searchers have no need of
+
+    return f"vlm {content_hash(Path(path) if path else SHIPPED)}"
 
 
 def record(args: Args) -> Path:

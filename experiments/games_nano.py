@@ -9,10 +9,9 @@ different machines start from the same. (A vision transformer over patches learn
 cores can afford: `experiments/LOG.md`.) Then come pixel values, or not, and then the same teachers' games are cloned
 into one text policy, in the same number of steps, at the same rates: Carnival from the policy that ships, which sees no
 more than its pupils do (it was itself taught pixel values beside play; pupils get its answers, not its weights), and
-Ms. Pac-Man from shortest paths through the maze. It plays 30 whole games of each on
-published seeds, `machado2018`. A row holds the raw scores of one policy in one game, and beside them how well it
-foretells its teacher in games kept for that: scores of weak policies are noisy, and a loss over a thousand decisions is
-not.
+Ms. Pac-Man from shortest paths through the maze. It plays 30 whole games of each on published seeds, `machado2018`. A
+row holds the raw scores of one policy in one game, and beside them how well it foretells its teachers in games kept for
+that: scores of weak policies are noisy, and a loss over a thousand decisions is not.
 """
 
 import shutil

@@ -62,8 +62,10 @@ class ThinnedConv(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return [B, C, H, W] of every n-th row and column."""
+        if self.padding != (0, 0):  # a foreign model's: its places begin in the border
+            return super().forward(input)
         down, along = self.stride
-        return functional.conv2d(input[:, :, ::down, ::along], self.weight, self.bias)
+        return functional.conv2d(input[:, :, ::down, ::along], self.weight, self.bias, groups=self.groups)
 
 
 def _mend(module: nn.Module) -> None:
@@ -71,8 +73,6 @@ def _mend(module: nn.Module) -> None:
     if type(module) is nn.BatchNorm2d:
         module.__class__ = RestingNorm
     elif type(module) is nn.Conv2d and module.kernel_size == (1, 1) and module.stride != (1, 1):
-        assert module.padding == (0, 0)
-        assert module.groups == 1
         module.__class__ = ThinnedConv
 
 
