@@ -6,10 +6,11 @@ The five arms of `experiments.arms`, five training seeds, with all demonstration
 matter most where they are few. Every arm starts from one model of the preset `micro` that was taught captions and
 nothing of pixels or play, the semantic encoder of this experiment; it lies in `vlm/weights/micro`, so that arms on
 different machines start from the same. (A vision transformer over patches learns to play nothing in steps that two
-cores can afford: `experiments/LOG.md`.) Then come pixel values, or not, and then the same teachers' games are cloned
-into one text policy, in the same number of steps, at the same rates: Carnival from the policy that ships, which sees no
-more than its pupils do (it was itself taught pixel values beside play; pupils get its answers, not its weights), and
-Ms. Pac-Man from shortest paths through the maze. It plays 30 whole games of each on published seeds, `machado2018`. A
+cores can afford: `experiments/LOG.md`.) Then come pixel values, or not, and then the same teacher's games are cloned
+into one text policy, in the same number of steps, at the same rates. The teacher of both games is `vlm/weights/micro-play`,
+which sees no more than its pupils do, so that all of its play can be learnt from what is seen; searches of the emulator
+know more, and in these steps nothing was learnt from them in Ms. Pac-Man. (It was itself taught pixel values before
+play; pupils get its answers, not its weights.) A policy plays 30 whole games of each on published seeds, `machado2018`. A
 row holds the raw scores of one policy in one game, and beside them how well it foretells its teachers in games kept for
 that: scores of weak policies are noisy, and a loss over a thousand decisions is not.
 """
@@ -39,7 +40,7 @@ from experiments.jobs import Job
 from pretrain import captioning
 from vlm import checkpoint
 from vlm.codes import start_numbers
-from vlm.shipped import SHIPPED, SHIPPED_CAPTIONS
+from vlm.shipped import SHIPPED_CAPTIONS, SHIPPED_PLAY
 
 SEEDS = (0, 1, 2, 3, 4)
 PUBLISHED = 1000  # the seed of the games of training seed 0; each has the next
@@ -64,7 +65,8 @@ PIXELS = replace(
 class Teacher:
     """Who demonstrates a game, how often and with how unsteady a hand; seed: of the games, below 1000.
 
-    A game may have several: a pupil comes to states that a steady teacher never sees, and an unsteady one does.
+    A game may have several: a pupil comes to states that a steady teacher never sees, and an unsteady one does. The
+    agent `vlm` is `vlm/weights/micro-play`.
     """
 
     game: str
@@ -77,7 +79,12 @@ class Teacher:
     @property
     def name(self) -> str:
         """Who it is, a VLM by its weights: rows of a file are comparable where their teachers are the same."""
-        return f"vlm-{checkpoint.content_hash(SHIPPED)}" if self.agent == "vlm" else self.agent
+        return f"vlm-{checkpoint.content_hash(SHIPPED_PLAY)}" if self.agent == "vlm" else self.agent
+
+    @property
+    def spec(self) -> str:
+        """The agent's word (`agents.build`)."""
+        return f"vlm:{SHIPPED_PLAY}" if self.agent == "vlm" else self.agent
 
 
 @dataclass(frozen=True)
@@ -98,16 +105,16 @@ class Setting:
     teachers: tuple[Teacher, ...] = (
         Teacher("Carnival", "vlm", 10, 0.05, 10),
         Teacher("Carnival", "vlm", 10, 0.4, 12),
-        Teacher("MsPacman", "pathfinder", 10, 0.08, 40, 24_000),
-        Teacher("MsPacman", "pathfinder", 10, 0.4, 42, 24_000),
+        Teacher("MsPacman", "vlm", 10, 0.05, 40),
+        Teacher("MsPacman", "vlm", 10, 0.4, 42),
     )
     shares: tuple[float, ...] = (1.0, 0.1)
     kept: int = 3
     decisions: int = 1024
-    clone_steps: tuple[int, ...] = (1000, 350)
+    clone_steps: tuple[int, ...] = (800, 300)
     warmup_steps: int = 40
-    batch_size: int = 64
-    game_shares: tuple[str, ...] = ("MsPacman=3",)
+    batch_size: int = 32
+    game_shares: tuple[str, ...] = ("MsPacman=2",)
     learning_rate: float = 7e-4
     encoder_learning_rate: float = 1.2e-3
     temperature: float = 1.0
@@ -193,7 +200,8 @@ def _record(setting: Setting, teacher: Teacher, episodes: int, front: str = "") 
             record.Args(
                 game=teacher.game,
                 out=place,
-                agent=teacher.agent,
+                agent=teacher.spec,
+                engine=setting.engine,
                 episodes=episodes,
                 seed=teacher.seed,
                 noise=teacher.noise,
