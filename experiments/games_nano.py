@@ -7,11 +7,11 @@ matter most where they are few. Every arm starts from one model of the preset `m
 nothing of pixels or play, the semantic encoder of this experiment; it lies in `vlm/weights/micro`, so that arms on
 different machines start from the same. (A vision transformer over patches learns to play nothing in steps that two
 cores can afford: `experiments/LOG.md`.) Then come pixel values, or not, and then the same teacher's games are cloned
-into one text policy, in the same number of steps, at the same rates. The teacher of both games is `vlm/weights/micro-play`,
-which sees no more than its pupils do, so that all of its play can be learnt from what is seen; searches of the emulator
-know more, and in these steps nothing was learnt from them in Ms. Pac-Man. (It was itself taught pixel values before
-play; pupils get its answers, not its weights.) A policy plays 30 whole games of each on published seeds, `machado2018`. A
-row holds the raw scores of one policy in one game, and beside them how well it foretells its teachers in games kept for
+into one text policy, in the same number of steps, at the same rates. The teacher is `vlm/weights/micro-play`, which
+sees no more than its pupils do, so that all of its play can be learnt from what is seen; searches of the emulator know
+more, and in as many steps nothing was learnt from them in Ms. Pac-Man. (It was itself taught pixel values before play;
+pupils get its answers, not its weights.) A policy plays 30 whole games of each on published seeds, `machado2018`. A row
+holds the raw scores of one policy in one game, and beside them how well it foretells its teacher in games kept for
 that: scores of weak policies are noisy, and a loss over a thousand decisions is not.
 """
 

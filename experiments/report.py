@@ -38,6 +38,8 @@ from experiments.summaries import (
     chance_of_improvement,
     curves,
     difference,
+    gain_lines,
+    gains,
     game_lines,
     mean_over_seeds,
     meaning_lines,
@@ -168,15 +170,30 @@ def answer_of_masks(rows: list[dict[str, Any]]) -> str:
 
 
 def answer_of_games(rows: list[dict[str, Any]]) -> str:
-    """Return how likely a policy taught pixel values beats one that was not, with each share of demonstrations."""
+    """Return what PVP and unfreezing add to scores, and how likely a policy taught pixel values beats one that was not,
+    with each share of the demonstrations.
+    """
     parts = []
     for share in sorted({row["share"] for row in rows if "share" in row}, reverse=True):
+        said = [_game_gain(rows, share, name, other) for name, other in (("PVP", ADAPTED), ("unfreezing", FROZEN_PVP))]
         (_, taught), (_, plain) = (arm_scores(rows, "adapted", pvp, share) for pvp in ("pvp", "none"))
         if len(taught) > 1 and len(plain) > 1:
             chance, low, high = chance_of_improvement(taught, plain)
-            parts.append(f"{chance:.2f} [{low:.2f}, {high:.2f}] with {share:.0%} of the demonstrations")
-    told = "; ".join(parts) or "too few seeds yet"
-    return f"Playing games, chance that a policy taught pixel values beats one that was not: {told}."
+            said.append(f"a policy with PVP beats one without at {chance:.2f} [{low:.2f}, {high:.2f}]")
+        if told := "; ".join(part for part in said if part):
+            parts.append(f"with {share:.0%} of the demonstrations {told}")
+    return f"Playing games, points of the mean score: {'. '.join(parts) or 'too few arms yet'}."
+
+
+ADAPTED, FROZEN_PVP = ("adapted", "none"), ("frozen", "pvp")
+
+
+def _game_gain(rows: list[dict[str, Any]], share: float, name: str, other: tuple[str, str]) -> str:
+    """Return what the adapted arm with PVP has more than another, in words; nothing where it is not measured."""
+    games = sorted({row["game"] for row in rows})
+    found = {game: gains(rows, share, game, ("adapted", "pvp"), other)[0] for game in games}
+    told = ", ".join(f"{gain.text(0)} in {find_game(game).title}" for game, gain in found.items() if gain)
+    return f"{name} adds {told}" if told else ""
 
 
 def _more(less: Mean) -> str:
@@ -289,14 +306,23 @@ def game_section(result: Result) -> Section:
     games = sorted({row["game"] for row in rows})
     shares = sorted({row["share"] for row in rows if "share" in row}, reverse=True)
     columns = (*games, "better than adapted, no PVP")
+    added = tuple(f"{game}, {unit}" for unit in ("points", "nats") for game in games)
     return Section(
         "games",
         "Playing: what an unfrozen encoder and pixel value prediction add",
         "Mean scores of policies cloned from the same games in the same number of steps, with intervals over training "
-        "seeds, and rliable's probability of improvement.",
+        "seeds, and rliable's probability of improvement. What is added: points of the mean score, and nats by which "
+        "the teacher is foretold better in games that no policy learnt from, of policies of the same seed.",
         "python -m experiments.run games-nano",
         origin(result),
-        [Table(f"With {share:.0%} of the demonstrations", columns, game_lines(rows, share)) for share in shares],
+        [
+            table
+            for share in shares
+            for table in (
+                Table(f"With {share:.0%} of the demonstrations", columns, game_lines(rows, share)),
+                Table(f"What is added, with {share:.0%} of the demonstrations", added, gain_lines(rows, share)),
+            )
+        ],
         [
             plot_profiles(scores, f"{find_game(game).title}, {share:.0%} of the demonstrations")
             for share in shares

@@ -237,3 +237,40 @@ def game_lines(rows: list[Row], share: float) -> list[Line]:
         lines.append(Line(f"{encoder}, {'no PVP' if pvp == 'none' else pvp}", cells))
     random = {row["game"]: f"{np.mean(row['scores']):,.0f}" for row in pick(rows, arm="random")}
     return [*lines, Line("random play", random)] if random else lines
+
+
+GAINS = (
+    ("PVP, encoder adapted", ("adapted", "pvp"), ("adapted", "none")),
+    ("its colours, beside the control's", ("adapted", "pvp"), ("adapted", "shuffled")),
+    ("PVP, encoder frozen", ("frozen", "pvp"), ("frozen", "none")),
+    ("unfreezing, with PVP", ("adapted", "pvp"), ("frozen", "pvp")),
+    ("unfreezing, without PVP", ("adapted", "none"), ("frozen", "none")),
+)  # fmt: skip
+
+
+def gains(rows: list[Row], share: float, game: str, arm: tuple[str, str], other: tuple[str, str]) -> list[Mean | None]:
+    """Return what one arm of `games-nano` has more than another in a game: points of the mean score, and nats less of
+    cross-entropy with its teacher; None where no seed has both.
+    """
+    own, others = (
+        [
+            {**row, "points": float(np.mean(row["scores"])), "nats": -row["loss"] if "loss" in row else None}
+            for row in pick(rows, share=share, game=game, encoder=encoder, pvp=pvp)
+        ]
+        for encoder, pvp in (arm, other)
+    )
+    return [difference(own, others, figure) for figure in ("points", "nats")]
+
+
+def gain_lines(rows: list[Row], share: float) -> list[Line]:
+    """Return a line for each thing that `games-nano` asks about: what it adds in every game, pairs of the same seed."""
+    lines = []
+    for about, arm, other in GAINS:
+        cells = {}
+        for game in sorted({row["game"] for row in rows}):
+            points, nats = gains(rows, share, game, arm, other)
+            cells |= {f"{game}, points": points.text(0)} if points else {}
+            cells |= {f"{game}, nats": nats.text(3)} if nats else {}
+        if cells:
+            lines.append(Line(about, cells))
+    return lines

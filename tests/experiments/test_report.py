@@ -23,6 +23,7 @@ from experiments.summaries import (
     chance_of_improvement,
     curves,
     difference,
+    gain_lines,
     game_lines,
     performance_profiles,
     pvp_lines,
@@ -126,7 +127,17 @@ def test_games_are_told_by_arm_and_by_the_chance_of_being_better():
     assert told["adapted, pvp"]["better than adapted, no PVP"] == "1.00 [1.00, 1.00]"
     assert "better than adapted, no PVP" not in told["adapted, no PVP"]
     assert told["random play"]["Carnival"] == "20"
-    assert "1.00 [1.00, 1.00] with 100% of" in answers({"games-nano": {"rows": rows}})[-1]
+    told = answers({"games-nano": {"rows": rows}})[-1]
+    assert "with 100% of the demonstrations PVP adds 50 [50, 50] in Carnival; a policy with PVP beats" in told
+    assert "1.00 [1.00, 1.00]." in told
+    assert "too few arms yet" in answers({"games-nano": {"rows": rows[:4]}})[-1]
+
+
+def test_what_is_added_pairs_policies_of_a_seed_in_points_and_in_nats():
+    rows = [{**played("pvp", 0, 90.0), "loss": 1.0}, {**played("none", 0, 70.0), "loss": 1.25}, played("none", 1, 5.0)]
+    (line,) = gain_lines(rows, 1.0)
+    assert line.about == "PVP, encoder adapted"
+    assert line.cells == {"Carnival, points": "20 (one seed)", "Carnival, nats": "0.250 (one seed)"}
 
 
 def test_a_profile_is_the_share_of_games_above_a_score_with_an_interval():
