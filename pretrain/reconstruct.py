@@ -34,7 +34,7 @@ from vlm.command import run
 from vlm.model import PixelVLM
 from vlm.prompts import ORDERS
 from vlm.provenance import command_line, git_commit
-from vlm.shipped import SHIPPED
+from vlm.shipped import SHIPPED_PIXELS
 from vlm.taught_size import bring_to, taught_size
 
 TAUGHT = "as taught"
@@ -55,8 +55,9 @@ COLUMNS = (
 class Args:
     """Rebuild images by asking for every place."""
 
-    checkpoint: tuple[Path, ...] = (SHIPPED,)
-    """Models to ask: frozen and adapted, say; by default the one that the repository ships."""
+    checkpoint: tuple[Path, ...] = (SHIPPED_PIXELS,)
+    """Models to ask: frozen and adapted, say; by default the policy that ships and was taught to play and to answer for
+    pixels in one."""
     out: Path = Path("runs/rebuilt")
     """Where pictures, figures and TensorBoard's files go."""
     image: tuple[Path, ...] = ()
