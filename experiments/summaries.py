@@ -266,7 +266,7 @@ def gain_lines(rows: list[Row], share: float) -> list[Line]:
     """Return a line for each thing that `games-nano` asks about: what it adds in every game, pairs of the same seed."""
     lines = []
     for about, arm, other in GAINS:
-        cells = {}
+        cells: dict[str, str] = {}
         for game in sorted({row["game"] for row in rows}):
             points, nats = gains(rows, share, game, arm, other)
             cells |= {f"{game}, points": points.text(0)} if points else {}
