@@ -35,7 +35,7 @@ from envs.episodes import INFO
 from envs.games import find_game
 from envs.protocol import MACHADO2018, Protocol, episode_seeds
 from experiments import pvp_nano
-from experiments.arms import ARMS, NO_PVP, seconds_to_start, teach_pixels
+from experiments.arms import ARMS, seconds_to_start, teach_pixels
 from experiments.jobs import Job
 from pretrain import captioning
 from vlm import checkpoint
@@ -54,7 +54,7 @@ PIXELS = replace(
     preset="micro",
     tower=None,
     start=SHIPPED_CAPTIONS,
-    regimes=(replace(pvp_nano.OPEN, steps=1500, images=16, questions=16, seconds_a_step=1.1),),
+    regimes=(replace(pvp_nano.OPEN, steps=400, images=16, questions=16, seconds_a_step=1.1),),
     flat=0.1,
     hold_gaze=0.1,
     settled=0.3,
@@ -261,7 +261,6 @@ def measure_arm(setting: Setting, encoder: str, pvp: str, share: float, seed: in
             "game": game,
             "checkpoint": checkpoint.content_hash(last),
             "teachers": sorted({teacher.name for teacher in setting.teachers if teacher.game == game}),
-            "pixel_steps": 0 if pvp == NO_PVP else setting.frames.regimes[0].steps,
             **foretold[game],
             "scores": play(setting, game, PUBLISHED + seed, last),
         }
