@@ -9,10 +9,10 @@ different machines start from the same. (A vision transformer over patches learn
 cores can afford: `experiments/LOG.md`.) Then come pixel values, or not, and then the same teacher's games are cloned
 into one text policy, in the same number of steps, at the same rates. The teacher is `vlm/weights/micro-play`, which
 sees no more than its pupils do, so that all of its play can be learnt from what is seen; searches of the emulator know
-more, and in as many steps nothing was learnt from them in Ms. Pac-Man. (It was itself taught pixel values before play;
-pupils get its answers, not its weights.) A policy plays 30 whole games of each on published seeds, `machado2018`. A row
-holds the raw scores of one policy in one game, and beside them how well it foretells its teacher in games kept for
-that: scores of weak policies are noisy, and a loss over a thousand decisions is not.
+more, and in as many steps a pupil of theirs plays Ms. Pac-Man as random play does. (It was itself taught pixel values
+before play; pupils get its answers, not its weights.) A policy plays 30 whole games of each on published seeds,
+`machado2018`. A row holds the raw scores of one policy in one game, and beside them how well it foretells its teacher
+in games kept for that: scores of weak policies are noisy, and a loss over a thousand decisions is not.
 """
 
 import shutil
@@ -40,7 +40,7 @@ from experiments.jobs import Job
 from pretrain import captioning
 from vlm import checkpoint
 from vlm.codes import start_numbers
-from vlm.shipped import SHIPPED_CAPTIONS, SHIPPED_PLAY
+from vlm.shipped import SHIPPED_CAPTIONS, SHIPPED_TEACHER
 
 SEEDS = (0, 1, 2, 3, 4)
 PUBLISHED = 1000  # the seed of the games of training seed 0; each has the next
@@ -79,12 +79,12 @@ class Teacher:
     @property
     def name(self) -> str:
         """Who it is, a VLM by its weights: rows of a file are comparable where their teachers are the same."""
-        return f"vlm-{checkpoint.content_hash(SHIPPED_PLAY)}" if self.agent == "vlm" else self.agent
+        return f"vlm-{checkpoint.content_hash(SHIPPED_TEACHER)}" if self.agent == "vlm" else self.agent
 
     @property
     def spec(self) -> str:
         """The agent's word (`agents.build`)."""
-        return f"vlm:{SHIPPED_PLAY}" if self.agent == "vlm" else self.agent
+        return f"vlm:{SHIPPED_TEACHER}" if self.agent == "vlm" else self.agent
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,8 @@ def answer_of_games(rows: list[dict[str, Any]]) -> str:
     """
     parts = []
     for share in sorted({row["share"] for row in rows if "share" in row}, reverse=True):
-        said = [_game_gain(rows, share, name, other) for name, other in (("PVP", ADAPTED), ("unfreezing", FROZEN_PVP))]
+        others = {"PVP": ("adapted", "none"), "unfreezing": ("frozen", "pvp")}
+        said = [_game_gain(rows, share, name, other) for name, other in others.items()]
         (_, taught), (_, plain) = (arm_scores(rows, "adapted", pvp, share) for pvp in ("pvp", "none"))
         if len(taught) > 1 and len(plain) > 1:
             chance, low, high = chance_of_improvement(taught, plain)
@@ -183,9 +184,6 @@ def answer_of_games(rows: list[dict[str, Any]]) -> str:
         if told := "; ".join(part for part in said if part):
             parts.append(f"with {share:.0%} of the demonstrations {told}")
     return f"Playing games, points of the mean score: {'. '.join(parts) or 'too few arms yet'}."
-
-
-ADAPTED, FROZEN_PVP = ("adapted", "none"), ("frozen", "pvp")
 
 
 def _game_gain(rows: list[dict[str, Any]], share: float, name: str, other: tuple[str, str]) -> str:

@@ -248,7 +248,9 @@ GAINS = (
 )  # fmt: skip
 
 
-def gains(rows: list[Row], share: float, game: str, arm: tuple[str, str], other: tuple[str, str]) -> list[Mean | None]:
+def gains(
+    rows: list[Row], share: float, game: str, arm: tuple[str, str], other: tuple[str, str]
+) -> tuple[Mean | None, Mean | None]:
     """Return what one arm of `games-nano` has more than another in a game: points of the mean score, and nats less of
     cross-entropy with its teacher; None where no seed has both.
     """
@@ -259,7 +261,7 @@ def gains(rows: list[Row], share: float, game: str, arm: tuple[str, str], other:
         ]
         for encoder, pvp in (arm, other)
     )
-    return [difference(own, others, figure) for figure in ("points", "nats")]
+    return difference(own, others, "points"), difference(own, others, "nats")
 
 
 def gain_lines(rows: list[Row], share: float) -> list[Line]:

@@ -14,7 +14,7 @@ from experiments.games_nano import SEEDS, Setting, Teacher, demonstrations, fore
 from experiments.pvp_nano import OPEN
 from experiments.run import Experiment, main
 from vlm import checkpoint
-from vlm.shipped import SHIPPED_PLAY
+from vlm.shipped import SHIPPED_TEACHER
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_share_of_the_demonstrations_is_their_first_games(setting):
 
 
 def test_a_teacher_of_weights_is_known_by_them_so_that_rows_of_two_are_told_apart():
-    assert Teacher("Carnival", "vlm", 1, 0.0, 10).name == f"vlm-{checkpoint.content_hash(SHIPPED_PLAY)}"
+    assert Teacher("Carnival", "vlm", 1, 0.0, 10).name == f"vlm-{checkpoint.content_hash(SHIPPED_TEACHER)}"
     assert Teacher("MsPacman", "pathfinder", 1, 0.0, 40).name == "pathfinder"
 
 
