@@ -51,6 +51,7 @@ from experiments.summaries import (
 
 RESULTS = Path(__file__).parent / "results"
 TEMPLATE = "report.html.j2"
+SHORT_PVP = "The PVP of these arms is short and has hardly taught them to read pixels (experiments/LOG.md)."
 COLOURS = {"adapted": "#c2620e", "frozen": "#4c72b0"}
 
 
@@ -183,7 +184,9 @@ def answer_of_games(rows: list[dict[str, Any]]) -> str:
             said.append(f"a policy with PVP beats one without at {chance:.2f} [{low:.2f}, {high:.2f}]")
         if told := "; ".join(part for part in said if part):
             parts.append(f"with {share:.0%} of the demonstrations {told}")
-    return f"Playing games, points of the mean score: {'. '.join(parts) or 'too few arms yet'}."
+    if not parts:
+        return "Playing games: too few arms yet."
+    return f"Playing games, points of the mean score: {'. '.join(parts)}. {SHORT_PVP}"
 
 
 def _game_gain(rows: list[dict[str, Any]], share: float, name: str, other: tuple[str, str]) -> str:
