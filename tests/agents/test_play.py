@@ -44,7 +44,20 @@ def test_the_vlm_plays_is_filmed_and_scored(tiny, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "no human score of Carnival exists" in told
     assert "IQN, 200 M frames" in told
-    assert "vlm at 0 (committed)" in told  # one line for each temperature, no mean over them
+
+
+def test_committed_scores_are_told_one_line_for_each_temperature(tmp_path, monkeypatch, capsys):
+    scores = [("random", None, 1), ("random", None, 3), ("vlm", 0, 10), ("vlm", 0.5, 100), ("vlm", 0.5, 300)]
+    rows = [{"agent": a, "game": "Carnival", "temperature": t, "scores": [s]} for a, t, s in scores]
+    (tmp_path / "committed.json").write_text(json.dumps({"rows": rows}))
+    monkeypatch.setattr("agents.play.SCORES", tmp_path / "committed.json")
+    assert command("--agent", "random", "--max-frames", 40, "--no-video", "--out", tmp_path / "out") == 0
+    lines = [line.split("(committed)") for line in capsys.readouterr().out.splitlines() if "(committed)" in line]
+    assert [(name.strip(), rest.split()[0]) for name, rest in lines] == [
+        ("random", "2"),
+        ("vlm at 0", "10"),
+        ("vlm at 0.5", "200"),
+    ]
 
 
 def test_the_same_seed_gives_the_same_score_and_the_same_pictures(tiny, tmp_path):
