@@ -2,8 +2,8 @@
 
 A frozen encoder stays frozen in all trainings of its arm, an adapted one learns in all. The control is pixel value
 prediction with the colours shuffled among images: it teaches the interface of coordinates and no detail. What is taught
-is the open regime of `experiments.pvp_nano`, so that the models whose reading `pvp-nano` measures are those that go on
-to other jobs.
+is the first regime of a setting of `experiments.pvp_nano`; for `refer-nano` that of `pvp-nano` itself, so that the
+models whose reading it measures are those that go on to masks.
 """
 
 from pathlib import Path

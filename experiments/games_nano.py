@@ -35,7 +35,7 @@ from envs.episodes import INFO
 from envs.games import find_game
 from envs.protocol import MACHADO2018, Protocol, episode_seeds
 from experiments import pvp_nano
-from experiments.arms import ARMS, seconds_to_start, teach_pixels
+from experiments.arms import ARMS, PVP, seconds_to_start, teach_pixels
 from experiments.jobs import Job
 from pretrain import captioning
 from vlm import checkpoint
@@ -47,17 +47,19 @@ PUBLISHED = 1000  # the seed of the games of training seed 0; each has the next
 CLOSED = 7  # added to a teacher's seed for the games that no arm learns from
 
 GAMES = ("Carnival", "MsPacman")
-PIXELS = replace(
+CAPTIONED = (*pvp_nano.NANO.games, *GAMES)
+PIXELS = replace(  # plain frames of the games played and of six others: strange images are learnt too slowly by `micro`
     pvp_nano.NANO,
-    games=(*pvp_nano.NANO.games, *GAMES),
+    games=(*GAMES, "SpaceInvaders", "Pong", "Breakout", "Alien", "Amidar", "DemonAttack"),
     strangers=(),
     preset="micro",
     tower=None,
     start=SHIPPED_CAPTIONS,
-    regimes=(replace(pvp_nano.OPEN, steps=400, images=16, questions=16, seconds_a_step=1.1),),
-    flat=0.1,
-    hold_gaze=0.1,
-    settled=0.3,
+    regimes=(replace(pvp_nano.FAMILIAR, steps=400, images=16, questions=16, seconds_a_step=0.8),),
+    flat=0,
+    hold_gaze=0,
+    settled=1,
+    images_full=8,
 )
 
 
@@ -91,8 +93,9 @@ class Teacher:
 class Setting:
     """Everything that the experiment fixes.
 
-    frames: what is taught before play (`experiments.pvp_nano`), from a model that `start_steps` of captions have
-    taught; taught: where the training of pixels lies; teachers: of play; shares: of their demonstrations; clone_steps:
+    frames: what is taught before play (`experiments.pvp_nano`), from a model that `start_steps` of captions of the
+    games `captioned` have taught; taught: where the training of pixels lies; teachers: of play; shares: of their
+    demonstrations; clone_steps:
     of cloning with each share, fewer with fewer games; game_shares: of a step, more for the game that takes longer to
     learn; kept: games of each teacher that no arm learns from, and decisions of them that are foretold; temperature: of
     play, 1 for what was learnt and no sharper; games: played by each policy of each kind; lanes: games in step, few,
@@ -100,6 +103,7 @@ class Setting:
     """
 
     frames: pvp_nano.Setting = PIXELS
+    captioned: tuple[str, ...] = CAPTIONED
     start_steps: int = 400
     taught: Path = Path("runs/games-nano")
     teachers: tuple[Teacher, ...] = (
@@ -150,7 +154,7 @@ def teach_captions(setting: Setting) -> Path:
         return setting.frames.start
     taught = captioning.teach(
         captioning.Args(
-            data=tuple(str(pvp_nano.frames_of(setting.frames, game)) for game in setting.frames.games),
+            data=tuple(str(pvp_nano.frames_of(setting.frames, game)) for game in setting.captioned),
             out=setting.taught / "captions",
             hold_episodes=setting.frames.hold,
             preset=setting.frames.preset,
@@ -256,16 +260,37 @@ def measure_arm(setting: Setting, encoder: str, pvp: str, share: float, seed: in
     out = work / f"clone-{encoder}-{pvp}-{share:g}-{seed}"
     last = clone.clone(clone_args(setting, encoder, share, seed, start, out))
     foretold = foretell(setting, last)
+    seen = read_frames(setting, start) if pvp == PVP else {}
     return [
         {
             "game": game,
             "checkpoint": checkpoint.content_hash(last),
+            **({"read": seen[game]} if seen else {}),
             "teachers": sorted({teacher.name for teacher in setting.teachers if teacher.game == game}),
             **foretold[game],
             "scores": play(setting, game, PUBLISHED + seed, last),
         }
         for game in setting.games_taught
     ]
+
+
+def read_frames(setting: Setting, model: Path) -> dict[str, float]:
+    """Return for each game the mean absolute error, of 255, of what a model answers about frames of held-out episodes
+    of random play: what PVP has taught, before play is.
+    """
+    vlm, found = checkpoint.load(model), {}
+    for game in setting.games_taught:
+        own = replace(setting.frames, games=(game,))
+        (probe,) = pvp_nano.open_probes(own, own.regimes[0], own.images_full)
+        found[game] = pvp_nano.measure(vlm, own, probe, None, None)["mae"]
+    return found
+
+
+def floors_of_reading(setting: Setting, game: str) -> dict[str, float]:
+    """Return what `read_frames` would be of answers that do not read: the image's mean, and that of each patch."""
+    own = replace(setting.frames, games=(game,))
+    rows = {row["floor"]: row["mae"] for row in pvp_nano.measure_floors(own, own.regimes[0])}
+    return {"read_image_mean": rows["image mean"], "read_patch_mean": rows["patch mean"]}
 
 
 @torch.no_grad()
@@ -289,8 +314,11 @@ def foretell(setting: Setting, policy: Path) -> dict[str, dict[str, float]]:
 
 
 def measure_random(setting: Setting) -> list[dict[str, Any]]:
-    """Return a row of random play for each game."""
-    return [{"game": game, "scores": play(setting, game, PUBLISHED, None)} for game in setting.games_taught]
+    """Return a row of random play for each game, and of what says nothing of pixels."""
+    return [
+        {"game": game, **floors_of_reading(setting, game), "scores": play(setting, game, PUBLISHED, None)}
+        for game in setting.games_taught
+    ]
 
 
 @torch.no_grad()

@@ -108,6 +108,7 @@ class Setting:
     flat: float = 0.1
     hold_gaze: float = 0.15
     settled: float = 0.15
+    gaze: float = 0.0
     points: int = 8
     images_full: int = 16
     images_curve: int = 12
@@ -182,6 +183,7 @@ def training_args(setting: Setting, regime: Regime, encoder: str, seed: int, out
         flat=setting.flat,
         hold=setting.hold_gaze,
         settled=setting.settled,
+        gaze=setting.gaze,
         steps=regime.steps,
         images=regime.images,
         questions=regime.questions,

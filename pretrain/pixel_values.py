@@ -2,7 +2,8 @@
 
 Numbers are words to a language model: to the plain cross-entropy an answer of 131 for 130 is as wrong as one of 7.
 With `soft` above 0 the target of a number is spread over its neighbours, a normal distribution of that standard
-deviation in units of 255; all other tokens keep the plain loss. It is an option and a departure from the paper.
+deviation in units of 255; all other tokens keep the plain loss. With `gaze` above 0 the end of each question shall
+look at the image token of the place that it asks about (`vlm.gaze`). Both are options and departures from the paper.
 """
 
 from collections.abc import Sequence
@@ -19,8 +20,9 @@ from pretrain.images import ImageSource
 from pretrain.questions import IGNORED, PixelLanguage, colours, draw_places, pad_rows
 from pretrain.synthetic import mosaic, synthetic_image
 from vlm.errors import VlmError
+from vlm.gaze import LOOKING, asked_tokens, check_looking, gaze_loss
 from vlm.model import PixelVLM
-from vlm.packing import read_questions
+from vlm.packing import read_and_watch, read_questions
 from vlm.trainer import Lesson
 
 FINEST_HELD = 12  # cells a side of the finest mosaics while the gaze is held
@@ -86,8 +88,9 @@ class Questions(Dataset):
     With `shuffled` every image is answered for with the colours of the next one of its step: a control, which teaches
     the form of questions and answers, coordinates included, and nothing of what is seen.
 
-    An item is `frames` uint8[B, history, H, W, 3], `read` int[B, K, L], question and answer, and `said` int[B, K, L],
-    what shall be said next at each token of it (`IGNORED` within the question).
+    An item is `frames` uint8[B, history, H, W, 3], `read` int[B, K, L], question and answer, `said` int[B, K, L], what
+    shall be said next at each token of it (`IGNORED` within the question), and `places` float32[B, K, 2], what is asked
+    about, as shares of the image's height and width.
     """
 
     def __init__(
@@ -117,14 +120,18 @@ class Questions(Dataset):
         asked = [self._ask(stack[-1], max(1, self.count // factor), rng) for stack in answering]
         return {
             "frames": torch.from_numpy(np.stack(stacks)),
-            "read": pad_rows([read for read, _ in asked], self.language.pad),
-            "said": pad_rows([said for _, said in asked], IGNORED),
+            "read": pad_rows([read for read, _, _ in asked], self.language.pad),
+            "said": pad_rows([said for _, said, _ in asked], IGNORED),
+            "places": torch.from_numpy(np.stack([places for _, _, places in asked])),
         }
 
-    def _ask(self, image: np.ndarray, count: int, rng: np.random.Generator) -> tuple[list[list[int]], list[list[int]]]:
+    def _ask(
+        self, image: np.ndarray, count: int, rng: np.random.Generator
+    ) -> tuple[list[list[int]], list[list[int]], np.ndarray]:
         values = colours(image, self.grid)
         places = draw_places(values, count, rng)
-        return self.language.lesson(places, values[places[:, 0], places[:, 1]])
+        shares = ((places + 0.5) / values.shape[:2]).astype(np.float32)
+        return *self.language.lesson(places, values[places[:, 0], places[:, 1]]), shares
 
 
 def soft_targets(spread: float) -> Tensor:
@@ -139,10 +146,18 @@ class PixelValues(Lesson):
     vlm: PixelVLM
 
     def __init__(
-        self, vlm: PixelVLM, bf16: bool | None, language: PixelLanguage, soft: float = 0.0, attention: str = "sdpa"
+        self,
+        vlm: PixelVLM,
+        bf16: bool | None,
+        language: PixelLanguage,
+        soft: float = 0.0,
+        attention: str = "sdpa",
+        gaze: float = 0.0,
     ):
         super().__init__(vlm, bf16, attention)
-        self.language = language
+        self.language, self.gaze = language, gaze
+        if gaze:
+            check_looking(vlm)
         if soft and language.numbers is None:
             raise VlmError("soft targets ask for a tokenizer whose numbers from 0 to 255 are single tokens")
         self.targets = soft_targets(soft) if soft else None
@@ -152,23 +167,43 @@ class PixelValues(Lesson):
     def _note(self, _module: torch.nn.Module, _inputs: Any, output: Tensor) -> None:
         self._image_tokens = output.detach()
 
-    def forward(self, frames: Tensor, read: Tensor, said: Tensor) -> dict[str, Tensor]:
+    def forward(self, frames: Tensor, read: Tensor, said: Tensor, places: Tensor) -> dict[str, Tensor]:
         """Return the loss and the figures of `figures`, and `variation` of the batch's image tokens.
+
+        With a gaze, its loss is part of the loss, and `looked` is what its heads give to the asked token.
 
         Args:
             frames: uint8[B, history, H, W, 3].
             read: int[B, K, L], question and answer.
             said: int[B, K, L], what shall be said next.
+            places: float[B, K, 2], what is asked about, as shares of the image's height and width.
         """
+        looking: dict[str, Tensor] = {}
         with self.autocast():
             shared = self.language.shared.to(read.device)
-            hidden = read_questions(self.vlm, self.vlm.pixels(frames), shared, read)  # [B, K, L, D]
+            pixels = self.vlm.pixels(frames)
+            if self.gaze:
+                hidden, looks = read_and_watch(self.vlm, pixels, shared, read, LOOKING)
+                looking = self._look(looks, said, places, frames)
+            else:
+                hidden = read_questions(self.vlm, pixels, shared, read)  # [B, K, L, D]
             logits = self.vlm.model.get_output_embeddings()(hidden[said != IGNORED]).float()  # [A, V]
         wanted = said[said != IGNORED]  # [A], the same number of answer tokens in every step where numbers are single
         out = {"loss": self.loss(logits, wanted), **self.figures(logits.detach(), wanted, said)}
+        if looking:
+            out["loss"] = out["loss"] + self.gaze * looking["loss"]
+            out["looked"] = looking["looked"].detach()
         if self._image_tokens is not None and len(frames) > 1:
             out["variation"] = variation(self._image_tokens.unflatten(0, (len(frames), -1)))
         return out
+
+    def _look(self, looks: Tensor, said: Tensor, places: Tensor, frames: Tensor) -> dict[str, Tensor]:
+        """Return the loss of the gaze and what its heads give to the asked token, for looks [B, K, L, heads, P]."""
+        end = (said != IGNORED).int().argmax(-1)  # int[B, K], the last token of each question
+        each = end[..., None, None, None].expand(-1, -1, 1, *looks.shape[3:])
+        tokens = asked_tokens(self.vlm, places, *frames.shape[2:4])
+        loss, looked = gaze_loss(self.vlm, looks.gather(2, each)[:, :, 0], tokens)
+        return {"loss": loss, "looked": looked}
 
     def loss(self, logits: Tensor, wanted: Tensor) -> Tensor:
         """Return the mean over answer tokens of the cross-entropy, against soft targets where numbers are wanted."""

@@ -6,9 +6,9 @@ makes it exact (Juravsky et al. 2024, "Hydragen", arXiv 2402.05099, sec. 3). It 
 library's own interface, so that the decoder's class runs as it is, gradients included.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,14 +25,19 @@ NAME = "pvplay_cascade"
 
 @dataclass(frozen=True)
 class Trunk:
-    """Keys and values of B prefixes of P tokens, a pair [B, heads, P, width] for each layer of the decoder."""
+    """Keys and values of B prefixes of P tokens, a pair [B, heads, P, width] for each layer of the decoder.
+
+    looks: by the index of each layer that is watched, what rows look at in their prefix, [R, T, heads, P] of the
+    attention's weights, once they have been read.
+    """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
+    looks: dict[int, Tensor | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, cache: DynamicCache) -> "Trunk":
-        """Return what a cache that has read the prefixes holds."""
-        return cls(tuple((layer.keys, layer.values) for layer in cache.layers))
+    def of(cls, cache: DynamicCache, watched: Sequence[int] = ()) -> "Trunk":
+        """Return what a cache that has read the prefixes holds; some layers may be watched."""
+        return cls(tuple((layer.keys, layer.values) for layer in cache.layers), dict.fromkeys(watched))
 
 
 def read_behind_trunk(
@@ -108,6 +113,8 @@ def _attend(
     own = asked @ own_key.mT
     own = own * scaling + attention_mask.expand(len(query), -1, -1, -1).unflatten(0, (batch, each[0]))[:, None]
     weights = torch.cat([ahead * scaling, own], dim=-1).softmax(-1, dtype=torch.float32).to(query.dtype)
+    if index in trunk.looks:
+        trunk.looks[index] = weights[..., :common].permute(0, 2, 4, 1, 3, 5).flatten(0, 1).flatten(2, 3)
     weights = functional.dropout(weights, dropout, module.training)
     seen = (weights[..., :common].flatten(2, 4) @ values).unflatten(2, each) + weights[..., common:] @ own_value
     # [B, groups, rows, heads of a group, T, width] to [R, T, heads, width]

@@ -1,20 +1,28 @@
-"""Lets a decoder look where it is asked to, by least squares: queries and keys fitted in place of being waited for.
+"""Lets a decoder look where it is asked to, in place of waiting until it does: by a loss, or by least squares.
 
 To answer for a place a decoder needs three steps, which training from nothing finds late if at all: the question's last
 token reads the two coordinates before it (layer 0); its query meets the key of the image token at that place (layer
 1); the later words of the answer read what it has seen (layer 2). A pretrained language model brings such heads; here
-they are fitted to what each layer is given, once, by ridge regression, for any encoder whose tokens tell their place:
+there are two ways to them.
+
+`gaze_loss` asks in training for what layer 1 shall look at: all other weights, the encoder's included, learn beside it,
+and the first two steps are found within a hundred steps of training (`experiments/LOG.md`).
+
+`fit_gaze` fits queries and keys to what each layer is given, once, by ridge regression, for any encoder whose tokens
+tell their place:
 
     layer 0   two heads that look back by the distance of a coordinate, from any text to any text
     layer 1   all heads but one: query = code of the asked place, key = code of the token's own place
     layer 2   two heads: query of any text, key of the question's last token
 
-Heads that look at places go on doing so (`vlm.place_heads`); "all" and "two" are of the others.
+Heads that look at places go on doing so (`vlm.place_heads`); "all" and "two" are of the others. Rotary pairs that turn
+fast serve distances, slow ones content; with a small base none is slow enough, but a token of the image and the
+question's end stand at a fixed distance, and keys of places are fitted turned back by it.
 
 Only queries and keys change, and all remain trainable. But the rest of the model has never met what it now looks at:
 its first answers are confident and wrong, and the quickest way to a lower loss is to look away again
 (`experiments/LOG.md`). So what the gaze rests on, `resting_on_gaze`, had better stand still until the rest has learnt
-to use it. Rotary pairs that turn fast serve distances, slow ones content.
+to use it.
 """
 
 import math
@@ -31,6 +39,7 @@ from vlm.model import PixelModel, PixelVLM
 from vlm.packing import read_questions
 from vlm.place_heads import place_heads
 
+LOOKING = 1  # the layer in which a question's end looks at the image token that it asks about
 RIDGE = 1e-2  # times the mean square of the features
 KEEP = 0.3  # of a fitted head's own weights
 PEAK, SHARP = 16.0, 14.0  # the scores that heads for distances, and for places and words, give to what they look for
@@ -70,7 +79,7 @@ def fit_gaze(vlm: PixelVLM, asked: Asked) -> dict[str, float]:
     own = token_places(vlm, asked.frames.shape[2], asked.frames.shape[3])
     report: dict[str, float] = {}
     _fit_distances(vlm, layers[0], _inputs(vlm, layers[0], asked), asked)
-    _fit_places(layers[1], _inputs(vlm, layers[1], asked), asked, own, report)
+    _fit_places(vlm, layers[LOOKING], _inputs(vlm, layers[LOOKING], asked), asked, own, report)
     _fit_last_token(layers[2], _inputs(vlm, layers[2], asked), asked, report)
     vlm.model.train(training)
     return report
@@ -107,6 +116,36 @@ def token_places(model: PixelModel, height: int, width: int) -> Tensor:
     """Return float[N, 2]: the middle of each image token's patch, as shares of an image's height and width."""
     down, along = ((borders[1:] + borders[:-1]) / 2 for borders in token_grid(model, height, width))
     return torch.cartesian_prod(down / height, along / width)
+
+
+def asked_tokens(model: PixelModel, places: Tensor, height: int, width: int) -> Tensor:
+    """Return int[..., K]: the image tokens whose patches cover places [..., K, 2], shares of height and width."""
+    down, along = (borders.to(places) for borders in token_grid(model, height, width))
+    row = torch.bucketize((places[..., 0] * height).contiguous(), down[1:-1], right=True)
+    column = torch.bucketize((places[..., 1] * width).contiguous(), along[1:-1], right=True)
+    return row * (len(along) - 1) + column
+
+
+def check_looking(vlm: PixelVLM) -> None:
+    """Refuse a model whose decoder has no layer to look with, `VlmError`."""
+    layers = getattr(vlm.decoder, "layers", [])
+    if len(layers) <= LOOKING:
+        raise VlmError(f"a gaze asks for a decoder of at least {LOOKING + 1} layers, got {len(layers)}")
+
+
+def gaze_loss(vlm: PixelVLM, looks: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of -log of what the heads that may look anywhere give to the asked token, and of what they give.
+
+    Args:
+        vlm: the model.
+        looks: [B, K, heads, P], what the end of each question looks at in layer `LOOKING`, image tokens first.
+        tokens: int[B, K], of `asked_tokens`.
+    """
+    decoder: Any = vlm.decoder
+    free = place_heads(decoder.layers[LOOKING].self_attn)
+    heads = looks[:, :, free : max(free + 1, looks.shape[2] - 1)].float()  # the last one looks as it likes
+    given = heads.gather(3, tokens[:, :, None, None].expand(-1, -1, heads.shape[2], 1))
+    return -(given + 1e-6).log().mean(), given.mean()
 
 
 def place_code(places: Tensor, waves: int) -> Tensor:
@@ -202,11 +241,27 @@ def _fit_distances(vlm: PixelVLM, layer: Any, seen: _Seen, asked: Asked) -> None
         _put(keys[head], key[:, None] * text)
 
 
-def _fit_places(layer: Any, seen: _Seen, asked: Asked, own: Tensor, report: dict[str, float]) -> None:
+def _turned_back(code: Tensor, distances: Tensor, speeds: Tensor) -> Tensor:
+    """Return codes [N, 2 * pairs], first members of pairs and then second ones, as keys that meet their queries as they
+    are when rotary positions turn them by `distances` [N] at `speeds` [pairs].
+    """
+    first, second = code.chunk(2, dim=-1)
+    turns = distances[:, None] * speeds
+    return torch.cat(
+        [first * turns.cos() - second * turns.sin(), first * turns.sin() + second * turns.cos()], dim=-1
+    )  # fmt: skip
+
+
+def _fit_places(
+    vlm: PixelVLM, layer: Any, seen: _Seen, asked: Asked, own: Tensor, report: dict[str, float]
+) -> None:  # fmt: skip
     """Let all heads of a layer but the last look from a question's last token to the image token it asks about."""
     queries, keys, width = _heads(layer.self_attn)
     waves, inside = width // 8, (own < 1).all(-1)
-    code = place_code(own[inside], waves)  # [tokens inside, 4 * waves]
+    decoder: Any = vlm.decoder
+    speeds = decoder.rotary_emb.inv_freq.float().cpu()[width // 4 : width // 2]  # of the slow pairs
+    back = len(own) + len(asked.shared) + asked.question - 1 - torch.arange(len(own))  # from the question's last token
+    code = _turned_back(place_code(own[inside], waves), back[inside], speeds)  # [tokens inside, 4 * waves]
     key, report["token places"] = ridge(seen.images[:, inside].flatten(0, 1), code.repeat(len(seen.images), 1))
     last = seen.questions[:, :, asked.question - 1].flatten(0, 1)
     query, report["asked places"] = ridge(last, place_code(asked.places, waves).flatten(0, 1))

@@ -77,6 +77,22 @@ def read_questions(vlm: PixelVLM, images: Images, shared: Tensor, questions: Ten
     return _METHODS[method](vlm, Prefix.of(vlm, images, shared, len(questions)), questions)
 
 
+def read_and_watch(
+    vlm: PixelVLM, images: Images, shared: Tensor, questions: Tensor, layer: int
+) -> tuple[Tensor, Tensor]:
+    """Return what `read_questions` does, by cache, and what the questions' tokens look at before them in a layer.
+
+    Returns:
+        States [B, K, L, D], and weights of the attention [B, K, L, heads, P], of the image's tokens and `shared`'s.
+    """
+    prefix = Prefix.of(vlm, images, shared, len(questions))
+    trunk = Trunk.of(prefix.cache(vlm), [layer])
+    states = _read_behind(vlm, prefix, trunk, questions)
+    looks = trunk.looks[layer]
+    assert looks is not None
+    return states, looks.unflatten(0, questions.shape[:2])
+
+
 def pad_questions(questions: Sequence[Sequence[Sequence[int]]], pad: int) -> tuple[Tensor, Tensor]:
     """Return token lists, K for each of B images, as int[B, K, L] padded on the right, and their lengths int[B, K]."""
     counts = {len(asked) for asked in questions}
@@ -103,13 +119,17 @@ def _read_by_mask(vlm: PixelVLM, prefix: Prefix, questions: Tensor) -> Tensor:
 
 
 def _read_by_cache(vlm: PixelVLM, prefix: Prefix, questions: Tensor) -> Tensor:
+    return _read_behind(vlm, prefix, Trunk.of(prefix.cache(vlm)), questions)
+
+
+def _read_behind(vlm: PixelVLM, prefix: Prefix, trunk: Trunk, questions: Tensor) -> Tensor:
     batch, count, length = questions.shape
     rows = torch.arange(batch, device=questions.device).repeat_interleave(count)
     positions = prefix.positions_behind(torch.arange(length, device=questions.device), rows)
     own = embed_words(vlm, questions.flatten(0, 1)).to(prefix.embeddings.dtype)  # [B * K, L, D]
     mask = causal_mask(torch.ones(1, length, dtype=torch.bool, device=own.device), own.dtype)
     cache = DynamicCache(config=vlm.decoder.config)
-    hidden = read_behind_trunk(vlm, Trunk.of(prefix.cache(vlm)), cache, own, positions, mask)
+    hidden = read_behind_trunk(vlm, trunk, cache, own, positions, mask)
     return hidden.unflatten(0, (batch, count))
 
 

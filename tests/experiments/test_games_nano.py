@@ -11,7 +11,7 @@ from envs.protocol import MACHADO2018
 from experiments import pvp_nano, run
 from experiments.arms import ARMS
 from experiments.games_nano import SEEDS, Setting, Teacher, demonstrations, foretell, jobs, kept_games, prepare
-from experiments.pvp_nano import OPEN
+from experiments.pvp_nano import FAMILIAR
 from experiments.run import Experiment, main
 from vlm import checkpoint
 from vlm.shipped import SHIPPED_TEACHER
@@ -21,18 +21,21 @@ from vlm.shipped import SHIPPED_TEACHER
 def setting(tmp_path):
     """A setting of seconds: games of 20 decisions, and frames that are already there."""
     rng = np.random.default_rng(0)
-    info = DatasetInfo("Pong", ("noop",), MACHADO2018, "random", None, "abc", {})
-    writer = EpisodeWriter(tmp_path / "data" / "random-Pong", info)
-    for seed in range(2):
-        frames = rng.integers(0, 256, (4, 210, 160, 3), dtype=np.uint8)
-        writer.append(Episode(frames, np.zeros(4, int), np.zeros(4, np.float32), None, True, False, seed))
+    for game in ("Pong", "MsPacman"):
+        info = DatasetInfo(game, ("noop",), MACHADO2018, "random", None, "abc", {})
+        writer = EpisodeWriter(tmp_path / "data" / f"random-{game}", info)
+        for seed in range(2):
+            frames = rng.integers(0, 256, (4, 210, 160, 3), dtype=np.uint8)
+            writer.append(Episode(frames, np.zeros(4, int), np.zeros(4, np.float32), None, True, False, seed))
     frames = pvp_nano.Setting(
         games=("Pong",), strangers=(), episodes=2, hold=1, data=tmp_path / "data", tower=None,
-        start=tmp_path / "captions" / "last", regimes=(replace(OPEN, steps=2, images=2, questions=4),), preset="tiny",
-        grid="4", flat=0, hold_gaze=0, workers=0,
+        start=tmp_path / "captions" / "last",
+        regimes=(replace(FAMILIAR, steps=2, images=2, questions=4),), preset="tiny", grid="4", flat=0,
+        hold_gaze=0, workers=0, images_full=2,
     )  # fmt: skip
     return Setting(
-        frames, start_steps=1, taught=tmp_path / "taught", kept=1, decisions=8, shares=(1.0, 0.5), clone_steps=(2, 1),
+        frames, captioned=("Pong",), start_steps=1, taught=tmp_path / "taught", kept=1, decisions=8, shares=(1.0, 0.5),
+        clone_steps=(2, 1),
         teachers=tuple(Teacher("MsPacman", "pathfinder", 2, noise, seed, 80) for noise, seed in ((0.0, 40), (0.4, 42))),
         batch_size=4, game_shares=(), games=2, lanes=2, engine="torch",
         protocol=replace(MACHADO2018, max_episode_frames=80), workers=0,
@@ -51,6 +54,9 @@ def test_every_arm_clones_and_plays_and_frozen_encoders_stay(setting, tmp_path, 
     assert all(len(row["scores"]) == 2 and row["game"] == "MsPacman" for row in rows)
     assert all(row["teachers"] == ["pathfinder"] for row in rows if "encoder" in row)
     assert all(0 <= row["agreed"] <= 1 and row["loss"] > 0 for row in rows if "encoder" in row)
+    assert all(("read" in row) == (row.get("pvp") == "pvp") for row in rows)
+    (random,) = (row for row in rows if row.get("arm") == "random")
+    assert random["read_image_mean"] > 0 and random["read_patch_mean"] > 0
     for encoder, pvp in ARMS:
         made = checkpoint.read_training(tmp_path / "work" / f"clone-{encoder}-{pvp}-1-3" / "last")
         assert (made["moved"]["encoder"]["moved"] > 0) == (encoder == "adapted")

@@ -1,16 +1,18 @@
 """A fitted gaze looks at the token that is asked about, whatever is on the image."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from pretrain.gaze import FitGaze, examples
-from pretrain.pixel_values import ImageDraw, Questions
+from pretrain.pixel_values import ImageDraw, PixelValues, Questions
 from pretrain.questions import PixelLanguage
 from vlm.codes import start_numbers, start_places
 from vlm.errors import VlmError
-from vlm.gaze import fit_gaze, place_code, ridge, token_places
-from vlm.packing import read_questions
+from vlm.gaze import LOOKING, asked_tokens, fit_gaze, place_code, ridge, token_grid, token_places
+from vlm.packing import read_and_watch, read_questions
 from vlm.place_heads import place_heads
 from vlm.presets import build
 
@@ -58,6 +60,61 @@ def test_the_questions_end_looks_at_the_token_of_the_asked_place_and_the_answer_
         [later[:, k, shared + k * length + asked.question - 1] for k in range(asked.read.shape[1])], dim=1
     )
     assert ends.mean().item() > 0.2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("preset", ["tiny-clip", "micro"])
+def test_what_is_watched_is_the_attention_of_the_library(preset):
+    vlm, questions = make(preset)
+    asked = examples(vlm, questions)
+    asked = replace(asked, frames=asked.frames[:2], read=asked.read[:2, :5], places=asked.places[:2, :5])
+    expected = attention(vlm, asked, LOOKING)  # [B, heads, K, L, T]
+    states, looks = read_and_watch(vlm, vlm.pixels(asked.frames), asked.shared, asked.read, LOOKING)
+    assert looks.shape == (
+        2,
+        5,
+        asked.read.shape[2],
+        expected.shape[1],
+        len(token_places(vlm, 210, 160)) + len(asked.shared),
+    )
+    assert torch.allclose(looks.permute(0, 3, 1, 2, 4), expected[..., : looks.shape[-1]], atol=1e-5)
+    assert torch.equal(states, read_questions(vlm, vlm.pixels(asked.frames), asked.shared, asked.read))
+
+
+@pytest.mark.parametrize("preset", ["tiny-clip", "micro"])
+def test_the_asked_token_is_the_one_whose_patch_covers_the_place(preset):
+    vlm, _ = make(preset)
+    down, along = token_grid(vlm, 210, 160)
+    found = asked_tokens(vlm, torch.tensor([[0.0, 0.0], [0.999, 0.999], [100.5 / 210, 3.5 / 160]]), 210, 160).tolist()
+    columns = len(along) - 1
+    covering = [
+        int(((down <= row).sum() - 1) * columns + (along <= column).sum() - 1)
+        for row, column in [(0, 0), (209.79, 159.84), (100.5, 3.5)]
+    ]
+    assert found == covering
+
+
+def test_training_with_a_gaze_finds_the_asked_places_within_a_few_steps():
+    vlm, questions = make()
+    questions = Questions(questions.draw, questions.language, "32", steps=80, images=8, count=16, seed=0)
+    lesson = PixelValues(vlm, False, questions.language, soft=6.0, gaze=1.0)
+    optimizer = torch.optim.AdamW(vlm.model.parameters(), lr=3e-3)
+    looked = []
+    for step in range(len(questions)):
+        out = lesson(**questions[step])
+        out["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(vlm.model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        looked.append(float(out["looked"]))
+    assert np.mean(looked[:10]) < 0.1
+    assert np.mean(looked[-10:]) > 0.5
+
+
+def test_a_gaze_is_refused_where_no_layer_can_have_it():
+    vlm, questions = make("tiny")
+    with pytest.raises(VlmError, match="at least 2 layers, got 1"):
+        PixelValues(vlm, False, questions.language, gaze=1.0)
 
 
 def test_ridge_finds_a_linear_map_and_owns_up_where_there_is_none():
