@@ -46,12 +46,13 @@ from experiments.summaries import (
     performance_profiles,
     pick,
     pvp_lines,
+    reading_lines,
     refer_lines,
 )
 
 RESULTS = Path(__file__).parent / "results"
 TEMPLATE = "report.html.j2"
-SHORT_PVP = "The PVP of these arms is short and has hardly taught them to read pixels (experiments/LOG.md)."
+READING = ("adapted", "frozen", "image mean", "patch mean")
 COLOURS = {"adapted": "#c2620e", "frozen": "#4c72b0"}
 
 
@@ -186,7 +187,17 @@ def answer_of_games(rows: list[dict[str, Any]]) -> str:
             parts.append(f"with {share:.0%} of the demonstrations {told}")
     if not parts:
         return "Playing games: too few arms yet."
-    return f"Playing games, points of the mean score: {'. '.join(parts)}. {SHORT_PVP}"
+    return f"Playing games, points of the mean score: {'. '.join(parts)}. {_how_read(rows)}".strip()
+
+
+def _how_read(rows: list[dict[str, Any]]) -> str:
+    """Return how well the arms with PVP had learnt to read the games' frames, without which PVP adds nothing."""
+    told = [
+        f"{find_game(line.about).title} {line.cells['adapted']} (the image's mean {line.cells['image mean']})"
+        for line in reading_lines(rows)
+        if line.cells["adapted"] != "-"
+    ]
+    return f"How far off the answers about pixels are after PVP, of 255: {', '.join(told)}." if told else ""
 
 
 def _game_gain(rows: list[dict[str, Any]], share: float, name: str, other: tuple[str, str]) -> str:
@@ -313,16 +324,20 @@ def game_section(result: Result) -> Section:
         "Playing: what an unfrozen encoder and pixel value prediction add",
         "Mean scores of policies cloned from the same games in the same number of steps, with intervals over training "
         "seeds, and rliable's probability of improvement. What is added: points of the mean score, and nats by which "
-        "the teacher is foretold better in games that no policy learnt from, of policies of the same seed.",
+        "the teacher is foretold better in games that no policy learnt from, of policies of the same seed. PVP can add "
+        "something only where it is learnt: how far off its answers are stands first.",
         "python -m experiments.run games-nano",
         origin(result),
         [
-            table
-            for share in shares
-            for table in (
-                Table(f"With {share:.0%} of the demonstrations", columns, game_lines(rows, share)),
-                Table(f"What is added, with {share:.0%} of the demonstrations", added, gain_lines(rows, share)),
-            )
+            Table("What PVP has taught: error of pixels before play, of 255", READING, reading_lines(rows)),
+            *(
+                table
+                for share in shares
+                for table in (
+                    Table(f"With {share:.0%} of the demonstrations", columns, game_lines(rows, share)),
+                    Table(f"What is added, with {share:.0%} of the demonstrations", added, gain_lines(rows, share)),
+                )
+            ),
         ],
         [
             plot_profiles(scores, f"{find_game(game).title}, {share:.0%} of the demonstrations")

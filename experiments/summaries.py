@@ -276,3 +276,18 @@ def gain_lines(rows: list[Row], share: float) -> list[Line]:
         if cells:
             lines.append(Line(about, cells))
     return lines
+
+
+def reading_lines(rows: list[Row]) -> list[Line]:
+    """Return a line for each game of `games-nano`: how far off the answers of models after PVP and before play are, of
+    255, and what answers would be that do not read.
+    """
+    lines = []
+    for game in sorted({row["game"] for row in rows}):
+        own = pick(rows, game=game)
+        cells = {name: _text(mean_over_seeds(pick(own, encoder=name), "read")) for name in ("adapted", "frozen")}
+        for floor in ("image mean", "patch mean"):
+            found = [row[name] for row in own if (name := f"read_{floor.replace(' ', '_')}") in row]
+            cells[floor] = f"{found[0]:.1f}" if found else "-"
+        lines.append(Line(game, cells))
+    return lines

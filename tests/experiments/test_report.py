@@ -27,6 +27,7 @@ from experiments.summaries import (
     game_lines,
     performance_profiles,
     pvp_lines,
+    reading_lines,
     refer_lines,
 )
 
@@ -131,6 +132,17 @@ def test_games_are_told_by_arm_and_by_the_chance_of_being_better():
     assert "with 100% of the demonstrations PVP adds 50 [50, 50] in Carnival; a policy with PVP beats" in told
     assert "1.00 [1.00, 1.00]." in told
     assert "too few arms yet" in answers({"games-nano": {"rows": rows[:4]}})[-1]
+
+
+def test_how_well_pixels_were_read_before_play_is_told_beside_what_does_not_read():
+    rows = [{**played("pvp", seed, 9.0), "read": 20.0 + seed} for seed in (0, 2)] + [played("none", 0, 9.0)]
+    floors = {"arm": "random", "game": "Carnival", "scores": [1.0], "read_image_mean": 41.83, "read_patch_mean": 30.0}
+    (line,) = reading_lines([*rows, floors])
+    assert line.cells["adapted"].startswith("21.0 [")
+    assert (line.cells["frozen"], line.cells["image mean"], line.cells["patch mean"]) == ("-", "41.8", "30.0")
+    told = answers({"games-nano": {"rows": [*rows, floors]}})[-1]
+    assert f"of 255: Carnival {line.cells['adapted']} (the image's mean 41.8)." in told
+    assert "of 255: " not in answers({"games-nano": {"rows": [played("pvp", 0, 9.0), played("none", 0, 9.0)]}})[-1]
 
 
 def test_what_is_added_pairs_policies_of_a_seed_in_points_and_in_nats():
