@@ -95,11 +95,11 @@ class Setting:
 
     frames: what is taught before play (`experiments.pvp_nano`), from a model that `start_steps` of captions of the
     games `captioned` have taught; taught: where the training of pixels lies; teachers: of play; shares: of their
-    demonstrations; clone_steps:
-    of cloning with each share, fewer with fewer games; game_shares: of a step, more for the game that takes longer to
-    learn; kept: games of each teacher that no arm learns from, and decisions of them that are foretold; temperature: of
-    play, 1 for what was learnt and no sharper; games: played by each policy of each kind; lanes: games in step, few,
-    since lanes whose games have ended think on until the last has; engine: of play (`agents.vlm_agent`).
+    demonstrations; clone_steps: of cloning with each share, fewer with fewer games; game_shares: of a step, more for
+    the game that takes longer to learn; kept: games of each teacher that no arm learns from, and decisions of them
+    that are foretold; temperature: of play, 1 for what was learnt and no sharper; games: played by each policy of each
+    kind; lanes: games in step, few, since lanes whose games have ended think on until the last has; engine: of play
+    (`agents.vlm_agent`).
     """
 
     frames: pvp_nano.Setting = PIXELS
@@ -265,7 +265,7 @@ def measure_arm(setting: Setting, encoder: str, pvp: str, share: float, seed: in
         {
             "game": game,
             "checkpoint": checkpoint.content_hash(last),
-            **({"read": seen[game]} if seen else {}),
+            **seen.get(game, {}),
             "teachers": sorted({teacher.name for teacher in setting.teachers if teacher.game == game}),
             **foretold[game],
             "scores": play(setting, game, PUBLISHED + seed, last),
@@ -274,23 +274,28 @@ def measure_arm(setting: Setting, encoder: str, pvp: str, share: float, seed: in
     ]
 
 
-def read_frames(setting: Setting, model: Path) -> dict[str, float]:
-    """Return for each game the mean absolute error, of 255, of what a model answers about frames of held-out episodes
-    of random play: what PVP has taught, before play is.
+def read_frames(setting: Setting, model: Path) -> dict[str, dict[str, float]]:
+    """Return for each game how far off, of 255, a model's answers about frames of held-out episodes of random play are:
+    `read`, at all places, and `read_objects`, on small objects that move, which tell reading from remembering. This is
+    what PVP has taught, before play is.
     """
     vlm, found = checkpoint.load(model), {}
     for game in setting.games_taught:
         own = replace(setting.frames, games=(game,))
         (probe,) = pvp_nano.open_probes(own, own.regimes[0], own.images_full)
-        found[game] = pvp_nano.measure(vlm, own, probe, None, None)["mae"]
+        found[game] = _errors(pvp_nano.measure(vlm, own, probe, None, None), "read")
     return found
+
+
+def _errors(row: dict[str, Any], name: str) -> dict[str, float]:
+    return {name: row["mae"], f"{name}_objects": row["mae_small_objects"]}
 
 
 def floors_of_reading(setting: Setting, game: str) -> dict[str, float]:
     """Return what `read_frames` would be of answers that do not read: the image's mean, and that of each patch."""
     own = replace(setting.frames, games=(game,))
-    rows = {row["floor"]: row["mae"] for row in pvp_nano.measure_floors(own, own.regimes[0])}
-    return {"read_image_mean": rows["image mean"], "read_patch_mean": rows["patch mean"]}
+    rows = {row["floor"]: row for row in pvp_nano.measure_floors(own, own.regimes[0])}
+    return {**_errors(rows["image mean"], "image_mean"), **_errors(rows["patch mean"], "patch_mean")}
 
 
 @torch.no_grad()

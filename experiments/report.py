@@ -193,11 +193,11 @@ def answer_of_games(rows: list[dict[str, Any]]) -> str:
 def _how_read(rows: list[dict[str, Any]]) -> str:
     """Return how well the arms with PVP had learnt to read the games' frames, without which PVP adds nothing."""
     told = [
-        f"{find_game(line.about).title} {line.cells['adapted']} (the image's mean {line.cells['image mean']})"
+        f"{line.about} {line.cells['adapted']} (the image's mean {line.cells['image mean']})"
         for line in reading_lines(rows)
         if line.cells["adapted"] != "-"
     ]
-    return f"How far off the answers about pixels are after PVP, of 255: {', '.join(told)}." if told else ""
+    return f"How far off an adapted encoder's answers are after PVP, of 255: {'; '.join(told)}." if told else ""
 
 
 def _game_gain(rows: list[dict[str, Any]], share: float, name: str, other: tuple[str, str]) -> str:
@@ -325,7 +325,8 @@ def game_section(result: Result) -> Section:
         "Mean scores of policies cloned from the same games in the same number of steps, with intervals over training "
         "seeds, and rliable's probability of improvement. What is added: points of the mean score, and nats by which "
         "the teacher is foretold better in games that no policy learnt from, of policies of the same seed. PVP can add "
-        "something only where it is learnt: how far off its answers are stands first.",
+        "something only where it is learnt, so how far off its answers are stands first: backgrounds of these games "
+        "can be remembered, small objects that move have to be read.",
         "python -m experiments.run games-nano",
         origin(result),
         [

@@ -278,16 +278,20 @@ def gain_lines(rows: list[Row], share: float) -> list[Line]:
     return lines
 
 
+READERS = ("adapted", "frozen")
+
+
 def reading_lines(rows: list[Row]) -> list[Line]:
-    """Return a line for each game of `games-nano`: how far off the answers of models after PVP and before play are, of
-    255, and what answers would be that do not read.
+    """Return two lines for each game of `games-nano`, of all places and of small objects: how far off the answers of
+    models after PVP and before play are, of 255, and what answers would be that do not read.
     """
     lines = []
     for game in sorted({row["game"] for row in rows}):
         own = pick(rows, game=game)
-        cells = {name: _text(mean_over_seeds(pick(own, encoder=name), "read")) for name in ("adapted", "frozen")}
-        for floor in ("image mean", "patch mean"):
-            found = [row[name] for row in own if (name := f"read_{floor.replace(' ', '_')}") in row]
-            cells[floor] = f"{found[0]:.1f}" if found else "-"
-        lines.append(Line(game, cells))
+        for about, part in ((game, ""), (f"{game}, small objects", "_objects")):
+            cells = {name: _text(mean_over_seeds(pick(own, encoder=name), f"read{part}")) for name in READERS}
+            for floor in ("image mean", "patch mean"):
+                found = [row[name] for row in own if (name := floor.replace(" ", "_") + part) in row]
+                cells[floor] = f"{found[0]:.1f}" if found else "-"
+            lines.append(Line(about, cells))
     return lines

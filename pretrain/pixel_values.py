@@ -20,7 +20,7 @@ from pretrain.images import ImageSource
 from pretrain.questions import IGNORED, PixelLanguage, colours, draw_places, pad_rows
 from pretrain.synthetic import mosaic, synthetic_image
 from vlm.errors import VlmError
-from vlm.gaze import LOOKING, asked_tokens, check_looking, gaze_loss
+from vlm.gaze import LOOKING, asked_tokens, check_looking, gaze_loss, token_grid
 from vlm.model import PixelVLM
 from vlm.packing import read_and_watch, read_questions
 from vlm.trainer import Lesson
@@ -156,6 +156,7 @@ class PixelValues(Lesson):
     ):
         super().__init__(vlm, bf16, attention)
         self.language, self.gaze = language, gaze
+        self._grids: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by the size of images
         if gaze:
             check_looking(vlm)
         if soft and language.numbers is None:
@@ -201,7 +202,10 @@ class PixelValues(Lesson):
         """Return the loss of the gaze and what its heads give to the asked token, for looks [B, K, L, heads, P]."""
         end = (said != IGNORED).int().argmax(-1)  # int[B, K], the last token of each question
         each = end[..., None, None, None].expand(-1, -1, 1, *looks.shape[3:])
-        tokens = asked_tokens(self.vlm, places, *frames.shape[2:4])
+        height, width = frames.shape[2:4]
+        if (height, width) not in self._grids:
+            self._grids[height, width] = token_grid(self.vlm, height, width)
+        tokens = asked_tokens(self._grids[height, width], places, height, width)
         loss, looked = gaze_loss(self.vlm, looks.gather(2, each)[:, :, 0], tokens)
         return {"loss": loss, "looked": looked}
 

@@ -90,7 +90,7 @@ class Args(Schedule):
     """What all learning rates are multiplied by once the gaze is let go."""
     gaze: float = 0.0
     """Weight of a loss that asks the end of each question to look at the image token of its place (`vlm.gaze`): with it
-    a decoder that is new to places finds them within a hundred steps. In training only; 0 is the paper's loss."""
+    a decoder that is new to places finds them within two hundred steps. In training only; 0 is the paper's loss."""
     images: int = 8
     """Images a step."""
     questions: int = 48

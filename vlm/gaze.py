@@ -6,7 +6,7 @@ token reads the two coordinates before it (layer 0); its query meets the key of 
 there are two ways to them.
 
 `gaze_loss` asks in training for what layer 1 shall look at: all other weights, the encoder's included, learn beside it,
-and the first two steps are found within a hundred steps of training (`experiments/LOG.md`).
+and the first two steps are found within two hundred steps of training (`experiments/LOG.md`).
 
 `fit_gaze` fits queries and keys to what each layer is given, once, by ridge regression, for any encoder whose tokens
 tell their place:
@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.errors import VlmError
+from vlm.foreign import ForeignVLM
 from vlm.model import PixelModel, PixelVLM
 from vlm.packing import read_questions
 from vlm.place_heads import place_heads
@@ -118,16 +119,20 @@ def token_places(model: PixelModel, height: int, width: int) -> Tensor:
     return torch.cartesian_prod(down / height, along / width)
 
 
-def asked_tokens(model: PixelModel, places: Tensor, height: int, width: int) -> Tensor:
-    """Return int[..., K]: the image tokens whose patches cover places [..., K, 2], shares of height and width."""
-    down, along = (borders.to(places) for borders in token_grid(model, height, width))
+def asked_tokens(grid: tuple[Tensor, Tensor], places: Tensor, height: int, width: int) -> Tensor:
+    """Return int[..., K]: the image tokens whose patches, of a `token_grid` of images of that size, cover places
+    [..., K, 2], shares of height and width.
+    """
+    down, along = (borders.to(places) for borders in grid)
     row = torch.bucketize((places[..., 0] * height).contiguous(), down[1:-1], right=True)
     column = torch.bucketize((places[..., 1] * width).contiguous(), along[1:-1], right=True)
     return row * (len(along) - 1) + column
 
 
 def check_looking(vlm: PixelVLM) -> None:
-    """Refuse a model whose decoder has no layer to look with, `VlmError`."""
+    """Refuse a model whose image tokens are not known by place, or whose decoder has no layer to look with."""
+    if isinstance(vlm, ForeignVLM):
+        raise VlmError(f"a gaze asks for a model of ours, whose image tokens are known by place, got {vlm.kind}")
     layers = getattr(vlm.decoder, "layers", [])
     if len(layers) <= LOOKING:
         raise VlmError(f"a gaze asks for a decoder of at least {LOOKING + 1} layers, got {len(layers)}")
@@ -247,14 +252,11 @@ def _turned_back(code: Tensor, distances: Tensor, speeds: Tensor) -> Tensor:
     """
     first, second = code.chunk(2, dim=-1)
     turns = distances[:, None] * speeds
-    return torch.cat(
-        [first * turns.cos() - second * turns.sin(), first * turns.sin() + second * turns.cos()], dim=-1
-    )  # fmt: skip
+    cos, sin = turns.cos(), turns.sin()
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
-def _fit_places(
-    vlm: PixelVLM, layer: Any, seen: _Seen, asked: Asked, own: Tensor, report: dict[str, float]
-) -> None:  # fmt: skip
+def _fit_places(vlm: PixelVLM, layer: Any, seen: _Seen, asked: Asked, own: Tensor, report: dict[str, float]) -> None:
     """Let all heads of a layer but the last look from a question's last token to the image token it asks about."""
     queries, keys, width = _heads(layer.self_attn)
     waves, inside = width // 8, (own < 1).all(-1)

@@ -56,8 +56,8 @@ def test_every_arm_clones_and_plays_and_frozen_encoders_stay(setting, tmp_path, 
     assert all(0 <= row["agreed"] <= 1 and row["loss"] > 0 for row in rows if "encoder" in row)
     assert all(("read" in row) == (row.get("pvp") == "pvp") for row in rows)
     (random,) = (row for row in rows if row.get("arm") == "random")
-    assert random["read_image_mean"] > 0
-    assert random["read_patch_mean"] > 0
+    assert random["image_mean"] > 0
+    assert random["patch_mean"] > 0
     for encoder, pvp in ARMS:
         made = checkpoint.read_training(tmp_path / "work" / f"clone-{encoder}-{pvp}-1-3" / "last")
         assert (made["moved"]["encoder"]["moved"] > 0) == (encoder == "adapted")

@@ -136,12 +136,16 @@ def test_games_are_told_by_arm_and_by_the_chance_of_being_better():
 
 def test_how_well_pixels_were_read_before_play_is_told_beside_what_does_not_read():
     rows = [{**played("pvp", seed, 9.0), "read": 20.0 + seed} for seed in (0, 2)] + [played("none", 0, 9.0)]
-    floors = {"arm": "random", "game": "Carnival", "scores": [1.0], "read_image_mean": 41.83, "read_patch_mean": 30.0}
-    (line,) = reading_lines([*rows, floors])
+    floors = {"arm": "random", "game": "Carnival", "scores": [1.0], "image_mean": 41.83, "patch_mean": 30.0}
+    rows[0]["read_objects"] = 44.0
+    floors["image_mean_objects"] = 30.5
+    line, objects = reading_lines([*rows, floors])
+    assert (objects.about, objects.cells["adapted"]) == ("Carnival, small objects", "44.0 (one seed)")
+    assert objects.cells["image mean"] == "30.5"
     assert line.cells["adapted"].startswith("21.0 [")
     assert (line.cells["frozen"], line.cells["image mean"], line.cells["patch mean"]) == ("-", "41.8", "30.0")
     told = answers({"games-nano": {"rows": [*rows, floors]}})[-1]
-    assert f"of 255: Carnival {line.cells['adapted']} (the image's mean 41.8)." in told
+    assert f"of 255: Carnival {line.cells['adapted']} (the image's mean 41.8); " in told
     assert "of 255: " not in answers({"games-nano": {"rows": [played("pvp", 0, 9.0), played("none", 0, 9.0)]}})[-1]
 
 

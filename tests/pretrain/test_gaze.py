@@ -94,8 +94,8 @@ def test_what_is_watched_is_the_attention_of_the_library(preset):
 @pytest.mark.parametrize("preset", ["tiny-clip", "micro"])
 def test_the_asked_token_is_the_one_whose_patch_covers_the_place(preset):
     vlm, _ = make(preset)
-    down, along = token_grid(vlm, 210, 160)
-    found = asked_tokens(vlm, torch.tensor([[0.0, 0.0], [0.999, 0.999], [100.5 / 210, 3.5 / 160]]), 210, 160).tolist()
+    down, along = grid = token_grid(vlm, 210, 160)
+    found = asked_tokens(grid, torch.tensor([[0.0, 0.0], [0.999, 0.999], [100.5 / 210, 3.5 / 160]]), 210, 160).tolist()
     columns = len(along) - 1
     covering = [
         int(((down <= row).sum() - 1) * columns + (along <= column).sum() - 1)

@@ -28,6 +28,7 @@ from vlm.checkpoint import CheckpointError
 from vlm.choices import ChoiceScorer, generate_answers, prompt_ids
 from vlm.errors import VlmError
 from vlm.foreign import ForeignVLM, looks_like_id
+from vlm.gaze import check_looking
 from vlm.mask_finder import MaskFinder
 from vlm.mask_head import MaskHead
 from vlm.packing import read_questions
@@ -98,6 +99,11 @@ def plain_logits(vlm, frames, words):
     ids = torch.tensor([[1, *inputs.pop("input_ids")[0].tolist(), *words]])
     inputs.pop("attention_mask")
     return vlm.model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0, -1]
+
+
+def test_a_gaze_is_refused_where_image_tokens_are_not_known_by_place(place):
+    with pytest.raises(VlmError, match="a model of ours"):
+        check_looking(checkpoint.load(place))
 
 
 @torch.no_grad()
