@@ -56,9 +56,7 @@ PIXELS = replace(  # plain frames of the games played and of six others: strange
     tower=None,
     start=SHIPPED_CAPTIONS,
     regimes=(replace(pvp_nano.FAMILIAR, steps=400, images=16, questions=16, seconds_a_step=0.8),),
-    flat=0,
-    hold_gaze=0,
-    settled=1,
+    gaze=0,
     images_full=8,
 )
 

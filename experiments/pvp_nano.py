@@ -52,6 +52,7 @@ PHOTOGRAPHS = (
     "astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png",
     "retina.jpg", "rocket.jpg",
 )  # fmt: skip
+WARMUP = 40
 MEANING, DETAIL = "meaning", "detail"  # the sets of the rows of `pretrain.semantics` and `pretrain.detail`
 
 
@@ -105,10 +106,7 @@ class Setting:
     learning_rate: float = 1e-3
     encoder_learning_rate: float = 1e-3
     soft: float = 6.0
-    flat: float = 0.1
-    hold_gaze: float = 0.15
-    settled: float = 0.15
-    gaze: float = 0.0
+    gaze: float = 1.0
     points: int = 8
     images_full: int = 16
     images_curve: int = 12
@@ -180,9 +178,6 @@ def training_args(setting: Setting, regime: Regime, encoder: str, seed: int, out
         augmentation=regime.augmentation,
         synthetic=regime.synthetic,
         ramp=regime.ramp,
-        flat=setting.flat,
-        hold=setting.hold_gaze,
-        settled=setting.settled,
         gaze=setting.gaze,
         steps=regime.steps,
         images=regime.images,
@@ -190,7 +185,7 @@ def training_args(setting: Setting, regime: Regime, encoder: str, seed: int, out
         soft=setting.soft,
         learning_rate=setting.learning_rate,
         encoder_learning_rate=0.0 if encoder == "frozen" else setting.encoder_learning_rate,
-        warmup_steps=min(100, regime.steps // 4),
+        warmup_steps=min(WARMUP, regime.steps // 4),
         save_every=max(1, regime.steps // setting.points),
         seed=seed,
         workers=setting.workers,

@@ -4,14 +4,16 @@ A probe is ridge regression from single tokens, as the decoder would get them be
 cells a side, fitted on half of the mosaics and asked about the others. Nothing of them can be remembered.
 """
 
+import math
 from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pretrain.semantics import r_squared, read_tokens, ridge
 from pretrain.synthetic import mosaic
-from vlm.gaze import place_code, token_grid
+from vlm.gaze import token_grid
 from vlm.model import PixelModel
 
 MOSAICS, HEIGHT, WIDTH, FINEST = 48, 210, 160, 8
@@ -43,6 +45,13 @@ def measure_detail(model: PixelModel) -> dict[str, float]:
         "colour_mean": float(np.abs(whole - colours[MOSAICS // 2 :]).mean()),
         "place": r_squared(read["place"], places[MOSAICS // 2 :]),
     }
+
+
+def place_code(places: Tensor, waves: int) -> Tensor:
+    """Return sines and cosines [..., 4 * waves] of places [..., 2]: sines of rows, of columns, then cosines."""
+    lengths = torch.tensor(np.geomspace(0.25, 2.0, waves), dtype=torch.float32)
+    angles = (2 * math.pi * places.float()[..., None] / lengths).flatten(-2)  # [..., 2 * waves]
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def patch_colours(image: np.ndarray, cells: list[tuple[tuple[int, int], tuple[int, int]]]) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 Numbers are words to a language model: to the plain cross-entropy an answer of 131 for 130 is as wrong as one of 7.
 With `soft` above 0 the target of a number is spread over its neighbours, a normal distribution of that standard
-deviation in units of 255; all other tokens keep the plain loss. With `gaze` above 0 the end of each question shall
-look at the image token of the place that it asks about (`vlm.gaze`). Both are options and departures from the paper.
+deviation in units of 255; all other tokens keep the plain loss. With `gaze` above 0 the decoder is told where to look
+(`vlm.gaze`). Both are options and departures from the paper.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,13 @@ from torch.utils.data import Dataset
 from pretrain.augment import augment, to_size
 from pretrain.images import ImageSource
 from pretrain.questions import IGNORED, PixelLanguage, colours, draw_places, pad_rows
-from pretrain.synthetic import mosaic, synthetic_image
+from pretrain.synthetic import synthetic_image
 from vlm.errors import VlmError
-from vlm.gaze import LOOKING, asked_tokens, check_looking, gaze_loss, token_grid
+from vlm.gaze import FETCHING, LOOKING, TELLING, Sights, asked_tokens, check_looking, gaze_loss, token_grid
 from vlm.model import PixelVLM
 from vlm.packing import read_and_watch, read_questions
 from vlm.trainer import Lesson
 
-FINEST_HELD = 12  # cells a side of the finest mosaics while the gaze is held
-FLAT = 4  # times as many images a step, with as many fewer questions each, while images are flat
 STILL = 0.5  # of the frames of games that are shown to a model of several frames
 
 
@@ -41,8 +39,6 @@ class ImageDraw:
         augmentation: the probability of each kind of change, see `pretrain.augment`.
         synthetic: share of images of the generator.
         ramp: share of the training over which augmentation and fineness rise from nothing; 0 for none.
-        flat: share of the training that begins with images of one colour, before all else.
-        hold: share of the training, after that, of mosaics alone, of ever more cells (2 to `FINEST_HELD` a side).
     """
 
     def __init__(
@@ -53,22 +49,14 @@ class ImageDraw:
         augmentation: float = 0.0,
         synthetic: float = 0.0,
         ramp: float = 0.0,
-        flat: float = 0.0,
-        hold: float = 0.0,
     ):
         if not sources and synthetic < 1:
             raise VlmError("expected a source of images, or synthetic images alone; got neither")
         self.sources, self.size, self.history = sources, size, history
         self.augmentation, self.synthetic, self.ramp = augmentation, synthetic, ramp
-        self.flat, self.hold = flat, hold
 
     def __call__(self, rng: np.random.Generator, done: float) -> np.ndarray:
         """Return uint8[history, H, W, 3]; `done` is the share of the training done."""
-        if done < self.flat:
-            return np.stack([synthetic_image(rng, *self.size, level=0.0)] * self.history)
-        if done < self.flat + self.hold:
-            most = 2 + (FINEST_HELD - 2) * (done - self.flat) / self.hold
-            return np.stack([mosaic(rng, *self.size, int(rng.integers(2, int(most) + 1)))] * self.history)
         level = min(1.0, done / self.ramp) if self.ramp else 1.0
         if rng.random() < self.synthetic:
             return np.stack([synthetic_image(rng, *self.size, level)] * self.history)
@@ -81,9 +69,6 @@ class ImageDraw:
 
 class Questions(Dataset):
     """Step i's images and questions, drawn from the seed and i alone.
-
-    While images are flat there are `FLAT` times as many of them, with as many fewer questions about each: they differ
-    in colour alone, and what counts is how many colours a step shows (`experiments/LOG.md`).
 
     With `shuffled` every image is answered for with the colours of the next one of its step: a control, which teaches
     the form of questions and answers, coordinates included, and nothing of what is seen.
@@ -113,11 +98,9 @@ class Questions(Dataset):
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, step])
-        done = step / self.steps
-        factor = FLAT if done < self.draw.flat else 1
-        stacks = [self.draw(rng, done) for _ in range(self.images * factor)]
+        stacks = [self.draw(rng, step / self.steps) for _ in range(self.images)]
         answering = [*stacks[1:], stacks[0]] if self.shuffled else stacks
-        asked = [self._ask(stack[-1], max(1, self.count // factor), rng) for stack in answering]
+        asked = [self._ask(stack[-1], self.count, rng) for stack in answering]
         return {
             "frames": torch.from_numpy(np.stack(stacks)),
             "read": pad_rows([read for read, _, _ in asked], self.language.pad),
@@ -159,6 +142,8 @@ class PixelValues(Lesson):
         self._grids: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by the size of images
         if gaze:
             check_looking(vlm)
+            if language.numbers is None:
+                raise VlmError("a gaze asks for a tokenizer whose numbers from 0 to 255 are single tokens")
         if soft and language.numbers is None:
             raise VlmError("soft targets ask for a tokenizer whose numbers from 0 to 255 are single tokens")
         self.targets = soft_targets(soft) if soft else None
@@ -171,7 +156,7 @@ class PixelValues(Lesson):
     def forward(self, frames: Tensor, read: Tensor, said: Tensor, places: Tensor) -> dict[str, Tensor]:
         """Return the loss and the figures of `figures`, and `variation` of the batch's image tokens.
 
-        With a gaze, its loss is part of the loss, and `looked` is what its heads give to the asked token.
+        With a gaze, its loss is part of the loss, and what its heads give is among the figures.
 
         Args:
             frames: uint8[B, history, H, W, 3].
@@ -184,30 +169,37 @@ class PixelValues(Lesson):
             shared = self.language.shared.to(read.device)
             pixels = self.vlm.pixels(frames)
             if self.gaze:
-                hidden, looks = read_and_watch(self.vlm, pixels, shared, read, LOOKING)
-                looking = self._look(looks, said, places, frames)
+                hidden, looks = read_and_watch(self.vlm, pixels, shared, read, (FETCHING, LOOKING, TELLING))
+                looking = gaze_loss(self.vlm, looks, self.sights(read, said, places, frames))
             else:
                 hidden = read_questions(self.vlm, pixels, shared, read)  # [B, K, L, D]
             logits = self.vlm.model.get_output_embeddings()(hidden[said != IGNORED]).float()  # [A, V]
         wanted = said[said != IGNORED]  # [A], the same number of answer tokens in every step where numbers are single
         out = {"loss": self.loss(logits, wanted), **self.figures(logits.detach(), wanted, said)}
         if looking:
-            out["loss"] = out["loss"] + self.gaze * looking["loss"]
-            out["looked"] = looking["looked"].detach()
+            out["loss"] = out["loss"] + self.gaze * looking.pop("loss")
+            out |= looking
         if self._image_tokens is not None and len(frames) > 1:
             out["variation"] = variation(self._image_tokens.unflatten(0, (len(frames), -1)))
         return out
 
-    def _look(self, looks: Tensor, said: Tensor, places: Tensor, frames: Tensor) -> dict[str, Tensor]:
-        """Return the loss of the gaze and what its heads give to the asked token, for looks [B, K, L, heads, P]."""
-        end = (said != IGNORED).int().argmax(-1)  # int[B, K], the last token of each question
-        each = end[..., None, None, None].expand(-1, -1, 1, *looks.shape[3:])
+    def sights(self, read: Tensor, said: Tensor, places: Tensor, frames: Tensor) -> Sights:
+        """Return what the questions and answers of a step shall look at."""
+        assert self.language.numbers is not None
         height, width = frames.shape[2:4]
         if (height, width) not in self._grids:
             self._grids[height, width] = token_grid(self.vlm, height, width)
-        tokens = asked_tokens(self._grids[height, width], places, height, width)
-        loss, looked = gaze_loss(self.vlm, looks.gather(2, each)[:, :, 0], tokens)
-        return {"loss": loss, "looked": looked}
+        answers = said != IGNORED
+        ends = answers.int().argmax(-1)
+        index = torch.arange(read.shape[2], device=read.device)
+        numbers = torch.isin(read, self.language.numbers.to(read.device)) & (index < ends[:, :, None])
+        last = (numbers * index).argmax(-1)
+        return Sights(
+            coordinates=torch.stack([numbers.int().argmax(-1), last], dim=-1),
+            ends=ends,
+            later=answers & (index > ends[:, :, None]),
+            tokens=asked_tokens(self._grids[height, width], places, height, width),
+        )
 
     def loss(self, logits: Tensor, wanted: Tensor) -> Tensor:
         """Return the mean over answer tokens of the cross-entropy, against soft targets where numbers are wanted."""

@@ -3,15 +3,15 @@
     python -m pretrain.pixels --data data/random-Pong data/random-Qbert photos/ --out runs/pixels --steps 2000
     python -m pretrain.pixels --preset nano-clip --tower runs/contrast/last --encoder-learning-rate 0 \
         --data data/random-Pong --grid 32 --out runs/frozen
-    python -m pretrain.pixels --preset nano-clip --start-codes --flat 0.1 --hold 0.15 --settled 0.15 \
-        --data data/random-* --grid 32 --synthetic 0.5 --augmentation 1 --ramp 0.5 --out runs/open
+    python -m pretrain.pixels --preset nano-clip --start-codes --gaze 1 --data data/random-* --grid 32 \
+        --synthetic 0.5 --augmentation 1 --ramp 0.5 --out runs/open
 
 The task of Gou et al. 2024, row first; images come from recorded games, folders of pictures and the generator. Many
 questions share one pass over their image (`vlm.packing`). Familiar images can be answered from memory, strange ones
 only by reading: `--augmentation` and `--synthetic` make images strange. Beside the loss stand `exact`, the share of
 answers that are right word for word given what came before; `mae` and `mae_expected`, the mean absolute error of the
 likeliest and of the expected number, of 255; `variation`, how much image tokens differ between images; and with --gaze
-`looked`, what the heads that shall look at the asked place give to it, of 1.
+`fetched`, `looked` and `told`, what its heads give to what they shall look at, of 1.
 A run that was killed goes on from its last checkpoint when the command is repeated.
 """
 
@@ -27,7 +27,6 @@ from envs.episodes import INFO
 from envs.errors import EnvsError
 from pretrain.captioning import Captioning, Descriptions
 from pretrain.captions import caption_tokenizer
-from pretrain.gaze import FitGaze
 from pretrain.images import ImageSource, open_source
 from pretrain.mixture import Batches, MixedBatches, MixedLesson, Task
 from pretrain.pixel_values import ImageDraw, PixelValues, Questions
@@ -81,16 +80,9 @@ class Args(Schedule):
     """Answer for every image with another's colours: a control that teaches the form and no detail."""
     ramp: float = 0.0
     """Share of the steps over which augmentation and the fineness of synthetic images rise from nothing."""
-    flat: float = 0.0
-    """Share of the steps that begins with images of one colour; after it the decoder's gaze is fitted (`vlm.gaze`)."""
-    hold: float = 0.0
-    """Share of the steps, after those, in which what the gaze rests on stands still, encoder included, and images are
-    mosaics."""
-    settled: float = 1.0
-    """What all learning rates are multiplied by once the gaze is let go."""
     gaze: float = 0.0
-    """Weight of a loss that asks the end of each question to look at the image token of its place (`vlm.gaze`): with it
-    a decoder that is new to places finds them within two hundred steps. In training only; 0 is the paper's loss."""
+    """Weight of a loss that tells a decoder that is new to places where to look (`vlm.gaze`): with it the asked places
+    are found within a hundred steps. In training only; 0 is the paper's loss."""
     images: int = 8
     """Images a step."""
     questions: int = 48
@@ -114,7 +106,7 @@ class Args(Schedule):
                 raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.captions == 1:
             raise EnvsError("--captions must be less than 1, so that pixel values are taught; got 1.0")
-        for name in ("augmentation", "synthetic", "ramp", "flat", "hold", "captions"):
+        for name in ("augmentation", "synthetic", "ramp", "captions"):
             if not 0 <= getattr(self, name) <= 1:
                 raise EnvsError(f"--{name} must be from 0 to 1, got {getattr(self, name)}")
         if self.gaze < 0:
@@ -160,9 +152,7 @@ def make_lesson(vlm: PixelVLM, args: Args) -> tuple[PixelValues, Questions]:
     """Return pixel value prediction as a lesson and its batches, for `vlm.trainer.train` or `pretrain.mixture`."""
     language = PixelLanguage.of(vlm, args.order)
     sources = open_training_images(args)
-    draw = ImageDraw(
-        sources, args.size, vlm.history, args.augmentation, args.synthetic, args.ramp, args.flat, args.hold
-    )
+    draw = ImageDraw(sources, args.size, vlm.history, args.augmentation, args.synthetic, args.ramp)
     questions = Questions(draw, language, args.grid, args.steps, args.images, args.questions, args.seed, args.shuffled)
     return PixelValues(vlm, args.bf16, language, args.soft, gaze=args.gaze), questions
 
@@ -191,22 +181,10 @@ def pretrain(args: Args, callbacks: list[TrainerCallback] | None = None, vlm: Pi
         add_lora(vlm, args.lora_rank)
     groups = parameter_groups(vlm, args.plan(), args.weight_decay)
     lesson, questions = make_lesson(vlm, args)
-    callbacks = [
-        *(callbacks or []),
-        *([FitGaze(vlm, questions, args.flat, args.hold, args.settled)] if args.flat else []),
-    ]
     args.out.mkdir(parents=True, exist_ok=True)
     record = {**args.record(), "games": [], "images_of": sorted(args.data)}
     taught, batches = mix_captions(vlm, args, lesson, questions)
-    train(
-        taught,
-        groups,
-        record,
-        batches,
-        args.out,
-        args,
-        callbacks=callbacks,
-    )
+    train(taught, groups, record, batches, args.out, args, callbacks=callbacks)
     merge(vlm)
     moved = moved_tensors(before, vlm)
     checkpoint.save(vlm, args.out / "last", {**record, "moved": moved})

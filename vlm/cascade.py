@@ -27,8 +27,8 @@ NAME = "pvplay_cascade"
 class Trunk:
     """Keys and values of B prefixes of P tokens, a pair [B, heads, P, width] for each layer of the decoder.
 
-    looks: by the index of each layer that is watched, what rows look at in their prefix, [R, T, heads, P] of the
-    attention's weights, once they have been read.
+    looks: by the index of each layer that is watched, what rows look at, [R, T, heads, P + S] of the attention's
+    weights, their prefix first and then their own S tokens, once they have been read.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
@@ -114,7 +114,7 @@ def _attend(
     own = own * scaling + attention_mask.expand(len(query), -1, -1, -1).unflatten(0, (batch, each[0]))[:, None]
     weights = torch.cat([ahead * scaling, own], dim=-1).softmax(-1, dtype=torch.float32).to(query.dtype)
     if index in trunk.looks:
-        trunk.looks[index] = weights[..., :common].permute(0, 2, 4, 1, 3, 5).flatten(0, 1).flatten(2, 3)
+        trunk.looks[index] = weights.permute(0, 2, 4, 1, 3, 5).flatten(0, 1).flatten(2, 3)
     weights = functional.dropout(weights, dropout, module.training)
     seen = (weights[..., :common].flatten(2, 4) @ values).unflatten(2, each) + weights[..., common:] @ own_value
     # [B, groups, rows, heads of a group, T, width] to [R, T, heads, width]

@@ -78,19 +78,20 @@ def read_questions(vlm: PixelVLM, images: Images, shared: Tensor, questions: Ten
 
 
 def read_and_watch(
-    vlm: PixelVLM, images: Images, shared: Tensor, questions: Tensor, layer: int
-) -> tuple[Tensor, Tensor]:
-    """Return what `read_questions` does, by cache, and what the questions' tokens look at before them in a layer.
+    vlm: PixelVLM, images: Images, shared: Tensor, questions: Tensor, layers: Sequence[int]
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Return what `read_questions` does, by cache, and what the questions' tokens look at in some layers.
 
     Returns:
-        States [B, K, L, D], and weights of the attention [B, K, L, heads, P], of the image's tokens and `shared`'s.
+        States [B, K, L, D], and by the index of each layer weights of the attention [B, K, L, heads, P + L]: of the
+        image's tokens and `shared`'s, then of the question's own.
     """
     prefix = Prefix.of(vlm, images, shared, len(questions))
-    trunk = Trunk.of(prefix.cache(vlm), [layer])
+    trunk = Trunk.of(prefix.cache(vlm), layers)
     states = _read_behind(vlm, prefix, trunk, questions)
-    looks = trunk.looks[layer]
-    assert looks is not None
-    return states, looks.unflatten(0, questions.shape[:2])
+    return states, {
+        layer: looks.unflatten(0, questions.shape[:2]) for layer, looks in trunk.looks.items() if looks is not None
+    }
 
 
 def pad_questions(questions: Sequence[Sequence[Sequence[int]]], pad: int) -> tuple[Tensor, Tensor]:

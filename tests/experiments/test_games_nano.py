@@ -30,8 +30,8 @@ def setting(tmp_path):
     frames = pvp_nano.Setting(
         games=("Pong",), strangers=(), episodes=2, hold=1, data=tmp_path / "data", tower=None,
         start=tmp_path / "captions" / "last",
-        regimes=(replace(FAMILIAR, steps=2, images=2, questions=4),), preset="tiny", grid="4", flat=0,
-        hold_gaze=0, workers=0, images_full=2,
+        regimes=(replace(FAMILIAR, steps=2, images=2, questions=4),), preset="tiny", grid="4", gaze=0,
+        workers=0, images_full=2,
     )  # fmt: skip
     return Setting(
         frames, captioned=("Pong",), start_steps=1, taught=tmp_path / "taught", kept=1, decisions=8, shares=(1.0, 0.5),

@@ -1,94 +1,82 @@
-"""A fitted gaze looks at the token that is asked about, whatever is on the image."""
-
-from dataclasses import replace
+"""What a decoder looks at is what the library's attention is, and a gaze finds the asked places in a few steps."""
 
 import numpy as np
 import pytest
 import torch
 
-from pretrain.gaze import FitGaze, examples
 from pretrain.pixel_values import ImageDraw, PixelValues, Questions
 from pretrain.questions import PixelLanguage
 from vlm.codes import start_numbers, start_places
 from vlm.errors import VlmError
-from vlm.gaze import LOOKING, asked_tokens, fit_gaze, place_code, ridge, token_grid, token_places
+from vlm.gaze import FETCHING, LOOKING, TELLING, Sights, asked_tokens, gaze_loss, token_grid
 from vlm.packing import read_and_watch, read_questions
 from vlm.place_heads import place_heads
 from vlm.presets import build
 
+LAYERS = (FETCHING, LOOKING, TELLING)
 
-def make(preset="tiny-clip"):
+
+def make(preset="tiny-clip", **more):
     vlm = build(preset)
     start_numbers(vlm)
     if vlm.canvas:
         start_places(vlm.encoder, 210, 160, 32, amplitude=2.0)
     draw = ImageDraw([], (210, 160), vlm.history, synthetic=1.0)
-    return vlm, Questions(draw, PixelLanguage.of(vlm), "32", steps=4, images=2, count=4, seed=0)
-
-
-@torch.no_grad()
-def attention(vlm, asked, layer):
-    """[B, heads, K, L, T] of the questions' tokens."""
-    found = []
-    vlm.model.set_attn_implementation("eager")
-    hook = vlm.decoder.layers[layer].self_attn.register_forward_hook(lambda _m, _i, out: found.append(out[1]))
-    read_questions(vlm, vlm.pixels(asked.frames), asked.shared, asked.read, "mask")
-    hook.remove()
-    _, count, length = asked.read.shape
-    return found[0][:, :, -count * length :].unflatten(2, (count, length))
-
-
-def mass_at_the_asked_token(vlm, asked):
-    """[heads], of the questions' ends."""
-    own = token_places(vlm, 210, 160)
-    right = (asked.places[:, :, None] - own.to(asked.places)).square().sum(-1).argmin(-1)  # [B, K]
-    looks = attention(vlm, asked, 1)[:, :, :, asked.question - 1]  # [B, heads, K, T]
-    return looks.gather(-1, right[:, None, :, None].expand(-1, looks.shape[1], -1, 1)).mean((0, 2, 3))
-
-
-def test_the_questions_end_looks_at_the_token_of_the_asked_place_and_the_answer_at_the_questions_end():
-    vlm, questions = make()
-    asked = examples(vlm, questions)
-    before = mass_at_the_asked_token(vlm, asked)[0]
-    report = fit_gaze(vlm, asked)
-    assert all(0 < value <= 1 for value in report.values())
-    assert report["asked places"] > 0.5
-    assert mass_at_the_asked_token(vlm, asked)[0] > max(3 * before, 0.1)
-    shared = vlm.image_embeddings(vlm.pixels(asked.frames[:1])).shape[1] + len(asked.shared)
-    later = attention(vlm, asked, 2)[:, 0, :, asked.question + 1]  # of the comma behind red
-    length = asked.read.shape[2]
-    ends = torch.stack(
-        [later[:, k, shared + k * length + asked.question - 1] for k in range(asked.read.shape[1])], dim=1
-    )
-    assert ends.mean().item() > 0.2
-
-
-def test_a_gaze_is_fitted_as_well_where_every_rotary_pair_turns_fast():
-    vlm, questions = make("micro")  # its base is 100: unless turned back, keys meet their queries at any angle
-    asked = examples(vlm, questions)
-    asked = replace(asked, frames=asked.frames[:12], read=asked.read[:12], places=asked.places[:12])
-    fit_gaze(vlm, asked)
-    fitted = mass_at_the_asked_token(vlm, asked)[place_heads(vlm.decoder.layers[1].self_attn) : -1]
-    assert fitted.min() > 4 / len(token_places(vlm, 210, 160))
+    sizes = {"steps": 4, "images": 2, "count": 4, "seed": 0} | more
+    return vlm, Questions(draw, PixelLanguage.of(vlm), "32", **sizes)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("preset", ["tiny-clip", "micro"])
 def test_what_is_watched_is_the_attention_of_the_library(preset):
     vlm, questions = make(preset)
-    asked = examples(vlm, questions)
-    asked = replace(asked, frames=asked.frames[:2], read=asked.read[:2, :5], places=asked.places[:2, :5])
-    expected = attention(vlm, asked, LOOKING)  # [B, heads, K, L, T]
-    states, looks = read_and_watch(vlm, vlm.pixels(asked.frames), asked.shared, asked.read, LOOKING)
-    assert looks.shape == (
-        2,
-        5,
-        asked.read.shape[2],
-        expected.shape[1],
-        len(token_places(vlm, 210, 160)) + len(asked.shared),
+    batch, shared, found = questions[0], questions.language.shared, {}
+    pixels, (images, count, length) = vlm.pixels(batch["frames"]), batch["read"].shape
+    vlm.model.set_attn_implementation("eager")
+    hooks = [
+        vlm.decoder.layers[layer].self_attn.register_forward_hook(
+            lambda _m, _i, out, layer=layer: found.update({layer: out[1]})
+        )
+        for layer in LAYERS
+    ]
+    read_questions(vlm, pixels, shared, batch["read"], "mask")
+    for hook in hooks:
+        hook.remove()
+    states, looks = read_and_watch(vlm, pixels, shared, batch["read"], LAYERS)
+    assert torch.equal(states, read_questions(vlm, pixels, shared, batch["read"]))
+    for layer in LAYERS:
+        all_of_it = found[layer][:, :, -count * length :].unflatten(2, (count, length))  # [B, heads, K, L, P + K * L]
+        prefix = all_of_it.shape[-1] - count * length
+        own = all_of_it[..., prefix:].unflatten(-1, (count, length)).diagonal(dim1=2, dim2=4)  # [B, heads, L, L, K]
+        assert looks[layer].shape == (images, count, length, all_of_it.shape[1], prefix + length)
+        seen = looks[layer].permute(0, 3, 1, 2, 4)
+        assert torch.allclose(seen[..., :prefix], all_of_it[..., :prefix], atol=1e-5)
+        assert torch.allclose(seen[..., prefix:], own.permute(0, 1, 4, 2, 3), atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["tiny-clip", "micro"])
+def test_the_loss_is_of_what_each_step_gives_to_what_it_shall_look_at(preset):
+    vlm, _ = make(preset)
+    heads, free = vlm.decoder.config.num_attention_heads, place_heads(vlm.decoder.layers[1].self_attn)
+    first, length = 30, 6  # of 30 tokens of a prefix, and a question of 4 whose answer has 2 words more
+    looks = {layer: torch.full((1, 1, length, heads, first + length), 0.001) for layer in LAYERS}
+    row, column = (free + index * max(1, (heads - free) // 4) for index in range(2))
+    looks[FETCHING][0, 0, 3, row : row + max(1, (heads - free) // 4), first + 0] = 0.5
+    looks[FETCHING][0, 0, 3, column : column + max(1, (heads - free) // 4), first + 2] = 0.7
+    looks[LOOKING][0, 0, 3, free : max(free + 1, heads - 1), 17] = 0.25
+    looks[TELLING][0, 0, 4:, free : free + max(1, (heads - free) // 2), first + 3] = 0.8
+    sights = Sights(
+        coordinates=torch.tensor([[[0, 2]]]),
+        ends=torch.tensor([[3]]),
+        later=torch.tensor([[[False] * 4 + [True] * 2]]),
+        tokens=torch.tensor([[17]]),
     )
-    assert torch.allclose(looks.permute(0, 3, 1, 2, 4), expected[..., : looks.shape[-1]], atol=1e-5)
-    assert torch.equal(states, read_questions(vlm, vlm.pixels(asked.frames), asked.shared, asked.read))
+    out = gaze_loss(vlm, looks, sights)
+    assert {name: pytest.approx(float(out[name]), abs=1e-4) for name in ("fetched", "looked", "told")} == {
+        "fetched": 0.6, "looked": 0.25, "told": 0.8,
+    }  # fmt: skip
+    expected = -(np.log(0.5) + np.log(0.7)) / 2 - np.log(0.25) - np.log(0.8)
+    assert float(out["loss"]) == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("preset", ["tiny-clip", "micro"])
@@ -105,88 +93,40 @@ def test_the_asked_token_is_the_one_whose_patch_covers_the_place(preset):
 
 
 def test_training_with_a_gaze_finds_the_asked_places_within_a_few_steps():
-    vlm, questions = make()
-    questions = Questions(questions.draw, questions.language, "32", steps=80, images=8, count=16, seed=0)
+    vlm, questions = make(steps=60, images=8, count=16)
     lesson = PixelValues(vlm, False, questions.language, soft=6.0, gaze=1.0)
     optimizer = torch.optim.AdamW(vlm.model.parameters(), lr=3e-3)
-    looked = []
+    given = []
     for step in range(len(questions)):
         out = lesson(**questions[step])
         out["loss"].backward()
         torch.nn.utils.clip_grad_norm_(vlm.model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        looked.append(float(out["looked"]))
-    assert np.mean(looked[:10]) < 0.1
-    assert np.mean(looked[-10:]) > 0.5
+        given.append([float(out[name]) for name in ("fetched", "looked", "told")])
+    first, last = np.mean(given[:3], 0), np.mean(given[-5:], 0)
+    assert first[1] < 0.1
+    assert first.max() < 0.3
+    assert last.min() > 0.6
+
+
+def test_coordinates_are_found_in_both_orders_and_where_both_are_one_number():
+    vlm, questions = make()
+    lesson = PixelValues(vlm, False, questions.language, gaze=1.0)
+    places = np.array([[5, 5], [31, 0]])
+    read, said = questions.language.lesson(places, np.full((2, 3), 5, np.uint8))
+    shares = torch.tensor(places / 32 + 1 / 64)[None]
+    frames = torch.zeros(1, 1, 210, 160, 3, dtype=torch.uint8)
+    sights = lesson.sights(torch.tensor([read]), torch.tensor([said]), shares, frames)
+    tokens = [[read[k][index] for index in sights.coordinates[0, k].tolist()] for k in range(2)]
+    numbers = questions.language.numbers.tolist()
+    assert tokens == [[numbers[5], numbers[5]], [numbers[31], numbers[0]]]
+    assert sights.coordinates[0, 0, 0] != sights.coordinates[0, 0, 1]
+    assert sights.ends.tolist() == [[len(questions.language.questions(places)[0]) - 1] * 2]
+    assert sights.later[0, 0].nonzero().flatten().tolist() == list(range(int(sights.ends[0, 0]) + 1, len(read[0])))
 
 
 def test_a_gaze_is_refused_where_no_layer_can_have_it():
     vlm, questions = make("tiny")
-    with pytest.raises(VlmError, match="at least 2 layers, got 1"):
+    with pytest.raises(VlmError, match="at least 3 layers, got 1"):
         PixelValues(vlm, False, questions.language, gaze=1.0)
-
-
-def test_ridge_finds_a_linear_map_and_owns_up_where_there_is_none():
-    rng = np.random.default_rng(0)
-    x = torch.from_numpy(rng.normal(size=(500, 6))).float()
-    mapping = torch.tensor([[1.0, -2.0, 0, 0, 0.5, 0]])
-    found, explained = ridge(x, x @ mapping.T)
-    assert torch.allclose(found, mapping, atol=0.05)
-    assert explained > 0.99
-    assert ridge(x, torch.from_numpy(rng.normal(size=(500, 1))).float())[1] < 0.1
-
-
-def test_codes_of_places_are_alike_where_places_are_near():
-    here, near, far = place_code(torch.tensor([[0.5, 0.5], [0.52, 0.5], [0.9, 0.1]]), 8)
-    assert here @ here == pytest.approx(16)
-    assert here @ near > 14
-    assert here @ far < 10
-
-
-def test_heads_that_look_at_places_are_left_alone_and_others_fitted():
-    vlm, questions = make("micro")
-    before = [layer.self_attn.q_proj.weight.clone() for layer in vlm.decoder.layers]
-    fit_gaze(vlm, examples(vlm, questions))
-    for layer, was in zip(vlm.decoder.layers, before, strict=True):
-        half = place_heads(layer.self_attn) * layer.self_attn.head_dim
-        now = layer.self_attn.q_proj.weight
-        assert half == len(was) // 2
-        assert torch.equal(now[:half], was[:half])
-        assert not torch.equal(now[half:], was[half:])
-
-
-def test_tokens_beyond_the_image_have_shares_above_one():
-    places = token_places(build("tiny-clip"), 210, 160)  # a canvas of 216 in patches of 36
-    assert places.shape == (36, 2)
-    assert places[0].tolist() == pytest.approx([18 / 210, 18 / 160])
-    assert places[5].tolist() == pytest.approx([18 / 210, 198 / 160])
-
-
-def test_models_that_cannot_be_fitted_are_refused():
-    vlm, questions = make("tiny")
-    with pytest.raises(VlmError, match=r"at least 3 layers|square canvas"):
-        fit_gaze(vlm, examples(vlm, questions))
-
-
-def test_the_gaze_is_fitted_once_where_flat_images_end_and_held_for_its_steps(capsys):
-    vlm, questions = make()
-    tower, layers = vlm.encoder.embeddings.position_embedding.weight, vlm.decoder.layers
-    vlm.connector.requires_grad_(False)  # as a plan may have it
-    callback = FitGaze(vlm, questions, flat=0.3, hold=0.25, settled=0.1)
-
-    class State:
-        global_step = 0
-
-    learns, rates = [], []
-    optimizer = torch.optim.SGD(vlm.encoder.parameters(), lr=1.0)
-    for State.global_step in range(4):
-        optimizer.param_groups[0]["lr"] = 1.0  # as a schedule does
-        callback.on_step_begin(None, State, None, optimizer=optimizer)
-        rates.append(optimizer.param_groups[0]["lr"])
-        watched = (tower, layers[1].self_attn.q_proj.weight, layers[1].self_attn.v_proj.weight)
-        learns.append([parameter.requires_grad for parameter in watched])
-    assert capsys.readouterr().out.count("gaze fitted at step 2") == 1
-    assert learns == [[True, True, True]] * 2 + [[False, False, True], [True, True, True]]
-    assert rates == [1.0, 1.0, 1.0, 0.1]
-    assert not any(parameter.requires_grad for parameter in vlm.connector.parameters())

@@ -205,28 +205,6 @@ def test_lora_adapts_the_decoders_layers_beside_a_trained_encoder_and_leaves_a_p
     assert names == set(vlm.model.state_dict())
 
 
-def test_flat_images_are_four_times_as_many_with_a_quarter_of_the_questions():
-    draw = ImageDraw([], (40, 30), synthetic=1.0, flat=0.5)
-    questions = Questions(draw, PixelLanguage.of(build("tiny-clip")), "8", steps=4, images=3, count=8, seed=0)
-    shapes = [(tuple(questions[i]["frames"].shape[:1]), tuple(questions[i]["read"].shape[:2])) for i in range(4)]
-    assert shapes == [((12,), (12, 2))] * 2 + [((3,), (3, 8))] * 2
-    flat = questions[0]["frames"].flatten(1, 3)
-    assert (flat == flat[:, :1]).all()
-    assert len(flat[:, 0].unique(dim=0)) == 12
-
-
-def test_mosaics_of_ever_more_cells_are_shown_while_the_gaze_is_held(blocks):
-    draw = ImageDraw([EpisodeFrames(blocks)], (210, 160), flat=0.2, hold=0.4)
-    rng, most = np.random.default_rng(0), []
-    for done in (0.21, 0.4, 0.59):
-        cells = [len(np.unique(draw(rng, done)[0].reshape(-1, 3), axis=0)) for _ in range(60)]
-        assert min(cells) >= 4
-        most.append(max(cells))
-    assert most[0] == 4
-    assert most[0] < most[1] < most[2] <= 144
-    assert len(np.unique(draw(rng, 0.61)[0])) <= 4  # a frame of the game
-
-
 def test_tasks_of_a_mixture_come_at_their_shares_and_teach_one_model(blocks):
     vlm = build("tiny")
     parts = {grid: make_lesson(vlm, Args(data=(str(blocks),), out=blocks, grid=grid, steps=300)) for grid in ("5", "8")}
