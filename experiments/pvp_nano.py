@@ -71,9 +71,9 @@ class Regime:
 
 
 FAMILIAR = Regime(
-    "familiar", augmentation=0, synthetic=0, ramp=0, steps=2000, images=12, questions=32, seconds_a_step=0.8
+    "familiar", augmentation=0, synthetic=0, ramp=0, steps=1000, images=8, questions=16, seconds_a_step=1.0
 )
-OPEN = Regime("open", augmentation=1, synthetic=0.5, ramp=0.5, steps=3000, images=12, questions=12, seconds_a_step=0.6)
+OPEN = Regime("open", augmentation=1, synthetic=0.5, ramp=0.5, steps=1000, images=8, questions=16, seconds_a_step=1.0)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Setting:
     grid: str = "32"
     size: tuple[int, int] = (210, 160)
     learning_rate: float = 1e-3
-    encoder_learning_rate: float = 1e-3
+    encoder_learning_rate: float = 3e-4
     soft: float = 6.0
     gaze: float = 1.0
     points: int = 8

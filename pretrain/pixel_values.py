@@ -20,7 +20,7 @@ from pretrain.images import ImageSource
 from pretrain.questions import IGNORED, PixelLanguage, colours, draw_places, pad_rows
 from pretrain.synthetic import synthetic_image
 from vlm.errors import VlmError
-from vlm.gaze import FETCHING, LOOKING, TELLING, Sights, asked_tokens, check_looking, gaze_loss, token_grid
+from vlm.gaze import FETCHING, FOLLOWING, LOOKING, Sights, asked_tokens, check_looking, gaze_loss, token_grid
 from vlm.model import PixelVLM
 from vlm.packing import read_and_watch, read_questions
 from vlm.trainer import Lesson
@@ -169,7 +169,7 @@ class PixelValues(Lesson):
             shared = self.language.shared.to(read.device)
             pixels = self.vlm.pixels(frames)
             if self.gaze:
-                hidden, looks = read_and_watch(self.vlm, pixels, shared, read, (FETCHING, LOOKING, TELLING))
+                hidden, looks = read_and_watch(self.vlm, pixels, shared, read, (FETCHING, LOOKING, FOLLOWING))
                 looking = gaze_loss(self.vlm, looks, self.sights(read, said, places, frames))
             else:
                 hidden = read_questions(self.vlm, pixels, shared, read)  # [B, K, L, D]

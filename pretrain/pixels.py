@@ -11,7 +11,7 @@ questions share one pass over their image (`vlm.packing`). Familiar images can b
 only by reading: `--augmentation` and `--synthetic` make images strange. Beside the loss stand `exact`, the share of
 answers that are right word for word given what came before; `mae` and `mae_expected`, the mean absolute error of the
 likeliest and of the expected number, of 255; `variation`, how much image tokens differ between images; and with --gaze
-`fetched`, `looked` and `told`, what its heads give to what they shall look at, of 1.
+`fetched`, `looked`, `told` and `followed`, what its heads give to what they shall look at, of 1.
 A run that was killed goes on from its last checkpoint when the command is repeated.
 """
 

@@ -3,12 +3,12 @@
     [image tokens] [reconstruct] loc: [   12 , 7 ] rgb: [   184 , 50 , 50 ]
                                           |    |    |         |
     layer 0   the question's end looks at its two coordinates: it knows the place
-    layer 1   it looks at the image token of that place: it has seen
-    layer 2   the words of the answer look at the question's end: they know what it has seen
+    layer 1   it looks at the image token of that place; the words of the answer look at it and know the place, too
+    layer 2   the words of the answer look at that image token as well
 
 A pretrained language model brings heads for each of these steps. One with random weights finds them late if at all: at
 first a coordinate gets one part in 150 of what the question's end looks at, and while it does not know where to look,
-its answers teach the encoder nothing. With this loss all three steps are found within a hundred steps of training
+its answers teach the encoder nothing. With this loss all three are found within a hundred steps of training
 (`experiments/LOG.md`). It is an aid of training alone, and nothing in the model is made for it.
 """
 
@@ -24,7 +24,7 @@ from vlm.foreign import ForeignVLM
 from vlm.model import PixelModel, PixelVLM
 from vlm.place_heads import place_heads
 
-FETCHING, LOOKING, TELLING = 0, 1, 2  # the layers of the three steps
+FETCHING, LOOKING, FOLLOWING = 0, 1, 2  # the layers of the three steps
 
 
 @torch.no_grad()
@@ -58,8 +58,8 @@ def check_looking(vlm: PixelVLM) -> None:
     if isinstance(vlm, ForeignVLM):
         raise VlmError(f"a gaze asks for a model of ours, whose image tokens are known by place, got {vlm.kind}")
     layers = getattr(vlm.decoder, "layers", [])
-    if len(layers) <= TELLING:
-        raise VlmError(f"a gaze asks for a decoder of at least {TELLING + 1} layers, got {len(layers)}")
+    if len(layers) <= FOLLOWING:
+        raise VlmError(f"a gaze asks for a decoder of at least {FOLLOWING + 1} layers, got {len(layers)}")
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def gaze_loss(vlm: PixelVLM, looks: Mapping[int, Tensor], sights: Sights) -> dic
 
     `fetched` is given in layer `FETCHING` by a question's end to its coordinates, by a quarter of the heads to each;
     `looked` in layer `LOOKING` by the end to the image token that is asked about, by all heads but the last; `told` in
-    layer `TELLING` by the words of the answer to the end, by half of the heads. Heads that look at places
-    (`vlm.place_heads`) go on doing so.
+    the same layer by the words of the answer to the end, by half of the heads; `followed` in layer `FOLLOWING` by them
+    to the image token, by all heads but the last. Heads that look at places (`vlm.place_heads`) go on doing so.
 
     Args:
         vlm: the model.
@@ -92,24 +92,28 @@ def gaze_loss(vlm: PixelVLM, looks: Mapping[int, Tensor], sights: Sights) -> dic
     """
     decoder: Any = vlm.decoder
     free = place_heads(decoder.layers[LOOKING].self_attn)
-    count, first = looks[LOOKING].shape[3] - free, looks[LOOKING].shape[4] - sights.later.shape[2]
-    fetching, looking = (
-        looks[layer].gather(2, sights.ends[:, :, None, None, None].expand(-1, -1, 1, *looks[layer].shape[3:]))[:, :, 0]
-        for layer in (FETCHING, LOOKING)
-    )  # [B, K, heads, P + L]
-    quarter, half = max(1, count // 4), max(1, count // 2)
-    fetched = torch.stack(
-        [
-            _given(fetching[:, :, free + index * quarter : free + (index + 1) * quarter], first + where)
-            for index, where in enumerate(sights.coordinates.unbind(-1))
-        ]
-    )
-    looked = _given(looking[:, :, free : free + max(1, count - 1)], sights.tokens)
-    words = looks[TELLING][:, :, :, free : free + half][sights.later]  # [N, heads, P + L]
-    told = _given(words, (first + sights.ends)[:, :, None].expand(sights.later.shape)[sights.later])
-    given = {"fetched": fetched, "looked": looked, "told": told}
+    looks = {layer: found[:, :, :, free:] for layer, found in looks.items()}
+    count, first = looks[LOOKING].shape[3], looks[LOOKING].shape[4] - sights.later.shape[2]
+    quarter, half, most = max(1, count // 4), max(1, count // 2), max(1, count - 1)
+    at_end, row, column = first + sights.ends, *(first + sights.coordinates).unbind(-1)
+    fetching, looking = (_of_ends(looks[layer], sights.ends) for layer in (FETCHING, LOOKING))
+    words = {layer: looks[layer][sights.later] for layer in (LOOKING, FOLLOWING)}  # [N, heads, P + L]
+    behind = sights.later.sum(-1)  # the words of each answer
+    given = {
+        "fetched": torch.cat(
+            [_given(fetching[:, :, :quarter], row), _given(fetching[:, :, quarter:][:, :, :quarter], column)]
+        ),
+        "looked": _given(looking[:, :, :most], sights.tokens),
+        "told": _given(words[LOOKING][:, :half], at_end.flatten().repeat_interleave(behind.flatten())),
+        "followed": _given(words[FOLLOWING][:, :most], sights.tokens.flatten().repeat_interleave(behind.flatten())),
+    }
     loss = torch.stack([-(part + 1e-6).log().mean() for part in given.values()]).sum()
     return {"loss": loss, **{name: part.detach().mean() for name, part in given.items()}}
+
+
+def _of_ends(looks: Tensor, ends: Tensor) -> Tensor:
+    """Return what the questions' ends look at, [B, K, heads, tokens], of looks [B, K, L, heads, tokens]."""
+    return looks.gather(2, ends[:, :, None, None, None].expand(-1, -1, 1, *looks.shape[3:]))[:, :, 0]
 
 
 def _given(looks: Tensor, to: Tensor) -> Tensor:

@@ -8,12 +8,13 @@ from pretrain.pixel_values import ImageDraw, PixelValues, Questions
 from pretrain.questions import PixelLanguage
 from vlm.codes import start_numbers, start_places
 from vlm.errors import VlmError
-from vlm.gaze import FETCHING, LOOKING, TELLING, Sights, asked_tokens, gaze_loss, token_grid
+from vlm.gaze import FETCHING, FOLLOWING, LOOKING, Sights, asked_tokens, gaze_loss, token_grid
 from vlm.packing import read_and_watch, read_questions
 from vlm.place_heads import place_heads
 from vlm.presets import build
 
-LAYERS = (FETCHING, LOOKING, TELLING)
+NAMES = ("fetched", "looked", "told", "followed")
+LAYERS = (FETCHING, LOOKING, FOLLOWING)
 
 
 def make(preset="tiny-clip", **more):
@@ -64,7 +65,8 @@ def test_the_loss_is_of_what_each_step_gives_to_what_it_shall_look_at(preset):
     looks[FETCHING][0, 0, 3, row : row + max(1, (heads - free) // 4), first + 0] = 0.5
     looks[FETCHING][0, 0, 3, column : column + max(1, (heads - free) // 4), first + 2] = 0.7
     looks[LOOKING][0, 0, 3, free : max(free + 1, heads - 1), 17] = 0.25
-    looks[TELLING][0, 0, 4:, free : free + max(1, (heads - free) // 2), first + 3] = 0.8
+    looks[LOOKING][0, 0, 4:, free : free + max(1, (heads - free) // 2), first + 3] = 0.8
+    looks[FOLLOWING][0, 0, 4:, free : max(free + 1, heads - 1), 17] = 0.4
     sights = Sights(
         coordinates=torch.tensor([[[0, 2]]]),
         ends=torch.tensor([[3]]),
@@ -72,10 +74,10 @@ def test_the_loss_is_of_what_each_step_gives_to_what_it_shall_look_at(preset):
         tokens=torch.tensor([[17]]),
     )
     out = gaze_loss(vlm, looks, sights)
-    assert {name: pytest.approx(float(out[name]), abs=1e-4) for name in ("fetched", "looked", "told")} == {
-        "fetched": 0.6, "looked": 0.25, "told": 0.8,
+    assert {name: pytest.approx(float(out[name]), abs=1e-4) for name in NAMES} == {
+        "fetched": 0.6, "looked": 0.25, "told": 0.8, "followed": 0.4,
     }  # fmt: skip
-    expected = -(np.log(0.5) + np.log(0.7)) / 2 - np.log(0.25) - np.log(0.8)
+    expected = -(np.log(0.5) + np.log(0.7)) / 2 - np.log(0.25) - np.log(0.8) - np.log(0.4)
     assert float(out["loss"]) == pytest.approx(expected, abs=1e-3)
 
 
@@ -103,7 +105,7 @@ def test_training_with_a_gaze_finds_the_asked_places_within_a_few_steps():
         torch.nn.utils.clip_grad_norm_(vlm.model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        given.append([float(out[name]) for name in ("fetched", "looked", "told")])
+        given.append([float(out[name]) for name in NAMES])
     first, last = np.mean(given[:3], 0), np.mean(given[-5:], 0)
     assert first[1] < 0.1
     assert first.max() < 0.3
