@@ -28,12 +28,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import TrainerCallback
 
 from agents import record
 from envs.episodes import write_atomically
 from envs.errors import EnvsError
 from experiments.jobs import Job
+from experiments.sheet import sheet
 from pretrain import pixels, semantics
 from pretrain.augment import to_size
 from pretrain.detail import measure_detail
@@ -53,6 +55,7 @@ PHOTOGRAPHS = (
     "retina.jpg", "rocket.jpg",
 )  # fmt: skip
 WARMUP = 40
+SHOWN = 2  # images of each set on the picture
 MEANING, DETAIL = "meaning", "detail"  # the sets of the rows of `pretrain.semantics` and `pretrain.detail`
 
 
@@ -349,16 +352,26 @@ def measure_arm(setting: Setting, regime: Regime, encoder: str, seed: int, work:
     return [{"tower": tower, **row} for row in rows]
 
 
-def draw_triptychs(work: Path, out: Path, seed: int = 0, setting: Setting = NANO) -> list[Path]:
-    """Write a picture for every measured image: original, its grid, what the frozen and the adapted arm answered."""
-    written = []
+def draw(work: Path, setting: Setting = NANO, seeds: Sequence[int] = SEEDS) -> Image.Image | None:
+    """Return the first images of every set, each beside its grid and what a seed's frozen and adapted arms answered.
+
+    Of each regime the first seed is shown whose arms lie in `work`, both of them; None if there is none.
+    """
+    rows = []
     for regime in setting.regimes:
-        arms = {encoder: work / f"{regime.name}-{encoder}-{seed}" for encoder in ENCODERS}
-        for probe in open_probes(setting, regime, setting.images_full):
-            for number, image in enumerate(probe.images):
-                answers = {encoder: np.load(place / f"{probe.name}-{number}.npy") for encoder, place in arms.items()}
-                grid = {f"grid {setting.grid}": colours(image, setting.grid)}
-                written.append(out / f"{regime.name}-{probe.name}-{number}.png")
-                out.mkdir(parents=True, exist_ok=True)
-                triptych({"original": image, **grid, **answers}).save(written[-1])
-    return written
+        probes = open_probes(setting, regime, setting.images_full)
+        for seed in seeds:
+            arms = {f"{encoder}, seed {seed}": work / f"{regime.name}-{encoder}-{seed}" for encoder in ENCODERS}
+            if all((place / f"{probes[-1].name}-0.npy").exists() for place in arms.values()):
+                rows += [
+                    [_beside(setting, probe, number, arms) for number in range(min(SHOWN, len(probe.images)))]
+                    for probe in probes
+                ]
+                break
+    return sheet(rows)
+
+
+def _beside(setting: Setting, probe: Probe, number: int, arms: dict[str, Path]) -> Image.Image:
+    image = probe.images[number]
+    answers = {name: np.load(place / f"{probe.name}-{number}.npy") for name, place in arms.items()}
+    return triptych({"original": image, f"grid {setting.grid}": colours(image, setting.grid), **answers})

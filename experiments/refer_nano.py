@@ -29,6 +29,7 @@ from experiments import pvp_nano
 from experiments.arms import ARMS, seconds_to_start, teach_pixels
 from experiments.jobs import Job
 from experiments.pvp_nano import frames_of
+from experiments.sheet import sheet
 from pretrain import refer
 from pretrain.mask_measures import Overlap, mask_figures, overlap
 from pretrain.point_masks import grid_mask
@@ -170,20 +171,31 @@ def measure_arm(setting: Setting, encoder: str, pvp: str, way: str, seed: int, w
     return rows
 
 
-def draw_overlays(work: Path, out: Path, seed: int, setting: Setting = NANO) -> list[Path]:
-    """Write a picture for each of the first items of every test: the truth, and the heads' masks of a seed's arms."""
-    written = []
-    out.mkdir(parents=True, exist_ok=True)
-    for name, test in open_tests(setting).items():
-        for index in range(setting.pictures):
-            item, sides = test[index], {}
-            for encoder, pvp in ARMS:
-                file = work / f"masks-{encoder}-{pvp}-{WAYS[0]}-{seed}" / f"{name}-{index}.npy"
-                if file.exists():
-                    sides[f"{encoder}, {pvp}"] = draw_overlay(item.stack[-1], np.load(file), scale=1)
-            written.append(out / f"{name}-{index}.png")
-            triptych({item.words: draw_overlay(item.stack[-1], item.mask, scale=1), **sides}).save(written[-1])
-    return written
+def draw(work: Path, setting: Setting = NANO, seeds: Sequence[int] = SEEDS) -> Image.Image | None:
+    """Return the first items of every test, each the truth beside the masks of the heads of a seed's arms.
+
+    The first seed is shown whose arms lie in `work`, all of them, or else the one that has most; None if none has any.
+    """
+    has = {seed: _arms_with_masks(work, seed) for seed in seeds}
+    seed = max(seeds, key=lambda seed: (len(has[seed]), -seed))
+    if not has[seed]:
+        return None
+    return sheet(
+        [[_beside(test, name, index, has[seed])] for name, test in open_tests(setting).items()
+         for index in range(setting.pictures)]
+    )  # fmt: skip
+
+
+def _arms_with_masks(work: Path, seed: int) -> dict[str, Path]:
+    places = {f"{arm[0]}, {arm[1]}": work / f"masks-{arm[0]}-{arm[1]}-{WAYS[0]}-{seed}" for arm in ARMS}
+    return {name: place for name, place in places.items() if any(place.glob("*.npy"))}
+
+
+def _beside(test: GameReferrals, name: str, index: int, arms: dict[str, Path]) -> Image.Image:
+    item = test[index]
+    masks = {arm: np.load(place / f"{name}-{index}.npy") for arm, place in arms.items()}
+    sides = {arm: draw_overlay(item.stack[-1], mask, scale=1) for arm, mask in masks.items()}
+    return triptych({item.words: draw_overlay(item.stack[-1], item.mask, scale=1), **sides})
 
 
 Floor = Callable[[GameReferral], np.ndarray]

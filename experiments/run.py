@@ -8,7 +8,7 @@
 An experiment is a list of jobs, each told apart by a few words (its arm and its seed) and giving one row or more. A
 job is finished when its rows are in the file; one that was interrupted goes on from its own checkpoint, so a run that
 was killed is repeated to go on. Rows carry the commit and the date that made them, since a file may be filled over
-days.
+days. Beside the file lies a picture of what the models answered, where they are still there.
 """
 
 import datetime
@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 import tyro
+from PIL import Image
 
 from agents.command import run as run_command
 from agents.results import new_result, read_result, write_result
@@ -43,16 +44,17 @@ class Experiment:
     """What a named run is made of.
 
     prepare: makes what its jobs share, where it is not there yet; jobs: its jobs, for seeds other than the published
-    ones if there are any, at work in a directory.
+    ones if there are any, at work in a directory; draw: a picture of what has been done there, if any.
     """
 
     prepare: Callable[[], None]
     jobs: Callable[[Sequence[int] | None, Path], list[Job]]
+    draw: Callable[[Path], Image.Image | None] = lambda _work: None
 
 
 EXPERIMENTS = {
-    "pvp-nano": Experiment(pvp_nano.prepare, pvp_nano.jobs),
-    "refer-nano": Experiment(refer_nano.prepare, refer_nano.jobs),
+    "pvp-nano": Experiment(pvp_nano.prepare, pvp_nano.jobs, pvp_nano.draw),
+    "refer-nano": Experiment(refer_nano.prepare, refer_nano.jobs, refer_nano.draw),
     "games-nano": Experiment(games_nano.prepare, games_nano.jobs),
 }
 
@@ -189,6 +191,9 @@ def main(argv: list[str] | None = None) -> int:
     experiment.prepare()
     run_jobs(args.name, experiment.jobs(args.seeds or None, work), file, args.limit, args.processes, work)
     print(f"the rows are in {file}")
+    if picture := experiment.draw(work):
+        picture.save(file.with_suffix(".png"), optimize=True)
+        print(f"a picture is in {file.with_suffix('.png')}")
     return 0
 
 

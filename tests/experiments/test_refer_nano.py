@@ -12,7 +12,7 @@ from envs.protocol import MACHADO2018
 from experiments import pvp_nano, run
 from experiments.arms import ARMS, teach_pixels
 from experiments.pvp_nano import OPEN
-from experiments.refer_nano import NANO, SEEDS, WAYS, Setting, draw_overlays, floors, jobs, measure_floors, prepare
+from experiments.refer_nano import NANO, SEEDS, WAYS, Setting, draw, floors, jobs, measure_floors, prepare
 from experiments.run import Experiment, main
 from pretrain.captions import caption_tokenizer
 from pretrain.refer_games import GameReferral
@@ -47,7 +47,9 @@ def setting(tmp_path):
 
 
 def test_every_arm_is_taught_and_scored_on_known_and_on_strange_games(setting, tmp_path, monkeypatch):
-    small = Experiment(lambda: prepare(setting), lambda seeds, work: jobs(seeds, work, setting))
+    small = Experiment(
+        lambda: prepare(setting), lambda seeds, work: jobs(seeds, work, setting), lambda work: draw(work, setting)
+    )
     monkeypatch.setitem(run.EXPERIMENTS, "refer-nano", small)
     command = ["refer-nano", "--seeds", "0", "--out", str(tmp_path / "r.json"), "--work", str(tmp_path / "work")]
     assert main([*command, "--processes", "1"]) == 0
@@ -62,9 +64,10 @@ def test_every_arm_is_taught_and_scored_on_known_and_on_strange_games(setting, t
     assert all((report["encoder"]["moved"] > 0) == (arm[0] == "adapted") for arm, report in moved.items())
     pixels = checkpoint.read_training(tmp_path / "taught" / "open-adapted-shuffled-0" / "last")["arguments"]
     assert pixels["shuffled"]
-    pictures = draw_overlays(tmp_path / "work", tmp_path / "pictures", 0, setting)
-    assert [file.name for file in pictures] == ["test-0.png", "held-out games-0.png"]
-    assert np.asarray(Image.open(pictures[0])).shape[1] > 6 * 160  # the truth and five arms
+    picture = np.asarray(Image.open(tmp_path / "r.png"))
+    assert picture.shape[1] > 6 * 160  # the truth and five arms
+    assert picture.shape[0] > 2 * 210  # an item of each test
+    assert draw(tmp_path, setting) is None
     points = checkpoint.read_training(tmp_path / "work" / "masks-frozen-none-points-0" / "last")
     assert points["started_from"]["arguments"]["mask"] == "head"
 

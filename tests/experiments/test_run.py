@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.errors import EnvsError
@@ -22,7 +23,7 @@ from experiments.pvp_nano import (
     OPEN,
     PHOTOGRAPHS,
     Setting,
-    draw_triptychs,
+    draw,
     jobs,
     mean_figures,
     photographs,
@@ -31,6 +32,7 @@ from experiments.pvp_nano import (
 from experiments.run import Args, Experiment, clock, main, run_jobs
 from pretrain.captions import caption_tokenizer
 from pretrain.pixel_values import PixelValues
+from pretrain.reconstruct import triptych
 from vlm import checkpoint
 from vlm.clip import build_clip
 from vlm.provenance import ROOT
@@ -207,7 +209,9 @@ def test_the_experiment_in_small_trains_every_arm_and_goes_on_after_a_kill(setti
         return forward(self, **batch)
 
     monkeypatch.setattr(PixelValues, "forward", killed_in_the_fourth)
-    small = Experiment(lambda: prepare(setting), lambda seeds, work: jobs(seeds, work, setting))
+    small = Experiment(
+        lambda: prepare(setting), lambda seeds, work: jobs(seeds, work, setting), partial(draw, setting=setting)
+    )
     monkeypatch.setitem(run.EXPERIMENTS, "pvp-nano", small)
     command = ["pvp-nano", "--seeds", "0", "--out", str(file), "--work", str(work), "--processes", "1"]
     with pytest.raises(KeyboardInterrupt):
@@ -233,9 +237,12 @@ def test_the_experiment_in_small_trains_every_arm_and_goes_on_after_a_kill(setti
     familiar = [row for row in arms if row["sample"] and row["regime"] == "familiar" and row["encoder"] == "frozen"]
     assert [row["step"] for row in familiar] == [2, 4]
     monkeypatch.setattr(PixelValues, "forward", forward)
-    pictures = draw_triptychs(work, tmp_path / "pictures", setting=setting)
-    assert len(pictures) == 2 * 4
-    assert all(picture.is_file() for picture in pictures)
+    one = triptych(
+        {"original": np.zeros((210, 160, 3), np.uint8)} | dict.fromkeys("234", np.zeros((4, 4, 3), np.uint8))
+    )
+    picture = Image.open(file.with_suffix(".png"))
+    assert picture.size == (2 * one.width, 4 * one.height)  # two images of each of four sets
+    assert draw(tmp_path, setting) is None
 
 
 def assert_meaning_stays_where_the_encoder_is_frozen(meaning):
