@@ -54,7 +54,6 @@ PHOTOGRAPHS = (
     "astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png",
     "retina.jpg", "rocket.jpg",
 )  # fmt: skip
-WARMUP = 40
 SHOWN = 2  # images of each set on the picture
 MEANING, DETAIL = "meaning", "detail"  # the sets of the rows of `pretrain.semantics` and `pretrain.detail`
 
@@ -110,6 +109,7 @@ class Setting:
     encoder_learning_rate: float = 3e-4
     soft: float = 6.0
     gaze: float = 1.0
+    warmup_steps: int = 40
     points: int = 8
     images_full: int = 16
     images_curve: int = 12
@@ -188,7 +188,7 @@ def training_args(setting: Setting, regime: Regime, encoder: str, seed: int, out
         soft=setting.soft,
         learning_rate=setting.learning_rate,
         encoder_learning_rate=0.0 if encoder == "frozen" else setting.encoder_learning_rate,
-        warmup_steps=min(WARMUP, regime.steps // 4),
+        warmup_steps=min(setting.warmup_steps, regime.steps // 4),
         save_every=max(1, regime.steps // setting.points),
         seed=seed,
         workers=setting.workers,
@@ -352,7 +352,7 @@ def measure_arm(setting: Setting, regime: Regime, encoder: str, seed: int, work:
     return [{"tower": tower, **row} for row in rows]
 
 
-def draw(work: Path, setting: Setting = NANO, seeds: Sequence[int] = SEEDS) -> Image.Image | None:
+def draw(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> Image.Image | None:
     """Return the first images of every set, each beside its grid and what a seed's frozen and adapted arms answered.
 
     Of each regime the first seed is shown whose arms lie in `work`, both of them; None if there is none.
@@ -360,7 +360,7 @@ def draw(work: Path, setting: Setting = NANO, seeds: Sequence[int] = SEEDS) -> I
     rows = []
     for regime in setting.regimes:
         probes = open_probes(setting, regime, setting.images_full)
-        for seed in seeds:
+        for seed in seeds or SEEDS:
             arms = {f"{encoder}, seed {seed}": work / f"{regime.name}-{encoder}-{seed}" for encoder in ENCODERS}
             if all((place / f"{probes[-1].name}-0.npy").exists() for place in arms.values()):
                 rows += [

@@ -171,13 +171,13 @@ def measure_arm(setting: Setting, encoder: str, pvp: str, way: str, seed: int, w
     return rows
 
 
-def draw(work: Path, setting: Setting = NANO, seeds: Sequence[int] = SEEDS) -> Image.Image | None:
+def draw(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> Image.Image | None:
     """Return the first items of every test, each the truth beside the masks of the heads of a seed's arms.
 
     The first seed is shown whose arms lie in `work`, all of them, or else the one that has most; None if none has any.
     """
-    has = {seed: _arms_with_masks(work, seed) for seed in seeds}
-    seed = max(seeds, key=lambda seed: (len(has[seed]), -seed))
+    has = {seed: _arms_with_masks(work, seed) for seed in seeds or SEEDS}
+    seed = max(has, key=lambda seed: (len(has[seed]), -seed))
     if not has[seed]:
         return None
     return sheet(

@@ -44,12 +44,12 @@ class Experiment:
     """What a named run is made of.
 
     prepare: makes what its jobs share, where it is not there yet; jobs: its jobs, for seeds other than the published
-    ones if there are any, at work in a directory; draw: a picture of what has been done there, if any.
+    ones if there are any, at work in a directory; draw: a picture of what they have done there, if any.
     """
 
     prepare: Callable[[], None]
     jobs: Callable[[Sequence[int] | None, Path], list[Job]]
-    draw: Callable[[Path], Image.Image | None] = lambda _work: None
+    draw: Callable[[Sequence[int] | None, Path], Image.Image | None] = lambda _seeds, _work: None
 
 
 EXPERIMENTS = {
@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     experiment.prepare()
     run_jobs(args.name, experiment.jobs(args.seeds or None, work), file, args.limit, args.processes, work)
     print(f"the rows are in {file}")
-    if picture := experiment.draw(work):
+    if picture := experiment.draw(args.seeds or None, work):
         picture.save(file.with_suffix(".png"), optimize=True)
         print(f"a picture is in {file.with_suffix('.png')}")
     return 0

@@ -8,8 +8,9 @@
 
 A pretrained language model brings heads for each of these steps. One with random weights finds them late if at all: at
 first a coordinate gets one part in 150 of what the question's end looks at, and while it does not know where to look,
-its answers teach the encoder nothing. With this loss all three are found within a hundred steps of training
-(`experiments/LOG.md`). It is an aid of training alone, and nothing in the model is made for it.
+its answers teach the encoder nothing. With this loss the place is found within a hundred steps of training, and by the
+words of the answer some fifty later (`experiments/LOG.md`). It is an aid of training alone, and nothing in the model is
+made for it.
 """
 
 from collections.abc import Mapping

@@ -48,7 +48,9 @@ def setting(tmp_path):
 
 def test_every_arm_is_taught_and_scored_on_known_and_on_strange_games(setting, tmp_path, monkeypatch):
     small = Experiment(
-        lambda: prepare(setting), lambda seeds, work: jobs(seeds, work, setting), lambda work: draw(work, setting)
+        lambda: prepare(setting),
+        lambda seeds, work: jobs(seeds, work, setting),
+        lambda seeds, work: draw(seeds, work, setting),
     )
     monkeypatch.setitem(run.EXPERIMENTS, "refer-nano", small)
     command = ["refer-nano", "--seeds", "0", "--out", str(tmp_path / "r.json"), "--work", str(tmp_path / "work")]
@@ -67,7 +69,7 @@ def test_every_arm_is_taught_and_scored_on_known_and_on_strange_games(setting, t
     picture = np.asarray(Image.open(tmp_path / "r.png"))
     assert picture.shape[1] > 6 * 160  # the truth and five arms
     assert picture.shape[0] > 2 * 210  # an item of each test
-    assert draw(tmp_path, setting) is None
+    assert draw(None, tmp_path, setting) is None
     points = checkpoint.read_training(tmp_path / "work" / "masks-frozen-none-points-0" / "last")
     assert points["started_from"]["arguments"]["mask"] == "head"
 

@@ -242,7 +242,7 @@ def test_the_experiment_in_small_trains_every_arm_and_goes_on_after_a_kill(setti
     )
     picture = Image.open(file.with_suffix(".png"))
     assert picture.size == (2 * one.width, 4 * one.height)  # two images of each of four sets
-    assert draw(tmp_path, setting) is None
+    assert draw(None, tmp_path, setting) is None
 
 
 def assert_meaning_stays_where_the_encoder_is_frozen(meaning):

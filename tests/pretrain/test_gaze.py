@@ -95,7 +95,7 @@ def test_the_asked_token_is_the_one_whose_patch_covers_the_place(preset):
 
 
 def test_training_with_a_gaze_finds_the_asked_places_within_a_few_steps():
-    vlm, questions = make(steps=60, images=8, count=16)
+    vlm, questions = make(steps=90, images=8, count=16)  # the last step cannot begin before the others
     lesson = PixelValues(vlm, False, questions.language, soft=6.0, gaze=1.0)
     optimizer = torch.optim.AdamW(vlm.model.parameters(), lr=3e-3)
     given = []
@@ -109,8 +109,7 @@ def test_training_with_a_gaze_finds_the_asked_places_within_a_few_steps():
     first, last = np.mean(given[:3], 0), np.mean(given[-5:], 0)
     assert first.max() < 0.3
     assert first[[1, 3]].max() < 0.1  # of an image token, by the question's end and by the answer
-    assert last[:3].min() > 0.6
-    assert last[3] > 0.25  # which cannot begin before the place has been told
+    assert last.min() > 0.6
 
 
 def test_coordinates_are_found_in_both_orders_and_where_both_are_one_number():
