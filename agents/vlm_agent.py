@@ -70,7 +70,8 @@ class VlmAgent:
         training = checkpoint.read_training(directory)
         if temperature is None:
             temperature = float(training.get("play", {}).get("temperature", 0.0))
-        agent = cls(checkpoint.load(directory), game.title, action_names, decode, temperature, engine)
+        vlm = checkpoint.load(directory, torch.device("cpu") if engine == "openvino" else None)  # which knows no CUDA
+        agent = cls(vlm, game.title, action_names, decode, temperature, engine)
         agent.training = training
         return agent
 

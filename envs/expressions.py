@@ -62,17 +62,23 @@ def list_expressions(objects: Sequence[GameObject]) -> list[Expression]:
     return list(found.values())
 
 
-def draw_expression(objects: Sequence[GameObject], rng: np.random.Generator, absent: float = 0.0) -> Expression | None:
+def draw_expression(
+    objects: Sequence[GameObject],
+    rng: np.random.Generator,
+    absent: float = 0.0,
+    listed: Sequence[Expression] | None = None,
+) -> Expression | None:
     """Return one expression, each kind as likely as another, or None where no object can be singled out.
 
     Args:
         objects: of one frame.
         rng: where the choice comes from.
         absent: the probability of an expression that fits none of the objects.
+        listed: of `list_expressions`, for who draws several of one frame.
     """
     if rng.random() < absent:
         return _absent(objects, rng)
-    listed = list_expressions(objects)
+    listed = list_expressions(objects) if listed is None else listed
     kinds = sorted({expression.kind for expression in listed})
     if not kinds:
         return None

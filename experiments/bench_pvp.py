@@ -6,7 +6,10 @@ Training: questions a second, forward and backward, through `vlm.packing` by eit
 question an image, as in the paper, through the class's own forward and loss; both sides compute as `pretrain.pixels`
 does. Reconstruction: the colours of a whole grid behind one reading of the image, beside one `generate` at its defaults
 a place, in float32; a sample of places is timed and scaled to the grid. Same model, same run, turn and turn about, on
-frames of noise, since the time does not depend on what they show.
+frames of noise, since the time does not depend on what they show; on a GPU if there is one. Model FLOPs utilisation is
+of a packed step: its products, forward and backward, beside what one large product of the same precision reaches.
+
+    python -m experiments.bench_pvp --preset base-clip --questions 256 --out bench_gpu.json     what a GPU is for
 """
 
 import sys
@@ -20,6 +23,7 @@ import torch
 import tyro
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from agents.command import run
 from agents.results import new_result, write_result
@@ -27,6 +31,7 @@ from envs.errors import EnvsError
 from vlm import checkpoint
 from vlm.answers import answer_questions
 from vlm.choices import prompt_ids
+from vlm.device import best_device, device_name
 from vlm.model import PixelVLM
 from vlm.packing import read_questions
 from vlm.precision import in_bfloat16
@@ -78,9 +83,11 @@ class Asking:
     def __init__(self, args: Args):
         self.args, self.rng = args, np.random.default_rng(0)
         self.vlm: PixelVLM = checkpoint.load(args.checkpoint) if args.checkpoint else build(args.preset)
+        self.device = best_device()
+        self.vlm.model.to(self.device)
         frames = self.rng.integers(0, 256, (args.images, self.vlm.history, HEIGHT, WIDTH, 3), dtype=np.uint8)
-        self.frames = torch.from_numpy(frames)
-        self.shared = torch.tensor(self.encode(PIXEL_PREFIX))
+        self.frames = torch.from_numpy(frames).to(self.device)
+        self.shared = torch.tensor(self.encode(PIXEL_PREFIX), device=self.device)
         with torch.no_grad():
             self.image_ids = self.vlm.image_ids(self.vlm.pixels(self.frames[:1]))
 
@@ -109,7 +116,7 @@ class Training(Asking):
     def packed(self, method: str) -> float:
         """Go through all questions about each image; return the loss."""
         rows = [[self.question(r, c) + self.encode(pixel_answer(rgb)) for r, c, rgb in row] for row in self.asked]
-        tokens = torch.tensor(rows)  # [B, K, L]
+        tokens = torch.tensor(rows, device=self.device)  # [B, K, L]
         with self.lesson.autocast():
             pixels = self.vlm.pixels(self.frames)
             states = read_questions(self.vlm, pixels, self.shared, tokens[:, :, :-1], method)
@@ -121,7 +128,7 @@ class Training(Asking):
         rows = [
             self.whole_prompt(r, c) + self.encode(pixel_answer(rgb)) for r, c, rgb in (row[0] for row in self.asked)
         ]
-        ids = torch.tensor(rows)
+        ids = torch.tensor(rows, device=self.device)
         labels = ids.clone()
         labels[:, :-ANSWER_TOKENS] = -100
         with self.lesson.autocast():
@@ -150,7 +157,8 @@ class Reconstruction(Asking):
 
     def together(self, places: list[tuple[int, int]]) -> list[list[int]]:
         """Answer places behind one reading of the image; return their tokens."""
-        questions = torch.tensor([[self.question(row, column) for row, column in places]])
+        asked = [[self.question(row, column) for row, column in places]]
+        questions = torch.tensor(asked, device=self.device)
         pixels = self.vlm.pixels(self.frames[:1])
         return answer_questions(self.vlm, pixels, self.shared, questions, ANSWER_TOKENS)[0].tolist()
 
@@ -159,7 +167,7 @@ class Reconstruction(Asking):
         return [self._generate(row, column) for row, column in places]
 
     def _generate(self, row: int, column: int) -> list[int]:
-        ids = torch.tensor([self.whole_prompt(row, column)])
+        ids = torch.tensor([self.whole_prompt(row, column)], device=self.device)
         made = self.vlm.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -173,6 +181,31 @@ class Reconstruction(Asking):
         """Return the share of the sample to which both sides say the same."""
         pairs = zip(self.together(self.sample), self.one_by_one(self.sample), strict=True)
         return float(np.mean([ours[: len(said)] == said for ours, said in pairs]))
+
+
+def count_flops(side: Callable[[], object]) -> int:
+    """Return the floating-point operations of a side's matrix products and convolutions, backward included."""
+    with FlopCounterMode(display=False) as counter:
+        side()
+    return counter.get_total_flops()
+
+
+def product_flops(device: torch.device, precision: torch.dtype) -> float:
+    """Return the operations a second of a large matrix product, the best of a few, as the most that is to be had."""
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device, dtype=precision) for _ in range(2))
+
+    def product() -> None:
+        left @ right
+        wait(device)
+
+    return 2 * size**3 / min(median_seconds({"product": product}, 1)["product"] for _ in range(8))
+
+
+def wait(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def median_seconds(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -196,7 +229,9 @@ def training_row(args: Args) -> dict:
     }
     median_seconds(sides, 1)  # the first calls set up what later ones find
     taken = median_seconds(sides, args.rounds)
-    packed = args.images * args.questions
+    packed, half = args.images * args.questions, in_bfloat16(step.device, args.bf16)
+    reached = count_flops(sides["cache"]) / taken["cache"]
+    most = product_flops(step.device, torch.bfloat16 if half else torch.float32)
     mask, cache, rival = packed / taken["mask"], packed / taken["cache"], args.images / taken["rival"]
     return {
         "benchmark": "pvp training",
@@ -207,7 +242,10 @@ def training_row(args: Args) -> dict:
         "rival_is": "one question an image, the class's own forward and loss, as many images a step",
         "ratio": round(max(mask, cache) / rival, 2),
         "unit": "questions per second, forward and backward, median over steps",
-        "precision": "bf16" if in_bfloat16(step.vlm.device, args.bf16) else "f32",
+        "precision": "bf16" if half else "f32",
+        "flops_a_second": reached,
+        "utilisation": round(reached / most, 4),
+        "utilisation_is": f"of {most:.3g} floating-point operations a second, those of one large product in this run",
         "images": args.images,
         "questions": args.questions,
         "n": args.rounds,
@@ -243,12 +281,13 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     torch.set_num_threads(args.threads)
     model = checkpoint.content_hash(args.checkpoint) if args.checkpoint else f"untrained {args.preset}"
-    common = {"model": model, "threads": args.threads}
+    common = {"model": model, "device": device_name(best_device()), "threads": args.threads}
     rows = [row | common for row in (training_row(args), reconstruction_row(args))]
     result = new_result("bench_pvp", None, [0]) | {"rows": rows, "seconds": round(time.monotonic() - started, 1)}
     write_result(args.out, result)
     for row in rows:
         print(f"{row['benchmark']}: ours {row['ours']}, rival {row['rival']}, ratio {row['ratio']} ({row['unit']})")
+    print(f"model FLOPs utilisation of a packed step: {rows[0]['utilisation']:.1%} {rows[0]['utilisation_is']}")
     print(f"result: {args.out}")
     return 0
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from filelock import FileLock
 
 from agents import clone, record
@@ -40,6 +41,7 @@ from experiments.jobs import Job
 from pretrain import captioning
 from vlm import checkpoint
 from vlm.codes import start_numbers
+from vlm.device import best_device
 from vlm.shipped import SHIPPED_CAPTIONS, SHIPPED_TEACHER
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -98,8 +100,8 @@ class Setting:
     demonstrations; clone_steps: of cloning with each share, fewer with fewer games; game_shares: of a step, more for
     the game that takes longer to learn; kept: games of each teacher that no arm learns from, and decisions of them
     that are foretold; temperature: of play, 1 for what was learnt and no sharper; games: played by each policy of each
-    kind; lanes: games in step, few, since lanes whose games have ended think on until the last has; engine: of play
-    (`agents.vlm_agent`).
+    kind; lanes: games in step on a CPU, few, since lanes whose games have ended think on until the last has; engine: of
+    play there (`agents.vlm_agent`).
     """
 
     frames: pvp_nano.Setting = PIXELS
@@ -308,7 +310,7 @@ def foretell(setting: Setting, policy: Path) -> dict[str, dict[str, float]]:
     args = clone.Args(data=places, out=policy, readout=0.0, steps=setting.decisions // batch, batch_size=batch)
     lessons = load_lessons(places, args.targets, args.softness, args.hard_share)
     imitation, batches, _ = clone.make_imitation(vlm, lessons, args)
-    found = [imitation.eval()(batches[step]["parts"]) for step in range(len(batches))]
+    found = [imitation.eval()(send_to_device(batches[step]["parts"], vlm.device)) for step in range(len(batches))]
     return {
         game: {
             name: float(torch.stack([figures[f"{game}_{name}"] for figures in found]).mean())
@@ -330,9 +332,11 @@ def measure_random(setting: Setting) -> list[dict[str, Any]]:
 def play(setting: Setting, game_name: str, seed: int, policy: Path | None) -> list[float]:
     """Return the scores of whole games of a policy, or of random play, in the order of their seeds."""
     game, scores = find_game(game_name), [0.0] * setting.games
-    with make_envs(game, min(setting.lanes, setting.games), setting.protocol) as envs:
+    gpu = best_device().type == "cuda"  # to which thirty games are as one
+    with make_envs(game, setting.games if gpu else min(setting.lanes, setting.games), setting.protocol) as envs:
+        engine = "torch" if gpu else setting.engine
         agent = (
-            VlmAgent.load(policy, game, envs.action_names, "scores", setting.temperature, setting.engine)
+            VlmAgent.load(policy, game, envs.action_names, "scores", setting.temperature, engine)
             if policy
             else RandomAgent(envs.action_names)
         )

@@ -7,8 +7,8 @@
 
 An experiment is a list of jobs, each told apart by a few words (its arm and its seed) and giving one row or more. A
 job is finished when its rows are in the file; one that was interrupted goes on from its own checkpoint, so a run that
-was killed is repeated to go on. Rows carry the commit and the date that made them, since a file may be filled over
-days. Beside the file lies a picture of what the models answered, where they are still there.
+was killed is repeated to go on. Rows carry the commit, the device and the date that made them, since a file may be
+filled over days. Beside the file lies a picture of what the models answered, where they are still there.
 """
 
 import datetime
@@ -34,6 +34,7 @@ from agents.results import new_result, read_result, write_result
 from envs.errors import EnvsError
 from experiments import games_nano, pvp_nano, refer_nano
 from experiments.jobs import Job
+from vlm.device import best_device, device_name
 from vlm.provenance import git_commit
 
 RESULTS = Path(__file__).parent / "results"
@@ -176,7 +177,8 @@ def run_jobs(
     for number, (job, rows, seconds) in enumerate(done, 1):
         say(f"{number} of {len(left)}: {job.title}, {clock(seconds)}")
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        result["rows"] += [{**job.key, **row, "commit": git_commit(), "date": now} for row in rows]
+        origin = {"commit": git_commit(), "device": device_name(best_device()), "date": now}
+        result["rows"] += [{**job.key, **row, **origin} for row in rows]
         result["seconds"] += seconds
         result["seeds"] = sorted({*result["seeds"], *seeds})
         write_result(file, result)

@@ -14,7 +14,7 @@ import numpy as np
 
 from envs.episodes import EpisodeDataset
 from envs.errors import EnvsError
-from envs.expressions import draw_expression
+from envs.expressions import draw_expression, list_expressions
 from envs.objects import find_objects
 from pretrain.referrals import Drawn
 
@@ -101,7 +101,8 @@ class GameReferrals:
             row = int(rng.choice(self.rows[which]))
             frame = data.frame(row)
             objects = find_objects(frame, game)
-            found = [draw_expression(objects, rng, self.absent) for _ in range(count)]
+            listed = list_expressions(objects)
+            found = [draw_expression(objects, rng, self.absent, listed) for _ in range(count)]
             expressions = [expression for expression in found if expression is not None]
             if len(expressions) < count:
                 continue

@@ -160,7 +160,7 @@ def shrunk_pixels(frames: np.ndarray) -> np.ndarray:
 
 
 def read_tokens(model: PixelModel, frames: np.ndarray) -> torch.Tensor:
-    """Return a model's image tokens as the decoder would get them, before the connector: float32[N, T, D].
+    """Return a model's image tokens as the decoder would get them, before the connector: float32[N, T, D] on the CPU.
 
     For a CLIP, that is LLaVA's choice: the patches of the last layer but one. A model with a history sees frames
     uint8[N, H, W, 3] that stand still.
@@ -173,8 +173,8 @@ def read_tokens(model: PixelModel, frames: np.ndarray) -> torch.Tensor:
         pixels = model.pixels(np.repeat(part[:, None], model.history, axis=1))
         states = model.encoder(pixels, output_hidden_states=True).hidden_states[layer]  # [B, T, D] or [B, D, h, w]
         tokens = states.flatten(2).transpose(1, 2) if states.ndim == 4 else states
-        found.append(tokens[:, 1:] if drop == "default" else tokens)
-    return torch.cat(found).float()
+        found.append((tokens[:, 1:] if drop == "default" else tokens).float().cpu())
+    return torch.cat(found)
 
 
 def token_features(model: PixelModel) -> Features:

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+from vlm.device import best_device
 from vlm.errors import VlmError
 from vlm.foreign import ForeignVLM, looks_like_id
 from vlm.model import PixelModel, PixelVLM, View
@@ -57,12 +58,17 @@ def save(vlm: PixelModel, directory: Path, training: dict[str, Any] | None = Non
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load(directory: Path) -> PixelVLM:
-    """Return the model of a checkpoint, in float32 on the CPU, ready to be asked.
+def load(directory: Path, device: torch.device | None = None) -> PixelVLM:
+    """Return the model of a checkpoint, in float32, ready to be asked, on a GPU if there is one or on `device`.
 
     A checkpoint is one of ours, a directory of transformers' own files, or the id of a model on the hub.
     """
-    directory = Path(directory)
+    vlm = _load(Path(directory))
+    vlm.model.to(device or best_device())
+    return vlm
+
+
+def _load(directory: Path) -> PixelVLM:
     plain = directory / "config.json"
     if (directory / OURS).is_file() and _read_json(directory, OURS).get("kind") != ForeignVLM.kind:
         return load_as(PixelVLM, directory)

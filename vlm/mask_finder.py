@@ -86,7 +86,8 @@ def load_finder(directory: Path, by_points: bool = False) -> MaskFinder:
     """
     directory, training = Path(directory), checkpoint.read_training(directory)
     if (directory / SHAPE).is_file() and not by_points:
-        return MaskFinder(checkpoint.load(directory), MaskHead.load(directory), size=taught_size(directory))
+        vlm = checkpoint.load(directory)
+        return MaskFinder(vlm, MaskHead.load(directory).to(vlm.device), size=taught_size(directory))
     if POINTS in training:
         return MaskFinder(checkpoint.load(directory), None, int(training[POINTS]), taught_size(directory))
     taught = "points" if by_points else "masks"

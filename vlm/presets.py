@@ -74,6 +74,7 @@ PRESETS = {
     "nano": Preset((16, 48, 96, 192), (1, 1, 1), 256, 3, 16, 1024, 0.06, GAME, rope=100, looks=True),
     "tiny-clip": Preset((32,), (2,), 32, 3, 2, 64, 0.1, CANVAS, heads=2, patch=36, rope=1e6),
     "nano-clip": Preset((192,), (6,), 256, 3, 4, 704, 0.06, CANVAS, heads=3, rope=1e6),
+    "base-clip": Preset((768,), (12,), 1024, 12, 16, 2816, 0.02, CANVAS, heads=12, rope=1e6),
     "small": Preset((64, 128, 256, 512), (2, 2, 4), 512, 6, 8, 1408, 0.04, GAME),
 }
 

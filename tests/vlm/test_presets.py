@@ -18,6 +18,7 @@ SIZES = {
     "nano": (3.9e6, 1e7),
     "nano-clip": (3.9e6, 1e7),
     "small": (2.5e7, 5e7),
+    "base-clip": (2e8, 3e8),
 }
 
 
