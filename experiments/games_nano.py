@@ -57,7 +57,7 @@ PIXELS = replace(  # plain frames of the games played and of six others: strange
     preset="micro",
     tower=None,
     start=SHIPPED_CAPTIONS,
-    regimes=(replace(pvp_nano.FAMILIAR, steps=400, images=16, questions=16, seconds_a_step=0.8),),
+    regimes=(replace(pvp_nano.FAMILIAR, steps=1000, images=16, questions=16, seconds_a_step=0.8),),
     encoder_learning_rate=1e-3,
     gaze=0,
     warmup_steps=100,
