@@ -2,7 +2,9 @@
 
     python -m agents.clone --data data/carnival data/mspacman --out runs/clone --steps 4000
     python -m agents.clone --data data/dagger --init runs/clone/best --out runs/again --steps 2000
+    python -m agents.clone --games Carnival MsPacman Pong Breakout SpaceInvaders Seaquest Qbert Freeway --out runs/eight
 
+With `--games` the demonstrations are made first, by a planner that searches the emulator or by whom `--teachers` names.
 The loss is the cross-entropy of the exact probability of each legal text answer (`vlm.choices`), the same scores that
 play uses. Where the dataset holds a teacher's value of every action, the target is soft: near-equal actions share it.
 The encoder learns with the rest. A run that was killed goes on from its last checkpoint when the command is repeated.
@@ -28,6 +30,7 @@ from agents.demonstrations import Batches, TaughtGame, load_lessons
 from agents.readout import FILE as READOUT
 from agents.readout import Readout
 from agents.rollout import play_games
+from agents.teachers import Demonstrations
 from agents.vlm_agent import VlmAgent
 from envs.atari import make_envs
 from envs.errors import EnvsError
@@ -321,9 +324,24 @@ def clone(args: Args, mix: Mix | None = None) -> Path:
     return args.out / ("best" if (args.out / "best").exists() else "last")
 
 
+@dataclass(kw_only=True)
+class Command(Demonstrations, Args):
+    """Clone a teacher's play into one text policy."""
+
+    data: tuple[Path, ...] = ()
+    """Dataset directories of `agents.record`, of one game or of several."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_demonstrations()
+        if not self.data and not self.games:
+            raise EnvsError("expected --data, recorded games, or --games, whose demonstrations are recorded first")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; see the head of this file."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
+    args = tyro.cli(Command, args=argv, description=__doc__)
+    args.data = (*args.data, *args.record_demonstrations())
     print(f"the policy is in {clone(args)}")
     return 0
 

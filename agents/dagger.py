@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from agents import clone, record
 from agents.build import SEARCHERS, make_agent
 from agents.results import new_result, read_result, write_result
+from agents.teachers import usual_teacher
 from envs.atari import make_envs
 from envs.episodes import EpisodeDataset, write_atomically
 from envs.errors import EnvsError
@@ -28,7 +29,6 @@ from envs.games import find_game
 from envs.protocol import MACHADO2018, episode_seeds
 from vlm import checkpoint
 
-TEACHERS = {"MsPacman": "pathfinder"}  # and the planner for every other game
 STATES, APART = 40, 15  # labelled twice for the ceiling, and decisions of random play between them
 RESULT = "improve.json"
 
@@ -75,7 +75,7 @@ class Rounds:
 
     def teacher_of(self, game: str) -> str:
         """Return who labels a game."""
-        return self.teacher or TEACHERS.get(game, "planner")
+        return self.teacher or usual_teacher(game)
 
 
 Teach = Callable[[clone.Args], Path]  # trains as the arguments say and returns the checkpoint to go on with

@@ -234,7 +234,27 @@ def table_text(result: dict[str, Any]) -> str:
         lines.append(f"\n{game.title:<34}{head}")
         lines += [_line_text(line) for line in table if line["game"] == name]
         lines += [f"  {r.agent:<32}{r.score:>8,.0f}  {r.protocol}; {r.source}" for r in all_references(game)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *normalised_text(table)])
+
+
+def normalised(table: list[dict[str, Any]], agent: str) -> dict[str, float]:
+    """Return an agent's scores by game, 0 for random play and 1 for a person, where both are published."""
+    found = {}
+    for line in table:
+        known = {row.agent: row.score for row in all_references(find_game(line["game"]))}
+        if line["agent"] == agent and {"random", "human"} <= set(known):
+            found[line["game"]] = (line["mean"] - known["random"]) / (known["human"] - known["random"])
+    return found
+
+
+def normalised_text(table: list[dict[str, Any]]) -> list[str]:
+    """Return lines that sum several games up, or none where agents played fewer than two that have a human score."""
+    lines = []
+    for agent in dict.fromkeys(line["agent"] for line in table):
+        if len(shares := normalised(table, agent)) > 1:
+            each = ", ".join(f"{game} {share:.2f}" for game, share in shares.items())
+            lines.append(f"  {agent:<32}{np.median(list(shares.values())):>8.2f}  {each}")
+    return ["\nhuman-normalised, median over games (0 random play, 1 a person)", *lines] if lines else []
 
 
 def _line_text(line: dict[str, Any]) -> str:

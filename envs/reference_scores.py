@@ -52,6 +52,12 @@ REFERENCES = tuple(
         ("Breakout", "human", 30.5, NOOPS, DQN_ZOO),
         ("Breakout", "DQN, 200 M frames", 96, STICKY, DOPAMINE),
         ("Breakout", "IQN, 200 M frames", 79.5, STICKY, DOPAMINE),
+        ("Seaquest", "random", 68.4, NOOPS, DQN_ZOO),
+        ("Seaquest", "human", 42054.7, NOOPS, DQN_ZOO),
+        ("Qbert", "random", 163.9, NOOPS, DQN_ZOO),
+        ("Qbert", "human", 13455.0, NOOPS, DQN_ZOO),
+        ("Freeway", "random", 0.0, NOOPS, DQN_ZOO),
+        ("Freeway", "human", 29.6, NOOPS, DQN_ZOO),
     )
 )
 

@@ -97,6 +97,17 @@ def test_a_summary_joins_seeds_and_keeps_agents_apart():
     assert (table[1]["median"], table[1]["iqm"], table[1]["least"], table[1]["most"]) == (4, 4, 1, 7)
 
 
+def test_several_games_are_summed_up_between_random_play_and_a_person():
+    def line(agent, game, mean):
+        return {"agent": agent, "game": game, "mean": mean}
+
+    pong, freeway = (-20.2 + 14.6) / 2, 29.6
+    table = [line("vlm", "Pong", pong), line("vlm", "Freeway", freeway), line("vlm", "Carnival", 9000)]
+    assert score.normalised(table, "vlm") == pytest.approx({"Pong": 0.5, "Freeway": 1.0})
+    assert score.normalised_text(table)[1].split()[:2] == ["vlm", "0.75"]
+    assert score.normalised_text(table[:1]) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,0 +1,73 @@
+"""Who teaches each game, and the games that teachers play to be learnt from, recorded where they are not there yet."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents import record
+from agents.build import split_spec
+from envs.errors import EnvsError
+from envs.games import find_game
+
+TEACHERS = {"MsPacman": "pathfinder"}  # and the planner for every other game
+
+
+def usual_teacher(game: str) -> str:
+    """Return who teaches a game where nobody else is named."""
+    return TEACHERS.get(game, "planner")
+
+
+@dataclass(kw_only=True)
+class Demonstrations:
+    """Games that teachers play to be learnt from."""
+
+    games: tuple[str, ...] = ()
+    """Games to clone: what their teachers have not played yet is recorded first."""
+    teachers: tuple[str, ...] = ()
+    """Who teaches a game of --games where that is not the pathfinder (Ms. Pac-Man) or the planner (every other game),
+    as in `--teachers Pong=sb3:runs/pong.zip`."""
+    teach_episodes: int = 8
+    """Games that each teacher plays."""
+    teach_frames: int = 8000
+    """Emulator frames after which such a game is cut off."""
+    slips: float = 0.05
+    """Share of a teacher's decisions at which its hand slips, so that its pupils see how to come back."""
+    room: Path = Path("data")
+    """Where such games are recorded: ROOM/TEACHER-GAME."""
+
+    def check_demonstrations(self) -> None:
+        """Refuse numbers of no use and teachers of games that nobody asked for."""
+        for name in ("teach_episodes", "teach_frames"):
+            if getattr(self, name) < 1:
+                raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if idle := sorted(set(self.named_teachers()) - {find_game(game).name for game in self.games}):
+            raise EnvsError(f"--teachers names {', '.join(idle)}, which is not among --games")
+
+    def named_teachers(self) -> dict[str, str]:
+        """Return the teacher of each game that `teachers` names."""
+        found = {}
+        for given in self.teachers:
+            game, _, spec = given.partition("=")
+            if not spec:
+                raise EnvsError(f"--teachers: expected GAME=AGENT, as in Pong=sb3:runs/pong.zip, got {given!r}")
+            split_spec(spec)
+            found[find_game(game).name] = spec
+        return found
+
+    def record_demonstrations(self) -> list[Path]:
+        """Return the dataset of each game, with what was lacking recorded now."""
+        named = self.named_teachers()
+        games = dict.fromkeys(find_game(game).name for game in self.games)
+        return [self._record(game, named.get(game, usual_teacher(game))) for game in games]
+
+    def _record(self, game: str, teacher: str) -> Path:
+        kind, path = split_spec(teacher)
+        place = self.room / f"{f'{kind}-{Path(path).stem}' if path else kind}-{game}"
+        arguments = record.Args(
+            game=game,
+            out=place,
+            agent=teacher,
+            episodes=self.teach_episodes,
+            noise=self.slips,
+            max_frames=self.teach_frames,
+        )
+        return record.record(arguments)
