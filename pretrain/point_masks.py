@@ -2,7 +2,8 @@
 
 Places are drawn as in the paper's lab (Vision-CAIR's paint data): on what is meant, on other objects that are referred
 to, on a ring round what is meant, and anywhere. All questions about a frame share one look at it, and those about an
-expression one reading of it (`vlm.packing.read_branches`).
+expression one reading of it (`vlm.packing.read_branches`). With `gaze` above 0 the decoder is told where to look
+(`vlm.gaze`), as in pixel value prediction; then each question reads its expression itself.
 """
 
 from typing import Any
@@ -18,13 +19,16 @@ from torch.utils.data import Dataset
 from pretrain.masks import lay
 from pretrain.questions import IGNORED, pad_rows
 from pretrain.referrals import ReferralSource
+from vlm.errors import VlmError
+from vlm.gaze import FETCHING, FOLLOWING, LOOKING, Sights, asked_tokens, check_looking, gaze_loss, token_grid
 from vlm.model import PixelVLM
-from vlm.packing import pad_questions, read_branches
+from vlm.packing import pad_questions, read_and_watch, read_branches
 from vlm.point_masks import PointLanguage
 from vlm.trainer import Lesson
 
 SHARES = (0.40, 0.30, 0.24, 0.06)  # of places on what is meant, on other objects, on the ring, and anywhere
 RING = 8  # the ring is as wide as this part of the grid
+COLUMN = 2  # tokens from a place's row to its column: the row and a comma
 MOSTLY = 0.5  # of a place's area has to belong to what is meant
 
 
@@ -63,7 +67,8 @@ class PointQuestions(Dataset):
     """Step i's frames, expressions and places, drawn from the seed and i alone.
 
     An item is `frames` uint8[B, history, H, W, 3]; `trunks` int[B, E, T] and `lengths` int[B, E] of the expressions'
-    tokens; `read` int[B, E, K, L], places and answers, and `said` int[B, E, K, L], what shall be said next.
+    tokens; `read` int[B, E, K, L], places and answers, and `said` int[B, E, K, L], what shall be said next; `places`
+    float32[B, E, K, 2], what is asked about, as shares of the height and width of `frames`.
     """
 
     def __init__(
@@ -86,15 +91,19 @@ class PointQuestions(Dataset):
     def __getitem__(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, step, 0x901])
         drawn = [self.source.draw(rng, self.count) for _ in range(self.images)]
+        frames = lay([one.stack for one in drawn])
         asked = [self._ask(masks, rng) for one in drawn for masks in _each_and_others(one.masks)]
+        sizes = np.array([one.masks.shape[1:] for one in drawn for _ in one.masks]) / frames.shape[2:4]
+        places = [(own + 0.5) / self.grid * size for (_, _, own), size in zip(asked, sizes, strict=True)]
         trunks, lengths = pad_questions([[self.language.trunk(w) for w in one.words] for one in drawn], self._pad)
         shape = (self.images, self.count)
         return {
-            "frames": torch.from_numpy(lay([one.stack for one in drawn])),
+            "frames": torch.from_numpy(frames),
             "trunks": trunks,
             "lengths": lengths,
-            "read": pad_rows([read for read, _ in asked], self._pad).unflatten(0, shape),
-            "said": pad_rows([said for _, said in asked], IGNORED).unflatten(0, shape),
+            "read": pad_rows([read for read, _, _ in asked], self._pad).unflatten(0, shape),
+            "said": pad_rows([said for _, said, _ in asked], IGNORED).unflatten(0, shape),
+            "places": torch.from_numpy(np.stack(places).astype(np.float32)).unflatten(0, shape),
         }
 
     @property
@@ -103,14 +112,14 @@ class PointQuestions(Dataset):
 
     def _ask(
         self, masks: tuple[np.ndarray, np.ndarray], rng: np.random.Generator
-    ) -> tuple[list[list[int]], list[list[int]]]:
+    ) -> tuple[list[list[int]], list[list[int]], np.ndarray]:
         own, others = (grid_mask(mask, self.grid) for mask in masks)
-        read, said = [], []
-        for row, column in draw_points(own, others, self.points, rng):
+        read, said, places = [], [], draw_points(own, others, self.points, rng)
+        for row, column in places:
             leaf, answer = self.language.leaf(row, column), int(self.language.answers[int(own[row, column])])
             read.append([*leaf, answer])
             said.append([IGNORED] * (len(leaf) - 1) + [answer, self.language.end])
-        return read, said
+        return read, said, places
 
 
 def _each_and_others(masks: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -124,12 +133,20 @@ class PointMasks(Lesson):
 
     vlm: PixelVLM
 
-    def __init__(self, vlm: PixelVLM, bf16: bool | None, attention: str = "sdpa"):
+    def __init__(self, vlm: PixelVLM, bf16: bool | None, attention: str = "sdpa", gaze: float = 0.0):
         super().__init__(vlm, bf16, attention)
-        self.language = PointLanguage.of(vlm)
+        self.language, self.gaze = PointLanguage.of(vlm), gaze
+        if gaze:
+            check_looking(vlm)
+            if len(self.language.leaf(0, 0)) != len(self.language.leaf(255, 255)):
+                raise VlmError("a gaze asks for a tokenizer whose numbers from 0 to 255 are single tokens")
 
-    def forward(self, frames: Tensor, trunks: Tensor, lengths: Tensor, read: Tensor, said: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, frames: Tensor, trunks: Tensor, lengths: Tensor, read: Tensor, said: Tensor, places: Tensor
+    ) -> dict[str, Tensor]:
         """Return the loss, `right`, the share of places answered rightly, and `found`, of those that are 1.
+
+        With a gaze, its loss is part of the loss, and what its heads give is among the figures.
 
         Args:
             frames: uint8[B, history, H, W, 3].
@@ -137,14 +154,25 @@ class PointMasks(Lesson):
             lengths: see `trunks`.
             read: int[B, E, K, L], places and answers.
             said: int[B, E, K, L], what shall be said next.
+            places: float[B, E, K, 2], what is asked about, as shares of the height and width of `frames`.
         """
-        device = frames.device
+        looking: dict[str, Tensor] = {}
         with self.autocast():
-            shared = self.language.shared.to(device)
-            hidden = read_branches(self.vlm, self.vlm.pixels(frames), shared, trunks, lengths, read)
+            shared, pixels = self.language.shared.to(frames.device), self.vlm.pixels(frames)
+            if self.gaze:
+                read, said = join_questions(trunks, lengths, read, said)
+                hidden, looks = read_and_watch(self.vlm, pixels, shared, read, (FETCHING, LOOKING, FOLLOWING))
+                looking = gaze_loss(self.vlm, looks, self._sights(lengths, said, places, frames))
+            else:
+                hidden = read_branches(self.vlm, pixels, shared, trunks, lengths, read)
             logits = self.vlm.model.get_output_embeddings()(hidden[said != IGNORED]).float()  # [A, V]
-        wanted = said[said != IGNORED]
-        no, yes = self.language.answers.to(device)
+        out = self._figures(logits, said[said != IGNORED])
+        if looking:
+            out["loss"] = out["loss"] + self.gaze * looking.pop("loss")
+        return out | looking
+
+    def _figures(self, logits: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+        no, yes = self.language.answers.to(wanted.device)
         among = (wanted == no) | (wanted == yes)
         says_yes = logits[among, yes] > logits[among, no]
         truth = wanted[among] == yes
@@ -153,3 +181,39 @@ class PointMasks(Lesson):
             "right": (says_yes == truth).float().mean(),
             "found": says_yes[truth].float().mean(),
         }
+
+    def _sights(self, lengths: Tensor, said: Tensor, places: Tensor, frames: Tensor) -> Sights:
+        """Return what questions of `join_questions` and their answers shall look at."""
+        height, width = frames.shape[2:4]
+        answers, index = said != IGNORED, torch.arange(said.shape[2], device=said.device)
+        ends = answers.int().argmax(-1)  # [B, E * K]
+        row = lengths.repeat_interleave(
+            places.shape[2], dim=1
+        )  # a place's first token is its row, its third its column
+        return Sights(
+            coordinates=torch.stack([row, row + COLUMN], dim=-1),
+            ends=ends,
+            later=answers & (index > ends[:, :, None]),
+            tokens=asked_tokens(token_grid(self.vlm, height, width), places.flatten(1, 2), height, width),
+        )
+
+
+def join_questions(trunks: Tensor, lengths: Tensor, read: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
+    """Return whole questions and what shall be said next, int[B, E * K, T + L] each: every place behind its expression.
+
+    Args:
+        trunks: int[B, E, T], padded on the right to T, and `lengths` int[B, E].
+        lengths: see `trunks`.
+        read: int[B, E, K, L], padded on the right.
+        said: int[B, E, K, L].
+    """
+    count, trunk, leaf = read.shape[2], trunks.shape[2], read.shape[3]
+    place = torch.arange(trunk + leaf, device=read.device)
+    own = lengths[:, :, None, None]
+    source = torch.where(place < own, place, place - own + trunk).clamp_max(trunk + leaf - 1)
+    source = source.expand(*read.shape[:3], -1)  # [B, E, K, T + L]
+    behind = place >= own + leaf
+    heads = trunks[:, :, None].expand(-1, -1, count, -1)
+    whole = torch.cat([heads, read], dim=-1).gather(-1, source)
+    wanted = torch.cat([torch.full_like(heads, IGNORED), said], dim=-1).gather(-1, source)
+    return whole.flatten(1, 2), wanted.masked_fill(behind, IGNORED).flatten(1, 2)

@@ -79,6 +79,9 @@ class Args(Schedule):
     """Of points: places along each side."""
     points: int = 16
     """Of points: places asked about for each expression of a step."""
+    gaze: float = 0.0
+    """Of points: weight of a loss that tells the decoder where to look (`vlm.gaze`), as in `pretrain.pixels`. Without
+    it a small decoder finds no place in a few hundred steps."""
     hold: int = 1
     """The last games of every dataset kept for testing, and as many before them for choosing."""
     preset: str = "nano"
@@ -121,6 +124,8 @@ class Args(Schedule):
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.gaze < 0:
+            raise EnvsError(f"--gaze must be at least 0, got {self.gaze}")
         if self.show and (not self.expression.strip() or (self.game is None) == (self.image is None)):
             raise EnvsError("--show goes with --expression and either --game or --image")
         if not self.show and not self.data:
@@ -166,7 +171,7 @@ def make_lesson(vlm: PixelVLM, head: MaskHead | None, args: Args) -> tuple[Lesso
         tasks.append(Task("head", Masks(vlm, head, args.bf16), Referrals(vlm, source, *drawn), 1.0))
     if args.mask != "head":
         asked = PointQuestions(vlm, source, *drawn, args.grid, args.points)
-        tasks.append(Task("points", PointMasks(vlm, args.bf16), asked, 1.0))
+        tasks.append(Task("points", PointMasks(vlm, args.bf16, gaze=args.gaze), asked, 1.0))
     if len(tasks) == 1:
         return tasks[0].lesson, tasks[0].batches
     return MixedLesson(tasks), MixedBatches(tasks, args.steps, args.seed)

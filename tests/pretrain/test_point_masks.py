@@ -1,11 +1,13 @@
 """Places to ask about lie where the paper's lab asks, and a model learns to answer for them."""
 
 import numpy as np
+import pytest
 import torch
 
-from pretrain.point_masks import PointMasks, PointQuestions, draw_points, grid_mask
+from pretrain.point_masks import PointMasks, PointQuestions, draw_points, grid_mask, join_questions
 from pretrain.questions import IGNORED
 from pretrain.refer_games import GameReferrals
+from vlm.errors import VlmError
 from vlm.point_masks import read_points
 from vlm.presets import build
 
@@ -76,3 +78,62 @@ def test_one_batch_is_learnt_and_then_found_by_asking_every_place(two_games):
     truth = grid_mask(drawn.masks[0], 8)[asked[:, 0], asked[:, 1]]
     assert 0 < truth.mean() < 1
     assert ((odds[asked[:, 0], asked[:, 1]] > 0) == truth).mean() > 0.9
+
+
+@pytest.fixture
+def watched(two_games):
+    """A model of three layers and a batch of questions to it, whose expressions have different lengths."""
+    vlm = build("tiny-clip", seed=1)
+    source = GameReferrals(two_games, "train", 1, vlm.history, absent=0)
+    batches = PointQuestions(vlm, source, 20, 2, 3, seed=0, grid=64, points=5)
+    return vlm, next(batch for batch in map(batches.__getitem__, range(20)) if len(batch["lengths"].unique()) > 1)
+
+
+def test_told_where_to_look_or_not_the_same_questions_are_asked(watched):
+    vlm, batch = watched
+    plain, told = (PointMasks(vlm, bf16=False, gaze=gaze).eval()(**batch) for gaze in (0.0, 1e-9))
+    assert told["loss"].item() == pytest.approx(plain["loss"].item(), abs=1e-5)
+    assert told["right"] == plain["right"]
+    assert set(told) - set(plain) == {"fetched", "looked", "told", "followed"}
+
+
+def test_what_is_to_be_looked_at_are_the_places_own_numbers_and_patch(watched):
+    vlm, batch = watched
+    lesson = PointMasks(vlm, bf16=False, gaze=1.0)
+    read, said = join_questions(batch["trunks"], batch["lengths"], batch["read"], batch["said"])
+    sights = lesson._sights(batch["lengths"], said, batch["places"], batch["frames"])
+    for image in range(2):
+        for number in range(15):
+            tokens, (row, column), end = (
+                read[image, number],
+                sights.coordinates[image, number],
+                sights.ends[image, number],
+            )
+            numbers = [int(vlm.tokenizer.decode(tokens[at])) for at in (row, column)]
+            place = batch["places"].flatten(1, 2)[image, number] * torch.tensor(batch["frames"].shape[2:4])
+            height = 210  # of the games' frames; 64 places along each side
+            assert (place * 64 / torch.tensor([height, 160])).int().tolist() == numbers
+            assert sights.tokens[image, number] == int(place[0]) // 36 * 6 + int(place[1]) // 36
+            assert vlm.tokenizer.decode(tokens[: end + 1]).endswith("] mask:")
+            assert vlm.tokenizer.decode(tokens[end + 1]) in ("0", "1")
+            assert sights.later[image, number].nonzero().flatten().tolist() == [int(end) + 1]
+
+
+def test_the_gaze_is_learnt(watched):
+    vlm, batch = watched
+    lesson = PointMasks(vlm, bf16=False, gaze=1.0)
+    optimizer = torch.optim.AdamW(vlm.model.parameters(), lr=5e-3)
+    first = lesson(**batch)
+    for _ in range(90):
+        out = lesson(**batch)
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+    for name in ("fetched", "looked", "followed"):
+        assert first[name] < 0.3
+        assert out[name] > 0.6
+
+
+def test_a_gaze_is_refused_where_there_are_no_layers_to_look_with():
+    with pytest.raises(VlmError, match="at least 3 layers"):
+        PointMasks(build("tiny"), bf16=False, gaze=1.0)
