@@ -41,6 +41,8 @@ class VlmAgent:
     ):
         if engine not in ENGINES:
             raise EnvsError(f"expected an engine ({', '.join(ENGINES)}), got {engine!r}")
+        if engine == "openvino" and vlm.device.type != "cpu":
+            raise EnvsError(f"openvino computes on the CPU and the model is on {vlm.device}; expected --engine torch")
         if decode not in DECODES:
             raise EnvsError(f"expected --decode {' or '.join(DECODES)}, got {decode!r}")
         if temperature < 0:

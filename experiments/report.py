@@ -218,7 +218,9 @@ def origin(result: Result) -> str:
     commits = sorted({str(row.get("commit") or result["commit"])[:7] for row in result["rows"]})
     seeds = ", ".join(str(seed) for seed in result["seeds"])
     protocol = f"protocol {result['protocol']['name']}; " if result.get("protocol") else ""
-    return f"{protocol}seeds {seeds}; commit {', '.join(commits)}; {result['date'][:10]}; {result['machine']}."
+    devices = sorted({row["device"] for row in result["rows"] if row.get("device", "cpu") != "cpu"})
+    machines = ", ".join([result["machine"], *devices])
+    return f"{protocol}seeds {seeds}; commit {', '.join(commits)}; {result['date'][:10]}; {machines}."
 
 
 def pvp_section(result: Result, pictures: Sequence[Path]) -> Section:

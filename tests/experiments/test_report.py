@@ -118,6 +118,13 @@ def played(pvp, seed, score):
     return {"encoder": "adapted", "pvp": pvp, "share": 1.0, "seed": seed, "game": "Carnival", "scores": [score, score]}
 
 
+def test_figures_name_the_devices_that_made_them(results):
+    result = json.loads((results / "pvp-nano.json").read_text())
+    assert report.origin(result).endswith(f"; {result['machine']}.")
+    result["rows"][0]["device"], result["rows"][1]["device"] = "NVIDIA H200", "cpu"
+    assert report.origin(result).endswith(f"; {result['machine']}, NVIDIA H200.")
+
+
 def test_games_are_told_by_arm_and_by_the_chance_of_being_better():
     rows = [played("pvp", seed, 100.0 + seed) for seed in range(4)] + [played("none", s, 50.0 + s) for s in range(4)]
     rows.append({"arm": "random", "game": "Carnival", "scores": [10.0, 30.0]})
