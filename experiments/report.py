@@ -319,16 +319,17 @@ def game_section(result: Result) -> Section:
     rows = result["rows"]
     games = sorted({row["game"] for row in rows})
     shares = sorted({row["share"] for row in rows if "share" in row}, reverse=True)
-    columns = (*games, "better than adapted, no PVP")
+    columns = (*games, *(f"{game}, IQM" for game in games), "better than adapted, no PVP")
     added = tuple(f"{game}, {unit}" for unit in ("points", "nats") for game in games)
     return Section(
         "games",
         "Playing: what an unfrozen encoder and pixel value prediction add",
         "Mean scores of policies cloned from the same games in the same number of steps, with intervals over training "
-        "seeds, and rliable's probability of improvement. What is added: points of the mean score, and nats by which "
-        "the teacher is foretold better in games that no policy learnt from, of policies of the same seed. PVP can add "
-        "something only where it is learnt, so how far off its answers are stands first: backgrounds of these games "
-        "can be remembered, small objects that move have to be read.",
+        "seeds; interquartile means over all games, with intervals over games; and rliable's probability of "
+        "improvement. What is added: points of the mean score, and nats by which the teacher is foretold better in "
+        "games that no policy learnt from, of policies of the same seed. PVP can add something only where it is "
+        "learnt, so how far off its answers are stands first: backgrounds of these games can be remembered, small "
+        "objects that move have to be read.",
         "python -m experiments.run games-nano",
         origin(result),
         [

@@ -157,6 +157,25 @@ def arm_scores(rows: list[Row], encoder: str, pvp: str, share: float) -> tuple[l
     return games, np.array([[means[seed, game] for game in games] for seed in seeds]).reshape(len(seeds), len(games))
 
 
+def interquartile_mean(seeds: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Return (iqm, low, high) of the scores of games of each seed: the mean of the middle half, and the 95 % bootstrap
+    interval over games, stratified by seed, by rliable (Agarwal et al. 2021).
+    """
+    from rliable import library, metrics
+
+    matrix = np.array(list(zip(*seeds, strict=False)))  # [games, seeds]
+    state = np.random.get_state()
+    np.random.seed(0)  # see `chance_of_improvement`
+    try:
+        point, bounds = library.get_interval_estimates(
+            {"arm": matrix}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000
+        )
+    finally:
+        np.random.set_state(state)
+    low, high = bounds["arm"][:, 0]
+    return float(point["arm"][0]), float(low), float(high)
+
+
 def chance_of_improvement(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
     """Return (chance, low, high): that a policy of the first arm, float[seeds, games], beats one of the second.
 
@@ -231,6 +250,10 @@ def game_lines(rows: list[Row], share: float) -> list[Line]:
         if not len(scores):
             continue
         cells = {game: Mean.of(scores[:, column].tolist()).text(0) for column, game in enumerate(games)}
+        for game in games:
+            own = pick(rows, encoder=encoder, pvp=pvp, share=share, game=game)
+            middle, low, high = interquartile_mean([row["scores"] for row in own])
+            cells[f"{game}, IQM"] = f"{middle:.0f} [{low:.0f}, {high:.0f}]"
         if (encoder, pvp) != ("adapted", "none") and len(base) > 1 and len(scores) > 1:
             chance, low, high = chance_of_improvement(scores, base)
             cells["better than adapted, no PVP"] = f"{chance:.2f} [{low:.2f}, {high:.2f}]"

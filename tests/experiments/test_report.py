@@ -25,6 +25,7 @@ from experiments.summaries import (
     difference,
     gain_lines,
     game_lines,
+    interquartile_mean,
     performance_profiles,
     pvp_lines,
     reading_lines,
@@ -132,6 +133,7 @@ def test_games_are_told_by_arm_and_by_the_chance_of_being_better():
     assert chance_of_improvement(np.array([[1.0], [2.0]]), np.array([[1.0], [2.0]]))[0] == 0.5
     told = {line.about: line.cells for line in game_lines(rows, 1.0)}
     assert told["adapted, pvp"]["Carnival"].startswith("102 [")
+    assert told["adapted, no PVP"]["Carnival, IQM"].startswith("52 [")
     assert told["adapted, pvp"]["better than adapted, no PVP"] == "1.00 [1.00, 1.00]"
     assert "better than adapted, no PVP" not in told["adapted, no PVP"]
     assert told["random play"]["Carnival"] == "20"
@@ -139,6 +141,15 @@ def test_games_are_told_by_arm_and_by_the_chance_of_being_better():
     assert "with 100% of the demonstrations PVP adds 50 [50, 50] in Carnival; a policy with PVP beats" in told
     assert "1.00 [1.00, 1.00]." in told
     assert "too few arms yet" in answers({"games-nano": {"rows": rows[:4]}})[-1]
+
+
+def test_the_interquartile_mean_leaves_the_best_and_the_worst_quarter_of_games_out():
+    games = [[0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 9000.0], [0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 9000.0]]
+    middle, low, high = interquartile_mean(games)
+    assert middle == 35.0
+    assert low < middle < high
+    assert interquartile_mean(games) == (middle, low, high)
+    assert interquartile_mean([[7.0] * 4]) == (7.0, 7.0, 7.0)
 
 
 def test_how_well_pixels_were_read_before_play_is_told_beside_what_does_not_read():
