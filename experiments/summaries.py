@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 Row = dict[str, Any]
+REPETITIONS = 1000  # of a bootstrap
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def interquartile_mean(seeds: Sequence[Sequence[float]]) -> tuple[float, float, 
     np.random.seed(0)  # see `chance_of_improvement`
     try:
         point, bounds = library.get_interval_estimates(
-            {"arm": matrix}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000
+            {"arm": matrix}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=REPETITIONS
         )
     finally:
         np.random.set_state(state)
@@ -187,7 +188,7 @@ def chance_of_improvement(one: np.ndarray, other: np.ndarray) -> tuple[float, fl
     np.random.seed(0)  # rliable 1.2 draws from numpy's global generator whatever random_state it is given
     try:
         point, bounds = library.get_interval_estimates(
-            {"arms": (one, other)}, lambda x, y: np.array([metrics.probability_of_improvement(x, y)]), reps=2000
+            {"arms": (one, other)}, lambda x, y: np.array([metrics.probability_of_improvement(x, y)]), reps=REPETITIONS
         )
     finally:
         np.random.set_state(state)
