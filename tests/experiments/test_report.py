@@ -212,9 +212,9 @@ def test_the_page_holds_its_pictures_and_asks_nothing_of_a_network(results, tmp_
     assert page.index("less error with unfreezing") < page.index("<nav")
 
 
-def test_what_is_committed_makes_a_page_and_markdown(tmp_path, capsys):
+def test_what_is_committed_makes_a_page_and_any_results_make_markdown(results, tmp_path, capsys):
     assert command("--out", tmp_path) == 0
-    assert command("--markdown") == 0
+    assert command("--results", results, "--markdown") == 0
     assert "| held-out games (open) |" in capsys.readouterr().out
     assert json.loads((RESULTS / "pvp-nano.json").read_text())["name"] == "pvp-nano"
 
