@@ -227,10 +227,10 @@ def training_row(args: Args) -> dict:
         "cache": lambda: step.packed("cache"),
         "rival": step.separate,
     }
-    median_seconds(sides, 1)  # the first calls set up what later ones find
+    flops = {name: count_flops(side) for name, side in sides.items()}  # first calls set up what later ones find
     taken = median_seconds(sides, args.rounds)
     packed, half = args.images * args.questions, in_bfloat16(step.device, args.bf16)
-    reached = count_flops(sides["cache"]) / taken["cache"]
+    reached = flops["cache"] / taken["cache"]
     most = product_flops(step.device, torch.bfloat16 if half else torch.float32)
     mask, cache, rival = packed / taken["mask"], packed / taken["cache"], args.images / taken["rival"]
     return {
