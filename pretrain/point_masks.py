@@ -187,9 +187,7 @@ class PointMasks(Lesson):
         height, width = frames.shape[2:4]
         answers, index = said != IGNORED, torch.arange(said.shape[2], device=said.device)
         ends = answers.int().argmax(-1)  # [B, E * K]
-        row = lengths.repeat_interleave(
-            places.shape[2], dim=1
-        )  # a place's first token is its row, its third its column
+        row = lengths.repeat_interleave(places.shape[2], dim=1)  # each place begins with its row
         return Sights(
             coordinates=torch.stack([row, row + COLUMN], dim=-1),
             ends=ends,
