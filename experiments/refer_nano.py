@@ -9,19 +9,19 @@ of steps. A frozen encoder stays frozen in both trainings, an adapted one learns
 
 Pixels are taught as in `pvp-nano`, whose models are taken where they are there: on a grid of 32, on frames of games
 without names for their objects. Masks are taught on some of those and on Carnival and Ms. Pac-Man, whose objects have
-names. The head is taught first, points after it to the same model; they are asked on a grid of 64, since through one of
-32 small objects cannot be seen. Rows: cIoU, gIoU and precision on games of the test split and on games held out whole;
-beside them floors that look at no words or at one, and the most that points on a grid can reach.
+names. Head and points are taught apart, each from what pixels have left; points are asked on a grid of 64, since through
+one of 32 small objects cannot be seen, and are told where to look (`vlm.gaze`). Rows: cIoU, gIoU and precision on games
+of the test split and on games held out whole; beside them floors that look at no words or at one, and the most that
+points on a grid can reach.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 
 from envs.objects import COLOURS, find_objects
@@ -39,9 +39,31 @@ from vlm import checkpoint
 from vlm.mask_finder import load_finder
 from vlm.overlay import overlay as draw_overlay
 
-WAYS = ("head", "points")
 SEEDS = (0, 1, 2)
 TEST_SEED = 10_000
+
+
+@dataclass(frozen=True)
+class Way:
+    """How masks are taught and asked for in one way.
+
+    name: head or points; steps, warmup_steps: of a training; expressions: about each frame of a step; learning_rate,
+    encoder_learning_rate: at their peak; count: expressions of a test; seconds_a_step, seconds_asked: of a core.
+    """
+
+    name: Literal["head", "points"]
+    steps: int
+    warmup_steps: int
+    expressions: int
+    learning_rate: float
+    encoder_learning_rate: float
+    count: int
+    seconds_a_step: float
+    seconds_asked: float
+
+
+HEAD = Way("head", 1500, 50, 12, 3e-4, 1e-3, 400, 0.5, 60)
+POINTS = Way("points", 300, 40, 4, 1e-3, 3e-4, 200, 2.4, 360)
 
 
 @dataclass(frozen=True)
@@ -49,9 +71,9 @@ class Setting:
     """Everything that the experiment fixes.
 
     frames: how games are recorded, and the encoder and the training of pixels (`experiments.pvp_nano`); taught: where
-    that training lies; games: masks are taught on; strangers: held out whole; steps, warmup_steps: of a training of
-    each way; images, expressions: of a step of masks; grid, points: of points; count: expressions of a test; pictures:
-    overlays kept of each.
+    that training lies; games: masks are taught on; strangers: held out whole; ways: to a mask; images: of a step;
+    head_learning_rate: of the mask head; grid, points: of points, places asked about for each expression; gaze: weight
+    of the loss for where they look; pictures: overlays kept of each test.
     """
 
     frames: pvp_nano.Setting = pvp_nano.NANO
@@ -61,16 +83,12 @@ class Setting:
         "SpaceInvaders",
     )  # fmt: skip
     strangers: tuple[str, ...] = ("Seaquest", "Frostbite", "Asteroids", "Qbert")
-    steps: tuple[int, int] = (1500, 500)
-    warmup_steps: int = 50
+    ways: tuple[Way, ...] = (HEAD, POINTS)
     images: int = 6
-    expressions: int = 12
-    learning_rate: float = 3e-4
-    encoder_learning_rate: float = 1e-3
     head_learning_rate: float = 1e-3
     grid: int = 64
-    points: int = 16
-    count: int = 400
+    points: int = 12
+    gaze: float = 1.0
     pictures: int = 4
     workers: int = 1
 
@@ -88,78 +106,63 @@ def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> li
     found = [Job({"arm": "floors"}, 60, partial(measure_floors, setting))]
     arms = [(seed, *arm) for seed in seeds or SEEDS for arm in ARMS]
     taught = {arm: seconds_to_start(setting.frames, *arm[1:], arm[0], setting.taught) for arm in arms}
-    for way, (step, asked) in zip(WAYS, ((0.5, 60), (1.0, 600)), strict=True):
+    for way in setting.ways:
         for seed, encoder, pvp in sorted(arms, key=taught.__getitem__):  # those that have pixels to learn come last
-            key = {"encoder": encoder, "pvp": pvp, "mask": way, "seed": seed}
-            start = taught[seed, encoder, pvp] if way == WAYS[0] else 0
-            seconds = start + steps_of(setting, way) * step + asked
+            key = {"encoder": encoder, "pvp": pvp, "mask": way.name, "seed": seed}
+            start = taught[seed, encoder, pvp] if way == setting.ways[0] else 0
+            seconds = start + way.steps * way.seconds_a_step + way.seconds_asked
             found.append(Job(key, seconds, partial(measure_arm, setting, encoder, pvp, way, seed, work)))
     return found
 
 
-def steps_of(setting: Setting, way: str) -> int:
-    """Return the steps of the training of one way to a mask."""
-    return setting.steps[WAYS.index(way)]
-
-
-def mask_args(setting: Setting, encoder: str, way: str, seed: int, start: Path, out: Path) -> refer.Args:
+def mask_args(setting: Setting, encoder: str, way: Way, seed: int, start: Path, out: Path) -> refer.Args:
     """Return the training of masks of one arm."""
     return refer.Args(
         out=out,
         data=tuple(frames_of(setting.frames, game) for game in setting.games),
         hold=setting.frames.hold,
         init=start,
-        mask="head" if way == WAYS[0] else "points",
+        mask=way.name,
         grid=setting.grid,
         points=setting.points,
-        steps=steps_of(setting, way),
-        warmup_steps=min(setting.warmup_steps, steps_of(setting, way)),
+        gaze=setting.gaze if way.name == POINTS.name else 0.0,
+        steps=way.steps,
+        warmup_steps=min(way.warmup_steps, way.steps),
         images=setting.images,
-        expressions=setting.expressions,
-        learning_rate=setting.learning_rate,
-        encoder_learning_rate=0.0 if encoder == "frozen" else setting.encoder_learning_rate,
+        expressions=way.expressions,
+        learning_rate=way.learning_rate,
+        encoder_learning_rate=0.0 if encoder == "frozen" else way.encoder_learning_rate,
         head_learning_rate=setting.head_learning_rate,
-        save_every=max(1, steps_of(setting, way) // 4),
+        save_every=max(1, way.steps // 4),
         seed=seed,
         workers=setting.workers,
     )
 
 
-def open_tests(setting: Setting, history: int = 1) -> dict[str, GameReferrals]:
+def open_tests(setting: Setting, way: Way, history: int = 1) -> dict[str, GameReferrals]:
     """Return the expressions that every arm is asked, by the name of their set."""
     trained, strange = (
         [frames_of(setting.frames, game) for game in games] for games in (setting.games, setting.strangers)
     )
-    fixed = {"count": setting.count, "history": history, "seed": TEST_SEED}
+    fixed = {"count": way.count, "history": history, "seed": TEST_SEED}
     return {
         "test": GameReferrals(trained, "test", hold=setting.frames.hold, **fixed),
         "held-out games": GameReferrals(strange, "all", **fixed),
     }
 
 
-def teach_masks(setting: Setting, encoder: str, pvp: str, way: str, seed: int, work: Path) -> Path:
-    """Return the checkpoint of one arm and way, trained now or gone on with if it is not there.
-
-    Points are taught to what the head has taught: by themselves they learn next to nothing in as many steps, since a
-    place is far less to learn from than a mask (`experiments/LOG.md`).
-    """
-    out = work / f"masks-{encoder}-{pvp}-{way}-{seed}"
-    out.mkdir(parents=True, exist_ok=True)
-    with FileLock(out / "lock"):
-        if (out / "last").exists():
-            return out / "last"
-        if way == WAYS[0]:
-            start = teach_pixels(setting.frames, encoder, pvp, seed, setting.taught)
-        else:
-            start = teach_masks(setting, encoder, pvp, WAYS[0], seed, work)
-        return refer.teach(mask_args(setting, encoder, way, seed, start, out))
+def teach_masks(setting: Setting, encoder: str, pvp: str, way: Way, seed: int, work: Path) -> Path:
+    """Return the checkpoint of one arm and way, trained now or gone on with if it is not there."""
+    start = teach_pixels(setting.frames, encoder, pvp, seed, setting.taught)
+    out = work / f"masks-{encoder}-{pvp}-{way.name}-{seed}"
+    return out / "last" if (out / "last").exists() else refer.teach(mask_args(setting, encoder, way, seed, start, out))
 
 
-def measure_arm(setting: Setting, encoder: str, pvp: str, way: str, seed: int, work: Path) -> list[dict[str, Any]]:
+def measure_arm(setting: Setting, encoder: str, pvp: str, way: Way, seed: int, work: Path) -> list[dict[str, Any]]:
     """Train one arm, or go on with it; return a row for each test."""
     last = teach_masks(setting, encoder, pvp, way, seed, work)
     finder, rows = load_finder(last), []
-    for name, test in open_tests(setting, finder.vlm.history).items():
+    for name, test in open_tests(setting, way, finder.vlm.history).items():
         found: list[Overlap] = []
         for index in range(len(test)):
             item = test[index]
@@ -181,13 +184,13 @@ def draw(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> Im
     if not has[seed]:
         return None
     return sheet(
-        [[_beside(test, name, index, has[seed])] for name, test in open_tests(setting).items()
+        [[_beside(test, name, index, has[seed])] for name, test in open_tests(setting, setting.ways[0]).items()
          for index in range(setting.pictures)]
     )  # fmt: skip
 
 
 def _arms_with_masks(work: Path, seed: int) -> dict[str, Path]:
-    places = {f"{arm[0]}, {arm[1]}": work / f"masks-{arm[0]}-{arm[1]}-{WAYS[0]}-{seed}" for arm in ARMS}
+    places = {f"{arm[0]}, {arm[1]}": work / f"masks-{arm[0]}-{arm[1]}-{HEAD.name}-{seed}" for arm in ARMS}
     return {name: place for name, place in places.items() if any(place.glob("*.npy"))}
 
 
@@ -236,7 +239,7 @@ def _through_grid(grid: int, item: GameReferral) -> np.ndarray:
 def measure_floors(setting: Setting) -> list[dict[str, Any]]:
     """Return a row for every floor on every test."""
     rows = []
-    for name, test in open_tests(setting).items():
+    for name, test in open_tests(setting, setting.ways[0]).items():
         items = [test[index] for index in range(len(test))]
         for floor, answer in floors(setting.grid).items():
             figures = mask_figures([overlap(answer(item), item.mask) for item in items])

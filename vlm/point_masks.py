@@ -15,7 +15,7 @@ refinement does; Kirillov et al. 2020, "PointRend").
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ class PointLanguage:
     answers: Tensor
     end: int
     pad: int
+    _places: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, vlm: PixelVLM) -> "PointLanguage":
@@ -63,7 +64,13 @@ class PointLanguage:
 
     def leaf(self, row: int, column: int) -> list[int]:
         """Return the tokens of a place and of the question's end, part by part."""
-        return [*self._tokens(f"{row},"), *self._tokens(f"{column}{POINT_END}")]
+        return [*self._coordinate(f"{row},"), *self._coordinate(f"{column}{POINT_END}")]
+
+    def _coordinate(self, text: str) -> list[int]:
+        """Return its tokens, found once: a grid has thousands of places and few coordinates."""
+        if text not in self._places:
+            self._places[text] = self._tokens(text)
+        return self._places[text]
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -12,7 +12,7 @@ from envs.protocol import MACHADO2018
 from experiments import pvp_nano, run
 from experiments.arms import ARMS, teach_pixels
 from experiments.pvp_nano import OPEN
-from experiments.refer_nano import NANO, SEEDS, WAYS, Setting, draw, floors, jobs, measure_floors, prepare
+from experiments.refer_nano import HEAD, NANO, POINTS, SEEDS, Setting, draw, floors, jobs, measure_floors, prepare
 from experiments.run import Experiment, main
 from pretrain.captions import caption_tokenizer
 from pretrain.refer_games import GameReferral
@@ -41,8 +41,8 @@ def setting(tmp_path):
         tower=tmp_path / "clip", preset="tiny-clip", grid="4", workers=0,
     )  # fmt: skip
     return Setting(
-        frames, tmp_path / "taught", games=("Pong", "Breakout"), strangers=("Qbert",), steps=(2, 2), images=2,
-        expressions=2, grid=4, points=3, count=6, pictures=1, workers=0,
+        frames, tmp_path / "taught", games=("Pong", "Breakout"), strangers=("Qbert",), images=2, grid=4, points=3,
+        ways=tuple(replace(way, steps=2, expressions=2, count=6) for way in (HEAD, POINTS)), pictures=1, workers=0,
     )  # fmt: skip
 
 
@@ -56,7 +56,9 @@ def test_every_arm_is_taught_and_scored_on_known_and_on_strange_games(setting, t
     command = ["refer-nano", "--seeds", "0", "--out", str(tmp_path / "r.json"), "--work", str(tmp_path / "work")]
     assert main([*command, "--processes", "1"]) == 0
     rows = [row for row in json.loads((tmp_path / "r.json").read_text())["rows"] if "floor" not in row]
-    assert {(row["encoder"], row["pvp"], row["mask"]) for row in rows} == {(*arm, way) for arm in ARMS for way in WAYS}
+    assert {(row["encoder"], row["pvp"], row["mask"]) for row in rows} == {
+        (*arm, way) for arm in ARMS for way in ("head", "points")
+    }
     assert {row["set"] for row in rows} == {"test", "held-out games"}
     assert all(row["n"] == 6 and 0 <= row["ciou"] <= 1 for row in rows)
     moved = {
@@ -71,7 +73,8 @@ def test_every_arm_is_taught_and_scored_on_known_and_on_strange_games(setting, t
     assert picture.shape[0] > 2 * 210  # an item of each test
     assert draw(None, tmp_path, setting) is None
     points = checkpoint.read_training(tmp_path / "work" / "masks-frozen-none-points-0" / "last")
-    assert points["started_from"]["arguments"]["mask"] == "head"
+    assert points["arguments"]["gaze"] == 1
+    assert points["started_from"] == {}
 
 
 def test_pixels_are_taught_once_for_all_jobs_and_not_at_all_without_pvp(setting, tmp_path):
@@ -120,5 +123,5 @@ def test_the_published_experiment_fits_into_five_hours_of_two_cores_behind_pvp_n
         for encoder in ("adapted", "frozen"):
             (tmp_path / f"open-{encoder}-{seed}" / "last").mkdir(parents=True)
     whole = jobs(None, tmp_path, replace(NANO, taught=tmp_path))
-    assert len(whole) == 1 + 3 * len(ARMS) * len(WAYS)
+    assert len(whole) == 1 + 3 * len(ARMS) * len(NANO.ways)
     assert sum(job.seconds for job in whole) / 2 <= 5 * 3600
