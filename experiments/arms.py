@@ -15,6 +15,7 @@ from pretrain import pixels
 from vlm import checkpoint
 
 NO_PVP, PVP, SHUFFLED = "none", "pvp", "shuffled"
+SIGHT = "sight"  # PVP, of which encoder and connector go on and the decoder does not
 ARMS = (  # encoder, PVP; those that are to differ most come first
     ("adapted", PVP), ("adapted", NO_PVP), ("frozen", PVP), ("frozen", NO_PVP), ("adapted", SHUFFLED),
 )  # fmt: skip
@@ -23,8 +24,9 @@ ARMS = (  # encoder, PVP; those that are to differ most come first
 def place_of(setting: pvp_nano.Setting, encoder: str, pvp: str, seed: int, work: Path) -> Path:
     """Return where what an arm starts from lies in `work`; what `pvp-nano` trains there lies there as well."""
     name = setting.regimes[0].name
-    taught = {PVP: f"{name}-{encoder}-{seed}", SHUFFLED: f"{name}-{encoder}-shuffled-{seed}"}
-    return work / taught.get(pvp, f"start-{seed}")
+    if pvp == NO_PVP:
+        return work / f"start-{seed}"
+    return work / (f"{name}-{encoder}-shuffled-{seed}" if pvp == SHUFFLED else f"{name}-{encoder}-{seed}")
 
 
 def teach_pixels(setting: pvp_nano.Setting, encoder: str, pvp: str, seed: int, work: Path) -> Path:
@@ -32,6 +34,8 @@ def teach_pixels(setting: pvp_nano.Setting, encoder: str, pvp: str, seed: int, w
 
     Without PVP it is the new model itself, around the semantic encoder.
     """
+    if pvp == SIGHT:
+        return _teach_sight(setting, encoder, seed, work)
     out = place_of(setting, encoder, pvp, seed, work)
     args = pvp_nano.training_args(setting, setting.regimes[0], encoder, seed, out)
     args.shuffled = pvp == SHUFFLED
@@ -43,6 +47,18 @@ def teach_pixels(setting: pvp_nano.Setting, encoder: str, pvp: str, seed: int, w
             checkpoint.save(pixels.start_model(args), out / "last")
             return out / "last"
         return pixels.pretrain(args)
+
+
+def _teach_sight(setting: pvp_nano.Setting, encoder: str, seed: int, work: Path) -> Path:
+    taught, plain = (teach_pixels(setting, encoder, pvp, seed, work) for pvp in (PVP, NO_PVP))
+    out = taught.parent / SIGHT
+    with FileLock(taught.parent / "lock"):
+        if not out.exists():
+            old, new = checkpoint.load(taught), checkpoint.load(plain)
+            new.encoder.load_state_dict(old.encoder.state_dict())
+            new.connector.load_state_dict(old.connector.state_dict())
+            checkpoint.save(new, out, checkpoint.read_training(taught))
+    return out
 
 
 def seconds_to_start(setting: pvp_nano.Setting, encoder: str, pvp: str, seed: int, work: Path) -> float:

@@ -3,16 +3,17 @@
     python -m experiments.run refer-nano
 
 {frozen, adapted} encoder x {no PVP, PVP}, and adapted after PVP with the colours shuffled among images, a control that
-teaches the interface of coordinates and no detail; three seeds; both ways to a mask. All arms start from the semantic
-encoder that the repository ships, and see the same frames, the same expressions in the same order and the same number
-of steps. A frozen encoder stays frozen in both trainings, an adapted one learns in both.
+teaches the interface of coordinates and no detail; three seeds; both ways to a mask. A sixth arm, for the head alone,
+carries on what pixels have made of encoder and connector, and begins with a new decoder as arms without PVP do. All
+start from the semantic encoder that the repository ships, and see the same frames, the same expressions in the same
+order and the same number of steps. A frozen encoder stays frozen in both trainings, an adapted one learns in both.
 
 Pixels are taught as in `pvp-nano`, whose models are taken where they are there: on a grid of 32, on frames of games
 without names for their objects. Masks are taught on some of those and on Carnival and Ms. Pac-Man, whose objects have
-names. Head and points are taught apart, each from what pixels have left; points are asked on a grid of 64, since through
-one of 32 small objects cannot be seen, and are told where to look (`vlm.gaze`). Rows: cIoU, gIoU and precision on games
-of the test split and on games held out whole; beside them floors that look at no words or at one, and the most that
-points on a grid can reach.
+names. Head and points are taught apart, each from what pixels have left; points are asked on a grid of 64, since
+through one of 32 small objects cannot be seen, and are told where to look (`vlm.gaze`). Rows: cIoU, gIoU and precision
+on games of the test split and on games held out whole; beside them floors that look at no words or at one, and the most
+that points on a grid can reach.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from PIL import Image
 
 from envs.objects import COLOURS, find_objects
 from experiments import pvp_nano
-from experiments.arms import ARMS, seconds_to_start, teach_pixels
+from experiments.arms import ARMS, SIGHT, place_of, seconds_to_start, teach_pixels
 from experiments.jobs import Job
 from experiments.pvp_nano import frames_of
 from experiments.sheet import sheet
@@ -48,7 +49,8 @@ class Way:
     """How masks are taught and asked for in one way.
 
     name: head or points; steps, warmup_steps: of a training; expressions: about each frame of a step; learning_rate,
-    encoder_learning_rate: at their peak; count: expressions of a test; seconds_a_step, seconds_asked: of a core.
+    encoder_learning_rate: at their peak; count: expressions of a test; seconds_a_step, seconds_asked: of a core; arms:
+    that are taught so.
     """
 
     name: Literal["head", "points"]
@@ -60,9 +62,10 @@ class Way:
     count: int
     seconds_a_step: float
     seconds_asked: float
+    arms: tuple[tuple[str, str], ...] = ARMS
 
 
-HEAD = Way("head", 1500, 50, 12, 3e-4, 1e-3, 400, 0.5, 60)
+HEAD = Way("head", 1500, 50, 12, 3e-4, 1e-3, 400, 0.5, 60, (*ARMS, ("adapted", SIGHT)))
 POINTS = Way("points", 300, 40, 4, 1e-3, 3e-4, 200, 2.4, 360)
 
 
@@ -104,12 +107,15 @@ def prepare(setting: Setting = NANO) -> None:
 def jobs(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> list[Job]:
     """Return the jobs: floors, then every arm with every seed and both ways to a mask."""
     found = [Job({"arm": "floors"}, 60, partial(measure_floors, setting))]
-    arms = [(seed, *arm) for seed in seeds or SEEDS for arm in ARMS]
-    taught = {arm: seconds_to_start(setting.frames, *arm[1:], arm[0], setting.taught) for arm in arms}
+    begun = set()  # what an earlier job starts from is there for a later one
     for way in setting.ways:
+        arms = [(seed, *arm) for seed in seeds or SEEDS for arm in way.arms]
+        taught = {arm: seconds_to_start(setting.frames, *arm[1:], arm[0], setting.taught) for arm in arms}
         for seed, encoder, pvp in sorted(arms, key=taught.__getitem__):  # those that have pixels to learn come last
             key = {"encoder": encoder, "pvp": pvp, "mask": way.name, "seed": seed}
-            start = taught[seed, encoder, pvp] if way == setting.ways[0] else 0
+            place = place_of(setting.frames, encoder, pvp, seed, setting.taught)
+            start = 0 if place in begun else taught[seed, encoder, pvp]
+            begun.add(place)
             seconds = start + way.steps * way.seconds_a_step + way.seconds_asked
             found.append(Job(key, seconds, partial(measure_arm, setting, encoder, pvp, way, seed, work)))
     return found
@@ -190,7 +196,7 @@ def draw(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> Im
 
 
 def _arms_with_masks(work: Path, seed: int) -> dict[str, Path]:
-    places = {f"{arm[0]}, {arm[1]}": work / f"masks-{arm[0]}-{arm[1]}-{HEAD.name}-{seed}" for arm in ARMS}
+    places = {f"{arm[0]}, {arm[1]}": work / f"masks-{arm[0]}-{arm[1]}-{HEAD.name}-{seed}" for arm in HEAD.arms}
     return {name: place for name, place in places.items() if any(place.glob("*.npy"))}
 
 

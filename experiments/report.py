@@ -155,16 +155,16 @@ def answer_of_reading(rows: list[dict[str, Any]]) -> str:
 
 def answer_of_masks(rows: list[dict[str, Any]]) -> str:
     """Return what PVP and unfreezing add in referring segmentation by the mask head."""
-    arms = {
-        (encoder, pvp): pick(rows, encoder=encoder, pvp=pvp, mask="head", set="test")
-        for encoder, pvp in (("adapted", "pvp"), ("adapted", "none"), ("adapted", "shuffled"), ("frozen", "pvp"))
+    pairs = {  # what is added, with it and without
+        "PVP": ("pvp", ("adapted", "none")),
+        "PVP under a new decoder": ("sight", ("adapted", "none")),
+        "its colours": ("pvp", ("adapted", "shuffled")),
+        "unfreezing": ("pvp", ("frozen", "pvp")),
     }
-    base = arms["adapted", "pvp"]
-    pairs = {"PVP": ("adapted", "none"), "its colours": ("adapted", "shuffled"), "unfreezing": ("frozen", "pvp")}
-    parts = []
-    for name, other in pairs.items():
-        gain = difference(base, arms[other], "ciou")
-        if gain:
+    own, parts = pick(rows, mask="head", set="test"), []
+    for name, (with_it, (encoder, without)) in pairs.items():
+        base, other = pick(own, encoder="adapted", pvp=with_it), pick(own, encoder=encoder, pvp=without)
+        if gain := difference(base, other, "ciou"):
             parts.append(f"{name} {gain.text(1, 100)}")
     return (
         f"Referring segmentation (paper: +10.19 cIoU), points of cIoU added by: {', '.join(parts) or 'not measured'}."

@@ -134,14 +134,17 @@ ARM_ORDER = (
 )  # fmt: skip
 
 
+PVP_WORDS = {"none": "no PVP", "sight": "pvp, a new decoder"}
+
+
 def refer_lines(rows: list[Row], mask: str, name: str) -> list[Line]:
     """Return a line for each arm of `refer-nano` with a way to a mask on a set, and one for each floor."""
     lines = []
-    for encoder, pvp in ARM_ORDER:
+    for encoder, pvp in (*ARM_ORDER, ("adapted", "sight")):
         own = pick(rows, encoder=encoder, pvp=pvp, mask=mask, set=name)
         if own:
             cells = {figure: _text(mean_over_seeds(own, figure), 1, 100) for figure in ("ciou", "giou", "p50")}
-            lines.append(Line(f"{encoder}, {'no PVP' if pvp == 'none' else pvp}", cells))
+            lines.append(Line(f"{encoder}, {PVP_WORDS.get(pvp, pvp)}", cells))
     for row in rows:
         if "floor" in row and row["set"] == name:
             cells = {figure: f"{100 * row[figure]:.1f}" for figure in ("ciou", "giou", "p50")}

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.protocol import MACHADO2018
 from experiments import pvp_nano, run
-from experiments.arms import ARMS, teach_pixels
+from experiments.arms import SIGHT, teach_pixels
 from experiments.pvp_nano import OPEN
 from experiments.refer_nano import HEAD, NANO, POINTS, SEEDS, Setting, draw, floors, jobs, measure_floors, prepare
 from experiments.run import Experiment, main
@@ -18,6 +19,7 @@ from pretrain.captions import caption_tokenizer
 from pretrain.refer_games import GameReferral
 from vlm import checkpoint
 from vlm.clip import build_clip
+from vlm.freezing import role_parameters
 
 
 @pytest.fixture
@@ -56,20 +58,19 @@ def test_every_arm_is_taught_and_scored_on_known_and_on_strange_games(setting, t
     command = ["refer-nano", "--seeds", "0", "--out", str(tmp_path / "r.json"), "--work", str(tmp_path / "work")]
     assert main([*command, "--processes", "1"]) == 0
     rows = [row for row in json.loads((tmp_path / "r.json").read_text())["rows"] if "floor" not in row]
-    assert {(row["encoder"], row["pvp"], row["mask"]) for row in rows} == {
-        (*arm, way) for arm in ARMS for way in ("head", "points")
-    }
+    done = {(row["encoder"], row["pvp"], row["mask"]) for row in rows}
+    assert done == {(*arm, way.name) for way in (HEAD, POINTS) for arm in way.arms}
     assert {row["set"] for row in rows} == {"test", "held-out games"}
     assert all(row["n"] == 6 and 0 <= row["ciou"] <= 1 for row in rows)
     moved = {
         (encoder, pvp): checkpoint.read_training(tmp_path / "work" / f"masks-{encoder}-{pvp}-head-0" / "last")["moved"]
-        for encoder, pvp in ARMS
+        for encoder, pvp in HEAD.arms
     }
     assert all((report["encoder"]["moved"] > 0) == (arm[0] == "adapted") for arm, report in moved.items())
     pixels = checkpoint.read_training(tmp_path / "taught" / "open-adapted-shuffled-0" / "last")["arguments"]
     assert pixels["shuffled"]
     picture = np.asarray(Image.open(tmp_path / "r.png"))
-    assert picture.shape[1] > 6 * 160  # the truth and five arms
+    assert picture.shape[1] > 7 * 160  # the truth and six arms
     assert picture.shape[0] > 2 * 210  # an item of each test
     assert draw(None, tmp_path, setting) is None
     points = checkpoint.read_training(tmp_path / "work" / "masks-frozen-none-points-0" / "last")
@@ -85,6 +86,16 @@ def test_pixels_are_taught_once_for_all_jobs_and_not_at_all_without_pvp(setting,
     longer = replace(setting.frames, regimes=(replace(OPEN, steps=9),))
     assert teach_pixels(longer, "adapted", "pvp", 0, tmp_path) == taught
     assert checkpoint.content_hash(taught) == before != checkpoint.content_hash(start)
+
+
+def test_sight_carries_on_encoder_and_connector_and_begins_a_new_decoder(setting, tmp_path):
+    places = {pvp: teach_pixels(setting.frames, "adapted", pvp, 0, tmp_path) for pvp in ("pvp", "none", SIGHT)}
+    taught, plain, seen = (
+        {name: dict(of) for name, of in role_parameters(checkpoint.load(place)).items()} for place in places.values()
+    )
+    for role, like, unlike in (("encoder", taught, plain), ("connector", taught, plain), ("decoder", plain, taught)):
+        assert all(torch.equal(tensor, like[role][name]) for name, tensor in seen[role].items())
+        assert not all(torch.equal(tensor, unlike[role][name]) for name, tensor in seen[role].items())
 
 
 def test_what_pvp_nano_has_trained_is_what_arms_start_from(setting, tmp_path):
@@ -123,5 +134,5 @@ def test_the_published_experiment_fits_into_five_hours_of_two_cores_behind_pvp_n
         for encoder in ("adapted", "frozen"):
             (tmp_path / f"open-{encoder}-{seed}" / "last").mkdir(parents=True)
     whole = jobs(None, tmp_path, replace(NANO, taught=tmp_path))
-    assert len(whole) == 1 + 3 * len(ARMS) * len(NANO.ways)
+    assert len(whole) == 1 + 3 * (len(HEAD.arms) + len(POINTS.arms))
     assert sum(job.seconds for job in whole) / 2 <= 5 * 3600
