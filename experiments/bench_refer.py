@@ -41,7 +41,9 @@ class Args:
     out: Path
     """The result JSON."""
     checkpoint: Path = SHIPPED_REFER
-    """The model, which has a mask head, and better was taught points as well (`pretrain.refer --mask both`)."""
+    """The model, which has a mask head."""
+    points: Path | None = None
+    """One that was taught points (`pretrain.refer --mask points`), where that is another."""
     grid: int = 64
     """Places of points along each side."""
     rounds: int = 16
@@ -56,16 +58,17 @@ class Args:
 
 
 class Sides:
-    """One model, asked about one frame in three ways; the head has a copy, whose encoder hands out its maps."""
+    """Models asked about one frame in three ways; the head has its own, whose encoder hands out its maps."""
 
     def __init__(self, args: Args):
-        self.points = MaskFinder(checkpoint.load(args.checkpoint), None, args.grid)
+        self.text = checkpoint.load(args.checkpoint)
+        self.points = MaskFinder(checkpoint.load(args.points) if args.points else self.text, None, args.grid)
         self.head = load_finder(args.checkpoint)
         self.stack = frame_of(GAME, 0)[None]
 
     def say(self, words: str) -> list[int]:
         """Return the tokens of the shortest text answer: a word and its end."""
-        vlm = self.points.vlm
+        vlm = self.text
         language, pixels = PointLanguage.of(vlm), vlm.pixels(np.repeat(self.stack, vlm.history, axis=0)[None])
         question = torch.tensor([[[*language.trunk(words), *language.leaf(12, 7)]]])
         return answer_questions(vlm, pixels, language.shared, question, 2)[0, 0].tolist()
@@ -98,13 +101,15 @@ def measure(args: Args) -> list[dict[str, Any]]:
         for name, way in ways.items():
             took[name].append(timed(way, WORDS[number % len(WORDS)]))
     text, head, points = (float(np.median(took[name])) for name in ways)
-    model = checkpoint.content_hash(args.checkpoint)
-    taught = POINTS in checkpoint.read_training(args.checkpoint)
-    about = {"model": model, "taught points": taught, "precision": "float32", "threads": args.threads}
-    about |= {"unit": "milliseconds, median"}
+    asked = args.points or args.checkpoint
+    about = {"precision": "float32", "threads": args.threads, "unit": "milliseconds, median"}
     return [
-        row("mask head", head, "the shortest text answer", text, args.rounds) | about,
-        row(f"points of a {args.grid} x {args.grid} grid", points, "mask head", head, args.rounds) | about,
+        row("mask head", head, "the shortest text answer", text, args.rounds)
+        | {"model": checkpoint.content_hash(args.checkpoint)}
+        | about,
+        row(f"points of a {args.grid} x {args.grid} grid", points, "mask head", head, args.rounds)
+        | {"model": checkpoint.content_hash(asked), "taught points": POINTS in checkpoint.read_training(asked)}
+        | about,
     ]
 
 

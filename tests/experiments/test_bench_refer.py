@@ -43,6 +43,16 @@ def test_every_side_is_timed_and_its_ratio_told(taught, tmp_path):
     assert (head["n"], points["n"]) == (2, 2)
 
 
+def test_points_may_be_asked_of_another_model(taught, tmp_path):
+    checkpoint.save(build("tiny", seed=4), tmp_path / "points", {POINTS: 5})
+    words = ["--out", str(tmp_path / "b.json"), "--checkpoint", str(taught), "--points", str(tmp_path / "points")]
+    assert run(lambda: bench_refer.main([*words, "--grid", "5", "--rounds", "1"])) == 0
+    head, points = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert head["model"] == checkpoint.content_hash(taught)
+    assert points["model"] == checkpoint.content_hash(tmp_path / "points")
+    assert points["taught points"]
+
+
 def test_all_sides_answer_the_same_expression(taught, tmp_path):
     sides = Sides(Args(tmp_path / "b.json", taught, grid=6))
     assert 1 <= len(sides.say("the red ghost")) <= 2
