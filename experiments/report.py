@@ -184,7 +184,7 @@ def answer_of_games(rows: list[dict[str, Any]]) -> str:
             chance, low, high = chance_of_improvement(taught, plain)
             said.append(f"a policy with PVP beats one without at {chance:.2f} [{low:.2f}, {high:.2f}]")
         if told := "; ".join(part for part in said if part):
-            parts.append(f"with {share:.0%} of the demonstrations {told}")
+            parts.append(f"{'With' if parts else 'with'} {share:.0%} of the demonstrations {told}")
     if not parts:
         return "Playing games: too few arms yet."
     return f"Playing games, points of the mean score: {'. '.join(parts)}. {_how_read(rows)}".strip()
