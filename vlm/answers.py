@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from vlm.cascade import Trunk, causal_mask, read_behind_trunk
 from vlm.errors import VlmError
 from vlm.model import PixelVLM
-from vlm.prefix import Images, Prefix, embed_words, read_behind, take_rows
+from vlm.prefix import Images, Prefix, embed_words, take_rows
 
 
 @torch.no_grad()
@@ -49,19 +49,33 @@ def answer_questions(
     """
     if max_new_tokens < 1:
         raise VlmError(f"expected answers of at least 1 token, got {max_new_tokens}")
-    asked = _Asked(vlm, images, shared, questions, lengths)
+    asked = _Asked(vlm, ReadPrefix.of(vlm, images, shared, len(questions)), questions, lengths)
     answers = [asked.answer(columns, max_new_tokens) for columns in asked.split(chunk)]
     longest = max(part.shape[-1] for part in answers)
     padded = [functional.pad(part, (0, longest - part.shape[-1]), value=_padding(vlm)) for part in answers]
     return torch.cat(padded, dim=1)
 
 
+@dataclass(frozen=True)
+class ReadPrefix:
+    """Prefixes of B images that have been read once, for as many rounds of questions as there are to be."""
+
+    prefix: Prefix
+    trunk: Trunk
+
+    @classmethod
+    def of(cls, vlm: PixelVLM, images: Images, shared: Tensor, batch: int) -> "ReadPrefix":
+        """Read what stands before every question; see `Prefix.of`."""
+        prefix = Prefix.of(vlm, images, shared, batch)
+        return cls(prefix, Trunk.of(prefix.cache(vlm)))
+
+
 @torch.no_grad()
 def read_to_answers(
-    vlm: PixelVLM, images: Images, shared: Tensor, questions: Tensor, lengths: Tensor | None = None, chunk: int = 256
+    vlm: PixelVLM, begun: ReadPrefix, questions: Tensor, lengths: Tensor | None = None, chunk: int = 256
 ) -> Tensor:
     """Return the decoder's states [B, K, D] that the first tokens of the answers come from; see `answer_questions`."""
-    asked = _Asked(vlm, images, shared, questions, lengths)
+    asked = _Asked(vlm, begun, questions, lengths)
     states = [asked.begin(columns).state for columns in asked.split(chunk)]
     return torch.cat([part.unflatten(0, (len(questions), -1)) for part in states], dim=1)
 
@@ -80,9 +94,13 @@ class _Begun:
 
 
 class _Asked:
-    """K questions about each of B images, whose first tokens have been read."""
+    """K questions about each of B images, whose first tokens have been read.
 
-    def __init__(self, vlm: PixelVLM, images: Images, shared: Tensor, questions: Tensor, lengths: Tensor | None):
+    cut: how many tokens were read once for all questions that begin with them; begun: the cache of those tokens;
+    stem: int[B, K], each question's row in it.
+    """
+
+    def __init__(self, vlm: PixelVLM, read: ReadPrefix, questions: Tensor, lengths: Tensor | None):
         lengths = torch.full(questions.shape[:2], questions.shape[-1]) if lengths is None else lengths
         if questions.ndim != 3 or lengths.shape != questions.shape[:2]:
             raise VlmError(
@@ -90,36 +108,31 @@ class _Asked:
                 f"{list(lengths.shape)}"
             )
         self.vlm, self.questions, self.lengths = vlm, questions, lengths.to(questions.device)
-        self.prefix = prefix = Prefix.of(vlm, images, shared, len(questions))
-        self.cut, lengths = self._cheapest_cut(), self.lengths
-        read = prefix.cache(vlm)
-        self.trunk = Trunk.of(read)
-        owners = torch.arange(len(questions), device=questions.device)[:, None].expand(lengths.shape)  # [B, K]
-        begun = torch.cat([owners[..., None], questions[..., : self.cut]], dim=-1).flatten(0, 1)
-        stems, stem = begun.unique(dim=0, return_inverse=True)  # [U, 1 + cut], [B * K]
-        self.stem = stem.view_as(lengths)
-        self.begun = self._read_stems(read, stems) if self.cut else DynamicCache(config=vlm.decoder.config)
+        self.prefix, self.trunk = read.prefix, read.trunk
+        self.cut, alike = self._cheapest_cut()
+        self.begun = DynamicCache(config=vlm.decoder.config)
+        stems, self.stem = _spread(alike)
+        if self.cut:
+            words = questions.flatten(0, 1)[stems, : self.cut]  # [B * U, cut]
+            steps = torch.arange(self.cut, device=words.device).expand(len(words), -1)
+            self._read(self.begun, embed_words(vlm, words), steps, torch.ones_like(words, dtype=torch.bool))
 
-    def _cheapest_cut(self) -> int:
-        """Return how many first tokens to read once for all that begin so; at least one is left to each question."""
-        owners = torch.arange(len(self.questions), device=self.questions.device)[:, None, None]
-        rows = torch.cat([owners.expand(*self.lengths.shape, 1), self.questions], dim=-1).flatten(0, 1)
-        costs = [
-            cut * len(rows[:, : cut + 1].unique(dim=0)) + (self.questions.shape[-1] - cut) * len(rows)
-            for cut in range(int(self.lengths.min()))
-        ]
-        return costs.index(min(costs))
+    def _cheapest_cut(self) -> tuple[int, Tensor]:
+        """Return how many first tokens to read once for all that begin so, and int[B, K], which questions do.
 
-    def _read_stems(self, read: DynamicCache, stems: Tensor) -> DynamicCache:
-        """Return a cache of the first tokens of questions, a row for each stem int[U, 1 + cut]."""
-        owners, steps = stems[:, 0], torch.arange(self.cut, device=stems.device)
-        cache = take_rows(read, owners, into=DynamicCache(config=self.vlm.decoder.config))
-        words = embed_words(self.vlm, stems[:, 1:]).to(self.prefix.embeddings.dtype)
-        read_behind(self.vlm, cache, words, self.prefix.positions_behind(steps, owners))
-        own = DynamicCache(config=self.vlm.decoder.config)
-        for index, layer in enumerate(cache.layers):
-            own.update(layer.keys[:, :, self.prefix.length :], layer.values[:, :, self.prefix.length :], index)
-        return own
+        At least one token is left to each question. Numbers rise from image to image.
+        """
+        batch, count, longest = self.questions.shape
+        alike = torch.arange(batch, device=self.questions.device)[:, None].expand(batch, count)
+        vocabulary = int(self.questions.max()) + 1
+        costs, found = [], []
+        for cut in range(int(self.lengths.min())):
+            kinds, alike = alike.unique(return_inverse=True)
+            costs.append(cut * len(kinds) + (longest - cut) * batch * count)
+            found.append(alike)
+            alike = alike * vocabulary + self.questions[:, :, cut]
+        cut = costs.index(min(costs))
+        return cut, found[cut]
 
     def split(self, chunk: int) -> Sequence[Tensor]:
         """Return the questions' numbers in parts of about `chunk` questions of all images together."""
@@ -164,6 +177,26 @@ class _Asked:
         own, positions = own.to(self.prefix.embeddings.dtype), self.prefix.positions_behind(steps, owners)
         mask = causal_mask(seen, own.dtype)[:, :, -own.shape[1] :]
         return read_behind_trunk(self.vlm, self.trunk, cache, own, positions, mask)
+
+
+def _spread(alike: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows for the kinds of questions, equally many for each image, and each question's row.
+
+    Args:
+        alike: int[B, K], the kinds of an image's questions, numbered from image to image without a gap.
+
+    Returns:
+        int[B * U], a question (of B * K) of the kind in each row, kinds of an image with fewer than U repeated; and
+        int[B, K], each question's row.
+    """
+    batch, count = alike.shape
+    first, last = alike.amin(1, keepdim=True), alike.amax(1, keepdim=True)
+    most = int((last - first).max()) + 1
+    example = torch.empty(int(last.max()) + 1, dtype=torch.long, device=alike.device)
+    example[alike.flatten()] = torch.arange(batch * count, device=alike.device)
+    rows = torch.minimum(first + torch.arange(most, device=alike.device), last)
+    own = torch.arange(batch, device=alike.device)[:, None] * most
+    return example[rows].flatten(), own + alike - first
 
 
 def _ends(vlm: PixelVLM) -> list[int]:

@@ -107,12 +107,12 @@ def _attend(
     batch, groups, common, _ = keys.shape
     each = (len(query) // batch, query.shape[1] // groups, query.shape[2])  # rows, heads of a group, tokens
     # queries and scores as [B, groups, rows, heads of a group, T, ...]
-    asked = query.unflatten(0, (batch, each[0])).unflatten(2, (groups, each[1])).transpose(1, 2)
+    asked = (query * scaling).unflatten(0, (batch, each[0])).unflatten(2, (groups, each[1])).transpose(1, 2)
     ahead = (asked.flatten(2, 4) @ keys.mT).unflatten(2, each)
     own_key, own_value = (part.unflatten(0, (batch, each[0])).transpose(1, 2)[:, :, :, None] for part in (key, value))
     own = asked @ own_key.mT
-    own = own * scaling + attention_mask.expand(len(query), -1, -1, -1).unflatten(0, (batch, each[0]))[:, None]
-    weights = torch.cat([ahead * scaling, own], dim=-1).softmax(-1, dtype=torch.float32).to(query.dtype)
+    own = own + attention_mask.expand(len(query), -1, -1, -1).unflatten(0, (batch, each[0]))[:, None]
+    weights = torch.cat([ahead, own], dim=-1).softmax(-1, dtype=torch.float32).to(query.dtype)
     if index in trunk.looks:
         trunk.looks[index] = weights.permute(0, 2, 4, 1, 3, 5).flatten(0, 1).flatten(2, 3)
     weights = functional.dropout(weights, dropout, module.training)

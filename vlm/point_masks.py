@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
-from vlm.answers import read_to_answers
+from vlm.answers import ReadPrefix, read_to_answers
 from vlm.errors import VlmError
 from vlm.model import PixelVLM
 from vlm.packing import pad_questions
@@ -89,18 +89,38 @@ def read_points(vlm: PixelVLM, pixels: Tensor, expressions: Sequence[str], grid:
             taken to be as the place before it. 1 asks everywhere.
     """
     language = PointLanguage.of(vlm)
-    return torch.stack([_read_one(vlm, pixels, language, words, grid, spacing) for words in expressions])
+    return torch.stack([_Points(vlm, pixels, language, words).mask(grid, spacing) for words in expressions])
 
 
-def _read_one(vlm: PixelVLM, pixels: Tensor, language: PointLanguage, words: str, grid: int, spacing: int) -> Tensor:
-    first = torch.arange(0, grid, spacing)
-    odds = _ask(vlm, pixels, language, words, torch.cartesian_prod(first, first)).view(len(first), len(first))
-    every = torch.arange(grid) // spacing
-    found, between = odds[every][:, every], unclear(odds)[every][:, every]
-    between[::spacing, ::spacing] = False
-    if between.any():
-        found[between] = _ask(vlm, pixels, language, words, between.nonzero())
-    return found
+class _Points:
+    """Places asked about for one expression; image and expression are read once."""
+
+    def __init__(self, vlm: PixelVLM, pixels: Tensor, language: PointLanguage, words: str):
+        self.vlm, self.language = vlm, language
+        shared = torch.cat([language.shared, torch.tensor(language.trunk(words))])
+        self.read = ReadPrefix.of(vlm, pixels, shared.to(vlm.device), 1)
+
+    def mask(self, grid: int, spacing: int) -> Tensor:
+        """Return the log-odds float32[grid, grid]."""
+        first = torch.arange(0, grid, spacing)
+        odds = self.ask(torch.cartesian_prod(first, first)).view(len(first), len(first))
+        every = torch.arange(grid) // spacing
+        found, between = odds[every][:, every], unclear(odds)[every][:, every]
+        between[::spacing, ::spacing] = False
+        if between.any():
+            found[between] = self.ask(between.nonzero())
+        return found
+
+    def ask(self, places: Tensor) -> Tensor:
+        """Return the log-odds float32[N] at places int[N, 2], on the CPU."""
+        vlm, language = self.vlm, self.language
+        leaves = [language.leaf(row, column) for row, column in places.tolist()]
+        questions, lengths = pad_questions([leaves], language.pad)
+        states = read_to_answers(vlm, self.read, questions.to(vlm.device), lengths)[0]
+        head, answers = vlm.model.get_output_embeddings(), language.answers.to(vlm.device)
+        bias = None if getattr(head, "bias", None) is None else head.bias[answers]
+        logits = functional.linear(states, head.weight[answers], bias).float().cpu()  # [N, 2]
+        return logits[:, 1] - logits[:, 0]
 
 
 def unclear(odds: Tensor) -> Tensor:
@@ -108,15 +128,3 @@ def unclear(odds: Tensor) -> Tensor:
     around = odds[None, None]
     most, least = (sign * functional.max_pool2d(sign * around, 3, 1, 1)[0, 0] for sign in (1, -1))
     return (most > -SURE) & (least < SURE)
-
-
-def _ask(vlm: PixelVLM, pixels: Tensor, language: PointLanguage, words: str, places: Tensor) -> Tensor:
-    """Return the log-odds float32[N] at places int[N, 2], on the CPU."""
-    head = vlm.model.get_output_embeddings()
-    questions, lengths = pad_questions([[language.leaf(row, column) for row, column in places.tolist()]], language.pad)
-    shared = torch.cat([language.shared, torch.tensor(language.trunk(words))])
-    states = read_to_answers(vlm, pixels, shared.to(vlm.device), questions.to(vlm.device), lengths)[0]
-    answers = language.answers.to(vlm.device)
-    bias = None if getattr(head, "bias", None) is None else head.bias[answers]
-    logits = functional.linear(states, head.weight[answers], bias).float().cpu()  # [N, 2]
-    return logits[:, 1] - logits[:, 0]

@@ -60,11 +60,11 @@ def test_places_between_are_asked_where_it_is_not_clear_and_only_there(vlm, monk
     truth, asked = torch.full((9, 9), -5.0), []
     truth[:3, :4] = 5.0
 
-    def answer(*known):
-        asked.extend(known[-1].tolist())
-        return truth[tuple(known[-1].T)]
+    def answer(_, places):
+        asked.extend(places.tolist())
+        return truth[tuple(places.T)]
 
-    monkeypatch.setattr(point_masks, "_ask", answer)
+    monkeypatch.setattr(point_masks._Points, "ask", answer)
     assert torch.equal(read_points(vlm, pixels, EXPRESSIONS[:1], 9)[0], truth)
     assert len({tuple(place) for place in asked}) == len(asked) < 81
     assert [8, 7] not in asked
