@@ -57,8 +57,8 @@ def test_what_questions_begin_with_alike_is_read_once(build_family):
         lambda _, args, kwargs: read.append(kwargs["inputs_embeds"].shape[:2]), with_kwargs=True
     )
     together(family)
-    # the images and their texts; 11 and 14 of the first, 11 of the second and once more, to have as many rows; the rest of
-    # six questions; their answers
+    # the images and their texts; 11 and 14 of the first, 11 of the second and once more, to have as many rows;
+    # the rest of six questions; their answers
     assert read == [(2, 21), (4, 1), (6, 6), *[(6, 1)] * (NEW - 1)]
 
 
