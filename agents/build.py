@@ -1,4 +1,4 @@
-"""Agents by the word a user types: `vlm`, `vlm:DIR`, `random`, `planner`, `pathfinder`, `sb3:PATH`, `human`."""
+"""Agents by the word a user types: `vlm`, `vlm:DIR`, `random`, `sb3:PATH`, `human`, and the teachers that search."""
 
 import difflib
 from pathlib import Path
@@ -9,8 +9,8 @@ from envs.atari import EmulatorEnvs, Lanes
 from envs.errors import EnvsError
 from vlm.shipped import SHIPPED
 
-KINDS = ("vlm", "random", "planner", "pathfinder", "sb3", "human")
-SEARCHERS = ("planner", "pathfinder")
+KINDS = ("vlm", "random", "planner", "pathfinder", "tracker", "sb3", "human")
+SEARCHERS = ("planner", "pathfinder", "tracker")
 
 
 def split_spec(spec: str) -> tuple[str, str | None]:
@@ -41,10 +41,10 @@ def make_agent(
     if kind == "random":
         return RandomAgent(envs.action_names)
     if kind in SEARCHERS:
-        from agents.planner_agent import PlannerAgent, find_paths
+        from agents.planner_agent import PlannerAgent, find_search
 
         assert isinstance(envs, EmulatorEnvs)
-        return PlannerAgent(envs, find_paths(envs) if kind == "pathfinder" else None, kind)
+        return PlannerAgent(envs, find_search(kind, envs), kind)
     if kind == "sb3":
         from agents.sb3_agent import Sb3Agent
 

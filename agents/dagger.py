@@ -44,7 +44,8 @@ class Rounds:
     episodes: int = 20
     """Whole games of each that the policy plays in a round."""
     teacher: str = ""
-    """Who labels: planner or pathfinder; by default the pathfinder in Ms. Pac-Man and the planner elsewhere."""
+    """Who labels: planner, pathfinder or tracker; by default the pathfinder in Ms. Pac-Man, the tracker in Pong and
+    Breakout, and the planner elsewhere."""
     teach_every: int = 4
     """The teacher is asked at every n-th decision."""
     play_temperature: float = 0.3
@@ -65,7 +66,7 @@ class Rounds:
             raise EnvsError(f"expected --rounds of at least 0 and --fall in (0, 1], got {self.rounds} and {self.fall}")
         if self.teacher and self.teacher not in SEARCHERS:
             raise EnvsError(
-                f"expected --teacher {' or '.join(SEARCHERS)}, got {self.teacher!r}; agents.record takes others, and "
+                f"expected --teacher {', '.join(SEARCHERS)}, got {self.teacher!r}; agents.record takes others, and "
                 "agents.clone what it recorded"
             )
         if self.record_seed + self.rounds > clone.SELECTION_SEED:

@@ -11,6 +11,7 @@ from copy import copy
 import numpy as np
 
 from agents.agent import Actions
+from agents.ball_search import BallSearch
 from agents.maze_search import MazeSearch
 from agents.search import AimSearch, Search, Stakes, WanderSearch
 from envs.atari import EmulatorEnvs
@@ -22,6 +23,8 @@ STAKES = {
     "Carnival": Stakes(ram={3: 60.0}),
     "MsPacman": Stakes(life=800.0),
 }
+
+ALWAYS_FIRING = {"Seaquest"}  # games where it costs nothing to fire as one goes, so that walks always do
 
 
 def default_search(game: Game, action_names: Sequence[str]) -> Search:
@@ -37,7 +40,7 @@ def default_search(game: Game, action_names: Sequence[str]) -> Search:
     one_axis = directions <= {"left", "right"} or directions <= {"up", "down"}
     if shots and one_axis:
         return AimSearch(moves, shots, len(names), trigger=names.index("fire"), stakes=stakes)
-    moves = _walking_moves(names)
+    moves = _armed_moves(names) if game.name in ALWAYS_FIRING else _walking_moves(names)
     return WanderSearch(moves, len(names), opposite=_opposites(names), stakes=stakes)
 
 
@@ -48,6 +51,11 @@ def _walking_moves(names: list[str]) -> tuple[int, ...]:
     return tuple(i for i, name in enumerate(names) if name != "noop" and " " not in name)
 
 
+def _armed_moves(names: list[str]) -> tuple[int, ...]:
+    """Return the moves that fire, on the spot or straight."""
+    return tuple(i for i, name in enumerate(names) if "fire" in name and len(name.split()) <= 2)
+
+
 def _opposites(names: list[str]) -> dict[int, int]:
     """Map each action to the one that goes the other way, where both are legal."""
     mirror = {"up": "down", "down": "up", "left": "right", "right": "left"}
@@ -55,8 +63,16 @@ def _opposites(names: list[str]) -> dict[int, int]:
     return {i: names.index(name) for i, name in enumerate(turned) if name in names and name != names[i]}
 
 
-def find_paths(envs: EmulatorEnvs) -> MazeSearch:
-    """Return the search of a game's shortest paths; refused for a game whose mazes it cannot read."""
+def find_search(kind: str, envs: EmulatorEnvs) -> Search:
+    """Return the search of a planner, of a pathfinder (Ms. Pac-Man only) or of a tracker (Pong and Breakout only).
+
+    Raises:
+        EnvsError: the kind cannot read this game.
+    """
+    if kind == "planner":
+        return default_search(envs.game, envs.action_names)
+    if kind == "tracker":
+        return BallSearch.of(envs.game.name, envs.action_names)
     if envs.game.name != "MsPacman":
         raise EnvsError(f"expected Ms. Pac-Man for a pathfinder, got {envs.game.title}; nearest agent: planner")
     return MazeSearch(envs.action_names)

@@ -8,7 +8,7 @@ from agents.build import split_spec
 from envs.errors import EnvsError
 from envs.games import find_game
 
-TEACHERS = {"MsPacman": "pathfinder"}  # and the planner for every other game
+TEACHERS = {"MsPacman": "pathfinder", "Pong": "tracker", "Breakout": "tracker"}  # and the planner for every other game
 
 
 def usual_teacher(game: str) -> str:
@@ -23,8 +23,8 @@ class Demonstrations:
     games: tuple[str, ...] = ()
     """Games to clone: what their teachers have not played yet is recorded first."""
     teachers: tuple[str, ...] = ()
-    """Who teaches a game of --games where that is not the pathfinder (Ms. Pac-Man) or the planner (every other game),
-    as in `--teachers Pong=sb3:runs/pong.zip`."""
+    """Who teaches a game of --games where that is not the pathfinder (Ms. Pac-Man), the tracker (Pong, Breakout) or
+    the planner (every other game), as in `--teachers Pong=sb3:runs/pong.zip`."""
     teach_episodes: int = 8
     """Games that each teacher plays."""
     teach_frames: int = 8000

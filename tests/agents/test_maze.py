@@ -7,7 +7,7 @@ import pytest
 
 from agents.maze import COLUMNS, ROWS, Maze, find_dots, find_walls, nearest_node
 from agents.maze_search import MazeSearch, Scene
-from agents.planner_agent import PlannerAgent, find_paths
+from agents.planner_agent import PlannerAgent, find_search
 from agents.random_agent import RandomAgent
 from agents.rollout import play_games
 from envs.atari import EmulatorEnvs
@@ -122,7 +122,7 @@ def test_the_heading_is_the_way_that_the_player_goes():
 
 def test_it_plays_far_better_than_random():
     with EmulatorEnvs(PACMAN, 1) as envs:
-        agent = PlannerAgent(envs, find_paths(envs), "pathfinder")
+        agent = PlannerAgent(envs, find_search("pathfinder", envs), "pathfinder")
         scores = []
         for turn in play_games(agent, envs, [3]):
             scores.append(turn.score)
@@ -137,7 +137,7 @@ def test_another_game_is_refused():
         EmulatorEnvs(find_game("Pong"), 1) as envs,
         pytest.raises(EnvsError, match=r"expected Ms\. Pac-Man .*got Pong"),
     ):
-        find_paths(envs)
+        find_search("pathfinder", envs)
 
 
 def test_the_nearest_node_of_a_pixel():
