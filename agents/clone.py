@@ -30,7 +30,7 @@ from agents.demonstrations import Batches, TaughtGame, load_lessons
 from agents.readout import FILE as READOUT
 from agents.readout import Readout
 from agents.rollout import play_games
-from agents.teachers import Demonstrations
+from agents.teachers import Demonstrations, share_of_teachers
 from agents.vlm_agent import VlmAgent
 from envs.atari import make_envs
 from envs.errors import EnvsError
@@ -201,7 +201,7 @@ class ChooseByPlay(TrainerCallback):
         self.teachers: dict[str, float] = {}
         for lesson in lessons:
             name, best = lesson.data.info.game, float(np.mean(lesson.data.scores))
-            self.teachers[name] = max(best, self.teachers.get(name, 0.0))
+            self.teachers[name] = max(best, self.teachers.get(name, best))
         self.protocols = {lesson.data.info.game: lesson.data.info.protocol for lesson in lessons}
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -217,8 +217,7 @@ class ChooseByPlay(TrainerCallback):
         }
         self.vlm.model.train()
         torch.set_num_threads(threads)
-        shares = [np.mean(scores[game]) / max(teacher, 1.0) for game, teacher in self.teachers.items()]
-        trial = {"step": step, "of_teacher": float(np.mean(shares)), "scores": scores}
+        trial = {"step": step, "of_teacher": share_of_teachers(scores, self.teachers), "scores": scores}
         better = all(trial["of_teacher"] > past["of_teacher"] for past in self.trials if past["step"] < step)
         self.trials = [past for past in self.trials if past["step"] < step] + [trial]
         self.file.write_text(json.dumps(self.trials, indent=1))

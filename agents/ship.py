@@ -3,8 +3,8 @@
     python -m agents.ship --checkpoint runs/clone/best --out vlm/weights/policy --temperatures 0 0.5 1
 
 Every temperature plays whole games of each game that the model was trained on, on seeds kept for choosing; the best
-mean share of the teachers' scores wins. The weights are rounded to bfloat16 *before* they play, so that what was
-chosen is what ships.
+mean share of what the teachers score above random play wins. The weights are rounded to bfloat16 *before* they play,
+so that what was chosen is what ships.
 """
 
 import sys
@@ -18,6 +18,7 @@ import tyro
 
 from agents.clone import SELECTION_SEED, play_score
 from agents.command import run
+from agents.teachers import share_of_teachers
 from envs.errors import EnvsError
 from envs.protocol import find_protocol
 from vlm import checkpoint
@@ -54,7 +55,7 @@ def ship(args: Args) -> dict[str, Any]:
     training = checkpoint.read_training(args.checkpoint)
     teachers: dict[str, float] = {}
     for data in training.get("datasets", []):  # a student's games may lie among them: the best player is the teacher
-        teachers[data["game"]] = max(data["mean_score"], teachers.get(data["game"], 1.0))
+        teachers[data["game"]] = max(data["mean_score"], teachers.get(data["game"], data["mean_score"]))
     if not teachers:
         raise EnvsError(f"{args.checkpoint} was not trained to play: its training.json names no datasets")
     with tempfile.TemporaryDirectory() as room:
@@ -65,7 +66,7 @@ def ship(args: Args) -> dict[str, Any]:
         scores = {
             game: play_score(vlm, game, protocol, args.games, temperature, args.engine) for game in sorted(teachers)
         }
-        share = float(np.mean([np.mean(scores[game]) / teachers[game] for game in teachers]))
+        share = share_of_teachers(scores, teachers)
         trials.append({"temperature": temperature, "of_teacher": share, "scores": scores})
         means = ", ".join(f"{game} {np.mean(found):.0f}" for game, found in scores.items())
         print(f"temperature {temperature:g}: {means} ({share:.3f} of the teacher)", flush=True)

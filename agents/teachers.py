@@ -1,12 +1,16 @@
 """Who teaches each game, and the games that teachers play to be learnt from, recorded where they are not there yet."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from agents import record
 from agents.build import split_spec
 from envs.errors import EnvsError
 from envs.games import find_game
+from envs.reference_scores import all_references
 
 TEACHERS = {"MsPacman": "pathfinder", "Pong": "tracker", "Breakout": "tracker"}  # and the planner for every other game
 
@@ -14,6 +18,21 @@ TEACHERS = {"MsPacman": "pathfinder", "Pong": "tracker", "Breakout": "tracker"} 
 def usual_teacher(game: str) -> str:
     """Return who teaches a game where nobody else is named."""
     return TEACHERS.get(game, "planner")
+
+
+def share_of_teachers(scores: Mapping[str, Sequence[float]], teachers: Mapping[str, float]) -> float:
+    """Return what scores are of teachers', as a mean over games: 1 as good, 0 as random play is known to be.
+
+    Args:
+        scores: of whole games, by the game's name.
+        teachers: the mean score of the best player among what was learnt from, by the game's name.
+    """
+    shares = []
+    for game, teacher in teachers.items():
+        known = {reference.agent: reference.score for reference in all_references(find_game(game))}
+        floor = known.get("random", 0.0)
+        shares.append((np.mean(scores[game]) - floor) / max(teacher - floor, 1.0))
+    return float(np.mean(shares))
 
 
 @dataclass(kw_only=True)

@@ -6,6 +6,7 @@ import pytest
 
 from agents import clone
 from agents.command import run
+from agents.teachers import share_of_teachers
 from envs.episodes import EpisodeDataset
 
 
@@ -37,6 +38,13 @@ def test_a_game_can_have_another_teacher(tmp_path):
     games = ("--games", "Pong", "--teachers", "pong=random", "--teach-episodes", 1, "--teach-frames", 40)
     assert command(*games, "--room", tmp_path / "data", "--out", tmp_path / "a", *SMALL) == 0
     assert EpisodeDataset(tmp_path / "data" / "random-Pong").info.labels is None
+
+
+def test_shares_count_from_random_play_so_that_scores_below_zero_do_not_outweigh_the_rest():
+    teachers = {"Pong": 0.0, "Breakout": 26.4}
+    assert share_of_teachers({"Pong": [-20.2], "Breakout": [1.4, 1.4]}, teachers) == pytest.approx(0)
+    assert share_of_teachers({"Pong": [-10.1], "Breakout": [0.4, 27.4]}, teachers) == pytest.approx(0.5)
+    assert share_of_teachers({"Pong": [0.0], "Breakout": [26.4]}, teachers) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
