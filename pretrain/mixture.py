@@ -59,13 +59,13 @@ class MixedBatches(Dataset):
 
 
 class MixedLesson(Lesson):
-    """Gives each batch to its task's lesson; all lessons teach the same model."""
+    """Gives each batch to its task's lesson; all lessons teach the same model, each with attention as it computes it."""
 
     def __init__(self, tasks: Sequence[Task]):
         first = tasks[0].lesson
         if any(task.lesson.vlm is not first.vlm for task in tasks):
             raise VlmError("expected tasks over one model")
-        super().__init__(first.vlm, first.bf16, first.vlm.model.config._attn_implementation)
+        super().__init__(first.vlm, first.bf16, first.attention)
         self.names = [task.name for task in tasks]
         self.lessons: Any = nn.ModuleList(task.lesson for task in tasks)
 
@@ -81,5 +81,9 @@ class MixedLesson(Lesson):
 
     def forward(self, task: Tensor, **batch: Any) -> dict[str, Tensor]:
         """Return the task's loss, and under the task's name its loss and figures."""
-        name, out = self.names[int(task)], self.lessons[int(task)](**batch)
+        name, lesson = self.names[int(task)], self.lessons[int(task)]
+        if self.attention != lesson.attention:
+            self.vlm.set_attention(lesson.attention)
+            self.attention = lesson.attention
+        out = lesson(**batch)
         return {"loss": out["loss"]} | {f"{name}_{figure}": value for figure, value in out.items()}

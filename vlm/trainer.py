@@ -25,7 +25,7 @@ class Lesson(nn.Module):
         vlm.set_attention(attention)
         if not any(parameter.ndim == 5 for parameter in vlm.model.parameters()):  # of films, which know no such layout
             vlm.model.to(memory_format=torch.channels_last)  # convolutions train a third faster so
-        self.model, self.vlm, self.bf16 = vlm.model, vlm, bf16
+        self.model, self.vlm, self.bf16, self.attention = vlm.model, vlm, bf16, attention
 
     def autocast(self) -> torch.autocast:
         """Compute in bfloat16 where that is safe, if asked to."""

@@ -18,6 +18,7 @@ from vlm import checkpoint
 from vlm.errors import VlmError
 from vlm.presets import build
 from vlm.prompts import parse_pixel
+from vlm.trainer import Lesson
 
 
 @pytest.fixture
@@ -224,6 +225,21 @@ def test_tasks_of_a_mixture_come_at_their_shares_and_teach_one_model(blocks):
         Task("nothing", *parts["5"], 0.0)
     with pytest.raises(VlmError, match="at least 301 batches"):
         MixedBatches(tasks, 301, seed=0)
+
+
+def test_each_task_of_a_mixture_computes_attention_in_its_own_way():
+    seen = []
+
+    class Looking(Lesson):
+        def forward(self):
+            seen.append(self.vlm.decoder.config._attn_implementation)
+            return {"loss": torch.zeros(())}
+
+    vlm = build("tiny", seed=0)
+    mixed = MixedLesson([Task(kind, Looking(vlm, None, kind), [], 1.0) for kind in ("eager", "sdpa")])
+    for task in (0, 1, 1, 0):
+        mixed(torch.tensor(task))
+    assert seen == ["eager", "sdpa", "sdpa", "eager"]
 
 
 def test_a_clip_tower_can_start_from_codes_and_learns_from_synthetic_images_alone(tmp_path):
