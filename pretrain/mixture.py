@@ -59,7 +59,7 @@ class MixedBatches(Dataset):
 
 
 class MixedLesson(Lesson):
-    """Gives each batch to its task's lesson; all lessons teach the same model, each with attention as it computes it."""
+    """Gives each batch to its task's lesson; all lessons teach one model, each with attention as it computes it."""
 
     def __init__(self, tasks: Sequence[Task]):
         first = tasks[0].lesson
