@@ -50,7 +50,7 @@ def make_lesson(data: EpisodeDataset, targets: str, softness: float, hard_share:
     hard = np.eye(width)[np.where(looked, values, -np.inf).argmax(axis=1)]
     if targets == "hard":
         return TaughtGame(data, rows, hard.astype(np.float32), np.ones(len(rows)))
-    soft = np.where(looked, np.exp((np.where(looked, values, 0) - best) / (softness * scale)), 0)
+    soft = np.where(looked, np.exp(np.where(looked, values - best, 0) / (softness * scale)), 0)
     soft /= soft.sum(axis=1, keepdims=True)
     mixed = hard_share * hard + (1 - hard_share) * soft
     return TaughtGame(data, rows, mixed.astype(np.float32), np.clip(spread / scale, 0.1, 4))
