@@ -24,6 +24,12 @@ def split_spec(spec: str) -> tuple[str, str | None]:
     return kind, path or None
 
 
+def weights_of(spec: str) -> Path:
+    """Return where the weights of a VLM's word lie: those that ship where it names none."""
+    path = split_spec(spec)[1]
+    return Path(path) if path else SHIPPED
+
+
 def needs_emulator(spec: str) -> bool:
     """Whether an agent searches the emulator that it plays on."""
     return split_spec(spec)[0] in SEARCHERS
@@ -55,5 +61,4 @@ def make_agent(
         return HumanAgent(envs.game, envs.action_names)
     from agents.vlm_agent import VlmAgent
 
-    directory = Path(path) if path else SHIPPED
-    return VlmAgent.load(directory, envs.game, envs.action_names, decode, temperature, engine)
+    return VlmAgent.load(weights_of(spec), envs.game, envs.action_names, decode, temperature, engine)

@@ -24,7 +24,7 @@ import tyro
 from tqdm import tqdm
 
 from agents.agent import Agent
-from agents.build import SEARCHERS, make_agent, needs_emulator, split_spec
+from agents.build import SEARCHERS, make_agent, needs_emulator, split_spec, weights_of
 from agents.command import run
 from agents.results import new_result, read_result, write_result
 from agents.rollout import Turn, play_games
@@ -222,7 +222,7 @@ def result_of(args: Args, envs: Lanes, recording: Recording, interrupted: bool) 
     if split_spec(args.spec)[0] == "vlm":
         from vlm.checkpoint import content_hash
 
-        row["checkpoint"] = content_hash(Path(split_spec(args.spec)[1] or SHIPPED))
+        row["checkpoint"] = content_hash(weights_of(args.spec))
         row["temperature"] = getattr(recording.agent, "temperature", None)
         row["engine"] = args.engine
     result["rows"] = [row]

@@ -22,7 +22,7 @@ import tyro
 from tqdm import tqdm
 
 from agents.agent import Actions, Agent
-from agents.build import SEARCHERS, make_agent, needs_emulator, split_spec
+from agents.build import SEARCHERS, make_agent, needs_emulator, split_spec, weights_of
 from agents.command import run
 from agents.rollout import Turn, play_games
 from envs.atari import Lanes, make_envs
@@ -31,7 +31,6 @@ from envs.errors import EnvsError
 from envs.games import find_game
 from envs.protocol import episode_seeds, find_protocol
 from vlm.provenance import git_commit, package_versions
-from vlm.shipped import SHIPPED
 
 TEACHERS = (*SEARCHERS, "vlm")
 
@@ -240,12 +239,12 @@ def who_values(args: Args) -> str | None:
     """Return whose action values a dataset holds, a VLM by its weights, so that no other one goes on with it."""
     if args.teacher is None:
         return args.agent if needs_emulator(args.agent) else None
-    kind, path = split_spec(args.teacher)
+    kind = split_spec(args.teacher)[0]
     if kind != "vlm":
         return kind
     from vlm.checkpoint import content_hash  # torch, which searchers have no need of
 
-    return f"vlm {content_hash(Path(path) if path else SHIPPED)}"
+    return f"vlm {content_hash(weights_of(args.teacher))}"
 
 
 def record(args: Args) -> Path:

@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from agents.build import SEARCHERS, make_agent, needs_emulator, split_spec
+from agents.build import SEARCHERS, make_agent, needs_emulator, split_spec, weights_of
 from agents.command import run
 from agents.results import new_result, read_result, write_result
 from agents.rollout import play_at_tables
@@ -31,7 +31,6 @@ from envs.errors import EnvsError
 from envs.games import Game, find_game
 from envs.protocol import Protocol, episode_seeds, find_protocol
 from envs.reference_scores import all_references
-from vlm.shipped import SHIPPED
 
 BOOTSTRAP_REPETITIONS = 2000
 TABLES = 16  # lanes from which a model plays at two tables, so that games step while it thinks
@@ -84,11 +83,11 @@ class Job:
     def row(self, args: Args) -> dict[str, Any]:
         """Return what tells this row from others, as it stands in the file."""
         row: dict[str, Any] = {"agent": self.spec, "game": self.game.name, "seed": self.seed}
-        kind, path = split_spec(self.spec)
+        kind = split_spec(self.spec)[0]
         if kind == "vlm":
             from vlm.checkpoint import content_hash
 
-            row["checkpoint"] = content_hash(Path(path) if path else SHIPPED)
+            row["checkpoint"] = content_hash(weights_of(self.spec))
             row["decode"] = args.decode
             row["temperature"] = self.temperature
             row["engine"] = args.engine
@@ -248,11 +247,16 @@ def normalised(table: list[dict[str, Any]], agent: str) -> dict[str, float]:
     return found
 
 
+def all_normalised(table: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return `normalised` of every agent in a table."""
+    return {agent: normalised(table, agent) for agent in dict.fromkeys(line["agent"] for line in table)}
+
+
 def normalised_text(table: list[dict[str, Any]]) -> list[str]:
     """Return lines that sum several games up, or none where agents played fewer than two that have a human score."""
     lines = []
-    for agent in dict.fromkeys(line["agent"] for line in table):
-        if len(shares := normalised(table, agent)) > 1:
+    for agent, shares in all_normalised(table).items():
+        if len(shares) > 1:
             each = ", ".join(f"{game} {share:.2f}" for game, share in shares.items())
             lines.append(f"  {agent:<32}{np.median(list(shares.values())):>8.2f}  {each}")
     return ["\nhuman-normalised, median over games (0 random play, 1 a person)", *lines] if lines else []

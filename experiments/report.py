@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from agents.command import run
 from agents.results import read_result
-from agents.score import summarise
+from agents.score import all_normalised, summarise
 from envs.errors import EnvsError
 from envs.games import find_game
 from envs.reference_scores import all_references
@@ -352,8 +353,15 @@ def game_section(result: Result) -> Section:
     )
 
 
-def score_section(result: Result, videos: Sequence[Medium]) -> Section:
-    """Return the part on play."""
+def shares_table(agent: str, shares: dict[str, float]) -> Table:
+    """Return what an agent plays of a person's game, 0 being random play."""
+    lines = [Line(find_game(name).title, {"share": f"{share:.2f}"}) for name, share in shares.items()]
+    lines.append(Line("median", {"share": f"{np.median(list(shares.values())):.2f}"}))
+    return Table(f"{agent}: 0 random play, 1 a person", ("share",), lines)
+
+
+def score_section(result: Result, anchor: str, title: str, videos: Sequence[Medium] = ()) -> Section:
+    """Return a part on play; where several games were played, with what they sum up to."""
     tables, plots = [], []
     table = summarise(result["rows"])
     for name in dict.fromkeys(line["game"] for line in table):
@@ -373,9 +381,10 @@ def score_section(result: Result, videos: Sequence[Medium]) -> Section:
         lines += [Line(f"{r.agent} ({r.protocol}; {r.source})", {"mean": f"{r.score:,.0f}"}) for r in known]
         tables.append(Table(find_game(name).title, ("mean", "IQM", "games"), lines))
         plots.append(plot_profiles(agent_games(result["rows"], name), find_game(name).title))
+    tables += [shares_table(agent, shares) for agent, shares in all_normalised(table).items() if len(shares) > 2]
     return Section(
-        "play",
-        "Playing: whole games, text actions",
+        anchor,
+        title,
         "Scores of whole games with true rewards, on seeds kept for publishing; 95 % bootstrap intervals by rliable.",
         result["command"],
         origin(result),
@@ -419,7 +428,9 @@ def sections(results: dict[str, Result], folder: Path, videos: Sequence[Medium] 
     if "games-nano" in results:
         found.append(game_section(results["games-nano"]))
     if "shipped" in results:
-        found.append(score_section(results["shipped"], videos))
+        found.append(score_section(results["shipped"], "play", "Playing: whole games, text actions", videos))
+    if "eight" in results:
+        found.append(score_section(results["eight"], "eight", "Eight games by one policy"))
     speeds = [result for name, result in results.items() if name.startswith("bench")]
     return [*found, speed_section(speeds)] if speeds else found
 
