@@ -87,7 +87,10 @@ def load_finder(directory: Path, by_points: bool = False) -> MaskFinder:
     directory, training = Path(directory), checkpoint.read_training(directory)
     if (directory / SHAPE).is_file() and not by_points:
         vlm = checkpoint.load(directory)
-        return MaskFinder(vlm, MaskHead.load(directory).to(vlm.device), size=taught_size(directory))
+        head = MaskHead.load(directory).to(vlm.device)
+        for part in (vlm.model, head):  # frames come with channels last, and convolutions need not turn their weights
+            part.to(memory_format=torch.channels_last)
+        return MaskFinder(vlm, head, size=taught_size(directory))
     if POINTS in training:
         return MaskFinder(checkpoint.load(directory), None, int(training[POINTS]), taught_size(directory))
     taught = "points" if by_points else "masks"
