@@ -126,3 +126,10 @@ def score_after(make_agent, decisions):
 def test_the_planner_outscores_random_play_in_the_first_seconds_of_a_game():
     random = score_after(lambda envs: RandomAgent(envs.action_names), 110)
     assert score_after(PlannerAgent, 110) > random + 50
+
+
+def test_seaquest_is_searched_by_walks_that_fire_as_they_go():
+    game = find_game("Seaquest")
+    names = action_names(game)
+    moves = [names[move] for move in default_search(game, names).moves]
+    assert sorted(moves) == ["down fire", "fire", "left fire", "right fire", "up fire"]
