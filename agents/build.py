@@ -9,8 +9,8 @@ from envs.atari import EmulatorEnvs, Lanes
 from envs.errors import EnvsError
 from vlm.shipped import SHIPPED
 
-KINDS = ("vlm", "random", "planner", "pathfinder", "tracker", "sb3", "human")
-SEARCHERS = ("planner", "pathfinder", "tracker")
+KINDS = ("vlm", "random", "planner", "pathfinder", "marksman", "tracker", "sb3", "human")
+SEARCHERS = ("planner", "pathfinder", "marksman", "tracker")
 
 
 def split_spec(spec: str) -> tuple[str, str | None]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from agents.agent import Actions
 from agents.ball_search import BallSearch
+from agents.gallery_search import GallerySearch
 from agents.maze_search import MazeSearch
 from agents.search import AimSearch, Search, Stakes, WanderSearch
 from envs.atari import EmulatorEnvs
@@ -64,7 +65,7 @@ def _opposites(names: list[str]) -> dict[int, int]:
 
 
 def find_search(kind: str, envs: EmulatorEnvs) -> Search:
-    """Return the search of a planner, of a pathfinder (Ms. Pac-Man only) or of a tracker (Pong and Breakout only).
+    """Return the search of a planner, a pathfinder (Ms. Pac-Man), a marksman (Carnival) or a tracker (Pong, Breakout).
 
     Raises:
         EnvsError: the kind cannot read this game.
@@ -73,6 +74,8 @@ def find_search(kind: str, envs: EmulatorEnvs) -> Search:
         return default_search(envs.game, envs.action_names)
     if kind == "tracker":
         return BallSearch.of(envs.game.name, envs.action_names)
+    if kind == "marksman":
+        return GallerySearch.of(envs.game.name, envs.action_names)
     if envs.game.name != "MsPacman":
         raise EnvsError(f"expected Ms. Pac-Man for a pathfinder, got {envs.game.title}; nearest agent: planner")
     return MazeSearch(envs.action_names)
