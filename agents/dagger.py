@@ -44,8 +44,8 @@ class Rounds:
     episodes: int = 20
     """Whole games of each that the policy plays in a round."""
     teacher: str = ""
-    """Who labels: planner, pathfinder or tracker; by default the pathfinder in Ms. Pac-Man, the tracker in Pong and
-    Breakout, and the planner elsewhere."""
+    """Who labels: planner, pathfinder, marksman or tracker; by default the pathfinder in Ms. Pac-Man, the marksman in
+    Carnival, the tracker in Pong and Breakout, and the planner elsewhere."""
     teach_every: int = 4
     """The teacher is asked at every n-th decision."""
     play_temperature: float = 0.3

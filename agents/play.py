@@ -50,8 +50,8 @@ class Args:
     game: str = "Carnival"
     """The game, in any reasonable spelling: Carnival, "Ms. Pac-Man", ALE/Pong-v5."""
     agent: str = "vlm"
-    """Who plays: vlm, vlm:DIR, random, planner, pathfinder or tracker (teachers with access to the
-    simulator), sb3:PATH or human."""
+    """Who plays: vlm, vlm:DIR, random, planner, pathfinder, marksman or tracker (teachers with
+    access to the simulator), sb3:PATH or human."""
     checkpoint: Path | None = None
     """The model that plays; by default the one that ships with the repository."""
     episodes: int = 1

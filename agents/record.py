@@ -44,11 +44,11 @@ class Args:
     out: Path
     """The dataset directory; an existing one of the same game, protocol and agent is continued."""
     agent: str = "planner"
-    """Who plays: planner, pathfinder (Ms. Pac-Man only), tracker (Pong and Breakout), vlm, vlm:DIR,
-    sb3:PATH, random or human."""
+    """Who plays: planner, pathfinder (Ms. Pac-Man only), marksman (Carnival only), tracker (Pong and
+    Breakout), vlm, vlm:DIR, sb3:PATH, random or human."""
     teacher: str | None = None
-    """Who gives the action values, where it is not the player: planner, pathfinder, tracker, or vlm:DIR with
-    the probabilities of its answers."""
+    """Who gives the action values, where it is not the player: planner, pathfinder, marksman, tracker, or
+    vlm:DIR with the probabilities of its answers."""
     episodes: int = 10
     """How many whole games the dataset shall hold of this seed."""
     seed: int = 0

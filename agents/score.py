@@ -41,8 +41,8 @@ class Args:
     """Score agents on games, in step over many lanes, with intervals."""
 
     agents: tuple[str, ...]
-    """Who plays: vlm, vlm:DIR, random, planner, pathfinder (Ms. Pac-Man only), tracker (Pong and
-    Breakout), sb3:PATH."""
+    """Who plays: vlm, vlm:DIR, random, planner, pathfinder (Ms. Pac-Man only), marksman
+    (Carnival only), tracker (Pong and Breakout), sb3:PATH."""
     games: tuple[str, ...]
     """On what, in any reasonable spelling."""
     out: Path

@@ -12,7 +12,12 @@ from envs.errors import EnvsError
 from envs.games import find_game
 from envs.reference_scores import all_references
 
-TEACHERS = {"MsPacman": "pathfinder", "Pong": "tracker", "Breakout": "tracker"}  # and the planner for every other game
+TEACHERS = {  # and the planner for every other game
+    "Carnival": "marksman",
+    "MsPacman": "pathfinder",
+    "Pong": "tracker",
+    "Breakout": "tracker",
+}
 
 
 def usual_teacher(game: str) -> str:
@@ -42,8 +47,8 @@ class Demonstrations:
     games: tuple[str, ...] = ()
     """Games to clone: what their teachers have not played yet is recorded first."""
     teachers: tuple[str, ...] = ()
-    """Who teaches a game of --games where that is not the pathfinder (Ms. Pac-Man), the tracker (Pong, Breakout) or
-    the planner (every other game), as in `--teachers Pong=sb3:runs/pong.zip`."""
+    """Who teaches a game of --games where that is not the pathfinder (Ms. Pac-Man), the marksman (Carnival), the
+    tracker (Pong, Breakout) or the planner (every other game), as in `--teachers Pong=sb3:runs/pong.zip`."""
     teach_episodes: int = 8
     """Games that each teacher plays."""
     teach_frames: int = 8000

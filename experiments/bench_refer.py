@@ -62,7 +62,8 @@ class Sides:
 
     def __init__(self, args: Args):
         self.text = checkpoint.load(args.checkpoint)
-        self.points = MaskFinder(checkpoint.load(args.points) if args.points else self.text, None, args.grid)
+        self.points = load_finder(args.points, True) if args.points else MaskFinder(self.text, None, args.grid)
+        self.points.grid = args.grid
         self.head = load_finder(args.checkpoint)
         self.stack = frame_of(GAME, 0)[None]
 

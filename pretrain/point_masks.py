@@ -4,6 +4,10 @@ Places are drawn as in the paper's lab (Vision-CAIR's paint data): on what is me
 to, on a ring round what is meant, and anywhere. All questions about a frame share one look at it, and those about an
 expression one reading of it (`vlm.packing.read_branches`). With `gaze` above 0 the decoder is told where to look
 (`vlm.gaze`), as in pixel value prediction; then each question reads its expression itself.
+
+Places drawn so are 1 far more often than those of a whole picture. What the odds are to be lowered by is found at the
+end of a training, on places drawn evenly (`fit_shift`), as one corrects a logistic regression for how its cases were
+chosen (King & Zeng 2001, "Logistic Regression in Rare Events Data", section 4).
 """
 
 from typing import Any
@@ -11,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy import ndimage
+from scipy import ndimage, optimize, special
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
@@ -23,7 +27,7 @@ from vlm.errors import VlmError
 from vlm.gaze import FETCHING, FOLLOWING, LOOKING, Sights, asked_tokens, check_looking, gaze_loss, token_grid
 from vlm.model import PixelVLM
 from vlm.packing import pad_questions, read_and_watch, read_branches
-from vlm.point_masks import PointLanguage
+from vlm.point_masks import PlacesAsked, PointLanguage
 from vlm.trainer import Lesson
 
 SHARES = (0.40, 0.30, 0.24, 0.06)  # of places on what is meant, on other objects, on the ring, and anywhere
@@ -194,6 +198,33 @@ class PointMasks(Lesson):
             later=answers & (index > ends[:, :, None]),
             tokens=asked_tokens(token_grid(self.vlm, height, width), places.flatten(1, 2), height, width),
         )
+
+
+@torch.no_grad()
+def fit_shift(
+    vlm: PixelVLM, source: ReferralSource, grid: int, seed: int, pictures: int = 96, places: int = 256
+) -> float:
+    """Return what to add to the log-odds of points so that they say 1 as often as it is true, of places drawn evenly.
+
+    Args:
+        vlm: a model that was taught points.
+        source: pictures and expressions, of those it was taught on.
+        grid: places along each side.
+        seed: of all drawing.
+        pictures: looked at, with one expression each.
+        places: asked about in each.
+    """
+    rng, language = np.random.default_rng([seed, 0x5F]), PointLanguage.of(vlm)
+    odds, truth = [], []
+    for _ in range(pictures):
+        drawn = source.draw(rng, 1)
+        asked = rng.integers(grid, size=(places, 2))
+        answers = PlacesAsked(vlm, vlm.pixels(drawn.stack[None]), language, drawn.words[0]).ask(torch.from_numpy(asked))
+        odds.append(answers.numpy().astype(np.float64))
+        truth.append(grid_mask(drawn.masks[0], grid)[asked[:, 0], asked[:, 1]])
+    share = np.clip(np.mean(truth), 1e-4, 1 - 1e-4)
+    said = np.concatenate(odds)
+    return float(optimize.brentq(lambda shift: special.expit(said + shift).mean() - share, -50, 50))
 
 
 def join_questions(trunks: Tensor, lengths: Tensor, read: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:

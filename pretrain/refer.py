@@ -34,7 +34,7 @@ from envs.protocol import MACHADO2018
 from pretrain.images import read_picture
 from pretrain.masks import Masks, Referrals
 from pretrain.mixture import Batches, MixedBatches, MixedLesson, Task
-from pretrain.point_masks import PointMasks, PointQuestions
+from pretrain.point_masks import PointMasks, PointQuestions, fit_shift
 from pretrain.refer_data import ReferDataset
 from pretrain.refer_files import find_dataset
 from pretrain.refer_games import GameReferrals
@@ -44,7 +44,7 @@ from vlm import checkpoint
 from vlm.command import run
 from vlm.freezing import TrainablePlan, moved_tensors, parameter_groups, snapshot
 from vlm.lora import add_lora, merge
-from vlm.mask_finder import POINTS, load_finder
+from vlm.mask_finder import POINTS, SHIFT, load_finder
 from vlm.mask_head import SHAPE, WIDTH, MaskHead
 from vlm.model import PixelVLM
 from vlm.overlay import overlay
@@ -197,6 +197,9 @@ def teach(args: Args) -> Path:
         record[POINTS] = args.grid
     train(lesson, groups, record, batches, args.out, args)
     merge(vlm)
+    if args.mask != "head":
+        vlm.model.eval()
+        record[SHIFT] = fit_shift(vlm, open_referrals(args, vlm.history), args.grid, args.seed)
     checkpoint.save(vlm, args.out / "last", {**record, "moved": moved_tensors(before, vlm)}, args.half)
     if head:
         head.save(args.out / "last")

@@ -4,7 +4,8 @@
     probabilities = finder.find(stack, ["the red ghost"])        float32[1, H, W]
 
 A checkpoint that can be asked for masks holds a mask head (`vlm.mask_head`), or says in its `training.json`, under
-`points`, the grid on which it was taught to answer with 0 and 1 (`vlm.point_masks`), or both.
+`points`, the grid on which it was taught to answer with 0 and 1 (`vlm.point_masks`), or both; under `points_shift`,
+what its log-odds lack to be those of all places of a picture alike.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from vlm.model import PixelVLM
 from vlm.point_masks import read_points
 from vlm.taught_size import bring_to, taught_size
 
-POINTS = "points"
+POINTS, SHIFT = "points", "points_shift"
 
 
 class MaskFinder:
@@ -33,10 +34,18 @@ class MaskFinder:
         head: its mask head, or None where masks are points.
         grid: the places of points along each side.
         size: rows and columns that pictures are brought to; None leaves them as they are.
+        shift: what is added to the log-odds of points.
     """
 
-    def __init__(self, vlm: PixelVLM, head: MaskHead | None, grid: int = 32, size: tuple[int, int] | None = None):
-        self.vlm, self.head, self.grid, self.size = vlm, head, grid, size
+    def __init__(
+        self,
+        vlm: PixelVLM,
+        head: MaskHead | None,
+        grid: int = 32,
+        size: tuple[int, int] | None = None,
+        shift: float = 0.0,
+    ):
+        self.vlm, self.head, self.grid, self.size, self.shift = vlm, head, grid, size, shift
         self._maps = EncoderMaps(vlm) if head else None
 
     @property
@@ -67,7 +76,7 @@ class MaskFinder:
         return self.head(self._maps.take(), *states)[0, :, : shown.shape[1], : shown.shape[2]]
 
     def _by_points(self, shown: np.ndarray, words: Sequence[str]) -> Tensor:
-        found = read_points(self.vlm, self.vlm.pixels(shown[None]), words, self.grid)
+        found = read_points(self.vlm, self.vlm.pixels(shown[None]), words, self.grid, shift=self.shift)
         return resize_logits(found, *shown.shape[1:3])
 
 
@@ -92,6 +101,7 @@ def load_finder(directory: Path, by_points: bool = False) -> MaskFinder:
             part.to(memory_format=torch.channels_last)
         return MaskFinder(vlm, head, size=taught_size(directory))
     if POINTS in training:
-        return MaskFinder(checkpoint.load(directory), None, int(training[POINTS]), taught_size(directory))
+        shift = float(training.get(SHIFT, 0.0))
+        return MaskFinder(checkpoint.load(directory), None, int(training[POINTS]), taught_size(directory), shift)
     taught = "points" if by_points else "masks"
     raise CheckpointError(f"expected a checkpoint that was taught {taught} (`pretrain.refer`), got {directory}")

@@ -77,7 +77,9 @@ class PointLanguage:
 
 
 @torch.no_grad()
-def read_points(vlm: PixelVLM, pixels: Tensor, expressions: Sequence[str], grid: int, spacing: int = SPACING) -> Tensor:
+def read_points(
+    vlm: PixelVLM, pixels: Tensor, expressions: Sequence[str], grid: int, spacing: int = SPACING, shift: float = 0.0
+) -> Tensor:
     """Return float32[K, grid, grid]: the log-odds of 1 against 0 at each place, for each expression.
 
     Args:
@@ -87,16 +89,25 @@ def read_points(vlm: PixelVLM, pixels: Tensor, expressions: Sequence[str], grid:
         grid: places along each side.
         spacing: from one place that is asked to the next; what lies between is asked where it is not clear, and else
             taken to be as the place before it. 1 asks everywhere.
+        shift: what is added to all log-odds, of `pretrain.point_masks.fit_shift`.
     """
     language = PointLanguage.of(vlm)
-    return torch.stack([_Points(vlm, pixels, language, words).mask(grid, spacing) for words in expressions])
+    return torch.stack([PlacesAsked(vlm, pixels, language, words, shift).mask(grid, spacing) for words in expressions])
 
 
-class _Points:
-    """Places asked about for one expression; image and expression are read once."""
+class PlacesAsked:
+    """Places asked about for one expression; image and expression are read once.
 
-    def __init__(self, vlm: PixelVLM, pixels: Tensor, language: PointLanguage, words: str):
-        self.vlm, self.language = vlm, language
+    Args:
+        vlm: the model.
+        pixels: of `PixelVLM.pixels`, of one image.
+        language: the model's.
+        words: the expression.
+        shift: what is added to all log-odds.
+    """
+
+    def __init__(self, vlm: PixelVLM, pixels: Tensor, language: PointLanguage, words: str, shift: float = 0.0):
+        self.vlm, self.language, self.shift = vlm, language, shift
         shared = torch.cat([language.shared, torch.tensor(language.trunk(words))])
         self.read = ReadPrefix.of(vlm, pixels, shared.to(vlm.device), 1)
 
@@ -120,7 +131,7 @@ class _Points:
         head, answers = vlm.model.get_output_embeddings(), language.answers.to(vlm.device)
         bias = None if getattr(head, "bias", None) is None else head.bias[answers]
         logits = functional.linear(states, head.weight[answers], bias).float().cpu()  # [N, 2]
-        return logits[:, 1] - logits[:, 0]
+        return logits[:, 1] - logits[:, 0] + self.shift
 
 
 def unclear(odds: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.point_masks import PointMasks, PointQuestions, draw_points, grid_mask, join_questions
+from pretrain.point_masks import PointMasks, PointQuestions, draw_points, fit_shift, grid_mask, join_questions
 from pretrain.questions import IGNORED
 from pretrain.refer_games import GameReferrals
 from vlm.errors import VlmError
@@ -78,6 +78,20 @@ def test_one_batch_is_learnt_and_then_found_by_asking_every_place(two_games):
     truth = grid_mask(drawn.masks[0], 8)[asked[:, 0], asked[:, 1]]
     assert 0 < truth.mean() < 1
     assert ((odds[asked[:, 0], asked[:, 1]] > 0) == truth).mean() > 0.9
+
+
+def test_shifted_odds_say_1_as_often_as_it_is_true_of_a_picture(two_games):
+    vlm = build("tiny", seed=1)
+    source = GameReferrals(two_games, "train", 1, vlm.history, absent=0)
+    shift = fit_shift(vlm, source, 16, seed=0, pictures=24, places=32)
+    rng, said, true = np.random.default_rng(5), [], []
+    for _ in range(24):
+        drawn = source.draw(rng, 1)
+        odds = read_points(vlm, vlm.pixels(drawn.stack[None]), drawn.words, 16, shift=shift)
+        said.append(odds.sigmoid().mean().item())
+        true.append(grid_mask(drawn.masks[0], 16).mean())
+    assert 0 < np.mean(true) < 0.1
+    assert np.mean(said) == pytest.approx(np.mean(true), rel=0.5)
 
 
 @pytest.fixture

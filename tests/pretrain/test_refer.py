@@ -162,7 +162,9 @@ def test_contradictory_settings_are_refused(tmp_path):
 
 def test_points_in_text_are_taught_and_shown_without_a_head(two_games, tmp_path, capsys):
     last = teach(small(two_games, tmp_path / "run", mask="points", grid=8, points=3, steps=2))
-    assert checkpoint.read_training(last)["points"] == 8
+    training = checkpoint.read_training(last)
+    assert training["points"] == 8
+    assert load_finder(last).shift == training["points_shift"]
     assert not (last / "mask_head.json").exists()
     words = [
         "--show",

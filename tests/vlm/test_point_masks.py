@@ -64,7 +64,7 @@ def test_places_between_are_asked_where_it_is_not_clear_and_only_there(vlm, monk
         asked.extend(places.tolist())
         return truth[tuple(places.T)]
 
-    monkeypatch.setattr(point_masks._Points, "ask", answer)
+    monkeypatch.setattr(point_masks.PlacesAsked, "ask", answer)
     assert torch.equal(read_points(vlm, pixels, EXPRESSIONS[:1], 9)[0], truth)
     assert len({tuple(place) for place in asked}) == len(asked) < 81
     assert [8, 7] not in asked
