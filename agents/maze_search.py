@@ -3,7 +3,7 @@
 `agents.search` looks ahead on a cloned emulator; its values are estimates from a few random walks, so that two searches
 of one state often disagree, and they know what the ghosts are going to do. Here a move is worth what lies behind it:
 
-    sum of near^k * gain  +  max of far^k * gain  -  fear of the ghosts that are near  -  a dead end's price
+    sum of near^k * gain  +  max of far^k * gain  -  the way to a meal  -  fear of the ghosts  -  a dead end's price
 
 over the nodes that the player reaches, k steps away, before any ghost does; turning back has a price of its own. The
 walls and dots are read off the frame, where the player and the ghosts are and which way she goes off the console's
@@ -22,6 +22,7 @@ from envs.atari import Emulator
 HEADING, WAYS = 56, ("up", "right", "down", "left")  # the address of the way that the player goes, and its values
 PLAYER = (10, 16)  # addresses of x and y; the addresses of this game were found by comparing memory and frames
 GHOSTS = ((1, 6, 12), (2, 7, 13), (3, 8, 14), (4, 9, 15))  # state (bit 7: may be eaten), x and y
+LONG = 40  # steps; a way that leads to nothing to eat is taken to be as long
 PEN = {(6, column) for column in range(7, 11)}
 
 
@@ -43,8 +44,9 @@ class MazeSearch:
 
     near, far: discounts a step; fear: the price of every step that a ghost is nearer than `reach`; trapped: the price
     of a way with fewer than `roomy` nodes left; turning: the price of turning back, since a pupil sees which way the
-    player goes, and what two ways of a corridor differ by only if it has learnt to count; dot, large_dot, ghost: what
-    eating one is taken to be worth.
+    player goes, and what two ways of a corridor differ by only if it has learnt to count; hunger: the price of every
+    step to what is nearest to eat, since by discounts alone two ways to the last dots differ by a point or two, and a
+    pupil is taught differences; dot, large_dot, ghost: what eating one is taken to be worth.
     """
 
     action_names: tuple[str, ...]
@@ -55,6 +57,7 @@ class MazeSearch:
     trapped: float = 300.0
     roomy: int = 6
     turning: float = 40.0
+    hunger: float = 10.0
     dot: float = 10.0
     large_dot: float = 60.0
     ghost: float = 250.0
@@ -108,8 +111,9 @@ class MazeSearch:
         found = [(gains[node], steps) for node, steps in reached.items() if node in gains]
         near = sum(gain * self.near**steps for gain, steps in found)
         far = max((gain * self.far**steps for gain, steps in found), default=0.0)
+        way = min((steps for _, steps in found), default=LONG)
         fear = sum(max(0, self.reach - ghost.get(first, FAR)) for ghost in dangers)
-        return near + far - self.fear * fear - self.trapped * (len(reached) < self.roomy)
+        return near + far - self.hunger * min(way, LONG) - self.fear * fear - self.trapped * (len(reached) < self.roomy)
 
 
 def _reach(maze: Maze, here: Node | None, first: Node, dangers: Iterable[dict[Node, int]]) -> dict[Node, int]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agents.maze import COLUMNS, ROWS, Maze, find_dots, find_walls, nearest_node
-from agents.maze_search import MazeSearch, Scene
+from agents.maze_search import LONG, MazeSearch, Scene
 from agents.planner_agent import PlannerAgent, find_search
 from agents.random_agent import RandomAgent
 from agents.rollout import play_games
@@ -81,9 +81,17 @@ def test_ways_between_two_nodes_are_onward_and_back():
 def test_moves_go_to_dots_and_to_ghosts_that_may_be_eaten():
     search = MazeSearch(NAMES, roomy=1)
     values = search.value_ways(scene(dots=[(0, 7)]))
-    assert values["right"] > values["left"] == 0
+    assert values["right"] > values["left"] == -search.hunger * LONG
     values = search.value_ways(scene(dots=[(0, 7)], hunted=[(0, 1)]))
     assert values["left"] > values["right"]
+
+
+def test_every_step_to_the_nearest_meal_has_a_price():
+    search = MazeSearch(NAMES, roomy=1)
+    values = search.value_ways(scene(dots=[(0, 0), (0, 7)], column=2))  # two steps to the left, five to the right
+    assert values["left"] - values["right"] > 3 * search.hunger
+    values = search.value_ways(scene(dots=[(0, 0), (0, 7)], column=5))
+    assert values["right"] - values["left"] > 3 * search.hunger
 
 
 def test_moves_shun_ghosts_and_what_lies_behind_them():
