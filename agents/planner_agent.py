@@ -84,9 +84,9 @@ def find_search(kind: str, envs: EmulatorEnvs) -> Search:
 class PlannerAgent:
     """Plays the action of the highest value that the search finds; the same seed plays the same game."""
 
-    def __init__(self, envs: EmulatorEnvs, search: Search | None = None, name: str = "planner"):
+    def __init__(self, envs: EmulatorEnvs, search: Search, name: str = "planner"):
         self.envs, self.name = envs, name
-        self._first = search or default_search(envs.game, envs.action_names)
+        self._first = search
         self._searches: list[Search] = []
         self._rngs: list[np.random.Generator] = []
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agents.planner_agent import PlannerAgent, default_search
+from agents.planner_agent import PlannerAgent, default_search, find_search
 from agents.random_agent import RandomAgent
 from agents.rollout import play_games
 from agents.search import AimSearch, Stakes, WanderSearch
@@ -102,7 +102,7 @@ def search_once(game):
         envs.reset([3])
         for _ in range(70):
             envs.step(np.array([1]))
-        planner = PlannerAgent(envs)
+        planner = PlannerAgent(envs, find_search("planner", envs))
         planner.reset([3])
         before = envs.emulators[0].ram.copy()
         values = planner.values(0)
