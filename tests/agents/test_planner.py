@@ -125,7 +125,8 @@ def score_after(make_agent, decisions):
 
 def test_the_planner_outscores_random_play_in_the_first_seconds_of_a_game():
     random = score_after(lambda envs: RandomAgent(envs.action_names), 110)
-    assert score_after(PlannerAgent, 110) > random + 50
+    planner = score_after(lambda envs: PlannerAgent(envs, find_search("planner", envs)), 110)
+    assert planner > random + 50
 
 
 def test_seaquest_is_searched_by_walks_that_fire_as_they_go():
