@@ -181,22 +181,23 @@ def measure_arm(setting: Setting, encoder: str, pvp: str, way: Way, seed: int, w
 
 
 def draw(seeds: Sequence[int] | None, work: Path, setting: Setting = NANO) -> Image.Image | None:
-    """Return the first items of every test, each the truth beside the masks of the heads of a seed's arms.
+    """Return the first items of every test, each the truth beside the masks of a seed's arms in the first way.
 
     The first seed is shown whose arms lie in `work`, all of them, or else the one that has most; None if none has any.
     """
-    has = {seed: _arms_with_masks(work, seed) for seed in seeds or SEEDS}
+    way = setting.ways[0]
+    has = {seed: _arms_with_masks(work, seed, way) for seed in seeds or SEEDS}
     seed = max(has, key=lambda seed: (len(has[seed]), -seed))
     if not has[seed]:
         return None
     return sheet(
-        [[_beside(test, name, index, has[seed])] for name, test in open_tests(setting, setting.ways[0]).items()
+        [[_beside(test, name, index, has[seed])] for name, test in open_tests(setting, way).items()
          for index in range(setting.pictures)]
     )  # fmt: skip
 
 
-def _arms_with_masks(work: Path, seed: int) -> dict[str, Path]:
-    places = {f"{arm[0]}, {arm[1]}": work / f"masks-{arm[0]}-{arm[1]}-{HEAD.name}-{seed}" for arm in HEAD.arms}
+def _arms_with_masks(work: Path, seed: int, way: Way) -> dict[str, Path]:
+    places = {f"{arm[0]}, {arm[1]}": work / f"masks-{arm[0]}-{arm[1]}-{way.name}-{seed}" for arm in way.arms}
     return {name: place for name, place in places.items() if any(place.glob("*.npy"))}
 
 
