@@ -6,7 +6,9 @@ One expression about one frame of a game, from pixels to the answer, turn and tu
 each turn asks for the next of a few things. The text answer is one word and its end, the least that a model can say: is
 the one place asked about part of what is meant? The mask head reads image and expression once and gives a mask of every
 pixel; points are 0 or 1 at the places of a grid, every second one first and those between where it is not clear. So
-their time depends on what the model knows; one that was not taught points is in doubt everywhere and asked everywhere.
+their time depends on what the model knows: one that was not taught points is in doubt everywhere and asked everywhere,
+and one that always answers rightly (played here by the truth about an object of the frame, behind the same work) is
+asked at every second place and round the object.
 """
 
 import sys
@@ -23,11 +25,13 @@ import tyro
 from agents.command import run
 from agents.results import new_result, write_result
 from envs.errors import EnvsError
+from envs.objects import find_objects
+from pretrain.point_masks import grid_mask
 from pretrain.refer import frame_of
 from vlm import checkpoint
 from vlm.answers import answer_questions
 from vlm.mask_finder import POINTS, MaskFinder, load_finder
-from vlm.point_masks import PointLanguage
+from vlm.point_masks import SPACING, PlacesAsked, PointLanguage
 from vlm.shipped import SHIPPED_REFER
 
 GAME = "MsPacman"
@@ -57,8 +61,19 @@ class Args:
                 raise EnvsError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
 
+class RightlyAnswered(PlacesAsked):
+    """Places asked about, and answered by what is true, bool[grid, grid]; the model does its work all the same."""
+
+    truth: torch.Tensor
+
+    def ask(self, places: torch.Tensor) -> torch.Tensor:
+        """Return log-odds float32[N] that are sure and right."""
+        super().ask(places)
+        return torch.where(self.truth[places[:, 0], places[:, 1]], 5.0, -5.0)
+
+
 class Sides:
-    """Models asked about one frame in three ways; the head has its own, whose encoder hands out its maps."""
+    """Models asked about one frame in four ways; the head has its own, whose encoder hands out its maps."""
 
     def __init__(self, args: Args):
         self.text = checkpoint.load(args.checkpoint)
@@ -66,6 +81,8 @@ class Sides:
         self.points.grid = args.grid
         self.head = load_finder(args.checkpoint)
         self.stack = frame_of(GAME, 0)[None]
+        things = sorted(find_objects(self.stack[0], GAME), key=lambda thing: -thing.size)
+        self.truths = [torch.from_numpy(grid_mask(thing.mask, args.grid)) for thing in things[: len(WORDS)]]
 
     def say(self, words: str) -> list[int]:
         """Return the tokens of the shortest text answer: a word and its end."""
@@ -82,6 +99,14 @@ class Sides:
         """Return the mask of points."""
         return self.points.find(self.stack, [words])
 
+    def by_points_rightly(self, words: str) -> torch.Tensor:
+        """Return the log-odds of points of a model that answers rightly, about one of the frame's largest objects."""
+        vlm = self.points.vlm
+        pixels = vlm.pixels(np.repeat(self.stack, vlm.history, axis=0)[None])
+        asked = RightlyAnswered(vlm, pixels, PointLanguage.of(vlm), words)
+        asked.truth = self.truths[WORDS.index(words)]
+        return asked.mask(self.points.grid, SPACING)
+
 
 def timed(work: Callable[[str], Any], words: str) -> float:
     """Return the seconds that work takes."""
@@ -91,17 +116,17 @@ def timed(work: Callable[[str], Any], words: str) -> float:
 
 
 def measure(args: Args) -> list[dict[str, Any]]:
-    """Return the rows: the head beside the text answer, points beside the head."""
+    """Return the rows: the head beside the text answer, points and rightly answered points beside the head."""
     torch.set_num_threads(args.threads)
     sides = Sides(args)
-    ways = {"text": sides.say, "head": sides.by_head, "points": sides.by_points}
+    ways = {"text": sides.say, "head": sides.by_head, "points": sides.by_points, "rightly": sides.by_points_rightly}
     took: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way(WORDS[0])  # the first time of anything is slower
     for number in range(args.rounds):
         for name, way in ways.items():
             took[name].append(timed(way, WORDS[number % len(WORDS)]))
-    text, head, points = (float(np.median(took[name])) for name in ways)
+    text, head, points, rightly = (float(np.median(took[name])) for name in ways)
     asked = args.points or args.checkpoint
     about = {"precision": "float32", "threads": args.threads, "unit": "milliseconds, median"}
     return [
@@ -110,6 +135,9 @@ def measure(args: Args) -> list[dict[str, Any]]:
         | about,
         row(f"points of a {args.grid} x {args.grid} grid", points, "mask head", head, args.rounds)
         | {"model": checkpoint.content_hash(asked), "taught points": POINTS in checkpoint.read_training(asked)}
+        | about,
+        row(f"points of a {args.grid} x {args.grid} grid, answered rightly", rightly, "mask head", head, args.rounds)
+        | {"model": checkpoint.content_hash(asked)}
         | about,
     ]
 

@@ -8,10 +8,11 @@ import torch
 
 from agents.command import run
 from experiments import bench_refer
-from experiments.bench_refer import Args, Sides
+from experiments.bench_refer import WORDS, Args, Sides
 from vlm import checkpoint
 from vlm.mask_finder import POINTS
 from vlm.mask_head import MaskHead
+from vlm.point_masks import PlacesAsked
 from vlm.presets import build
 
 
@@ -35,19 +36,19 @@ def taught(tmp_path):
 def test_every_side_is_timed_and_its_ratio_told(taught, tmp_path):
     words = ["--out", str(tmp_path / "b.json"), "--checkpoint", str(taught), "--grid", "5", "--rounds", "2"]
     assert run(lambda: bench_refer.main(words)) == 0
-    head, points = json.loads((tmp_path / "b.json").read_text())["rows"]
-    for row in (head, points):
+    head, points, rightly = json.loads((tmp_path / "b.json").read_text())["rows"]
+    for row in (head, points, rightly):
         assert row["ratio"] == pytest.approx(row["ours"] / row["rival"], rel=0.05)
         assert row["model"] == checkpoint.content_hash(taught)
-    assert points["rival"] == head["ours"]
-    assert (head["n"], points["n"]) == (2, 2)
+    assert points["rival"] == rightly["rival"] == head["ours"]
+    assert (head["n"], points["n"], rightly["n"]) == (2, 2, 2)
 
 
 def test_points_may_be_asked_of_another_model(taught, tmp_path):
     checkpoint.save(build("tiny", seed=4), tmp_path / "points", {POINTS: 5})
     words = ["--out", str(tmp_path / "b.json"), "--checkpoint", str(taught), "--points", str(tmp_path / "points")]
     assert run(lambda: bench_refer.main([*words, "--grid", "5", "--rounds", "1"])) == 0
-    head, points = json.loads((tmp_path / "b.json").read_text())["rows"]
+    head, points, _ = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert head["model"] == checkpoint.content_hash(taught)
     assert points["model"] == checkpoint.content_hash(tmp_path / "points")
     assert points["taught points"]
@@ -59,6 +60,17 @@ def test_all_sides_answer_the_same_expression(taught, tmp_path):
     head, points = sides.by_head("the red ghost"), sides.by_points("the red ghost")
     assert head.shape == points.shape == (1, 210, 160)
     assert not np.allclose(head, points, atol=1e-3)
+
+
+def test_right_answers_give_the_object_and_are_asked_for_at_few_places(taught, tmp_path, monkeypatch):
+    sides, asked = Sides(Args(tmp_path / "b.json", taught, grid=32)), []
+    work = PlacesAsked.ask
+    monkeypatch.setattr(PlacesAsked, "ask", lambda self, places: asked.append(len(places)) or work(self, places))
+    odds = sides.by_points_rightly(WORDS[0])
+    assert asked[0] == 16 * 16
+    assert sum(asked) < 32 * 32 / 2
+    assert torch.equal(odds > 0, sides.truths[0])
+    assert sides.truths[0].any()
 
 
 def test_zero_counts_are_refused(tmp_path, capsys):
