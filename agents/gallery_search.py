@@ -34,7 +34,6 @@ STEP, STICK = 4, 0.25  # frames of a decision, and the chance that a frame repea
 MOVES = {"left": -1, "noop": 0, "right": 1}
 SPAN = 48  # pixels to either side of a post for which the way is solved; beyond it is proportional
 
-
 Place = tuple[float, float]  # x, y in pixels
 
 
@@ -75,7 +74,7 @@ class GallerySearch:
     duck: float = 300.0
     target: float = 150.0
     decision: float = 30.0
-    _seen: tuple["Look", ...] = ()  # the last two looks, the newest last
+    _seen: tuple[Look, ...] = ()  # the last two looks, the newest last
 
     @classmethod
     def of(cls, name: str, action_names: tuple[str, ...]) -> "GallerySearch":
@@ -201,5 +200,5 @@ def decisions_to(width: int) -> np.ndarray:
 
 def ways_from(costs: np.ndarray, offset: int) -> np.ndarray:
     """Return the decisions of `decisions_to` for each move from an offset, far ones too, of a gun that stands."""
-    near = int(np.clip(offset, -SPAN + STEP, len(costs) - 2 * SPAN + SPAN - 1 - STEP))
+    near = int(np.clip(offset, STEP - SPAN, len(costs) - SPAN - 1 - STEP))
     return costs[near + SPAN, 1] + abs(offset - near) / STEP
