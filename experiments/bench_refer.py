@@ -5,10 +5,10 @@
 One expression about one frame of a game, from pixels to the answer, turn and turn about, float32 without gradients;
 each turn asks for the next of a few things. The text answer is one word and its end, the least that a model can say: is
 the one place asked about part of what is meant? The mask head reads image and expression once and gives a mask of every
-pixel; points are 0 or 1 at the places of a grid, every second one first and those between where it is not clear. So
-their time depends on what the model knows: one that was not taught points is in doubt everywhere and asked everywhere,
-and one that always answers rightly (played here by the truth about an object of the frame, behind the same work) is
-asked at every second place and round the object.
+pixel; points are 0 or 1 at the places of a grid, every second one first and as many again at most where it is least
+clear. So their time depends on what the model knows: one that was not taught points is in doubt everywhere and asked
+half of the places, the most that there may be; one that always answers rightly (played here by the truth about an
+object of the frame, behind the same work) is asked a quarter of them and some round the object.
 """
 
 import sys

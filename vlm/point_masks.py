@@ -9,9 +9,10 @@ The paper's lab asks for masks in this way (Vision-CAIR's paint data): no head, 
 pixel value prediction. The odds of 1 against 0 are a soft mask. A question is tokenised part by part, so that
 what is shared is the same tokens for any tokenizer.
 
-Most of a picture is far from what is meant. So every second row and column is asked first, and the places between only
-where neighbours disagree or the model is in doubt: a quarter of the questions and the edge of the mask (as point
-refinement does; Kirillov et al. 2020, "PointRend").
+Most of a picture is far from what is meant. So every second row and column is asked first, and of the places between,
+where neighbours disagree or the model is in doubt, as many again at most, the most doubtful ones; all others are
+interpolated. A grid so takes at most half of its questions whatever the model knows (adaptive subdivision, with as many
+points a step as the first; Kirillov et al. 2020, "PointRend", sec. 3.1).
 """
 
 from collections.abc import Sequence
@@ -87,8 +88,8 @@ def read_points(
         pixels: of `PixelVLM.pixels`, of one image.
         expressions: K of them.
         grid: places along each side.
-        spacing: from one place that is asked to the next; what lies between is asked where it is not clear, and else
-            taken to be as the place before it. 1 asks everywhere.
+        spacing: from one place that is asked to the next; what lies between is asked where it is least clear, and else
+            interpolated. 1 asks everywhere.
         shift: what is added to all log-odds, of `pretrain.point_masks.fit_shift`.
     """
     language = PointLanguage.of(vlm)
@@ -116,10 +117,12 @@ class PlacesAsked:
         first = torch.arange(0, grid, spacing)
         odds = self.ask(torch.cartesian_prod(first, first)).view(len(first), len(first))
         every = torch.arange(grid) // spacing
-        found, between = odds[every][:, every], unclear(odds)[every][:, every]
+        found, between = interpolate(odds, grid, spacing), unclear(odds)[every][:, every]
         between[::spacing, ::spacing] = False
-        if between.any():
-            found[between] = self.ask(between.nonzero())
+        doubted = found[between].abs().argsort(stable=True)[: odds.numel()]
+        if len(doubted):
+            places = between.nonzero()[doubted]
+            found[places[:, 0], places[:, 1]] = self.ask(places)
         return found
 
     def ask(self, places: Tensor) -> Tensor:
@@ -132,6 +135,13 @@ class PlacesAsked:
         bias = None if getattr(head, "bias", None) is None else head.bias[answers]
         logits = functional.linear(states, head.weight[answers], bias).float().cpu()  # [N, 2]
         return logits[:, 1] - logits[:, 0] + self.shift
+
+
+def interpolate(odds: Tensor, grid: int, spacing: int) -> Tensor:
+    """Return float[grid, grid] of log-odds [h, w] at every `spacing`-th place, linear between them and level beyond."""
+    rows, columns = (spacing * (n - 1) + 1 for n in odds.shape)
+    between = functional.interpolate(odds[None, None], size=(rows, columns), mode="bilinear", align_corners=True)
+    return functional.pad(between, (0, grid - columns, 0, grid - rows), mode="replicate")[0, 0]
 
 
 def unclear(odds: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def test_one_batch_is_learnt_and_then_found_by_asking_every_place(two_games):
     assert first["right"] < 0.8
     assert out["right"] > 0.95
     drawn = source.draw(np.random.default_rng([0, 0, 0x901]), 1)
-    odds = read_points(vlm, vlm.pixels(drawn.stack[None]), drawn.words, 8)[0].numpy()
+    odds = read_points(vlm, vlm.pixels(drawn.stack[None]), drawn.words, 8, spacing=1)[0].numpy()
     texts = vlm.tokenizer.batch_decode(batch["read"][0, 0])
     asked = np.array([[int(part) for part in text.split("]")[0].split(",")] for text in texts])
     truth = grid_mask(drawn.masks[0], 8)[asked[:, 0], asked[:, 1]]

@@ -8,7 +8,7 @@ from vlm import checkpoint, point_masks
 from vlm.choices import prompt_ids
 from vlm.mask_finder import POINTS, load_finder
 from vlm.packing import Branches, pad_questions, read_branches
-from vlm.point_masks import PointLanguage, read_points, unclear
+from vlm.point_masks import PointLanguage, interpolate, read_points, unclear
 from vlm.presets import build
 from vlm.prompts import IMAGE, MASK_PREFIX
 
@@ -54,9 +54,6 @@ def test_the_whole_grid_gets_what_each_place_gets_alone(vlm):
 @torch.no_grad()
 def test_places_between_are_asked_where_it_is_not_clear_and_only_there(vlm, monkeypatch):
     pixels = vlm.pixels(picture(vlm))
-    whole = read_points(vlm, pixels, EXPRESSIONS[:1], 9, spacing=1)
-    assert torch.allclose(read_points(vlm, pixels, EXPRESSIONS[:1], 9), whole, atol=2e-5)  # untaught: all in doubt
-
     truth, asked = torch.full((9, 9), -5.0), []
     truth[:3, :4] = 5.0
 
@@ -68,6 +65,35 @@ def test_places_between_are_asked_where_it_is_not_clear_and_only_there(vlm, monk
     assert torch.equal(read_points(vlm, pixels, EXPRESSIONS[:1], 9)[0], truth)
     assert len({tuple(place) for place in asked}) == len(asked) < 81
     assert [8, 7] not in asked
+
+
+@torch.no_grad()
+def test_of_what_is_in_doubt_as_many_again_are_asked_as_at_first_and_the_most_doubtful(vlm, monkeypatch):
+    pixels = vlm.pixels(picture(vlm))
+    whole = read_points(vlm, pixels, EXPRESSIONS[:1], 9, spacing=1)[0]  # untaught: all in doubt
+    asked, work = [], point_masks.PlacesAsked.ask
+
+    def answer(self, places):
+        asked.append(places)
+        return work(self, places)
+
+    monkeypatch.setattr(point_masks.PlacesAsked, "ask", answer)
+    found = read_points(vlm, pixels, EXPRESSIONS[:1], 9)[0]
+    assert [len(places) for places in asked] == [25, 25]
+    seen = torch.zeros(9, 9, dtype=torch.bool)
+    seen[tuple(torch.cat(asked).T)] = True
+    assert int(seen.sum()) == 50
+    assert torch.allclose(found[seen], whole[seen], atol=2e-5)
+    guessed = interpolate(whole[::2, ::2], 9, 2)
+    assert torch.allclose(found[~seen], guessed[~seen], atol=2e-5)
+    assert float(guessed[tuple(asked[1].T)].abs().max()) <= float(guessed[~seen].abs().min()) + 2e-5
+
+
+def test_between_places_log_odds_are_interpolated_and_beyond_the_last_level():
+    odds = interpolate(torch.tensor([[0.0, 4.0], [8.0, 12.0]]), 4, 2)
+    assert odds.tolist() == [[0, 2, 4, 4], [4, 6, 8, 8], [8, 10, 12, 12], [8, 10, 12, 12]]
+    assert torch.equal(interpolate(torch.eye(3), 3, 1), torch.eye(3))
+    assert interpolate(torch.ones(1, 1), 2, 2).tolist() == [[1, 1], [1, 1]]
 
 
 def test_what_is_unclear_has_a_doubt_or_the_other_answer_near():
