@@ -38,6 +38,7 @@ from envs.games import find_game
 from envs.protocol import episode_seeds
 from vlm import checkpoint
 from vlm.choices import ChoiceScorer
+from vlm.device import first_process
 from vlm.freezing import TrainablePlan, moved_tensors, parameter_groups, snapshot
 from vlm.model import PixelVLM
 from vlm.presets import build
@@ -252,8 +253,9 @@ def check_same_run(args: Args) -> None:
         changed = [name for name in now if before.get(name) != now[name]]
         if changed:
             raise EnvsError(f"{args.out} holds a run with another {', '.join(changed)}; choose another --out")
-    args.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(now, indent=1))
+    if first_process():
+        args.out.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(now, indent=1))
 
 
 def make_readout(vlm: PixelVLM, lessons: list[TaughtGame], args: Args) -> Readout | None:
@@ -318,7 +320,8 @@ def clone(args: Args, mix: Mix | None = None) -> Path:
         args,
         callbacks=[ChooseByPlay(args, vlm, lessons, training)],
     )
-    imitation.save_aids(args.out)
+    if first_process():
+        imitation.save_aids(args.out)
     checkpoint.save(vlm, args.out / "last", {**training, "moved": moved_tensors(before, vlm)})
     return args.out / ("best" if (args.out / "best").exists() else "last")
 

@@ -30,6 +30,7 @@ from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.errors import EnvsError
 from envs.games import find_game
 from envs.protocol import episode_seeds, find_protocol
+from vlm.device import processes
 from vlm.provenance import git_commit, package_versions
 
 TEACHERS = (*SEARCHERS, "vlm")
@@ -249,6 +250,8 @@ def who_values(args: Args) -> str | None:
 
 def record(args: Args) -> Path:
     """Play and store the games that the dataset still lacks; return its directory."""
+    if processes() > 1:
+        raise EnvsError(f"games are recorded by one process, got {processes()}: record first, then train by several")
     game, protocol = find_game(args.game), find_protocol(args.protocol)
     if args.max_frames:
         protocol = replace(protocol, max_episode_frames=min(args.max_frames, protocol.max_episode_frames))

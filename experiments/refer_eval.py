@@ -2,7 +2,8 @@
 
     python -m experiments.refer_eval --data data/refer --dataset refcoco --split testA --checkpoint runs/refer/last
     python -m experiments.refer_eval --data data/random-Carnival data/random-Pong --checkpoint runs/refer/last
-    accelerate launch --num_processes 2 -m experiments.refer_eval ...      # the same numbers, in half the time
+    accelerate launch --multi_gpu --num_processes 2 -m experiments.refer_eval ...  # the same numbers, in half the time
+    torchrun --nproc-per-node 2 -m experiments.refer_eval ...                      # the same; on CPUs too
 
 Answers go to `answers.jsonl` as packed run lengths (`pretrain.mask_answers`), which `--answers FILE` scores again
 without a model; the figures (`pretrain.mask_measures`) to `refer.json`; a few pictures, truth beside answer, with them.
@@ -35,6 +36,7 @@ from pretrain.refer import GAMES
 from pretrain.refer_data import ReferDataset
 from pretrain.refer_games import GameReferrals
 from vlm import checkpoint
+from vlm.device import best_device
 from vlm.mask_finder import MaskFinder, load_finder
 from vlm.overlay import overlay
 
@@ -169,11 +171,12 @@ def score_file(args: Args, items: Items) -> list[Overlap]:
 
 def evaluate(args: Args) -> dict[str, Any] | None:
     """Answer and score; return the row of figures, in the main process alone."""
-    state = PartialState()
+    state = PartialState(cpu=best_device().type == "cpu")  # or several processes on CPUs know nothing of each other
     row: dict[str, Any] = {
         "dataset": args.dataset,
         "split": args.split,
         "convention": args.compat,
+        "processes": state.num_processes,
     }
     if args.checkpoint:
         finder = load_finder(args.checkpoint)

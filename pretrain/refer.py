@@ -42,6 +42,7 @@ from pretrain.refer_pictures import ReferPictures
 from pretrain.referrals import ReferralSource
 from vlm import checkpoint
 from vlm.command import run
+from vlm.device import first_process
 from vlm.freezing import TrainablePlan, moved_tensors, parameter_groups, snapshot
 from vlm.lora import add_lora, merge
 from vlm.mask_finder import POINTS, SHIFT, load_finder
@@ -201,7 +202,7 @@ def teach(args: Args) -> Path:
         vlm.model.eval()
         record[SHIFT] = fit_shift(vlm, open_referrals(args, vlm.history), args.grid, args.seed)
     checkpoint.save(vlm, args.out / "last", {**record, "moved": moved_tensors(before, vlm)}, args.half)
-    if head:
+    if head and first_process():
         head.save(args.out / "last")
     return args.out / "last"
 

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from vlm.device import best_device
+from vlm.device import best_device, first_process
 from vlm.errors import VlmError
 from vlm.foreign import ForeignVLM, looks_like_id
 from vlm.model import PixelModel, PixelVLM, View
@@ -37,8 +37,11 @@ class CheckpointError(VlmError):
 def save(vlm: PixelModel, directory: Path, training: dict[str, Any] | None = None, half: bool = False) -> None:
     """Write a checkpoint; an old one of that name is replaced when the new one is whole.
 
-    With `half` the weights are stored in bfloat16, half the size, and read back into float32.
+    With `half` the weights are stored in bfloat16, half the size, and read back into float32. Of several processes of a
+    run the first one writes.
     """
+    if not first_process():
+        return
     directory = Path(directory)
     aside = directory.with_name(f".{directory.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)

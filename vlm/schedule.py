@@ -13,7 +13,7 @@ class Schedule:
     """The options that all trainings share; a command may begin some of them elsewhere."""
 
     steps: int = 2000
-    """Optimizer steps."""
+    """Batches; each makes an optimizer step, or with P processes (torchrun --nproc-per-node P) P together do."""
     weight_decay: float = 0.05
     """Weight decay on matrices."""
     warmup_steps: int = 100

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from vlm import lora
+from vlm.device import best_device, first_process, processes
 from vlm.model import PixelModel
 from vlm.precision import autocast
 from vlm.schedule import Schedule
@@ -87,7 +88,8 @@ class VlmTrainer(Trainer):
         super().log(logs, *rest)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        self.model.save(Path(output_dir or self.args.output_dir), self.record)
+        if first_process():
+            self.model.save(Path(output_dir or self.args.output_dir), self.record)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.model.restore(Path(resume_from_checkpoint))
@@ -102,12 +104,18 @@ def train(
     schedule: Schedule,
     callbacks: list[TrainerCallback] | None = None,
 ) -> None:
-    """Train on every batch, or go on from the last checkpoint in `out/checkpoints`; logs go to TensorBoard."""
+    """Train on every batch, or go on from the last checkpoint in `out/checkpoints`; logs go to TensorBoard.
+
+    With P processes (`torchrun --nproc-per-node P`) a step is on the next P batches, one a process, and the
+    mean of their gradients: the same batches make a P-th of the steps.
+    """
     place = out / "checkpoints"
     arguments = TrainingArguments(
         output_dir=str(place),
-        max_steps=len(batches),
+        max_steps=max(1, len(batches) // processes()),
         per_device_train_batch_size=1,  # an item is a whole batch
+        ddp_find_unused_parameters=processes() > 1 or None,  # a step of pixels leaves a readout out
+        use_cpu=processes() > 1 and best_device().type == "cpu",  # without which they know nothing of each other
         lr_scheduler_type="cosine",
         warmup_steps=schedule.warmup_steps,
         max_grad_norm=1.0,

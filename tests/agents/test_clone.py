@@ -2,6 +2,9 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +17,7 @@ from agents.demonstrations import Batches, make_lesson, mirrored_actions
 from agents.readout import Readout
 from envs.episodes import DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
 from envs.protocol import MACHADO2018
-from vlm import checkpoint
+from vlm import checkpoint, trainer
 from vlm.presets import build
 
 NAMES = ("noop", "fire", "right", "left", "right fire", "left fire")
@@ -60,6 +63,27 @@ SMALL = (
     "--workers",
     0,
 )
+
+
+def accumulate(monkeypatch, count, steps):
+    """Let a training in one process take `count` batches a step, for `steps` steps."""
+    plain = trainer.TrainingArguments
+    more = {"gradient_accumulation_steps": count, "max_steps": steps}
+    monkeypatch.setattr(trainer, "TrainingArguments", lambda **given: plain(**given | more))
+
+
+def test_two_processes_learn_what_one_does_of_two_batches_a_step(taught, tmp_path, monkeypatch):
+    words = [*SMALL, "--data", taught, "--steps", 6, "--readout", 1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "agents.clone"]
+    given = [str(word) for word in [*words, "--out", tmp_path / "two"]]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launch, *given], check=True, env=env, capture_output=True)
+    accumulate(monkeypatch, 2, 3)
+    assert command(*words, "--out", tmp_path / "one") == 0
+    one, two = (checkpoint.load(tmp_path / name / "last").model.state_dict() for name in ("one", "two"))
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-6
+    start = build("tiny", seed=0).model.state_dict()
+    assert max(float((one[name] - start[name]).abs().max()) for name in one) > 1e-4
 
 
 def test_soft_targets_share_by_value_and_break_ties_one_way(tmp_path):

@@ -171,3 +171,10 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tmp_path, cap
 def test_arguments_are_checked_when_they_are_made(tmp_path):
     with pytest.raises(EnvsError, match="--lanes"):
         Args(game="carnival", out=tmp_path, lanes=0)
+
+
+def test_several_processes_are_told_to_record_in_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command("--game", "Pong", "--episodes", 1, "--out", tmp_path / "set") == 2
+    assert "recorded by one process, got 2: record first" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()

@@ -113,24 +113,18 @@ def test_refers_own_layout_is_scored_at_the_pictures_size(refer, taught, tmp_pat
     }
 
 
-def test_two_processes_give_the_same_numbers_as_one(data, taught, tmp_path):
+@pytest.mark.parametrize(
+    "launcher", ["torch.distributed.run --nproc-per-node 2", "accelerate.commands.launch --multi_gpu --num_processes 2"]
+)
+def test_two_processes_give_the_same_numbers_as_one(data, taught, tmp_path, launcher):
     words = ["--data", str(data), "--checkpoint", str(taught), "--count", "7", "--pictures", "0"]
     alone = evaluate(Args((data,), tmp_path / "one", checkpoint=taught, count=7, pictures=0))
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "experiments.refer_eval"]
+    command = [sys.executable, "-m", *launcher.split(), "-m", "experiments.refer_eval", *words]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*launch, *words, "--out", str(tmp_path / "two")], check=True, env=env, capture_output=True)
+    subprocess.run([*command, "--out", str(tmp_path / "two")], check=True, env=env, capture_output=True)
     both = json.loads((tmp_path / "two" / "refer.json").read_text())["rows"][0]
     assert figures(both) == figures(alone)
+    assert (alone["processes"], both["processes"]) == (1, 2)
     one, two = ((tmp_path / name / "answers.jsonl").read_text() for name in ("one", "two"))
     assert one == two
 
