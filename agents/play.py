@@ -60,11 +60,11 @@ class Args:
     """The games' seed: 0 to 1999, of which 1000 and up are for published scores."""
     protocol: str = "machado2018"
     """The evaluation protocol: machado2018 (sticky actions) or mnih2015 (no-op starts)."""
-    decode: str = "scores"
+    decode: Literal["scores", "generate"] = "scores"
     """scores: the exact probabilities of the legal answers; generate: what the model says, parsed."""
     temperature: float | None = None
     """0 plays the most probable action, more draws; by default what was chosen for the checkpoint."""
-    engine: str = "auto"
+    engine: Literal["auto", "torch", "openvino"] = "auto"
     """What computes a VLM's scores: openvino (fast on a CPU), torch (float32), auto (openvino if on a CPU)."""
     max_frames: int | None = None
     """Stop a game after so many emulator frames (60 a second); its score is then marked as cut."""

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 import numpy as np
 import tyro
@@ -64,7 +64,7 @@ class Args:
     """The player thinks at every n-th decision only and holds its answer in between: more games for the same search."""
     temperature: float | None = None
     """How freely a VLM that plays samples its answer: 0 is greedy, by default the one chosen for its checkpoint."""
-    engine: str = "torch"
+    engine: Literal["auto", "torch", "openvino"] = "torch"
     """What computes a VLM's answers: torch, or openvino, whose graph takes a third of the time on a CPU."""
     lanes: int = 1
     """How many games to play in step."""

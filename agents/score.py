@@ -15,7 +15,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -53,11 +53,11 @@ class Args:
     """Seeds: below 1000 to choose by, 1000 to 1999 to publish."""
     protocol: str = "machado2018"
     """The evaluation protocol."""
-    decode: str = "scores"
+    decode: Literal["scores", "generate"] = "scores"
     """How a VLM answers: scores or generate."""
     temperatures: tuple[float, ...] = ()
     """Temperatures a VLM plays at, each a row of its own; by default the one chosen for the checkpoint."""
-    engine: str = "torch"
+    engine: Literal["auto", "torch", "openvino"] = "torch"
     """What computes a VLM's scores: torch (float32) or openvino (what play uses on a CPU; several times faster)."""
     lanes: int = 16
     """How many games to play in step; the scores do not depend on it."""

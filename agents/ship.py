@@ -11,7 +11,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -37,7 +37,7 @@ class Args:
     """The temperatures to choose from."""
     games: int = 8
     """Whole games of each kind at each temperature."""
-    engine: str = "torch"
+    engine: Literal["auto", "torch", "openvino"] = "torch"
     """What computes the scores of the trials: torch (float32) or openvino (what play uses on a CPU)."""
     protocol: str = "machado2018"
     """The evaluation protocol."""

@@ -173,6 +173,12 @@ def test_arguments_are_checked_when_they_are_made(tmp_path):
         Args(game="carnival", out=tmp_path, lanes=0)
 
 
+def test_an_engine_that_is_none_is_refused_whoever_plays(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command("--game", "Pong", "--agent", "random", "--engine", "warp", "--out", tmp_path / "set")
+    assert "invalid choice 'warp' for argument '--engine'" in capsys.readouterr().err
+
+
 def test_several_processes_are_told_to_record_in_one(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert command("--game", "Pong", "--episodes", 1, "--out", tmp_path / "set") == 2
