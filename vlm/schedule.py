@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from vlm.device import processes
 from vlm.provenance import command_line, git_commit, package_versions
 
 
@@ -36,6 +37,7 @@ class Schedule:
         return {
             "command": command_line(),
             "arguments": self.plain(),
+            "processes": processes(),
             "commit": git_commit(),
             "versions": package_versions(),
         }
