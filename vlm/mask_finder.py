@@ -73,7 +73,8 @@ class MaskFinder:
         assert self._maps is not None
         pixels = self.vlm.pixels(shown[None])
         states = expression_states(self.vlm, pixels, *expression_tokens(self.vlm, [words]))
-        return self.head(self._maps.take(), *states)[0, :, : shown.shape[1], : shown.shape[2]]
+        height, width = shown.shape[1:3]
+        return self.head(self._maps.take((height, width)), *states)[0, :, :height, :width]
 
     def _by_points(self, shown: np.ndarray, words: Sequence[str]) -> Tensor:
         found = read_points(self.vlm, self.vlm.pixels(shown[None]), words, self.grid, shift=self.shift)

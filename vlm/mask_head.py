@@ -33,6 +33,7 @@ from vlm.prompts import MASK_PREFIX, mask_question
 WEIGHTS, SHAPE = "mask_head.safetensors", "mask_head.json"
 WIDTH = 96
 CLOSE = 8  # pixels: an encoder whose finest map has a larger stride is looked at closer
+LOOKS = 2  # how often a head looks at what lies around each place of the finest map
 RARE = -3.0  # the logit that a new head gives to everything: most pixels belong to nothing that is meant
 
 
@@ -78,14 +79,23 @@ class EncoderMaps:
             states = [states[len(states) // 2], states[-1]]
         else:
             states = [state for number, state in enumerate(states) if sizes[number] not in sizes[number + 1 :]]
-        closer = [] if self._embedding is None else [look_closer(self._embedding, self._pixels.pop())]
-        self._caught = [*closer, *states]
+        self._caught = states
 
-    def take(self) -> list[Tensor]:
-        """Return the maps [B, C, h, w] of the last image read, of sizes that never grow."""
+    def take(self, shown: tuple[int, int] | None = None) -> list[Tensor]:
+        """Return the maps [B, C, h, w] of the last image read, of sizes that never grow.
+
+        `shown`: rows and columns of the picture, where it does not fill what the encoder reads. The finest map then
+        ends where nothing behind it is seen in the picture's mask.
+        """
         if not self._caught:
             raise VlmError("expected a model that has read an image")
-        caught, self._caught = self._caught, []
+        (caught, self._caught), pixels = (self._caught, []), self._pixels.pop()
+        if self._embedding is not None:
+            return [look_closer(self._embedding, pixels, shown), *caught]
+        if shown:
+            strides = (whole // places for whole, places in zip(pixels.shape[2:], caught[0].shape[2:], strict=True))
+            rows, columns = (seen_places(n, stride) for n, stride in zip(shown, strides, strict=True))
+            caught[0] = caught[0][:, :, :rows, :columns]
         return caught
 
     def close(self) -> None:
@@ -101,16 +111,25 @@ def _patch_embedding(encoder: nn.Module) -> nn.Conv2d | None:
     return first if whole else None
 
 
-def look_closer(embedding: nn.Conv2d, pixels: Tensor) -> Tensor:
+def seen_places(pixels: int, stride: int) -> int:
+    """Return how many places of the finest map, along a side, a head sees from so many pixels of a picture."""
+    return -(-pixels // stride) + LOOKS
+
+
+def look_closer(embedding: nn.Conv2d, pixels: Tensor, shown: tuple[int, int] | None = None) -> Tensor:
     """Return a patch embedding's map [B, C, h, w] in the largest stride up to `CLOSE` that divides the patches' side.
 
-    Each place is that of a patch around it; what lies outside the image is black.
+    Each place is that of a patch around it; what lies outside the image is black. With `shown`, rows and columns of
+    a picture, it ends where a head sees nothing more from there.
     """
     side = embedding.stride[0]
     stride = max(n for n in range(1, CLOSE + 1) if side % n == 0)
     left = (side - stride) // 2
     right = side - stride - left
     around = functional.pad(pixels.to(embedding.weight.dtype), (left, right, left, right))
+    if shown:
+        rows, columns = (side + stride * (seen_places(n, stride) - 1) for n in shown)
+        around = around[:, :, :rows, :columns]
     return functional.conv2d(around, embedding.weight, embedding.bias, stride=stride)
 
 
@@ -149,7 +168,7 @@ class MaskHead(nn.Module):
         super().__init__()
         self.shape, self.block = shape, shape.strides[0]
         self.sides = nn.ModuleList(_Side(width, shape.width) for width in shape.widths)
-        looks = [2, *(1 for _ in shape.widths[1:])]  # where objects lie, the finest map, twice as far
+        looks = [LOOKS, *(1 for _ in shape.widths[1:])]  # where objects lie, the finest map, twice as far
         self.near = nn.ModuleList(nn.Sequential(*(_Near(shape.width) for _ in range(n))) for n in looks)
         self.unfold = nn.Conv2d(shape.width, shape.fine * self.block**2, 1)
         self.word = nn.Sequential(nn.LayerNorm(shape.state), nn.Linear(shape.state, 4 * shape.width), nn.GELU())
@@ -174,17 +193,22 @@ class MaskHead(nn.Module):
         return cls(MaskShape(widths, strides, vlm.model.get_input_embeddings().embedding_dim, width))
 
     def forward(self, maps: Sequence[Tensor], states: Tensor, shares: Tensor) -> Tensor:
-        """Return logits float32[B, K, rows, columns], of the pixels that the encoder was shown.
+        """Return logits float32[B, K, rows, columns], of the pixels that the finest map covers.
 
         Args:
-            maps: the encoder's, [B, C, h, w] each, the finest first.
+            maps: the encoder's, [B, C, h, w] each, the finest first, which may end earlier (`EncoderMaps.take`).
             states, shares: of `expression_states`.
         """
         seen: Tensor | None = None
         for number in reversed(range(len(maps))):
             own = self.sides[number](maps[number])
             if seen is not None:
-                own = own + functional.interpolate(seen, size=own.shape[2:], mode="nearest")
+                grown = self.shape.strides[number + 1] // self.shape.strides[number]
+                size = [
+                    max(places, coarse * grown) for places, coarse in zip(own.shape[2:], seen.shape[2:], strict=True)
+                ]
+                seen = functional.interpolate(seen, size=size, mode="nearest")
+                own = own + seen[:, :, : own.shape[2], : own.shape[3]]
             seen = self.near[number](own)
         assert seen is not None
         words = torch.einsum("bkld,bkl->bkd", self.word(states), shares.to(states.dtype))
@@ -192,8 +216,10 @@ class MaskHead(nn.Module):
             [self.shape.fine, 2 * self.shape.waves, 2 * self.shape.waves, 1], dim=-1
         )  # [B, K, ...]
         logits = self._unfold(seen, looks).float()
-        down = rows.float() @ waves(logits.shape[2], self.shape.waves, logits.device)
-        along = columns.float() @ waves(logits.shape[3], self.shape.waves, logits.device)
+        down, along = (
+            said.float() @ waves(max(places * self.shape.strides[-1], n), self.shape.waves, logits.device)[:, :n]
+            for said, places, n in zip((rows, columns), maps[-1].shape[2:], logits.shape[2:], strict=True)
+        )
         return logits + down[..., :, None] + along[..., None, :] + common.float()[..., None]
 
     def _unfold(self, seen: Tensor, looks: Tensor) -> Tensor:

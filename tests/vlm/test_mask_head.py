@@ -64,6 +64,22 @@ def test_a_tower_of_one_coarse_map_is_looked_at_closer_with_its_own_patch_embedd
 
 
 @torch.no_grad()
+def test_what_no_picture_fills_is_left_out_and_the_pictures_mask_is_the_same(parts):
+    vlm, head, maps = parts
+    pixels, (height, width) = vlm.pixels(scene(history=vlm.history)[0][:, :, :120, :100]), (120, 100)
+    asked = expression_tokens(vlm, WORDS)
+    states = expression_states(vlm, pixels, *asked)
+    whole = maps.take()
+    expression_states(vlm, pixels, *asked)
+    cut = maps.take((height, width))
+    assert cut[0].shape[3] < whole[0].shape[3]
+    assert all(torch.equal(one, other) for one, other in zip(cut[1:], whole[1:], strict=True))
+    found, truth = (head(seen, *states)[..., :height, :width] for seen in (cut, whole))
+    assert torch.allclose(found, truth, atol=1e-5)
+    assert float(truth.std()) > 1e-3
+
+
+@torch.no_grad()
 def test_an_expression_says_where_by_waves_alone(parts):
     vlm, head, maps = parts
     head.query.weight.zero_()
