@@ -13,13 +13,13 @@ class Actions:
 
     indices: int[n], the environments' actions; texts: the answer in words, one a lane, as it was given;
     scores: float32[n, A], the probability (of a planner: the value) of every legal action, or None;
-    unparsable: bool[n], where the answer named no legal action and noop is played for it.
+    invalid: bool[n], where the answer named no legal action and noop is played for it.
     """
 
     indices: np.ndarray
     texts: tuple[str, ...]
     scores: np.ndarray | None
-    unparsable: np.ndarray
+    invalid: np.ndarray
 
 
 class Agent(Protocol):

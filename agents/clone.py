@@ -5,7 +5,7 @@
     python -m agents.clone --games Carnival MsPacman Pong Breakout SpaceInvaders Seaquest Qbert Freeway --out runs/eight
 
 With `--games` the demonstrations are made first, by a planner that searches the emulator or by whom `--teachers` names.
-The loss is the cross-entropy of the exact probability of each legal text answer (`vlm.choices`), the same scores that
+The loss is the cross-entropy of the exact probability of each legal text answer (`vlm.decoding.candidate_scoring`), the same scores that
 play uses. Where the dataset holds a teacher's value of every action, the target is soft: near-equal actions share it.
 The encoder learns with the rest. A run that was killed goes on from its last checkpoint when the command is repeated.
 Checkpoints are chosen by play on seeds kept for that (below 1000): the accuracy on frames says little about play.
@@ -25,33 +25,33 @@ import tyro
 from torch import Tensor
 from transformers import TrainerCallback
 
-from agents.command import run
-from agents.demonstrations import Batches, TaughtGame, load_lessons
-from agents.readout import FILE as READOUT
-from agents.readout import Readout
+from agents.auxiliary_action_head import FILE as READOUT
+from agents.auxiliary_action_head import AuxiliaryActionHead
+from agents.bc_dataset import BCBatchDataset, LabelledDataset, load_labelled_datasets
+from agents.demonstrations import DemonstrationsConfig, expert_normalized_score
 from agents.rollout import play_games
-from agents.teachers import Demonstrations, share_of_teachers
 from agents.vlm_agent import VlmAgent
+from common.command import run
+from common.errors import UserError
 from envs.atari import make_envs
-from envs.errors import EnvsError
 from envs.games import find_game
 from envs.protocol import episode_seeds
 from vlm import checkpoint
-from vlm.choices import ChoiceScorer
-from vlm.device import first_process
-from vlm.freezing import TrainablePlan, moved_tensors, parameter_groups, snapshot
+from vlm.decoding.candidate_scoring import CandidateScorer
+from vlm.device import is_main_process
 from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.prompts import action_prompt
-from vlm.schedule import Schedule
-from vlm.trainer import Lesson, train
+from vlm.training.config import TrainConfig
+from vlm.training.learning_rates import ModuleLearningRates, parameter_groups, parameter_update_report, snapshot
+from vlm.training.trainer import Objective, train
 
 SELECTION_SEED = 900
-LANES = 8  # of a trial's games: lanes whose games have ended think on until the last has
+EVAL_ENVS = 8  # of a trial's games: lanes whose games have ended think on until the last has
 
 
 @dataclass(kw_only=True)
-class Args(Schedule):
+class Args(TrainConfig):
     """Clone a teacher's play into one text policy."""
 
     data: tuple[Path, ...]
@@ -75,7 +75,7 @@ class Args(Schedule):
     """Peak learning rate of encoder and connector; 0 freezes the encoder."""
     readout: float | None = None
     """Weight of the loss of a plain net that reads the image tokens beside the decoder, in training only
-    (`agents.readout`); None is 1 for a new model and 0 with --init."""
+    (`agents.auxiliary_action_head`); None is 1 for a new model and 0 with --init."""
     readout_first: float = 0.0
     """Share of the steps that begins with the readout alone, at twice the speed, until the encoder knows what to look
     for. For a decoder that cannot play yet: one that can is thrown back by it (`experiments/LOG.md`)."""
@@ -98,16 +98,16 @@ class Args(Schedule):
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "save_every"):
             if getattr(self, name) < 1:
-                raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.readout is not None and self.readout < 0:
-            raise EnvsError(f"--readout must be at least 0, got {self.readout}")
+            raise UserError(f"--readout must be at least 0, got {self.readout}")
         if not 0 <= self.readout_first < 1:
-            raise EnvsError(f"--readout-first must be at least 0 and less than 1, got {self.readout_first}")
+            raise UserError(f"--readout-first must be at least 0 and less than 1, got {self.readout_first}")
         self.game_shares()
         if self.targets not in ("soft", "hard"):
-            raise EnvsError(f"expected --targets soft or hard, got {self.targets!r}")
+            raise UserError(f"expected --targets soft or hard, got {self.targets!r}")
         if self.select_every and self.select_every % self.save_every:
-            raise EnvsError("--select-every must be a multiple of --save-every")
+            raise UserError("--select-every must be a multiple of --save-every")
 
     def game_shares(self) -> dict[str, float]:
         """Return the share of each game that `shares` names."""
@@ -115,12 +115,12 @@ class Args(Schedule):
         for given in self.shares:
             name, _, share = given.partition("=")
             if not share.replace(".", "", 1).isdecimal() or float(share) <= 0:
-                raise EnvsError(f"--shares: expected GAME=NUMBER above 0, as in MsPacman=3, got {given!r}")
+                raise UserError(f"--shares: expected GAME=NUMBER above 0, as in MsPacman=3, got {given!r}")
             found[find_game(name).name] = float(share)
         return found
 
 
-class Imitation(Lesson):
+class BehaviorCloningObjective(Objective):
     """Cloning as a lesson: the cross-entropy of the exact scores of the legal answers.
 
     With a readout of a weight above 0, its own cross-entropy is added.
@@ -133,12 +133,12 @@ class Imitation(Lesson):
         vlm: PixelVLM,
         prompts: dict[str, tuple[str, tuple[str, ...]]],
         bf16: bool | None,
-        readout: Readout | None = None,
+        readout: AuxiliaryActionHead | None = None,
         weight: float = 1.0,
     ):
         super().__init__(vlm, bf16)
         self.readout, self.weight = readout, weight
-        self.scorers = {game: ChoiceScorer(vlm, prompt, names) for game, (prompt, names) in prompts.items()}
+        self.scorers = {game: CandidateScorer(vlm, prompt, names) for game, (prompt, names) in prompts.items()}
 
     def forward(self, parts: list[dict[str, Any]], alone: bool = False) -> dict[str, Tensor]:
         """Return the mean over games of the weighted cross-entropy, and each game's with its share of agreement.
@@ -159,7 +159,7 @@ class Imitation(Lesson):
 
         figures: dict[str, Tensor] = {}
         with self.autocast():
-            pixels = self.vlm.pixels(frames)
+            pixels = self.vlm.preprocess(frames)
             if alone:
                 self.vlm.image_embeddings(pixels)  # the readout takes them
             else:
@@ -170,32 +170,32 @@ class Imitation(Lesson):
                 figures["read"] = loss(self.readout(game))
         return figures
 
-    def save_aids(self, directory: Path) -> None:
+    def save_auxiliary(self, directory: Path) -> None:
         """Write the readout."""
         if self.readout:
             self.readout.save(directory)
 
-    def restore_aids(self, directory: Path) -> None:
-        """Take the readout of `save_aids`."""
+    def load_auxiliary(self, directory: Path) -> None:
+        """Take the readout of `save_auxiliary`."""
         if self.readout:
             self.readout.restore(directory)
 
 
-def play_score(
+def evaluate_policy(
     vlm: PixelVLM, game_name: str, protocol: Any, games: int, temperature: float = 0.0, engine: str = "torch"
 ) -> list[float]:
     """Return the scores of whole games on the seeds that choosing checkpoints may use."""
     game = find_game(game_name)
-    with make_envs(game, min(games, LANES), protocol) as envs:
+    with make_envs(game, min(games, EVAL_ENVS), protocol) as envs:
         agent = VlmAgent(vlm, game.title, envs.action_names, temperature=temperature, engine=engine)
         turns = play_games(agent, envs, episode_seeds(SELECTION_SEED, games))
         return [turn.score for turn in turns if turn.ended]
 
 
-class ChooseByPlay(TrainerCallback):
+class CheckpointSelectionCallback(TrainerCallback):
     """Plays at the checkpoints that `--select-every` names and keeps the best weights in `best`."""
 
-    def __init__(self, args: Args, vlm: PixelVLM, lessons: list[TaughtGame], training: dict[str, Any]):
+    def __init__(self, args: Args, vlm: PixelVLM, lessons: list[LabelledDataset], training: dict[str, Any]):
         self.args, self.vlm, self.training = args, vlm, training
         self.file = args.out / "selection.json"
         self.trials: list[dict] = json.loads(self.file.read_text()) if self.file.exists() else []
@@ -213,12 +213,12 @@ class ChooseByPlay(TrainerCallback):
         started, threads = time.monotonic(), torch.get_num_threads()
         self.vlm.model.eval()
         scores = {
-            game: play_score(self.vlm, game, protocol, self.args.select_games, self.args.select_temperature)
+            game: evaluate_policy(self.vlm, game, protocol, self.args.select_games, self.args.select_temperature)
             for game, protocol in self.protocols.items()
         }
         self.vlm.model.train()
         torch.set_num_threads(threads)
-        trial = {"step": step, "of_teacher": share_of_teachers(scores, self.teachers), "scores": scores}
+        trial = {"step": step, "of_teacher": expert_normalized_score(scores, self.teachers), "scores": scores}
         better = all(trial["of_teacher"] > past["of_teacher"] for past in self.trials if past["step"] < step)
         self.trials = [past for past in self.trials if past["step"] < step] + [trial]
         self.file.write_text(json.dumps(self.trials, indent=1))
@@ -229,7 +229,7 @@ class ChooseByPlay(TrainerCallback):
             checkpoint.save(self.vlm, self.args.out / "best", {**self.training, "selected": trial})
 
 
-def training_record(args: Args, lessons: list[TaughtGame]) -> dict[str, Any]:
+def training_record(args: Args, lessons: list[LabelledDataset]) -> dict[str, Any]:
     """Return what a checkpoint tells of its making."""
     datasets = [
         {**lesson.data.info.to_dict(), "games": len(lesson.data.seeds), "decisions": len(lesson.rows),
@@ -252,13 +252,13 @@ def check_same_run(args: Args) -> None:
         before = json.loads(file.read_text())
         changed = [name for name in now if before.get(name) != now[name]]
         if changed:
-            raise EnvsError(f"{args.out} holds a run with another {', '.join(changed)}; choose another --out")
-    if first_process():
+            raise UserError(f"{args.out} holds a run with another {', '.join(changed)}; choose another --out")
+    if is_main_process():
         args.out.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(now, indent=1))
 
 
-def make_readout(vlm: PixelVLM, lessons: list[TaughtGame], args: Args) -> Readout | None:
+def make_readout(vlm: PixelVLM, lessons: list[LabelledDataset], args: Args) -> AuxiliaryActionHead | None:
     """Return the readout that the arguments ask for: that of the run that is gone on from, or one with new weights."""
     if args.readout == 0 or (args.readout is None and args.init):
         return None
@@ -268,13 +268,15 @@ def make_readout(vlm: PixelVLM, lessons: list[TaughtGame], args: Args) -> Readou
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
-        readout = Readout(vlm, games)
+        readout = AuxiliaryActionHead(vlm, games)
     if args.init and (args.init.parent / READOUT).is_file():
         readout.restore(args.init.parent)
     return readout
 
 
-def make_imitation(vlm: PixelVLM, lessons: list[TaughtGame], args: Args) -> tuple[Imitation, Batches, list[dict]]:
+def make_imitation(
+    vlm: PixelVLM, lessons: list[LabelledDataset], args: Args
+) -> tuple[BehaviorCloningObjective, BCBatchDataset, list[dict]]:
     """Return cloning as a lesson, its batches and the optimizer's groups, frozen what the arguments freeze."""
     prompts = {
         lesson.data.info.game: (
@@ -283,7 +285,7 @@ def make_imitation(vlm: PixelVLM, lessons: list[TaughtGame], args: Args) -> tupl
         )
         for lesson in lessons
     }
-    plan = TrainablePlan(
+    plan = ModuleLearningRates(
         encoder=args.encoder_learning_rate or None,
         connector=args.encoder_learning_rate or args.learning_rate,
         decoder=args.learning_rate,
@@ -295,16 +297,20 @@ def make_imitation(vlm: PixelVLM, lessons: list[TaughtGame], args: Args) -> tupl
         groups.append({"params": list(readout.parameters()), "lr": rate, "weight_decay": args.weight_decay})
     mirrored = {find_game(name).name for name in args.mirror}
     alone = round(args.readout_first * args.steps) if readout else 0
-    batches = Batches(lessons, vlm.history, args.batch_size, args.steps, args.seed, mirrored, alone, args.game_shares())
-    return Imitation(vlm, prompts, args.bf16, readout, args.readout or 1.0), batches, groups
+    batches = BCBatchDataset(
+        lessons, vlm.history, args.batch_size, args.steps, args.seed, mirrored, alone, args.game_shares()
+    )
+    return BehaviorCloningObjective(vlm, prompts, args.bf16, readout, args.readout or 1.0), batches, groups
 
 
-Mix = Callable[[PixelVLM, Imitation, Batches], tuple[Lesson, Any]]  # cloning and its batches, among other tasks
+Mix = Callable[
+    [PixelVLM, BehaviorCloningObjective, BCBatchDataset], tuple[Objective, Any]
+]  # cloning and its batches, among other tasks
 
 
 def clone(args: Args, mix: Mix | None = None) -> Path:
     """Train; return the directory of the best checkpoint. `mix` may put other tasks beside cloning."""
-    lessons = load_lessons(args.data, args.targets, args.softness, args.hard_share)
+    lessons = load_labelled_datasets(args.data, args.targets, args.softness, args.hard_share)
     check_same_run(args)
     vlm = checkpoint.load(args.init) if args.init else build(args.preset, args.seed)
     training = training_record(args, lessons)
@@ -318,16 +324,16 @@ def clone(args: Args, mix: Mix | None = None) -> Path:
         taught_batches,
         args.out,
         args,
-        callbacks=[ChooseByPlay(args, vlm, lessons, training)],
+        callbacks=[CheckpointSelectionCallback(args, vlm, lessons, training)],
     )
-    if first_process():
-        imitation.save_aids(args.out)
-    checkpoint.save(vlm, args.out / "last", {**training, "moved": moved_tensors(before, vlm)})
+    if is_main_process():
+        imitation.save_auxiliary(args.out)
+    checkpoint.save(vlm, args.out / "last", {**training, "parameter_updates": parameter_update_report(before, vlm)})
     return args.out / ("best" if (args.out / "best").exists() else "last")
 
 
 @dataclass(kw_only=True)
-class Command(Demonstrations, Args):
+class Command(DemonstrationsConfig, Args):
     """Clone a teacher's play into one text policy."""
 
     data: tuple[Path, ...] = ()
@@ -337,7 +343,7 @@ class Command(Demonstrations, Args):
         super().__post_init__()
         self.check_demonstrations()
         if not self.data and not self.games:
-            raise EnvsError("expected --data, recorded games, or --games, whose demonstrations are recorded first")
+            raise UserError("expected --data, recorded games, or --games, whose demonstrations are recorded first")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """DAgger (Ross et al. 2011): the policy plays, a teacher labels what *it* saw, and it learns from all data so far.
 
 Each round records whole games of the policy of the round before, asks the teacher for the value of every action at
-every so many decisions (soft labels, `agents.demonstrations`), and trains on demonstrations and all recordings. A
+every so many decisions (soft labels, `agents.bc_dataset`), and trains on demonstrations and all recordings. A
 round lies in `round-K`: its recordings, its training and `last`. What is finished is not done again, and what was
 interrupted goes on, so that a run that was killed comes to the same weights and figures when it is repeated.
 
@@ -19,12 +19,13 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from agents import clone, record
-from agents.build import SEARCHERS, make_agent
-from agents.results import new_result, read_result, write_result
-from agents.teachers import usual_teacher
+from agents.demonstrations import default_expert
+from agents.registry import EXPERTS, make_agent
+from common.errors import UserError
+from common.files import write_text_atomically
+from common.results import new_result, read_result, write_result
 from envs.atari import make_envs
-from envs.episodes import EpisodeDataset, write_atomically
-from envs.errors import EnvsError
+from envs.episodes import EpisodeDataset
 from envs.games import find_game
 from envs.protocol import MACHADO2018, episode_seeds
 from vlm import checkpoint
@@ -34,7 +35,7 @@ RESULT = "improve.json"
 
 
 @dataclass(kw_only=True)
-class Rounds:
+class DaggerConfig:
     """The rounds of DAgger."""
 
     game: tuple[str, ...] = ()
@@ -61,22 +62,22 @@ class Rounds:
         """Refuse numbers of no use."""
         for name in ("episodes", "teach_every", "repeat"):
             if getattr(self, name) < 1:
-                raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.rounds < 0 or not 0 < self.fall <= 1:
-            raise EnvsError(f"expected --rounds of at least 0 and --fall in (0, 1], got {self.rounds} and {self.fall}")
-        if self.teacher and self.teacher not in SEARCHERS:
-            raise EnvsError(
-                f"expected --teacher {', '.join(SEARCHERS)}, got {self.teacher!r}; agents.record takes others, and "
+            raise UserError(f"expected --rounds of at least 0 and --fall in (0, 1], got {self.rounds} and {self.fall}")
+        if self.teacher and self.teacher not in EXPERTS:
+            raise UserError(
+                f"expected --teacher {', '.join(EXPERTS)}, got {self.teacher!r}; agents.record takes others, and "
                 "agents.clone what it recorded"
             )
         if self.record_seed + self.rounds > clone.SELECTION_SEED:
-            raise EnvsError(
+            raise UserError(
                 f"--record-seed and its rounds must stay below {clone.SELECTION_SEED}, where choosing begins"
             )
 
     def teacher_of(self, game: str) -> str:
         """Return who labels a game."""
-        return self.teacher or usual_teacher(game)
+        return self.teacher or default_expert(game)
 
 
 Teach = Callable[[clone.Args], Path]  # trains as the arguments say and returns the checkpoint to go on with
@@ -86,11 +87,11 @@ def games_of(games: Sequence[str], start: Path) -> list[str]:
     """Return the names of the games to improve in: those asked for, or all that a checkpoint was taught."""
     taught = checkpoint.read_training(start).get("games") or []
     if not games and not taught:
-        raise EnvsError(f"{start} was taught no game; name one with --game")
+        raise UserError(f"{start} was taught no game; name one with --game")
     return [find_game(game).name for game in games or taught]
 
 
-def improve(args: clone.Args, rounds: Rounds, start: Path, teach: Teach = clone.clone) -> Path:
+def run_dagger(args: clone.Args, rounds: DaggerConfig, start: Path, teach: Teach = clone.clone) -> Path:
     """Go through all rounds from a checkpoint; return the last round's.
 
     `args` is how each round trains: its `data` are the demonstrations, its `out` is where the rounds go.
@@ -113,7 +114,7 @@ def improve(args: clone.Args, rounds: Rounds, start: Path, teach: Teach = clone.
     return current
 
 
-def record_round(rounds: Rounds, game: str, player: Path, place: Path, number: int) -> Path:
+def record_round(rounds: DaggerConfig, game: str, player: Path, place: Path, number: int) -> Path:
     """Let the policy play a round's games under its teacher, or what is left of them; return the dataset."""
     arguments = record.Args(
         game=game,
@@ -129,7 +130,7 @@ def record_round(rounds: Rounds, game: str, player: Path, place: Path, number: i
 
 
 def train_round(
-    args: clone.Args, rounds: Rounds, data: list[Path], start: Path, place: Path, number: int, teach: Teach
+    args: clone.Args, rounds: DaggerConfig, data: list[Path], start: Path, place: Path, number: int, teach: Teach
 ) -> Path:
     """Train a round on all data so far, or go on with it; return its checkpoint."""
     out, done = place / "trained", place / "last.json"
@@ -146,7 +147,7 @@ def train_round(
     )
     found = teach(own)
     place.mkdir(parents=True, exist_ok=True)
-    write_atomically(done, json.dumps({"checkpoint": str(found)}) + "\n")
+    write_text_atomically(done, json.dumps({"checkpoint": str(found)}) + "\n")
     return found
 
 
@@ -186,7 +187,7 @@ def label_ceiling(out: Path, game_name: str, teacher: str) -> dict[str, Any]:
                 correlations.append(_correlation(one, other))
     found = {"agree": float(np.mean(agreed)), "correlation": float(np.nanmedian(correlations)), "n": len(agreed)}
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps({"game": game_name, "teacher": teacher, **found}, indent=1) + "\n")
+    write_text_atomically(file, json.dumps({"game": game_name, "teacher": teacher, **found}, indent=1) + "\n")
     return json.loads(file.read_text())
 
 
@@ -214,6 +215,6 @@ def _tell(row: dict[str, Any], writer: SummaryWriter) -> None:
 
 def _write(file: Path, rows: list[dict[str, Any]], ceilings: dict[str, dict[str, Any]]) -> None:
     """Write the figures so far; a run that goes on keeps what the file tells of its beginning."""
-    result = read_result(file) if file.exists() else new_result("improve", MACHADO2018, [])
+    result = read_result(file) if file.exists() else new_result("improve", MACHADO2018.to_dict(), [])
     result["rows"] = [*({"ceiling_of": game, **found} for game, found in ceilings.items()), *rows]
     write_result(file, result)

@@ -1,132 +1,97 @@
-"""What a cloned policy learns from: teachers' decisions as soft targets, and batches of every game.
+"""Who teaches each game, and the games that teachers play to be learnt from, recorded where they are not there yet."""
 
-Where a dataset holds a teacher's value of every action, a target is soft: near-equal actions share it. Batches are
-drawn from a seed and the step's number alone.
-"""
-
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
-from envs.episodes import EpisodeDataset
-from envs.errors import EnvsError
+from agents import record
+from agents.registry import parse_agent_id
+from common.errors import UserError
+from envs.games import find_game
+from envs.reference_scores import all_references
+
+DEFAULT_EXPERTS = {  # and the planner for every other game
+    "Carnival": "marksman",
+    "MsPacman": "pathfinder",
+    "Pong": "tracker",
+    "Breakout": "tracker",
+}
 
 
-@dataclass(frozen=True)
-class TaughtGame:
-    """One game's decisions with their targets.
+def default_expert(game: str) -> str:
+    """Return who teaches a game where nobody else is named."""
+    return DEFAULT_EXPERTS.get(game, "planner")
 
-    rows: int[N] into `data`; targets: float32[N, A], each a distribution; weights: float32[N], what a row matters.
+
+def expert_normalized_score(scores: Mapping[str, Sequence[float]], teachers: Mapping[str, float]) -> float:
+    """Return what scores are of teachers', as a mean over games: 1 as good, 0 as random play is known to be.
+
+    Args:
+        scores: of whole games, by the game's name.
+        teachers: the mean score of the best player among what was learnt from, by the game's name.
     """
-
-    data: EpisodeDataset
-    rows: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray
-
-
-def make_lesson(data: EpisodeDataset, targets: str, softness: float, hard_share: float) -> TaughtGame:
-    """Turn a dataset into targets.
-
-    Rows of a taught dataset at which the teacher was not asked are left out. A row weighs what its choice is worth, its
-    spread: the value of the best action less that of the mean one, over the dataset's mean spread. Small spreads are
-    mostly the teacher's own noise, and a game is lost at few decisions: weights run from 0.1 to 4.
-    """
-    width = len(data.info.action_names)
-    taught = ~np.isnan(data.action_values).all(axis=1)
-    if not taught.any():
-        return TaughtGame(data, np.arange(len(data)), np.eye(width, dtype=np.float32)[data.actions], np.ones(len(data)))
-    rows = np.flatnonzero(taught)
-    values = data.action_values[rows].astype(np.float64)
-    looked = np.isfinite(values)
-    best = np.where(looked, values, -np.inf).max(axis=1, keepdims=True)
-    spread = (best - np.where(looked, values, 0).sum(1, keepdims=True) / looked.sum(1, keepdims=True))[:, 0]
-    scale = float(spread.mean()) or 1.0
-    hard = np.eye(width)[np.where(looked, values, -np.inf).argmax(axis=1)]
-    if targets == "hard":
-        return TaughtGame(data, rows, hard.astype(np.float32), np.ones(len(rows)))
-    soft = np.where(looked, np.exp(np.where(looked, values - best, 0) / (softness * scale)), 0)
-    soft /= soft.sum(axis=1, keepdims=True)
-    mixed = hard_share * hard + (1 - hard_share) * soft
-    return TaughtGame(data, rows, mixed.astype(np.float32), np.clip(spread / scale, 0.1, 4))
+    shares = []
+    for game, teacher in teachers.items():
+        known = {reference.agent: reference.score for reference in all_references(find_game(game))}
+        floor = known.get("random", 0.0)
+        shares.append((np.mean(scores[game]) - floor) / max(teacher - floor, 1.0))
+    return float(np.mean(shares))
 
 
-def mirrored_actions(names: Sequence[str]) -> list[int]:
-    """Return for each action the one that does the same in a mirror, left to right."""
-    turned = {"left": "right", "right": "left"}
-    return [names.index(" ".join(turned.get(word, word) for word in name.split())) for name in names]
+@dataclass(kw_only=True)
+class DemonstrationsConfig:
+    """Games that teachers play to be learnt from."""
 
+    games: tuple[str, ...] = ()
+    """Games to clone: what their teachers have not played yet is recorded first."""
+    teachers: tuple[str, ...] = ()
+    """Who teaches a game of --games where that is not the pathfinder (Ms. Pac-Man), the marksman (Carnival), the
+    tracker (Pong, Breakout) or the planner (every other game), as in `--teachers Pong=sb3:runs/pong.zip`."""
+    teach_episodes: int = 8
+    """Games that each teacher plays."""
+    teach_frames: int = 8000
+    """Emulator frames after which such a game is cut off."""
+    slips: float = 0.05
+    """Share of a teacher's decisions at which its hand slips, so that its pupils see how to come back."""
+    room: Path = Path("data")
+    """Where such games are recorded: ROOM/TEACHER-GAME."""
 
-class Batches(Dataset):
-    """Step i's batch, drawn from the seed and i alone, so that a resumed run sees what an unbroken one would.
+    def check_demonstrations(self) -> None:
+        """Refuse numbers of no use and teachers of games that nobody asked for."""
+        for name in ("teach_episodes", "teach_frames"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if idle := sorted(set(self.named_teachers()) - {find_game(game).name for game in self.games}):
+            raise UserError(f"--teachers names {', '.join(idle)}, which is not among --games")
 
-    A batch has one part for each game, since a prompt is of one game, all of a size: with one game a batch, every step
-    would pull the model towards the habits of another game. Games have equal parts, or by `shares`; within a game,
-    datasets have a share by their size.
-    """
+    def named_teachers(self) -> dict[str, str]:
+        """Return the teacher of each game that `teachers` names."""
+        found = {}
+        for given in self.teachers:
+            game, _, spec = given.partition("=")
+            if not spec:
+                raise UserError(f"--teachers: expected GAME=AGENT, as in Pong=sb3:runs/pong.zip, got {given!r}")
+            parse_agent_id(spec)
+            found[find_game(game).name] = spec
+        return found
 
-    def __init__(
-        self,
-        lessons: list[TaughtGame],
-        history: int,
-        batch_size: int,
-        steps: int,
-        seed: int,
-        mirror: Collection[str] = (),
-        alone: int = 0,
-        shares: Mapping[str, float] | None = None,
-    ):
-        self.lessons, self.history, self.steps, self.seed, self.mirror = lessons, history, steps, seed, mirror
-        self.alone = alone  # the first steps, which are for the readout (`agents.clone`)
-        self.games = sorted({lesson.data.info.game for lesson in lessons})
-        if idle := set(shares or {}) - set(self.games):
-            raise EnvsError(f"expected shares of {', '.join(self.games)}, got one of {', '.join(sorted(idle))}")
-        given = [(shares or {}).get(game, 1.0) for game in self.games]
-        self.sizes = {
-            game: max(1, int(batch_size * share / sum(given))) for game, share in zip(self.games, given, strict=True)
-        }
+    def record_demonstrations(self) -> list[Path]:
+        """Return the dataset of each game, with what was lacking recorded now."""
+        named = self.named_teachers()
+        games = dict.fromkeys(find_game(game).name for game in self.games)
+        return [self._record(game, named.get(game, default_expert(game))) for game in games]
 
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        rng = np.random.default_rng([self.seed, step])
-        return {"parts": [self._part(game, rng) for game in self.games], "alone": step < self.alone}
-
-    def _part(self, game: str, rng: np.random.Generator) -> dict[str, Any]:
-        lessons = [lesson for lesson in self.lessons if lesson.data.info.game == game]
-        sizes, count = np.array([len(lesson.rows) for lesson in lessons]), self.sizes[game]
-        drawn = np.searchsorted(np.cumsum(sizes), rng.integers(sizes.sum(), size=count), side="right")
-        rows = [(lessons[i], int(rng.integers(sizes[i]))) for i in drawn]
-        frames = np.stack([lesson.data.frames(int(lesson.rows[row]), self.history) for lesson, row in rows])
-        targets = np.stack([lesson.targets[row] for lesson, row in rows])
-        turned = rng.random(count) < 0.5
-        if game in self.mirror:
-            frames[turned] = frames[turned][:, :, :, ::-1]
-            targets[turned] = targets[turned][:, mirrored_actions(lessons[0].data.info.action_names)]
-        weights = np.array([lesson.weights[row] for lesson, row in rows], dtype=np.float32)
-        return {
-            "frames": torch.from_numpy(frames),
-            "targets": torch.from_numpy(targets),
-            "weights": torch.from_numpy(weights),
-            "game": game,
-        }
-
-
-def load_lessons(paths: Sequence[Path], targets: str, softness: float, hard_share: float) -> list[TaughtGame]:
-    """Open every dataset of `paths`, and refuse two that call the same game's actions by other names."""
-    lessons: list[TaughtGame] = []
-    names: dict[str, tuple[str, ...]] = {}
-    for path in paths:
-        data = EpisodeDataset(path)
-        if names.setdefault(data.info.game, data.info.action_names) != data.info.action_names:
-            raise EnvsError(f"{path}: its legal actions differ from those of another dataset of {data.info.game}")
-        lessons.append(make_lesson(data, targets, softness, hard_share))
-        worth = f"mean score {np.mean(data.scores):.0f}"
-        print(f"{path}: {data.info.game}, {len(data.seeds)} games, {len(lessons[-1].rows)} decisions, {worth}")
-    return lessons
+    def _record(self, game: str, teacher: str) -> Path:
+        kind, path = parse_agent_id(teacher)
+        place = self.room / f"{f'{kind}-{Path(path).stem}' if path else kind}-{game}"
+        arguments = record.Args(
+            game=game,
+            out=place,
+            agent=teacher,
+            episodes=self.teach_episodes,
+            noise=self.slips,
+            max_frames=self.teach_frames,
+        )
+        return record.record(arguments)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from agents.agent import Actions
-from envs.errors import EnvsError
+from common.errors import UserError
 from envs.games import Game
 
 SCALE, DECISIONS_PER_SECOND = 4, 15
@@ -20,7 +20,7 @@ def import_pygame() -> Any:
     try:
         import pygame
     except ImportError as error:
-        raise EnvsError('a window needs pygame; install it with: pip install -e ".[human]"') from error
+        raise UserError('a window needs pygame; install it with: pip install -e ".[human]"') from error
     return pygame
 
 
@@ -71,7 +71,7 @@ class HumanAgent:
     def reset(self, seeds: Sequence[int | None]) -> None:
         """A person plays one game at a time."""
         if len(seeds) != 1:
-            raise EnvsError("a person plays one game at a time: use one lane")
+            raise UserError("a person plays one game at a time: use one lane")
 
     def act(self, frames: np.ndarray) -> Actions:
         """Show the frame, wait for its time, read the keys."""

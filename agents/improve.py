@@ -6,7 +6,7 @@
 
 Cloning alone stays far below its teacher: the policy leaves the teacher's states and never saw what to do there.
 `dagger` (`agents.dagger`): it plays, the teacher labels what it saw, and it learns from all data so far; give the
-demonstrations that it was cloned from as `--data`. `ppo` (`agents.policy_gradient`): the probability of the text of
+demonstrations that it was cloned from as `--data`. `ppo` (`agents.ppo`): the probability of the text of
 its own answers rises with the reward that follows, held near the policy it began as. All options of `agents.clone`
 are those of each round's training. A run that was killed goes on where it stopped when the command is repeated.
 """
@@ -18,17 +18,17 @@ from typing import Annotated, Literal
 
 import tyro
 
-from agents import clone, dagger, policy_gradient
-from agents.command import run
+from agents import clone, dagger, ppo
+from common.command import run
+from common.errors import UserError
 from envs.atari import make_envs
-from envs.errors import EnvsError
 from envs.games import find_game
 from envs.protocol import MACHADO2018
 from vlm import checkpoint
 
 
 @dataclass(kw_only=True)
-class Args(dagger.Rounds, policy_gradient.Ppo, clone.Args):
+class Args(dagger.DaggerConfig, ppo.PPOConfig, clone.Args):
     """Improve a policy in rollouts."""
 
     method: Literal["dagger", "ppo"] = "dagger"
@@ -51,13 +51,13 @@ class Args(dagger.Rounds, policy_gradient.Ppo, clone.Args):
         self.check_rounds()
         self.check_ppo()
         if self.method == "ppo" and len(self.game) != 1:
-            raise EnvsError(f"--method ppo learns one game at a time; name it with --game, got {list(self.game)}")
+            raise UserError(f"--method ppo learns one game at a time; name it with --game, got {list(self.game)}")
 
 
 def improve(args: Args) -> Path:
     """Improve; return the directory of the last checkpoint."""
     clone.check_same_run(args)
-    return dagger.improve(args, args, args.init) if args.method == "dagger" else by_rewards(args)
+    return dagger.run_dagger(args, args, args.init) if args.method == "dagger" else by_rewards(args)
 
 
 def by_rewards(args: Args) -> Path:
@@ -68,8 +68,8 @@ def by_rewards(args: Args) -> Path:
     training = {**args.record(), "games": games, "started_from": before}
     with make_envs(game, args.lanes, MACHADO2018) as envs:
         rates = (args.encoder_learning_rate, args.learning_rate)
-        learner = policy_gradient.PolicyGradient(vlm, envs, args, rates, args.seed, args.record_seed, args.bf16)
-        return policy_gradient.improve(learner, args.out, training)
+        learner = ppo.PPOTrainer(vlm, envs, args, rates, args.seed, args.record_seed, args.bf16)
+        return ppo.run_ppo(learner, args.out, training)
 
 
 def main(argv: list[str] | None = None) -> int:

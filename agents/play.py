@@ -24,22 +24,22 @@ import tyro
 from tqdm import tqdm
 
 from agents.agent import Agent
-from agents.build import SEARCHERS, make_agent, needs_emulator, split_spec, weights_of
-from agents.command import run
-from agents.results import new_result, read_result, write_result
-from agents.rollout import Turn, play_games
-from agents.video import Shown, VideoWriter
-from envs.atari import Lanes, make_envs
-from envs.errors import EnvsError
+from agents.registry import EXPERTS, checkpoint_path, make_agent, needs_emulator, parse_agent_id
+from agents.rollout import Transition, play_games
+from agents.video import OverlayFrame, VideoWriter
+from common.command import run
+from common.errors import UserError
+from common.results import new_result, read_result, write_result
+from envs.atari import GameEnvs, make_envs
 from envs.games import Game, find_game
 from envs.protocol import episode_seeds, find_protocol
 from envs.reference_scores import MissingReferenceError, all_references, reference
-from vlm.shipped import SHIPPED, SHIPPED_REFER
+from vlm.pretrained import RELEASED_POLICY, RELEASED_SEGMENTER
 
 if TYPE_CHECKING:
-    from agents.highlight import Highlight
+    from agents.mask_overlay import MaskOverlay
 
-SCORES = SHIPPED.parent.parent.parent / "experiments" / "results" / "shipped.json"
+SCORES = RELEASED_POLICY.parent.parent.parent / "experiments" / "results" / "shipped.json"
 LEAST_FREE_BYTES = 64 * 2**20
 
 
@@ -74,8 +74,8 @@ class Args:
     """Film the games; --no-video plays faster."""
     highlight: str = ""
     """Words for something in the game, "the red ghost": the video shows the mask that --finder finds for them."""
-    finder: Path | None = None
-    """A checkpoint that was taught masks (`pretrain.refer`); by default the one that the repository ships."""
+    segmenter: Path | None = None
+    """A checkpoint that was taught masks (`pretrain.referring`); by default the one that the repository ships."""
     render: Literal["none", "human"] = "none"
     """human: show the game in a window while it is played."""
 
@@ -83,14 +83,14 @@ class Args:
         for name in ("episodes", "max_frames"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        kind, path = split_spec(self.agent)
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        kind, path = parse_agent_id(self.agent)
         if self.checkpoint and (kind != "vlm" or path):
-            raise EnvsError(f"--checkpoint is for --agent vlm, got --agent {self.agent}")
+            raise UserError(f"--checkpoint is for --agent vlm, got --agent {self.agent}")
         if self.highlight.strip() and not self.video:
-            raise EnvsError("--highlight is drawn in the video, which --no-video leaves out")
-        if self.finder and not self.highlight.strip():
-            raise EnvsError('--finder goes with --highlight "what to find"')
+            raise UserError("--highlight is drawn in the video, which --no-video leaves out")
+        if self.segmenter and not self.highlight.strip():
+            raise UserError('--finder goes with --highlight "what to find"')
 
     @property
     def spec(self) -> str:
@@ -98,10 +98,10 @@ class Args:
         return f"vlm:{self.checkpoint}" if self.checkpoint else self.agent
 
 
-class Recording:
+class EpisodeRecorder:
     """Watches the turns of each game in order: films it, shows it, keeps its row."""
 
-    def __init__(self, args: Args, envs: Lanes, agent: Agent):
+    def __init__(self, args: Args, envs: GameEnvs, agent: Agent):
         self.args, self.envs, self.agent = args, envs, agent
         self.games: list[dict[str, Any]] = []
         self._video: VideoWriter | None = None
@@ -109,26 +109,26 @@ class Recording:
         self._window = _window(envs) if args.render == "human" else None
         self._started = time.monotonic()
 
-    def step(self, turn: Turn) -> None:
+    def step(self, turn: Transition) -> None:
         """Take in a turn; a game's first opens its video, its last closes it."""
         if turn.step == 0:
             self._start(turn)
         if self._video:
             found = self._highlight
-            self._video.step(turn, Shown(found.words, found.find(turn)) if found else None)
+            self._video.step(turn, OverlayFrame(found.words, found.find(turn)) if found else None)
         if self._window:
             self._window.show(turn.frame)
         row = self.games[-1]
         row["score"], row["decisions"] = turn.score, turn.step + 1
-        row["unparsable"] += int(turn.unparsable)
+        row["invalid"] += int(turn.invalid)
         row["seconds"] = time.monotonic() - self._started
         if turn.ended:
             row["finished"] = True
             self.close()
 
-    def _start(self, turn: Turn) -> None:
+    def _start(self, turn: Transition) -> None:
         game = self.envs.game
-        row: dict[str, Any] = {"seed": turn.seed, "score": 0.0, "decisions": 0, "unparsable": 0, "finished": False}
+        row: dict[str, Any] = {"seed": turn.seed, "score": 0.0, "decisions": 0, "invalid": 0, "finished": False}
         self._started = time.monotonic()
         if self.args.video:
             file = self.args.out / f"{game.name}-{self.agent.name}-seed{self.args.seed}-game{turn.game_index}.mp4"
@@ -149,16 +149,16 @@ class Recording:
             self._video.discard()
 
 
-def _window(envs: Lanes) -> Any:
+def _window(envs: GameEnvs) -> Any:
     from agents.human_agent import Window
 
     return Window(envs.game)
 
 
-def _highlight(args: Args) -> "Highlight":
-    from agents.highlight import Highlight
+def _highlight(args: Args) -> "MaskOverlay":
+    from agents.mask_overlay import MaskOverlay
 
-    return Highlight.load(args.finder or SHIPPED_REFER, args.highlight)
+    return MaskOverlay.load(args.segmenter or RELEASED_SEGMENTER, args.highlight)
 
 
 def check_out(out: Path, video: bool) -> None:
@@ -169,13 +169,13 @@ def check_out(out: Path, video: bool) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise EnvsError(f"--out {out} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
     free = shutil.disk_usage(out).free
     if video and free < LEAST_FREE_BYTES:
-        raise EnvsError(f"--out {out} has {free // 2**20} MiB left; filming asks for {LEAST_FREE_BYTES // 2**20}")
+        raise UserError(f"--out {out} has {free // 2**20} MiB left; filming asks for {LEAST_FREE_BYTES // 2**20}")
 
 
-def watch(args: Args, envs: Lanes, agent: Agent, recording: Recording) -> bool:
+def watch(args: Args, envs: GameEnvs, agent: Agent, recording: EpisodeRecorder) -> bool:
     """Play and record; return whether the player was interrupted by Ctrl-C."""
     seeds = episode_seeds(args.seed, args.episodes)
     bar = tqdm(desc=f"{agent.name} plays {envs.game.title}", unit=" decisions")
@@ -200,12 +200,12 @@ def watch(args: Args, envs: Lanes, agent: Agent, recording: Recording) -> bool:
     return False
 
 
-def result_of(args: Args, envs: Lanes, recording: Recording, interrupted: bool) -> dict[str, Any]:
+def result_of(args: Args, envs: GameEnvs, recording: EpisodeRecorder, interrupted: bool) -> dict[str, Any]:
     """Return the result in the house's form; scores of games cut short are kept apart from whole ones."""
     games = recording.games
     decisions = sum(row["decisions"] for row in games)
     seconds = sum(row["seconds"] for row in games)
-    result = new_result("play", envs.protocol, [args.seed])
+    result = new_result("play", envs.protocol.to_dict(), [args.seed])
     result["seconds"], result["interrupted"] = round(seconds, 2), interrupted
     row: dict[str, Any] = {
         "agent": args.spec,
@@ -214,15 +214,15 @@ def result_of(args: Args, envs: Lanes, recording: Recording, interrupted: bool) 
         "decode": args.decode,
         "scores": [row["score"] for row in games if row["finished"]],
         "scores_of_cut_games": [row["score"] for row in games if not row["finished"]],
-        "unparsable": sum(row["unparsable"] for row in games) / max(decisions, 1),
+        "invalid": sum(row["invalid"] for row in games) / max(decisions, 1),
         "decisions": decisions,
         "decisions_per_second": round(decisions / max(seconds, 1e-9), 1),
         "videos": [row["video"] for row in games if "video" in row],
     }
-    if split_spec(args.spec)[0] == "vlm":
+    if parse_agent_id(args.spec)[0] == "vlm":
         from vlm.checkpoint import content_hash
 
-        row["checkpoint"] = content_hash(weights_of(args.spec))
+        row["checkpoint"] = content_hash(checkpoint_path(args.spec))
         row["temperature"] = getattr(recording.agent, "temperature", None)
         row["engine"] = args.engine
     result["rows"] = [row]
@@ -247,7 +247,7 @@ def score_table(game: Game, result: dict[str, Any]) -> str:
     except MissingReferenceError as missing:
         lines.append(f"  human                          -  {missing}")
     speed = f"{row['decisions_per_second']} decisions a second"
-    lines.append(f"  {row['decisions']} decisions, {speed}, {row['unparsable']:.1%} unparsable")
+    lines.append(f"  {row['decisions']} decisions, {speed}, {row['invalid']:.1%} unparsable")
     return "\n".join(lines)
 
 
@@ -260,7 +260,7 @@ def _measured(game: Game) -> list[tuple[str, float, str]]:
         if row["game"] == game.name:
             how = "" if row.get("temperature") is None else f" at {row['temperature']:g}"
             found.setdefault(row["agent"] + how, []).extend(row["scores"])
-    notes = dict.fromkeys(SEARCHERS, "; a teacher with access to the simulator")
+    notes = dict.fromkeys(EXPERTS, "; a teacher with access to the simulator")
     return [
         (f"{name} (committed)", float(np.mean(scores)), f"{len(scores)} games{notes.get(name, '')}")
         for name, scores in found.items()
@@ -277,7 +277,7 @@ def play(args: Args) -> int:
         taught = getattr(agent, "training", {}).get("games")
         if taught is not None and game.name not in taught:
             print(f"note: this model was not trained on {game.title}, only on {', '.join(taught)}")
-        recording = Recording(args, envs, agent)
+        recording = EpisodeRecorder(args, envs, agent)
         interrupted = watch(args, envs, agent, recording)
     if not recording.games:
         return 130

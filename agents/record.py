@@ -22,18 +22,18 @@ import tyro
 from tqdm import tqdm
 
 from agents.agent import Actions, Agent
-from agents.build import SEARCHERS, make_agent, needs_emulator, split_spec, weights_of
-from agents.command import run
-from agents.rollout import Turn, play_games
-from envs.atari import Lanes, make_envs
+from agents.registry import EXPERTS, checkpoint_path, make_agent, needs_emulator, parse_agent_id
+from agents.rollout import Transition, play_games
+from common.command import run
+from common.errors import UserError
+from common.provenance import git_commit, package_versions
+from envs.atari import GameEnvs, make_envs
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
-from envs.errors import EnvsError
 from envs.games import find_game
 from envs.protocol import episode_seeds, find_protocol
-from vlm.device import processes
-from vlm.provenance import git_commit, package_versions
+from vlm.device import world_size
 
-TEACHERS = (*SEARCHERS, "vlm")
+LABELLERS = (*EXPERTS, "vlm")
 
 
 @dataclass
@@ -74,18 +74,18 @@ class Args:
     def __post_init__(self) -> None:
         for name in ("episodes", "teach_every", "think_every", "lanes"):
             if getattr(self, name) < 1:
-                raise EnvsError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.max_frames is not None and self.max_frames < 1:
-            raise EnvsError(f"--max-frames must be at least 1, got {self.max_frames}")
+            raise UserError(f"--max-frames must be at least 1, got {self.max_frames}")
         if not 0 <= self.noise < 1:
-            raise EnvsError(f"--noise must be at least 0 and below 1, got {self.noise}")
+            raise UserError(f"--noise must be at least 0 and below 1, got {self.noise}")
         if self.teach_every > 1 and self.teacher is None:
-            raise EnvsError("--teach-every asks for a --teacher")
+            raise UserError("--teach-every asks for a --teacher")
         if self.think_every > 1 and self.lanes > 1:
-            raise EnvsError(f"--think-every holds answers in one lane only, got --lanes {self.lanes}")
+            raise UserError(f"--think-every holds answers in one lane only, got --lanes {self.lanes}")
 
 
-class Searcher(Agent, Protocol):
+class ActionValueExpert(Agent, Protocol):
     """An agent that values every action of a lane's present state, whoever brought the game there."""
 
     def values(self, lane: int) -> np.ndarray:
@@ -93,7 +93,7 @@ class Searcher(Agent, Protocol):
         ...
 
 
-class TaughtAgent:
+class ExpertLabelledAgent:
     """A player whose `scores` come from a teacher, at every `every`-th decision of a game; NaN at the others.
 
     A searcher is asked at those alone; a teacher that sees what the player sees follows the whole game.
@@ -119,13 +119,13 @@ class TaughtAgent:
         played = self.player.act(frames)
         asked = self._steps % self.every == 0
         self._steps += 1
-        return Actions(played.indices, played.texts, self._values(frames, asked), played.unparsable)
+        return Actions(played.indices, played.texts, self._values(frames, asked), played.invalid)
 
     def _values(self, frames: np.ndarray, asked: np.ndarray) -> np.ndarray:
         """Return float32[n, A], the teacher's values of the lanes `asked`, bool[n], and NaN for the others."""
         values = np.full((len(frames), self.actions), np.nan, dtype=np.float32)
         if hasattr(self.teacher, "values"):
-            searcher = cast(Searcher, self.teacher)
+            searcher = cast(ActionValueExpert, self.teacher)
             for lane in np.flatnonzero(asked):
                 values[lane] = searcher.values(int(lane))
         else:
@@ -135,7 +135,7 @@ class TaughtAgent:
         return values
 
 
-class SlippingAgent:
+class RandomActionAgent:
     """A player whose hand slips: with probability `noise` a random legal action is played and held for a while."""
 
     def __init__(self, player: Agent, noise: float, action_names: Sequence[str]):
@@ -165,10 +165,10 @@ class SlippingAgent:
             if left > 0:
                 indices[lane] = action
             self._held[lane] = (action, max(left - 1, 0))
-        return Actions(indices, tuple(self.action_names[i] for i in indices), meant.scores, meant.unparsable)
+        return Actions(indices, tuple(self.action_names[i] for i in indices), meant.scores, meant.invalid)
 
 
-class HoldingAgent:
+class ActionRepeatAgent:
     """A player who thinks at every `every`-th decision and holds the answer in between, with NaN for its scores."""
 
     def __init__(self, player: Agent, every: int):
@@ -193,7 +193,7 @@ class HoldingAgent:
         return self._held
 
 
-def to_episode(turns: list[Turn]) -> Episode:
+def to_episode(turns: list[Transition]) -> Episode:
     """Put the turns of one finished game together."""
     values = None
     if turns[0].scores is not None:
@@ -210,9 +210,9 @@ def to_episode(turns: list[Turn]) -> Episode:
     )
 
 
-def finished_games(turns: Iterator[Turn]) -> Iterator[Episode]:
+def finished_games(turns: Iterator[Transition]) -> Iterator[Episode]:
     """Yield each game of a rollout as it ends."""
-    open_games: dict[int, list[Turn]] = {}
+    open_games: dict[int, list[Transition]] = {}
     for turn in turns:
         game = open_games.setdefault(turn.game_index, [])
         game.append(turn)
@@ -220,19 +220,19 @@ def finished_games(turns: Iterator[Turn]) -> Iterator[Episode]:
             yield to_episode(open_games.pop(turn.game_index))
 
 
-def make_player(args: Args, envs: Lanes) -> Agent:
+def make_player(args: Args, envs: GameEnvs) -> Agent:
     """Build the player with what `args` puts around it: noise at the hand, a teacher behind."""
     player = make_agent(args.agent, envs, temperature=args.temperature, engine=args.engine)
     if args.think_every > 1:
-        player = HoldingAgent(player, args.think_every)
+        player = ActionRepeatAgent(player, args.think_every)
     if args.noise:
-        player = SlippingAgent(player, args.noise, envs.action_names)
+        player = RandomActionAgent(player, args.noise, envs.action_names)
     if args.teacher:
-        if split_spec(args.teacher)[0] not in TEACHERS:
-            kinds = ", ".join(TEACHERS)
-            raise EnvsError(f"--teacher must be an agent that values every action ({kinds}), got {args.teacher!r}")
+        if parse_agent_id(args.teacher)[0] not in LABELLERS:
+            kinds = ", ".join(LABELLERS)
+            raise UserError(f"--teacher must be an agent that values every action ({kinds}), got {args.teacher!r}")
         teacher = make_agent(args.teacher, envs, engine=args.engine)
-        player = TaughtAgent(player, teacher, args.teach_every, len(envs.action_names))
+        player = ExpertLabelledAgent(player, teacher, args.teach_every, len(envs.action_names))
     return player
 
 
@@ -240,18 +240,18 @@ def who_values(args: Args) -> str | None:
     """Return whose action values a dataset holds, a VLM by its weights, so that no other one goes on with it."""
     if args.teacher is None:
         return args.agent if needs_emulator(args.agent) else None
-    kind = split_spec(args.teacher)[0]
+    kind = parse_agent_id(args.teacher)[0]
     if kind != "vlm":
         return kind
     from vlm.checkpoint import content_hash  # torch, which searchers have no need of
 
-    return f"vlm {content_hash(weights_of(args.teacher))}"
+    return f"vlm {content_hash(checkpoint_path(args.teacher))}"
 
 
 def record(args: Args) -> Path:
     """Play and store the games that the dataset still lacks; return its directory."""
-    if processes() > 1:
-        raise EnvsError(f"games are recorded by one process, got {processes()}: record first, then train by several")
+    if world_size() > 1:
+        raise UserError(f"games are recorded by one process, got {world_size()}: record first, then train by several")
     game, protocol = find_game(args.game), find_protocol(args.protocol)
     if args.max_frames:
         protocol = replace(protocol, max_episode_frames=min(args.max_frames, protocol.max_episode_frames))

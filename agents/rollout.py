@@ -4,7 +4,7 @@
         recorder.step(turn)
 
 Scores, videos and datasets watch the turns; none of them is the loop's business. The frames and rewards in a turn
-are the true ones of whole games. With several tables of lanes, `play_at_tables`, one table's games step while the agent
+are the true ones of whole games. With several tables of lanes, `rollout_pipelined`, one table's games step while the agent
 of another thinks.
 """
 
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.agent import Actions, Agent
-from envs.atari import Lanes, Step
+from envs.atari import GameEnvs, Step
 
 
 @dataclass(frozen=True)
-class Turn:
+class Transition:
     """One decision of one game: what was seen, what was answered, what came of it.
 
     frame: uint8[H, W, 3], seen before acting; scores: float32[A] or None; score: the sum of rewards so far, this
@@ -33,7 +33,7 @@ class Turn:
     action: int
     text: str
     scores: np.ndarray | None
-    unparsable: bool
+    invalid: bool
     reward: float
     score: float
     terminated: bool
@@ -53,22 +53,22 @@ class _Lane:
     score: float = 0.0
 
 
-def play_games(agent: Agent, envs: Lanes, seeds: Sequence[int]) -> Iterator[Turn]:
+def play_games(agent: Agent, envs: GameEnvs, seeds: Sequence[int]) -> Iterator[Transition]:
     """Play one game for each seed and yield its turns, interleaved over the lanes.
 
     A lane whose game has ended takes the next seed; lanes without one idle. The games do not depend on the lanes.
     """
-    yield from play_at_tables([(agent, envs)], seeds)
+    yield from rollout_pipelined([(agent, envs)], seeds)
 
 
-def play_at_tables(tables: Sequence[tuple[Agent, Lanes]], seeds: Sequence[int]) -> Iterator[Turn]:
+def rollout_pipelined(tables: Sequence[tuple[Agent, GameEnvs]], seeds: Sequence[int]) -> Iterator[Transition]:
     """Play one game for each seed at several tables, each with an agent and lanes of its own; yield all turns.
 
     The games are those of `play_games`: which table plays which does not change them. A table's games step in a thread
     while the agents of the others think, so that with two tables neither waits for the other.
     """
     waiting = list(enumerate(seeds))[::-1]
-    sides = [_Table(agent, envs) for agent, envs in tables]
+    sides = [_EnvGroup(agent, envs) for agent, envs in tables]
     with ThreadPoolExecutor(len(sides)) as pool:
         while True:
             for side in sides:
@@ -78,17 +78,17 @@ def play_at_tables(tables: Sequence[tuple[Agent, Lanes]], seeds: Sequence[int]) 
                 return
 
 
-class _Table:
+class _EnvGroup:
     """An agent, its lanes, and the step that they are taking."""
 
-    def __init__(self, agent: Agent, envs: Lanes):
+    def __init__(self, agent: Agent, envs: GameEnvs):
         self.agent, self.envs = agent, envs
         self.lanes: list[_Lane | None] = [None] * envs.n
         self.frames: np.ndarray | None = None
         self.actions: Actions | None = None
         self.stepping: Future[Step] | None = None
 
-    def settle(self) -> Iterator[Turn]:
+    def settle(self) -> Iterator[Transition]:
         """Wait for the step that is being taken, if any, and yield what came of it."""
         if self.stepping is None:
             return
@@ -127,10 +127,10 @@ def _fill(lanes: list[_Lane | None], waiting: list[tuple[int, int]]) -> list[int
     return starts
 
 
-def _turn(lane: _Lane, i: int, frames: np.ndarray, actions: Actions, step: Step) -> Turn:
+def _turn(lane: _Lane, i: int, frames: np.ndarray, actions: Actions, step: Step) -> Transition:
     reward = float(step.rewards[i])
     lane.score += reward
-    return Turn(
+    return Transition(
         game_index=lane.game_index,
         seed=lane.seed,
         step=lane.step,
@@ -138,7 +138,7 @@ def _turn(lane: _Lane, i: int, frames: np.ndarray, actions: Actions, step: Step)
         action=int(actions.indices[i]),
         text=actions.texts[i],
         scores=None if actions.scores is None else actions.scores[i],
-        unparsable=bool(actions.unparsable[i]),
+        invalid=bool(actions.invalid[i]),
         reward=reward,
         score=lane.score,
         terminated=bool(step.terminated[i]),

@@ -1,7 +1,7 @@
 """A stable-baselines3 expert at the controls: four small grey frames in, an action index out.
 
 Seeing is the agent's own business: `shrink` makes the 84 x 84 grey image (Mnih et al. 2015) of a true frame, for
-training (`agents.expert`) and for play alike. An archive is opened for its weights only: nothing in it is unpickled.
+training (`agents.experts.train_sb3`) and for play alike. An archive is opened for its weights only: nothing in it is unpickled.
 """
 
 import io
@@ -19,8 +19,8 @@ from stable_baselines3.dqn.policies import CnnPolicy as DqnPolicy
 from torch.nn import functional
 
 from agents.agent import Actions
-from agents.frame_memory import FrameMemory
-from envs.errors import EnvsError
+from agents.frame_stack import FrameStack
+from common.errors import UserError
 
 SIDE, STACK = 84, 4
 GREY = (0.299, 0.587, 0.114)
@@ -40,24 +40,24 @@ def shrink(frames: np.ndarray) -> np.ndarray:
 
 
 def read_policy(path: Path, actions: int) -> BasePolicy:
-    """Build the policy of an archive from its weights; `EnvsError` tells what is wrong with the file."""
+    """Build the policy of an archive from its weights; `UserError` tells what is wrong with the file."""
     path = Path(path)
     if not path.is_file():
-        raise EnvsError(f"expected a stable-baselines3 archive (.zip), got {path}, which is not a file")
+        raise UserError(f"expected a stable-baselines3 archive (.zip), got {path}, which is not a file")
     try:
         with zipfile.ZipFile(path) as archive:
             module = json.loads(archive.read("data"))["policy_class"]["__module__"]
             weights = torch.load(io.BytesIO(archive.read("policy.pth")), weights_only=True, map_location="cpu")
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise EnvsError(f"{path} is not a stable-baselines3 archive: {error}") from error
+        raise UserError(f"{path} is not a stable-baselines3 archive: {error}") from error
     if module not in POLICIES:
-        raise EnvsError(f"{path}: expected a CNN policy of {', '.join(POLICIES)}; got one of {module}")
+        raise UserError(f"{path}: expected a CNN policy of {', '.join(POLICIES)}; got one of {module}")
     policy = POLICIES[module](OBSERVATIONS, spaces.Discrete(actions), lambda _: 0.0)
     try:
         policy.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[0]
-        raise EnvsError(f"{path} was not trained for {actions} actions on {STACK} frames: {first}") from error
+        raise UserError(f"{path} was not trained for {actions} actions on {STACK} frames: {first}") from error
     policy.set_training_mode(False)
     return policy
 
@@ -70,7 +70,7 @@ class Sb3Agent:
     def __init__(self, path: Path, action_names: Sequence[str]):
         self.action_names = tuple(action_names)
         self._policy = read_policy(path, len(self.action_names))
-        self._memory = FrameMemory(STACK)
+        self._memory = FrameStack(STACK)
 
     def reset(self, seeds: Sequence[int | None]) -> None:
         """Begin new games; see `agents.agent.Agent`."""

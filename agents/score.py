@@ -22,18 +22,18 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from agents.build import SEARCHERS, make_agent, needs_emulator, split_spec, weights_of
-from agents.command import run
-from agents.results import new_result, read_result, write_result
-from agents.rollout import play_at_tables
+from agents.registry import EXPERTS, checkpoint_path, make_agent, needs_emulator, parse_agent_id
+from agents.rollout import rollout_pipelined
+from common.command import run
+from common.errors import UserError
+from common.results import new_result, read_result, write_result
 from envs.atari import make_envs
-from envs.errors import EnvsError
 from envs.games import Game, find_game
 from envs.protocol import Protocol, episode_seeds, find_protocol
 from envs.reference_scores import all_references
 
 BOOTSTRAP_REPETITIONS = 2000
-TABLES = 16  # lanes from which a model plays at two tables, so that games step while it thinks
+MIN_PIPELINED_ENVS = 16  # lanes from which a model plays at two tables, so that games step while it thinks
 
 
 @dataclass
@@ -65,10 +65,10 @@ class Args:
     def __post_init__(self) -> None:
         for name in ("episodes", "lanes"):
             if getattr(self, name) < 1:
-                raise EnvsError(f"--{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
         for spec in self.agents:
-            if split_spec(spec)[0] == "human":
-                raise EnvsError("a person is scored by agents.play --agent human, not here")
+            if parse_agent_id(spec)[0] == "human":
+                raise UserError("a person is scored by agents.play --agent human, not here")
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,15 @@ class Job:
     def row(self, args: Args) -> dict[str, Any]:
         """Return what tells this row from others, as it stands in the file."""
         row: dict[str, Any] = {"agent": self.spec, "game": self.game.name, "seed": self.seed}
-        kind = split_spec(self.spec)[0]
+        kind = parse_agent_id(self.spec)[0]
         if kind == "vlm":
             from vlm.checkpoint import content_hash
 
-            row["checkpoint"] = content_hash(weights_of(self.spec))
+            row["checkpoint"] = content_hash(checkpoint_path(self.spec))
             row["decode"] = args.decode
             row["temperature"] = self.temperature
             row["engine"] = args.engine
-        if kind in SEARCHERS:
+        if kind in EXPERTS:
             row["note"] = "teacher with access to the simulator"
         return row
 
@@ -101,7 +101,7 @@ def list_jobs(args: Args) -> list[Job]:
     jobs = []
     for name in args.games:
         for spec in args.agents:
-            temperatures = args.temperatures if split_spec(spec)[0] == "vlm" else ()
+            temperatures = args.temperatures if parse_agent_id(spec)[0] == "vlm" else ()
             jobs += [
                 Job(spec, find_game(name), seed, temperature)
                 for temperature in temperatures or (None,)
@@ -113,17 +113,21 @@ def list_jobs(args: Args) -> list[Job]:
 def play_job(job: Job, args: Args, protocol: Protocol) -> dict[str, Any]:
     """Play one row's games and return it."""
     lanes = min(args.lanes, args.episodes)
-    scores, decisions, unparsable = [0.0] * args.episodes, 0, 0
+    scores, decisions, invalid = [0.0] * args.episodes, 0, 0
     started = time.monotonic()
-    sizes = [lanes] if lanes < TABLES or split_spec(job.spec)[0] != "vlm" else [lanes - lanes // 2, lanes // 2]
+    sizes = (
+        [lanes]
+        if lanes < MIN_PIPELINED_ENVS or parse_agent_id(job.spec)[0] != "vlm"
+        else [lanes - lanes // 2, lanes // 2]
+    )
     with ExitStack() as stack:
         tables = []
         for size in sizes:
             envs = stack.enter_context(make_envs(job.game, size, protocol, searchable=needs_emulator(job.spec)))
             tables.append((make_agent(job.spec, envs, args.decode, job.temperature, args.engine), envs))
         bar = tqdm(total=args.episodes, desc=f"{job.spec} {job.game.name} seed {job.seed}", unit="game")
-        for turn in play_at_tables(tables, episode_seeds(job.seed, args.episodes)):
-            decisions, unparsable = decisions + 1, unparsable + turn.unparsable
+        for turn in rollout_pipelined(tables, episode_seeds(job.seed, args.episodes)):
+            decisions, invalid = decisions + 1, invalid + turn.invalid
             if turn.ended:
                 scores[turn.game_index] = turn.score
                 bar.update()
@@ -132,18 +136,18 @@ def play_job(job: Job, args: Args, protocol: Protocol) -> dict[str, Any]:
     row = job.row(args)
     if "temperature" in row:
         row["temperature"] = getattr(tables[0][0], "temperature", None)
-    row |= {"episodes": args.episodes, "scores": scores, "unparsable": unparsable / decisions}
+    row |= {"episodes": args.episodes, "scores": scores, "invalid": invalid / decisions}
     return row | {"decisions": decisions, "decisions_per_second": round(decisions / seconds, 1)}
 
 
 def open_result(args: Args, protocol: Protocol) -> dict[str, Any]:
     """Return the result to go on with, or a new one; a file of another protocol is refused."""
     if not args.out.exists():
-        return new_result(args.out.stem, protocol, sorted(args.seeds))
+        return new_result(args.out.stem, protocol.to_dict(), sorted(args.seeds))
     result = read_result(args.out)
     if result["protocol"] != protocol.to_dict():
         there = (result["protocol"] or {}).get("name")
-        raise EnvsError(f"{args.out} holds scores under {there}; choose another --out for {protocol.name}")
+        raise UserError(f"{args.out} holds scores under {there}; choose another --out for {protocol.name}")
     return result
 
 
@@ -168,7 +172,7 @@ def score(args: Args) -> dict[str, Any]:
         print(f"row {number} of {len(jobs)}", file=sys.stderr)
         started = time.monotonic()
         row = play_job(job, args, protocol)
-        fresh = new_result(args.out.stem, protocol, sorted({*result["seeds"], *args.seeds}))
+        fresh = new_result(args.out.stem, protocol.to_dict(), sorted({*result["seeds"], *args.seeds}))
         row["commit"], row["command"] = fresh["commit"], fresh["command"]
         seconds = round(result["seconds"] + time.monotonic() - started, 1)
         result = fresh | {"rows": [*result["rows"], row], "seconds": seconds}
@@ -209,14 +213,14 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         every = np.sort(np.concatenate([row["scores"] for row in found]))
         quarter = len(every) // 4
         how = "" if temperature is None else f" {decode}, temperature {temperature:g}"
-        kind, path = split_spec(agent)
+        kind, path = parse_agent_id(agent)
         shown = f"{kind}:{Path(path).name}" if path else agent
         table.append(
             {
                 "game": game, "agent": shown + how, "mean": mean, "low": low, "high": high,
                 "median": float(np.median(every)), "iqm": float(every[quarter : len(every) - quarter].mean()),
                 "least": float(every[0]), "most": float(every[-1]), "games": len(every), "seeds": len(found),
-                "unparsable": float(np.mean([row["unparsable"] for row in found])),
+                "invalid": float(np.mean([row["invalid"] for row in found])),
                 "decisions_per_second": float(np.mean([row["decisions_per_second"] for row in found])),
                 "note": found[0].get("note", ""),
             }
@@ -265,7 +269,7 @@ def normalised_text(table: list[dict[str, Any]]) -> list[str]:
 def _line_text(line: dict[str, Any]) -> str:
     bounds = f"[{line['low']:,.0f}, {line['high']:,.0f}]"
     figures = f"{line['mean']:>8,.0f}{bounds:>18}{line['iqm']:>8,.0f}{line['median']:>8,.0f}"
-    lost = f"  {line['unparsable']:.1%} unparsable" if line["unparsable"] else ""
+    lost = f"  {line['invalid']:.1%} unparsable" if line["invalid"] else ""
     return f"  {line['agent']:<32}{figures}{line['games']:>7}{line['decisions_per_second']:>7.0f}  {line['note']}{lost}"
 
 

@@ -14,9 +14,9 @@ import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from agents.rollout import Turn
-from envs.errors import EnvsError
-from vlm.overlay import SHOWN, overlay
+from agents.rollout import Transition
+from common.errors import UserError
+from vlm.segmentation.mask_drawing import SHOWN, draw_mask
 
 EMULATOR_FRAMES_PER_SECOND = 60
 SCALE = 3
@@ -25,7 +25,7 @@ INK, DIM, BACK, BAR, CHOSEN = (236, 236, 240), (150, 152, 164), (18, 19, 26), (6
 
 
 @dataclass(frozen=True)
-class Shown:
+class OverlayFrame:
     """What a viewer asked to see: words, and their mask bool[H, W] in the frame at hand."""
 
     words: str
@@ -33,14 +33,14 @@ class Shown:
 
 
 def draw_turn(
-    turn: Turn, title: str, agent: str, action_names: tuple[str, ...], shown: Shown | None = None
+    turn: Transition, title: str, agent: str, action_names: tuple[str, ...], shown: OverlayFrame | None = None
 ) -> np.ndarray:
     """Return the picture of a turn, uint8[rows, columns, 3], both sides multiples of 16 as encoders like them."""
     height, width, _ = turn.frame.shape
     rows = -(-SCALE * height // 16) * 16
     picture = Image.new("RGB", (SCALE * width + PANEL, rows), BACK)
     mask = shown.mask if shown else np.zeros((height, width), dtype=bool)
-    game = Image.fromarray(overlay(turn.frame, mask, SCALE, dim=False))
+    game = Image.fromarray(draw_mask(turn.frame, mask, SCALE, dim=False))
     picture.paste(game, (0, (rows - SCALE * height) // 2))
     draw = ImageDraw.Draw(picture)
     _draw_panel(draw, SCALE * width + 18, turn, title, agent, action_names)
@@ -51,7 +51,7 @@ def draw_turn(
 
 
 def _draw_panel(
-    draw: ImageDraw.ImageDraw, left: int, turn: Turn, title: str, agent: str, action_names: tuple[str, ...]
+    draw: ImageDraw.ImageDraw, left: int, turn: Transition, title: str, agent: str, action_names: tuple[str, ...]
 ) -> None:
     small, text, large = (ImageFont.load_default(size) for size in (13, 16, 26))
     right = left + PANEL - 36
@@ -63,7 +63,7 @@ def _draw_panel(
     seconds = turn.step * 4 // EMULATOR_FRAMES_PER_SECOND
     draw.text((left + 130, 104), f"{seconds // 60}:{seconds % 60:02d}", INK, large)
     draw.text((left, 152), "it says", DIM, small)
-    draw.text((left, 168), f"“{_short(turn.text, 19)}”", (255, 96, 96) if turn.unparsable else CHOSEN, large)
+    draw.text((left, 168), f"“{_short(turn.text, 19)}”", (255, 96, 96) if turn.invalid else CHOSEN, large)
     shares = bar_lengths(turn.scores, len(action_names))
     step = min(24, 360 // len(action_names))
     for i, (name, share) in enumerate(zip(action_names, shares, strict=True)):
@@ -112,12 +112,12 @@ class VideoWriter:
             output_params=["-preset", "veryfast", "-crf", "20", "-threads", "1"],
         )
 
-    def step(self, turn: Turn, shown: Shown | None = None) -> None:
+    def step(self, turn: Transition, shown: OverlayFrame | None = None) -> None:
         """Add a turn; a disk that is full, or an encoder that died, is told in one line."""
         try:
             self._writer.append_data(draw_turn(turn, *self._look, shown))
         except OSError as error:
-            raise EnvsError(f"{self.file} could not be filmed further (is the disk full?): {error}") from error
+            raise UserError(f"{self.file} could not be filmed further (is the disk full?): {error}") from error
         self.frames += 1
 
     def close(self) -> None:
@@ -142,6 +142,6 @@ def check_video(file: Path, frames: int) -> None:
         with reader:
             found = sum(1 for _ in reader.iter_data())
     except (OSError, RuntimeError) as error:
-        raise EnvsError(f"{file} does not decode: {error}") from error
+        raise UserError(f"{file} does not decode: {error}") from error
     if found != frames:
-        raise EnvsError(f"{file} holds {found} frames where {frames} were filmed; is the disk full?")
+        raise UserError(f"{file} holds {found} frames where {frames} were filmed; is the disk full?")

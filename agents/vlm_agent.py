@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from agents.agent import Actions
-from agents.frame_memory import FrameMemory
-from envs.errors import EnvsError
+from agents.frame_stack import FrameStack
+from common.errors import UserError
 from envs.games import Game
 from vlm import checkpoint
-from vlm.choices import ChoiceScorer, generate_answers
-from vlm.compiled import CompiledScorer
+from vlm.decoding.candidate_scoring import CandidateScorer, generate_text
+from vlm.decoding.openvino_scorer import OpenVinoScorer
 from vlm.model import PixelVLM
 from vlm.prompts import action_prompt, parse_action
 
@@ -40,22 +40,24 @@ class VlmAgent:
         engine: str = "torch",
     ):
         if engine not in ENGINES:
-            raise EnvsError(f"expected an engine ({', '.join(ENGINES)}), got {engine!r}")
+            raise UserError(f"expected an engine ({', '.join(ENGINES)}), got {engine!r}")
         if engine == "openvino" and vlm.device.type != "cpu":
-            raise EnvsError(f"openvino computes on the CPU and the model is on {vlm.device}; expected --engine torch")
+            raise UserError(f"openvino computes on the CPU and the model is on {vlm.device}; expected --engine torch")
         if decode not in DECODES:
-            raise EnvsError(f"expected --decode {' or '.join(DECODES)}, got {decode!r}")
+            raise UserError(f"expected --decode {' or '.join(DECODES)}, got {decode!r}")
         if temperature < 0:
-            raise EnvsError(f"expected a temperature of at least 0, got {temperature}")
+            raise UserError(f"expected a temperature of at least 0, got {temperature}")
         self.name = "vlm"
         self.vlm, self.action_names = vlm, tuple(action_names)
         self.decode, self.temperature = decode, temperature
         self.training: dict[str, Any] = {}
         self._prompt = action_prompt(title, action_names)
-        self._scorer = ChoiceScorer(vlm, self._prompt, action_names, keep_text=True) if decode == "scores" else None
+        self._scorer = (
+            CandidateScorer(vlm, self._prompt, action_names, cache_prompt=True) if decode == "scores" else None
+        )
         self._engine = engine
-        self._compiled: CompiledScorer | None = None
-        self._memory = FrameMemory(vlm.history)
+        self._compiled: OpenVinoScorer | None = None
+        self._memory = FrameStack(vlm.history)
         self._rngs: list[np.random.Generator] = []
 
     @classmethod
@@ -91,7 +93,7 @@ class VlmAgent:
         """Answer the frames uint8[n, H, W, 3] of all lanes."""
         stacks = self._memory.add(frames)
         if self.decode == "generate":
-            return self._spoken(generate_answers(self.vlm, self.vlm.pixels(stacks), self._prompt))
+            return self._spoken(generate_text(self.vlm, self.vlm.preprocess(stacks), self._prompt))
         log_probs = self._log_probs(stacks)
         shares = np.exp(log_probs - log_probs.max(axis=1, keepdims=True))
         scores = shares / shares.sum(axis=1, keepdims=True)
@@ -103,9 +105,9 @@ class VlmAgent:
         """Score with the engine asked for; a graph is compiled at the first frame of its shape."""
         assert self._scorer is not None
         if self._engine == "torch" or (self._engine == "auto" and (len(stacks) > 1 or self.vlm.device.type != "cpu")):
-            return self._scorer.log_probs(self.vlm.pixels(stacks)).cpu().numpy()
+            return self._scorer.log_probs(self.vlm.preprocess(stacks)).cpu().numpy()
         if self._compiled is None or self._compiled.shape != stacks.shape:
-            self._compiled = CompiledScorer(self._scorer, stacks)
+            self._compiled = OpenVinoScorer(self._scorer, stacks)
         return self._compiled.log_probs(stacks)
 
     def _choose(self, scores: np.ndarray) -> np.ndarray:

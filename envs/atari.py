@@ -17,7 +17,7 @@ import numpy as np
 from ale_py import ALEState
 from ale_py.vector_env import AtariVectorEnv
 
-from envs.errors import EnvsError
+from common.errors import UserError
 from envs.games import Game, action_names, load_rom, open_emulator, screen_size
 from envs.protocol import MACHADO2018, Protocol
 
@@ -37,12 +37,12 @@ class Step:
     lives: np.ndarray
 
 
-class Lanes(ABC):
+class GameEnvs(ABC):
     """What both kinds of lanes share: shape, names, and which lanes idle."""
 
     def __init__(self, game: Game, n: int, protocol: Protocol):
         if n < 1:
-            raise EnvsError(f"expected at least 1 lane, got {n}")
+            raise UserError(f"expected at least 1 lane, got {n}")
         self.game, self.n, self.protocol = game, n, protocol
         self.action_names = action_names(game, protocol.full_action_space)
         self.frame_shape = (*screen_size(game), 3)
@@ -50,7 +50,7 @@ class Lanes(ABC):
 
     def _check_reset(self, seeds: Sequence[int | None]) -> np.ndarray:
         if len(seeds) != self.n:
-            raise EnvsError(f"expected {self.n} seeds, one a lane (None: leave it), got {len(seeds)}")
+            raise UserError(f"expected {self.n} seeds, one a lane (None: leave it), got {len(seeds)}")
         started = np.array([seed is not None for seed in seeds])
         self._idle &= ~started
         return started
@@ -59,7 +59,7 @@ class Lanes(ABC):
         actions = np.asarray(actions, dtype=np.int64)
         legal = len(self.action_names)
         if actions.shape != (self.n,) or actions.min() < 0 or actions.max() >= legal:
-            raise EnvsError(f"expected {self.n} actions from 0 to {legal - 1}, got {actions.tolist()}")
+            raise UserError(f"expected {self.n} actions from 0 to {legal - 1}, got {actions.tolist()}")
         return actions
 
     @abstractmethod
@@ -81,13 +81,13 @@ class Lanes(ABC):
         self.close()
 
 
-class AtariEnvs(Lanes):
+class AtariEnvs(GameEnvs):
     """Lanes over ale-py's `AtariVectorEnv`; for protocols without no-op starts, which it cannot give lane by lane."""
 
     def __init__(self, game: Game, n: int, protocol: Protocol = MACHADO2018):
         super().__init__(game, n, protocol)
         if protocol.noop_max:
-            raise EnvsError(f"{protocol.name} opens games with no-ops; use EmulatorEnvs (see make_envs)")
+            raise UserError(f"{protocol.name} opens games with no-ops; use EmulatorEnvs (see make_envs)")
         height, width, _ = self.frame_shape
         self._envs = AtariVectorEnv(
             game.rom,
@@ -109,7 +109,7 @@ class AtariEnvs(Lanes):
         self._started = False
 
     def reset(self, seeds: Sequence[int | None]) -> np.ndarray:
-        """See `Lanes.reset`."""
+        """See `GameEnvs.reset`."""
         started = self._check_reset(seeds)
         if self._started:
             given = np.array([seed for seed in seeds if seed is not None], dtype=np.int64)
@@ -121,7 +121,7 @@ class AtariEnvs(Lanes):
         return frames[:, 0].copy()
 
     def step(self, actions: np.ndarray) -> Step:
-        """See `Lanes.step`."""
+        """See `GameEnvs.step`."""
         frames, rewards, terminated, truncated, info = self._envs.step(self._check_actions(actions))
         awake = ~self._idle
         self._idle |= terminated | truncated
@@ -209,7 +209,7 @@ class Emulator:
         return self._ale.getScreenRGB()
 
 
-class EmulatorEnvs(Lanes):
+class EmulatorEnvs(GameEnvs):
     """Lanes whose emulators lie open in `emulators`; one thread, any protocol."""
 
     def __init__(self, game: Game, n: int, protocol: Protocol = MACHADO2018):
@@ -222,7 +222,7 @@ class EmulatorEnvs(Lanes):
         self.emulators.clear()
 
     def reset(self, seeds: Sequence[int | None]) -> np.ndarray:
-        """See `Lanes.reset`; a protocol with no-op starts draws their number from the seed."""
+        """See `GameEnvs.reset`; a protocol with no-op starts draws their number from the seed."""
         self._check_reset(seeds)
         for lane, seed in enumerate(seeds):
             if seed is None:
@@ -236,7 +236,7 @@ class EmulatorEnvs(Lanes):
         return self._frames.copy()
 
     def step(self, actions: np.ndarray) -> Step:
-        """See `Lanes.step`."""
+        """See `GameEnvs.step`."""
         actions = self._check_actions(actions)
         rewards = np.zeros(self.n, dtype=np.float32)
         truncated = np.zeros(self.n, dtype=bool)
@@ -250,6 +250,6 @@ class EmulatorEnvs(Lanes):
         return Step(self._frames.copy(), rewards, ended & ~truncated, truncated, lives)
 
 
-def make_envs(game: Game, n: int, protocol: Protocol = MACHADO2018, searchable: bool = False) -> Lanes:
+def make_envs(game: Game, n: int, protocol: Protocol = MACHADO2018, searchable: bool = False) -> GameEnvs:
     """Return the fastest lanes that can do what is asked: `EmulatorEnvs` to search or for no-op starts."""
     return (EmulatorEnvs if searchable or protocol.noop_max else AtariEnvs)(game, n, protocol)

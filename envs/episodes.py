@@ -8,7 +8,6 @@ Games are added one by one, each atomically: what is on disk is always whole gam
 
 import io
 import json
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,8 @@ import pyarrow.parquet as parquet
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 
-from envs.errors import EnvsError
+from common.errors import UserError
+from common.files import atomic_file, write_text_atomically
 from envs.protocol import Protocol
 
 FEATURES = Features(
@@ -36,7 +36,7 @@ FEATURES = Features(
 INFO = "info.json"
 
 
-class DatasetError(EnvsError):
+class DatasetError(UserError):
     """A dataset that is missing, damaged or of another kind; the message names the file."""
 
 
@@ -59,18 +59,18 @@ class Episode:
     def __post_init__(self) -> None:
         frames, length = self.frames, len(self.actions)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-            raise EnvsError(f"expected frames uint8[T, H, W, 3], got {frames.dtype}{list(frames.shape)}")
+            raise UserError(f"expected frames uint8[T, H, W, 3], got {frames.dtype}{list(frames.shape)}")
         if not length:
-            raise EnvsError("expected an episode of at least one decision, got none")
+            raise UserError("expected an episode of at least one decision, got none")
         if self.actions.shape != (length,) or not np.issubdtype(self.actions.dtype, np.integer):
-            raise EnvsError(f"expected actions int[T], got {self.actions.dtype}{list(self.actions.shape)}")
+            raise UserError(f"expected actions int[T], got {self.actions.dtype}{list(self.actions.shape)}")
         if len(frames) != length or self.rewards.shape != (length,):
-            raise EnvsError(f"expected {length} frames and rewards, got {len(frames)} and {len(self.rewards)}")
+            raise UserError(f"expected {length} frames and rewards, got {len(frames)} and {len(self.rewards)}")
         values = self.action_values
         if values is not None and (values.ndim != 2 or len(values) != length):
-            raise EnvsError(f"expected action_values float32[{length}, A], got {list(values.shape)}")
+            raise UserError(f"expected action_values float32[{length}, A], got {list(values.shape)}")
         if self.terminated == self.truncated:
-            raise EnvsError("expected an episode that is either terminated or truncated")
+            raise UserError("expected an episode that is either terminated or truncated")
 
     @property
     def score(self) -> float:
@@ -135,13 +135,6 @@ def read_info(path: Path) -> DatasetInfo:
         raise DatasetError(f"{file} is damaged: {error}") from error
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Write a text file so that a reader finds the old one or the new one, whole."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(text)
-    os.replace(aside, file)
-
-
 class EpisodeWriter:
     """Adds games to a dataset directory, made if it is not there; several writers may add to one directory."""
 
@@ -157,7 +150,7 @@ class EpisodeWriter:
                 )
         self._data.mkdir(parents=True, exist_ok=True)
         if not (self.path / INFO).exists():
-            write_atomically(self.path / INFO, json.dumps(info.to_dict(), indent=1))
+            write_text_atomically(self.path / INFO, json.dumps(info.to_dict(), indent=1))
 
     def seeds(self) -> set[int]:
         """Return the seeds of the games that are there."""
@@ -168,7 +161,7 @@ class EpisodeWriter:
         length = len(episode.actions)
         values = episode.action_values
         if values is not None and values.shape[1] != len(self.info.action_names):
-            raise EnvsError(f"expected {len(self.info.action_names)} action values a row, got {values.shape[1]}")
+            raise UserError(f"expected {len(self.info.action_names)} action values a row, got {values.shape[1]}")
         last = np.arange(length) == length - 1
         rows = {
             "frame": [{"bytes": encode_png(frame), "path": None} for frame in episode.frames],
@@ -181,9 +174,8 @@ class EpisodeWriter:
             "truncated": (last & episode.truncated).tolist(),
         }
         file = self._data / f"episode-{episode.seed:08d}.parquet"
-        aside = file.with_name(f".{file.name}.{os.getpid()}")
-        Dataset.from_dict(rows, features=FEATURES).to_parquet(str(aside))
-        os.replace(aside, file)
+        with atomic_file(file) as temporary:
+            Dataset.from_dict(rows, features=FEATURES).to_parquet(str(temporary))
         return file
 
 

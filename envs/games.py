@@ -11,7 +11,7 @@ from functools import cache
 
 from ale_py import ALEInterface, LoggerMode, roms
 
-from envs.errors import EnvsError
+from common.errors import UserError
 
 MULTI_PLAYER_ONLY = ("combat", "joust", "maze_craze", "warlords")
 
@@ -35,11 +35,11 @@ TITLES = {  # where the ROM's name, written out, is not the game's own
 _WORDS = ("UP", "DOWN", "LEFT", "RIGHT", "FIRE", "NOOP")
 
 
-class UnknownGameError(EnvsError):
+class UnknownGameError(UserError):
     """No game of that name."""
 
 
-class MultiPlayerGameError(EnvsError):
+class MultiPlayerGameError(UserError):
     """A game that one player cannot play."""
 
 

@@ -36,8 +36,8 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage.datasets_root_dir import get_dataset_path
 
+from common.errors import UserError
 from envs.episodes import DatasetError, DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
-from envs.errors import EnvsError
 from envs.games import (
     Game,
     MultiPlayerGameError,
@@ -57,7 +57,7 @@ DESCRIPTION = (
 )
 
 
-class MinariError(EnvsError):
+class MinariError(UserError):
     """A Minari set that is missing, damaged, or no set of plain Atari games."""
 
 
@@ -314,7 +314,7 @@ class Args:
 
     def __post_init__(self) -> None:
         if (self.import_id is None) == (self.export_id is None):
-            raise EnvsError("expected one of --import-id and --export-id")
+            raise UserError("expected one of --import-id and --export-id")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -330,6 +330,6 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (EnvsError, OSError) as mistake:
+    except (UserError, OSError) as mistake:
         print(f"error: {mistake}".replace("\n", " "), file=sys.stderr)
         sys.exit(2)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from envs.errors import EnvsError
+from common.errors import UserError
 from envs.games import find_game
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right, the last two exclusive
@@ -148,7 +148,7 @@ def find_objects(frame: np.ndarray, game_name: str) -> list[GameObject]:
         game_name: the game, in any spelling that `envs.games.find_game` reads.
     """
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
-        raise EnvsError(f"expected a frame uint8[H, W, 3], got {frame.dtype}{list(frame.shape)}")
+        raise UserError(f"expected a frame uint8[H, W, 3], got {frame.dtype}{list(frame.shape)}")
     game = find_game(game_name).name
     kinds = KINDS.get(game, ())
     regions = _Regions(frame, HUD.get(game, ()))

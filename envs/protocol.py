@@ -8,7 +8,7 @@ Frames are emulator frames, 60 a second.
 import dataclasses
 from dataclasses import dataclass
 
-from envs.errors import EnvsError
+from common.errors import UserError
 
 EPISODES_PER_SEED = 10_000
 
@@ -44,16 +44,16 @@ PROTOCOLS = {protocol.name: protocol for protocol in (MACHADO2018, MNIH2015)}
 
 
 def find_protocol(name: str) -> Protocol:
-    """Return a protocol by name; `EnvsError` names the ones there are."""
+    """Return a protocol by name; `UserError` names the ones there are."""
     if name not in PROTOCOLS:
-        raise EnvsError(f"expected a protocol, {' or '.join(PROTOCOLS)}; got {name!r}")
+        raise UserError(f"expected a protocol, {' or '.join(PROTOCOLS)}; got {name!r}")
     return PROTOCOLS[name]
 
 
 def episode_seeds(seed: int, episodes: int) -> list[int]:
     """Return the emulator's seed of each game under a published seed; no two pairs of seed and game share one."""
     if not 0 <= seed < 2000:
-        raise EnvsError(f"expected a seed from 0 to 1999 (1000 and up are for published scores), got {seed}")
+        raise UserError(f"expected a seed from 0 to 1999 (1000 and up are for published scores), got {seed}")
     if not 0 <= episodes <= EPISODES_PER_SEED:
-        raise EnvsError(f"expected at most {EPISODES_PER_SEED} episodes a seed, got {episodes}")
+        raise UserError(f"expected at most {EPISODES_PER_SEED} episodes a seed, got {episodes}")
     return [1 + seed * EPISODES_PER_SEED + episode for episode in range(episodes)]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from envs.errors import EnvsError
+from common.errors import UserError
 from envs.games import Game
 
 STICKY = "sticky 0.25, skip 4, 108,000 frames"
@@ -23,7 +23,7 @@ class ReferenceScore:
     source: str
 
 
-class MissingReferenceError(EnvsError):
+class MissingReferenceError(UserError):
     """There is no such reference score."""
 
 

@@ -1,11 +1,11 @@
 """The policy that ships: cloned to play and taught pixel values in one mixture, so that what it sees can be asked for.
 
-    python -m pretrain.pixels --data data/random-* --preset nano --start-codes --grid 32 --out runs/pixels ...
+    python -m pretrain.pvp --data data/random-* --preset nano --start-codes --grid 32 --out runs/pixels ...
     python -m experiments.policy --data data/carnival data/mspacman --init runs/pixels/last --readout 1 --rounds 3 \
         --out runs/both
     python -m pretrain.reconstruct --image frame.png --checkpoint runs/both/last --out runs/seen
 
-`agents.clone` with a share of its steps for `pretrain.pixels`: cloning alone would soon have forgotten the answers to
+`agents.clone` with a share of its steps for `pretrain.pvp`: cloning alone would soon have forgotten the answers to
 questions about pixels. With `--rounds` it then improves by what it does itself (`agents.dagger`), pixels among it
 all the same. All other options are those of `agents.clone` and `agents.improve`.
 """
@@ -17,16 +17,16 @@ from pathlib import Path
 import tyro
 
 from agents import clone, dagger
-from agents.command import run
-from agents.demonstrations import Batches
-from envs.errors import EnvsError
-from pretrain import pixels
-from pretrain.mixture import MixedBatches, MixedLesson, Task
+from agents.bc_dataset import BCBatchDataset
+from common.command import run
+from common.errors import UserError
+from pretrain import pvp
 from vlm.model import PixelVLM
+from vlm.training.mixture import MixtureDataset, MixtureObjective, Task
 
 
 @dataclass(kw_only=True)
-class Args(dagger.Rounds, clone.Args):
+class Args(dagger.DaggerConfig, clone.Args):
     """Clone teachers' play, among questions about pixels, and improve in rounds."""
 
     rounds: int = 0
@@ -59,13 +59,13 @@ class Args(dagger.Rounds, clone.Args):
         super().__post_init__()
         self.check_rounds()
         if not 0 < self.pixel_share < 1:
-            raise EnvsError(
+            raise UserError(
                 f"--pixel-share must be between 0 and 1, got {self.pixel_share}; without pixels it is agents.clone"
             )
 
-    def pixel_args(self) -> pixels.Args:
+    def pixel_args(self) -> pvp.Args:
         """Return the settings of the questions."""
-        return pixels.Args(
+        return pvp.Args(
             out=self.out,
             data=(*(str(place) for place in dict.fromkeys(self.data)), *self.pixel_data),
             grid=self.grid,
@@ -92,7 +92,7 @@ def teach(args: Args) -> Path:
         learning_rate=args.learning_rate * args.round_rate,
         encoder_learning_rate=args.encoder_learning_rate * args.round_rate,
     )
-    return dagger.improve(later, args, start, clone_among_pixels)
+    return dagger.run_dagger(later, args, start, clone_among_pixels)
 
 
 def clone_among_pixels(args: clone.Args) -> Path:
@@ -102,12 +102,14 @@ def clone_among_pixels(args: clone.Args) -> Path:
         clone.check_same_run(args)
         return args.out / ("best" if (args.out / "best").exists() else "last")
 
-    def mix(vlm: PixelVLM, imitation: clone.Imitation, batches: Batches) -> tuple[MixedLesson, MixedBatches]:
+    def mix(
+        vlm: PixelVLM, imitation: clone.BehaviorCloningObjective, batches: BCBatchDataset
+    ) -> tuple[MixtureObjective, MixtureDataset]:
         tasks = [
             Task("play", imitation, batches, 1 - args.pixel_share),
-            Task("pixels", *pixels.make_lesson(vlm, args.pixel_args()), args.pixel_share),
+            Task("pixels", *pvp.make_lesson(vlm, args.pixel_args()), args.pixel_share),
         ]
-        return MixedLesson(tasks), MixedBatches(tasks, args.steps, args.seed)
+        return MixtureObjective(tasks), MixtureDataset(tasks, args.steps, args.seed)
 
     return clone.clone(args, mix)
 

@@ -22,13 +22,13 @@ import numpy as np
 import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from agents.command import run
-from agents.results import read_result
 from agents.score import all_normalised, summarise
-from envs.errors import EnvsError
+from common.command import run
+from common.errors import UserError
+from common.results import read_result
 from envs.games import find_game
 from envs.reference_scores import all_references
-from experiments.summaries import (
+from experiments.statistics import (
     FLOORS,
     PVP_SETS,
     Line,
@@ -36,16 +36,16 @@ from experiments.summaries import (
     agent_games,
     arm_games,
     arm_scores,
-    chance_of_improvement,
     curves,
     difference,
+    filter_rows,
     gain_lines,
-    gains,
     game_lines,
     mean_over_seeds,
     meaning_lines,
+    paired_differences,
     performance_profiles,
-    pick,
+    probability_of_improvement,
     pvp_lines,
     reading_lines,
     refer_lines,
@@ -118,7 +118,7 @@ def read_results(folder: Path) -> dict[str, Result]:
     """Return the result files of a folder by name."""
     found = {file.stem: read_result(file) for file in sorted(folder.glob("*.json"))}
     if not found:
-        raise EnvsError(f"expected result files in {folder}, found none; experiments.run and agents.score make them")
+        raise UserError(f"expected result files in {folder}, found none; experiments.run and agents.score make them")
     return found
 
 
@@ -140,8 +140,8 @@ def answers(results: dict[str, Result]) -> list[str]:
 
 def answer_of_reading(rows: list[dict[str, Any]]) -> str:
     """Return what freezing the encoder costs in reading pixels of games never seen."""
-    own = pick(rows, regime="open", set="held-out games", sample=False)
-    arms = {arm: pick(own, encoder=arm) for arm in ("adapted", "frozen")}
+    own = filter_rows(rows, regime="open", set="held-out games", sample=False)
+    arms = {arm: filter_rows(own, encoder=arm) for arm in ("adapted", "frozen")}
     means = {arm: mean_over_seeds(found, "mae") for arm, found in arms.items()}
     less = difference(arms["frozen"], arms["adapted"], "mae")
     if less is None or not all(means.values()):
@@ -162,9 +162,9 @@ def answer_of_masks(rows: list[dict[str, Any]]) -> str:
         "its colours": ("pvp", ("adapted", "shuffled")),
         "unfreezing": ("pvp", ("frozen", "pvp")),
     }
-    own, parts = pick(rows, mask="head", set="test"), []
+    own, parts = filter_rows(rows, mask="head", set="test"), []
     for name, (with_it, (encoder, without)) in pairs.items():
-        base, other = pick(own, encoder="adapted", pvp=with_it), pick(own, encoder=encoder, pvp=without)
+        base, other = filter_rows(own, encoder="adapted", pvp=with_it), filter_rows(own, encoder=encoder, pvp=without)
         if gain := difference(base, other, "ciou"):
             parts.append(f"{name} {gain.text(1, 100)}")
     return (
@@ -182,7 +182,7 @@ def answer_of_games(rows: list[dict[str, Any]]) -> str:
         said = [_game_gain(rows, share, name, other) for name, other in others.items()]
         (_, taught), (_, plain) = (arm_scores(rows, "adapted", pvp, share) for pvp in ("pvp", "none"))
         if len(taught) > 1 and len(plain) > 1:
-            chance, low, high = chance_of_improvement(taught, plain)
+            chance, low, high = probability_of_improvement(taught, plain)
             said.append(f"a policy with PVP beats one without at {chance:.2f} [{low:.2f}, {high:.2f}]")
         if told := "; ".join(part for part in said if part):
             parts.append(f"{'With' if parts else 'with'} {share:.0%} of the demonstrations {told}")
@@ -204,7 +204,7 @@ def _how_read(rows: list[dict[str, Any]]) -> str:
 def _game_gain(rows: list[dict[str, Any]], share: float, name: str, other: tuple[str, str]) -> str:
     """Return what the adapted arm with PVP has more than another, in words; nothing where it is not measured."""
     games = sorted({row["game"] for row in rows})
-    found = {game: gains(rows, share, game, ("adapted", "pvp"), other)[0] for game in games}
+    found = {game: paired_differences(rows, share, game, ("adapted", "pvp"), other)[0] for game in games}
     told = ", ".join(f"{gain.text(0)} in {find_game(game).title}" for game, gain in found.items() if gain)
     return f"{name} adds {told}" if told else ""
 
@@ -259,7 +259,7 @@ def plot_curve(rows: list[dict[str, Any]], regime: str, name: str) -> Plot:
     for arm, points in curves(rows, regime, name).items():
         if points:
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=arm, color=COLOURS[arm])
-    for row in pick(rows, regime=regime, set=name, floor="image mean"):
+    for row in filter_rows(rows, regime=regime, set=name, floor="image mean"):
         axis.axhline(row["mae"], color="#888888", linewidth=0.9, linestyle=":", label="image mean")
     axis.set_xlabel("step")
     axis.set_ylabel("error of 255")
@@ -442,7 +442,7 @@ def copy_videos(videos: Sequence[Path], out: Path) -> list[Medium]:
     media = []
     for number, video in enumerate(videos):
         if not video.is_file():
-            raise EnvsError(f"expected a video, got {video}, which does not exist")
+            raise UserError(f"expected a video, got {video}, which does not exist")
         name = f"{number}-{video.name}"
         shutil.copyfile(video, out / name)
         media.append(Medium(name, video.stem, video=True))

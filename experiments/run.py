@@ -29,13 +29,13 @@ import torch
 import tyro
 from PIL import Image
 
-from agents.command import run as run_command
-from agents.results import new_result, read_result, write_result
-from envs.errors import EnvsError
-from experiments import games_nano, pvp_nano, refer_nano
-from experiments.jobs import Job
+from common.command import run as run_command
+from common.errors import UserError
+from common.provenance import git_commit
+from common.results import new_result, read_result, write_result
+from experiments.studies import games_nano, pvp_nano, refer_nano
+from experiments.studies.jobs import Job
 from vlm.device import best_device, device_name
-from vlm.provenance import git_commit
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -81,11 +81,11 @@ class Args:
         if self.name not in EXPERIMENTS:
             near = difflib.get_close_matches(self.name, EXPERIMENTS, n=1, cutoff=0.0)[0]
             known = ", ".join(EXPERIMENTS)
-            raise EnvsError(f"expected an experiment ({known}), got {self.name!r}; nearest: {near}")
+            raise UserError(f"expected an experiment ({known}), got {self.name!r}; nearest: {near}")
         if self.limit < 0:
-            raise EnvsError(f"--limit must be at least 0, got {self.limit}")
+            raise UserError(f"--limit must be at least 0, got {self.limit}")
         if self.processes < 1:
-            raise EnvsError(f"--processes must be at least 1, got {self.processes}")
+            raise UserError(f"--processes must be at least 1, got {self.processes}")
 
 
 def is_done(job: Job, rows: list[dict[str, Any]]) -> bool:
@@ -93,22 +93,22 @@ def is_done(job: Job, rows: list[dict[str, Any]]) -> bool:
     return any(all(row.get(name) == value for name, value in job.key.items()) for row in rows)
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a span of time in words: 2 h 05 min, 7 min."""
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
-Done = tuple[Job, list[dict[str, Any]], float]  # a job, its rows, its seconds
+JobResult = tuple[Job, list[dict[str, Any]], float]  # a job, its rows, its seconds
 
 
-def do(job: Job) -> Done:
+def run_job(job: Job) -> JobResult:
     """Do a job here and now."""
     began = time.monotonic()
     return job, job.run(), time.monotonic() - began
 
 
-def end_with(parent: int) -> None:
+def exit_with_parent(parent: int) -> None:
     """Watch from a thread, and end this process when the one that began it has ended, by a kill say."""
 
     def watch() -> None:
@@ -119,16 +119,16 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def do_aside(job: Job, log: Path, threads: int, parent: int) -> Done:
+def run_in_subprocess(job: Job, log: Path, threads: int, parent: int) -> JobResult:
     """Do a job in a process of its own, on so many threads; what it says goes to a file."""
-    end_with(parent)
+    exit_with_parent(parent)
     torch.set_num_threads(threads)
     multiprocessing.set_start_method(None, force=True)  # what this process starts, it starts as any other would
     with log.open("a") as file, redirect_stdout(file), redirect_stderr(file):
-        return do(job)
+        return run_job(job)
 
 
-def do_together(jobs: list[Job], processes: int, logs: Path, say: Callable[[str], None]) -> Iterator[Done]:
+def run_parallel(jobs: list[Job], processes: int, logs: Path, say: Callable[[str], None]) -> Iterator[JobResult]:
     """Do jobs, so many at a time, and yield each as it ends; if some fail, the first error is raised after the last."""
     logs.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // processes)
@@ -137,7 +137,7 @@ def do_together(jobs: list[Job], processes: int, logs: Path, say: Callable[[str]
     with ProcessPoolExecutor(processes, mp_context=spawn, max_tasks_per_child=1) as pool:
         names = ["-".join(str(value) for value in job.key.values()) for job in jobs]
         started = [
-            pool.submit(do_aside, job, logs / f"{name}.log", threads, os.getpid())
+            pool.submit(run_in_subprocess, job, logs / f"{name}.log", threads, os.getpid())
             for job, name in zip(jobs, names, strict=True)
         ]
         say(f"{processes} at a time; what they say is in {logs}/*.log")
@@ -168,14 +168,14 @@ def run_jobs(
     seeds = sorted({job.key["seed"] for job in jobs if "seed" in job.key})
     result = read_result(file) if file.exists() else new_result(name, None, seeds)
     if result["name"] != name:
-        raise EnvsError(f"{file} holds {result['name']}, expected {name}")
+        raise UserError(f"{file} holds {result['name']}, expected {name}")
     left = [job for job in jobs if not is_done(job, result["rows"])]
-    expected = clock(sum(job.seconds for job in left) / processes)
+    expected = format_duration(sum(job.seconds for job in left) / processes)
     say(f"{name}: {len(jobs) - len(left)} of {len(jobs)} jobs are done; the rest takes about {expected} on 2 cores")
     left = left[:limit] if limit else left
-    done = do_together(left, processes, logs, say) if processes > 1 else (do(job) for job in left)
+    done = run_parallel(left, processes, logs, say) if processes > 1 else (run_job(job) for job in left)
     for number, (job, rows, seconds) in enumerate(done, 1):
-        say(f"{number} of {len(left)}: {job.title}, {clock(seconds)}")
+        say(f"{number} of {len(left)}: {job.title}, {format_duration(seconds)}")
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         origin = {"commit": git_commit(), "device": device_name(best_device()), "date": now}
         result["rows"] += [{**job.key, **row, **origin} for row in rows]

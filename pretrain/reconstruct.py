@@ -5,7 +5,7 @@
     python -m pretrain.reconstruct --data data/random-Seaquest --count 20 --checkpoint runs/adapted/last
 
 Writes one picture an image (the original, its grid, and what each checkpoint sees), `reconstruct.json` with a row for
-every image and checkpoint, the floors of `pretrain.measures` beside them, and both to TensorBoard. `mae` is that of
+every image and checkpoint, the floors of `pretrain.metrics` beside them, and both to TensorBoard. `mae` is that of
 the answers as text, read greedily, black where an answer cannot be parsed (`invalid`, their share); `mae_expected` is
 that of the mean of the model's distribution. Of recorded games, `mae_small_objects` is the error where something has
 moved since the frame before, elsewhere where a colour is rare; `mae_background` is the error at all other places.
@@ -24,18 +24,18 @@ from PIL import Image, ImageDraw
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from envs.errors import EnvsError
-from pretrain.images import EpisodeFrames, ImageError, open_source, read_picture
-from pretrain.measures import blurred, mean_absolute_error, patch_means, places_with, psnr, rare_pixels, ssim
-from pretrain.questions import PixelLanguage, colours, parse_grid
-from pretrain.reading import Reading, every_place, read_places
+from common.command import run
+from common.errors import UserError
+from common.provenance import command_line, git_commit
+from pretrain.data.images import EpisodeFrames, ImageError, open_source, read_image
+from pretrain.metrics import blurred, cells_containing, mean_absolute_error, patch_mean_image, psnr, rare_pixels, ssim
+from pretrain.pvp_prediction import PixelPrediction, grid_coordinates, predict_pixels
+from pretrain.pvp_prompts import PixelPromptFormat, downsample_grid, parse_grid
 from vlm import checkpoint
-from vlm.command import run
 from vlm.model import PixelVLM
+from vlm.pretrained import RELEASED_PVP
 from vlm.prompts import ORDERS
-from vlm.provenance import command_line, git_commit
-from vlm.shipped import SHIPPED_PIXELS
-from vlm.taught_size import bring_to, taught_size
+from vlm.training_resolution import resize_image, training_resolution
 
 TAUGHT = "as taught"
 PATCH = 16  # of the floor of patch means, where a model's encoder does not say what it cuts images into
@@ -55,7 +55,7 @@ COLUMNS = (
 class Args:
     """Rebuild images by asking for every place."""
 
-    checkpoint: tuple[Path, ...] = (SHIPPED_PIXELS,)
+    checkpoint: tuple[Path, ...] = (RELEASED_PVP,)
     """Models to ask: frozen and adapted, say; by default the policy that ships and was taught to play and to answer for
     pixels in one."""
     out: Path = Path("runs/rebuilt")
@@ -77,22 +77,22 @@ class Args:
 
     def __post_init__(self) -> None:
         if not self.checkpoint:
-            raise EnvsError("--checkpoint is missing")
+            raise UserError("--checkpoint is missing")
         if bool(self.image) == bool(self.data):
-            raise EnvsError("expected either --image or --data")
+            raise UserError("expected either --image or --data")
         for name in ("count", "chunk"):
             if getattr(self, name) < 1:
-                raise EnvsError(f"--{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
         taught = checkpoint.read_training(self.checkpoint[0]).get("arguments", {})
         if self.grid == TAUGHT and "grid" not in taught:
-            raise EnvsError(f"{self.checkpoint[0]} was not taught pixel values; give --grid 32 to ask all the same")
+            raise UserError(f"{self.checkpoint[0]} was not taught pixel values; give --grid 32 to ask all the same")
         self.grid = taught["grid"] if self.grid == TAUGHT else self.grid
         self.order = taught.get("order", ORDERS[0]) if self.order == TAUGHT else self.order
         parse_grid(self.grid)
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalImage:
     """An image to rebuild. name: for files; image: uint8[history, H, W, 3]; objects: bool[H, W], its small ones."""
 
     name: str
@@ -100,30 +100,30 @@ class Subject:
     objects: np.ndarray
 
 
-def open_subjects(args: Args, history: int, size: tuple[int, int] | None) -> list[Subject]:
+def open_eval_images(args: Args, history: int, size: tuple[int, int] | None) -> list[EvalImage]:
     """Return the images to rebuild; a grid finer than an image as it came is refused."""
     found = []
     if args.image:
         for file in args.image:
-            image = read_picture(file)
-            colours(image, args.grid)
-            shown = bring_to(image, size)
-            found.append(Subject(file.stem, np.stack([shown] * history), rare_pixels(shown)))
+            image = read_image(file)
+            downsample_grid(image, args.grid)
+            shown = resize_image(image, size)
+            found.append(EvalImage(file.stem, np.stack([shown] * history), rare_pixels(shown)))
         return found
     source = open_source(str(args.data))
     count = min(args.count, len(source))
     for index in sorted(np.random.default_rng(args.seed).choice(len(source), count, replace=False)):
         stack = source.stack(int(index), history)
-        colours(stack[-1], args.grid)
+        downsample_grid(stack[-1], args.grid)
         objects = source.moved(int(index)) if isinstance(source, EpisodeFrames) else None
-        stack = np.stack([bring_to(image, size) for image in stack])
+        stack = np.stack([resize_image(image, size) for image in stack])
         if objects is None or objects.shape != stack.shape[1:3]:
             objects = rare_pixels(stack[-1])
-        found.append(Subject(f"{source.name}-{index}", stack, objects))
+        found.append(EvalImage(f"{source.name}-{index}", stack, objects))
     return found
 
 
-def figures(reading: Reading, true: np.ndarray, objects: np.ndarray) -> dict[str, Any]:
+def prediction_metrics(reading: PixelPrediction, true: np.ndarray, objects: np.ndarray) -> dict[str, Any]:
     """Return the figures of a reading of every place of a grid.
 
     Args:
@@ -132,7 +132,7 @@ def figures(reading: Reading, true: np.ndarray, objects: np.ndarray) -> dict[str
         objects: bool[rows, columns], the places of small objects.
     """
     rebuilt = reading.answered.reshape(true.shape)
-    out = image_figures(rebuilt, true, objects)
+    out = image_metrics(rebuilt, true, objects)
     out["exact"] = float((reading.greedy.reshape(true.shape) == true).all(-1).mean())
     out["invalid"] = float(reading.invalid.mean())
     if reading.expected is not None:
@@ -140,7 +140,7 @@ def figures(reading: Reading, true: np.ndarray, objects: np.ndarray) -> dict[str
     return out
 
 
-def image_figures(rebuilt: np.ndarray, true: np.ndarray, objects: np.ndarray) -> dict[str, Any]:
+def image_metrics(rebuilt: np.ndarray, true: np.ndarray, objects: np.ndarray) -> dict[str, Any]:
     """Return the figures that any rebuilt image has; errors of no place are None."""
     channels = mean_absolute_error(rebuilt, true)
     return {
@@ -159,7 +159,7 @@ def _mae_at(rebuilt: np.ndarray, true: np.ndarray, where: np.ndarray) -> float |
     return float(mean_absolute_error(rebuilt[where], true[where]).mean()) if where.any() else None
 
 
-def floors(
+def baselines(
     image: np.ndarray, true: np.ndarray, patch: int, training: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Return what one would answer without reading pixels, float or uint8[rows, columns, 3] by name.
@@ -175,7 +175,7 @@ def floors(
         **flat,
         "image mean": np.broadcast_to(true.reshape(-1, 3).mean(0), true.shape),
         "blurred": blurred(true),
-        "patch mean": patch_means(image, patch, *true.shape[:2]),
+        "patch mean": patch_mean_image(image, patch, *true.shape[:2]),
     }
 
 
@@ -184,7 +184,7 @@ def patch_size(vlm: PixelVLM) -> int:
     return int(getattr(vlm.encoder.config, "patch_size", PATCH))
 
 
-def triptych(pictures: dict[str, np.ndarray]) -> Image.Image:
+def comparison_grid(pictures: dict[str, np.ndarray]) -> Image.Image:
     """Return images uint8[h, w, 3] side by side at one height, each under its name; pixels stay square blocks."""
     first = next(iter(pictures.values()))
     width = max(1, round(TALL * first.shape[1] / first.shape[0]))
@@ -197,21 +197,23 @@ def triptych(pictures: dict[str, np.ndarray]) -> Image.Image:
     return sheet
 
 
-def rebuild(subject: Subject, vlms: dict[str, PixelVLM], args: Args) -> tuple[list[dict[str, Any]], Image.Image]:
+def reconstruct_image(
+    subject: EvalImage, vlms: dict[str, PixelVLM], args: Args
+) -> tuple[list[dict[str, Any]], Image.Image]:
     """Return a row of figures for every floor and model, and the triptych."""
     image = subject.image[-1]
-    true = colours(image, args.grid)
-    objects = places_with(subject.objects, *true.shape[:2])
+    true = downsample_grid(image, args.grid)
+    objects = cells_containing(subject.objects, *true.shape[:2])
     rows, pictures = [], {"original": image, f"grid {args.grid}": true}
     patch = patch_size(next(iter(vlms.values())))
-    for name, guess in floors(image, true, patch).items():
-        rows.append({"image": subject.name, "floor": name, **image_figures(guess, true, objects)})
+    for name, guess in baselines(image, true, patch).items():
+        rows.append({"image": subject.name, "floor": name, **image_metrics(guess, true, objects)})
     for name, vlm in vlms.items():
-        language = PixelLanguage.of(vlm, args.order)
-        reading = read_places(vlm, subject.image, every_place(*true.shape[:2]), language, args.chunk)
+        language = PixelPromptFormat.of(vlm, args.order)
+        reading = predict_pixels(vlm, subject.image, grid_coordinates(*true.shape[:2]), language, args.chunk)
         pictures[name] = reading.answered.reshape(true.shape).astype(np.uint8)
-        rows.append({"image": subject.name, "checkpoint": name, **figures(reading, true, objects)})
-    return rows, triptych(pictures)
+        rows.append({"image": subject.name, "checkpoint": name, **prediction_metrics(reading, true, objects)})
+    return rows, comparison_grid(pictures)
 
 
 def name_checkpoints(directories: tuple[Path, ...]) -> dict[str, Path]:
@@ -225,19 +227,19 @@ def name_checkpoints(directories: tuple[Path, ...]) -> dict[str, Path]:
 def reconstruct(args: Args) -> list[dict[str, Any]]:
     """Rebuild every image with every checkpoint; write and return the rows."""
     named = name_checkpoints(args.checkpoint)
-    sizes = {taught_size(path) for path in named.values()}
+    sizes = {training_resolution(path) for path in named.values()}
     vlms = {name: checkpoint.load(path) for name, path in named.items()}
     histories = {vlm.history for vlm in vlms.values()}
     if len(sizes) > 1 or len(histories) > 1:
         raise ImageError(
             f"expected checkpoints taught on images of one size and history, got {sorted(map(str, sizes))}"
         )
-    subjects = open_subjects(args, histories.pop(), sizes.pop())
+    subjects = open_eval_images(args, histories.pop(), sizes.pop())
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     with SummaryWriter(str(args.out)) as writer:
         for number, subject in enumerate(tqdm(subjects, desc="rebuild", unit="image")):
-            found, picture = rebuild(subject, vlms, args)
+            found, picture = reconstruct_image(subject, vlms, args)
             rows += found
             picture.save(args.out / f"{subject.name}.png")
             writer.add_image(f"rebuilt/{subject.name}", np.asarray(picture), dataformats="HWC")
@@ -272,4 +274,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, EnvsError))
+    sys.exit(run(main))

@@ -2,7 +2,7 @@
 
     config.json, model.safetensors    transformers' own; `AutoModelForImageTextToText.from_pretrained(DIR)`
     tokenizer.json, ...               transformers' own; `AutoTokenizer.from_pretrained(DIR)`
-    pvplay.json                       what is ours: the kind of checkpoint, and its `vlm.model.View` of frames
+    pvplay.json                       what is metadata: the kind of checkpoint, and its `vlm.model.View` of frames
     training.json                     how it was made: commands, seeds, commit, games, figures
 
 A checkpoint is written aside and moved into place whole.
@@ -11,8 +11,6 @@ A checkpoint is written aside and moved into place whole.
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,17 +18,27 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from vlm.device import best_device, first_process
-from vlm.errors import VlmError
-from vlm.foreign import ForeignVLM, looks_like_id
-from vlm.model import PixelModel, PixelVLM, View
+from common.errors import UserError
+from common.files import atomic_directory
+from vlm.device import best_device, is_main_process
+from vlm.hf_vlm import PretrainedVLM, looks_like_id
+from vlm.model import ImageConfig, PixelModel, PixelVLM
 
-OURS, TRAINING, WEIGHTS = "pvplay.json", "training.json", "model.safetensors"
+METADATA, TRAINING, WEIGHTS = "pvplay.json", "training.json", "model.safetensors"
+OLD_NAMES = {  # what checkpoints of version 0.1 call a key or a kind
+    "canvas": "square_size",
+    "motion": "frame_diff_scale",
+    "places": "coordinate_channels",
+    "foreign-vlm": "pretrained-vlm",
+    "points": "point_grid",
+    "points_shift": "logit_bias",
+    "moved": "parameter_updates",
+}
 
 Model = TypeVar("Model", bound=PixelModel)
 
 
-class CheckpointError(VlmError):
+class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or of another kind; the message names the file."""
 
 
@@ -40,31 +48,23 @@ def save(vlm: PixelModel, directory: Path, training: dict[str, Any] | None = Non
     With `half` the weights are stored in bfloat16, half the size, and read back into float32. Of several processes of a
     run the first one writes.
     """
-    if not first_process():
+    if not is_main_process():
         return
-    directory = Path(directory)
-    aside = directory.with_name(f".{directory.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     weights = vlm.model.state_dict()
     if half:
         weights = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
-    vlm.model.save_pretrained(aside, state_dict=weights)
-    vlm.save_words(aside)
-    ours = {"kind": vlm.kind, **dataclasses.asdict(vlm.view)}
-    (aside / OURS).write_text(json.dumps(ours, indent=1) + "\n")
-    (aside / TRAINING).write_text(json.dumps(training or {}, indent=1) + "\n")
-    old = directory.with_name(f".{directory.name}.old.{os.getpid()}")
-    if directory.exists():
-        os.replace(directory, old)
-    os.replace(aside, directory)
-    shutil.rmtree(old, ignore_errors=True)
+    metadata = {"kind": vlm.kind, **dataclasses.asdict(vlm.image_config)}
+    with atomic_directory(directory) as temporary:
+        vlm.model.save_pretrained(temporary, state_dict=weights)
+        vlm.save_tokenizer(temporary)
+        (temporary / METADATA).write_text(json.dumps(metadata, indent=1) + "\n")
+        (temporary / TRAINING).write_text(json.dumps(training or {}, indent=1) + "\n")
 
 
 def load(directory: Path, device: torch.device | None = None) -> PixelVLM:
     """Return the model of a checkpoint, in float32, ready to be asked, on a GPU if there is one or on `device`.
 
-    A checkpoint is one of ours, a directory of transformers' own files, or the id of a model on the hub.
+    A checkpoint is one of metadata, a directory of transformers' own files, or the id of a model on the hub.
     """
     vlm = _load(Path(directory))
     vlm.model.to(device or best_device())
@@ -73,14 +73,14 @@ def load(directory: Path, device: torch.device | None = None) -> PixelVLM:
 
 def _load(directory: Path) -> PixelVLM:
     plain = directory / "config.json"
-    if (directory / OURS).is_file() and _read_json(directory, OURS).get("kind") != ForeignVLM.kind:
+    if (directory / METADATA).is_file() and _kind(_read_json(directory, METADATA)) != PretrainedVLM.kind:
         return load_as(PixelVLM, directory)
     if plain.is_file() or (not directory.exists() and looks_like_id(str(directory))):
-        return load_foreign(str(directory))
+        return load_pretrained(str(directory))
     return load_as(PixelVLM, directory)
 
 
-def load_foreign(name: str) -> ForeignVLM:
+def load_pretrained(name: str) -> PretrainedVLM:
     """Return a model of others, by its directory or its id; `CheckpointError` if it is no vision-language model."""
     try:
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32)
@@ -90,15 +90,17 @@ def load_foreign(name: str) -> ForeignVLM:
         raise CheckpointError(f"expected a vision-language model of transformers at {name}: {first}") from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise CheckpointError(f"expected a processor of images and text at {name}, got {type(processor).__name__}")
-    return ForeignVLM(model.eval(), processor)
+    return PretrainedVLM(model.eval(), processor)
 
 
 def load_as(form: type[Model], directory: Path) -> Model:
     """Return what a checkpoint of one of our forms holds, in float32 on the CPU."""
     directory = Path(directory)
-    ours = _read_json(directory, OURS)
-    if ours.get("kind") != form.kind:
-        raise CheckpointError(f"{directory / OURS}: expected a checkpoint of kind {form.kind}, got {ours.get('kind')}")
+    metadata = _read_json(directory, METADATA)
+    if _kind(metadata) != form.kind:
+        raise CheckpointError(
+            f"{directory / METADATA}: expected a checkpoint of kind {form.kind}, got {_kind(metadata)}"
+        )
     if not (directory / WEIGHTS).is_file():
         raise CheckpointError(f"{directory} is not a whole checkpoint: {WEIGHTS} is missing")
     try:
@@ -112,14 +114,19 @@ def load_as(form: type[Model], directory: Path) -> Model:
     lacking = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
     if lacking:
         raise CheckpointError(f"{directory / WEIGHTS} does not fit its config.json: {', '.join(lacking[:3])}")
-    return form(model.eval(), tokenizer, _view(directory, ours))
+    return form(model.eval(), tokenizer, _image_config(directory, metadata))
 
 
-def _view(directory: Path, ours: dict[str, Any]) -> View:
-    known = {field.name for field in dataclasses.fields(View)}
-    if strange := sorted(set(ours) - known - {"kind"}):
-        raise CheckpointError(f"{directory / OURS}: expected {', '.join(sorted(known))}, got {', '.join(strange)}")
-    return View(**{name: value for name, value in ours.items() if name in known})
+def _image_config(directory: Path, metadata: dict[str, Any]) -> ImageConfig:
+    known = {field.name for field in dataclasses.fields(ImageConfig)}
+    if strange := sorted(set(metadata) - known - {"kind"}):
+        raise CheckpointError(f"{directory / METADATA}: expected {', '.join(sorted(known))}, got {', '.join(strange)}")
+    return ImageConfig(**{name: value for name, value in metadata.items() if name in known})
+
+
+def _kind(metadata: dict[str, Any]) -> str | None:
+    kind = metadata.get("kind")
+    return OLD_NAMES.get(str(kind), kind)
 
 
 def _read_json(directory: Path, name: str) -> dict[str, Any]:
@@ -134,7 +141,7 @@ def _read_json(directory: Path, name: str) -> dict[str, Any]:
         raise CheckpointError(f"{file} is damaged: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} is damaged: expected an object")
-    return content
+    return {OLD_NAMES.get(key, key): value for key, value in content.items()}
 
 
 def read_training(directory: Path) -> dict[str, Any]:

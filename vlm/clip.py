@@ -1,7 +1,7 @@
 """A small CLIP (Radford et al. 2021) over whole native frames: transformers' own `CLIPModel`, trained from nothing.
 
-Its vision tower is the encoder of a LLaVA preset that has a canvas, so that the LLaVA can start from it
-(`adopt_tower`). It is saved as `vlm.checkpoint` saves a VLM, and loads with plain `CLIPModel.from_pretrained(DIR)`.
+Its vision tower is the encoder of a LLaVA preset that has a square_size, so that the LLaVA can start from it
+(`load_vision_tower`). It is saved as `vlm.checkpoint` saves a VLM, and loads with plain `CLIPModel.from_pretrained(DIR)`.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
+from common.errors import UserError
 from vlm import checkpoint
-from vlm.errors import VlmError
 from vlm.model import PixelModel, PixelVLM
 from vlm.presets import find_preset, vision_config
 
@@ -44,7 +44,7 @@ class PixelClip(PixelModel):
 
     def image_vectors(self, frames: np.ndarray | Tensor) -> Tensor:
         """Return unit vectors float32[B, S] of frames uint8[B, history, H, W, 3]."""
-        found = self.model.get_image_features(pixel_values=self.pixels(frames)).pooler_output
+        found = self.model.get_image_features(pixel_values=self.preprocess(frames)).pooler_output
         return functional.normalize(found.float(), dim=-1)
 
     def text_vectors(self, tokens: Tensor) -> Tensor:
@@ -57,8 +57,8 @@ class PixelClip(PixelModel):
 def build_clip(preset: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> PixelClip:
     """Return a CLIP with a preset's encoder for its vision tower, random weights from `seed`, in float32 on the CPU."""
     sizes = find_preset(preset)
-    if sizes.view.canvas is None:
-        raise VlmError(f"expected a preset with a CLIP tower (nano-clip, tiny-clip), got {preset!r}")
+    if sizes.image_config.square_size is None:
+        raise UserError(f"expected a preset with a CLIP tower (nano-clip, tiny-clip), got {preset!r}")
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
     text = dict(TEXT, vocab_size=len(tokenizer), max_position_embeddings=LONGEST, eos_token_id=tokenizer.eos_token_id)
     config = CLIPConfig(
@@ -69,7 +69,7 @@ def build_clip(preset: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CLIPModel(config)
-    return PixelClip(model.eval(), tokenizer, sizes.view)
+    return PixelClip(model.eval(), tokenizer, sizes.image_config)
 
 
 def load_clip(directory: Path) -> PixelClip:
@@ -77,12 +77,12 @@ def load_clip(directory: Path) -> PixelClip:
     return checkpoint.load_as(PixelClip, directory)
 
 
-def adopt_tower(vlm: PixelVLM, clip: PixelClip) -> None:
+def load_vision_tower(vlm: PixelVLM, clip: PixelClip) -> None:
     """Let a VLM's encoder start from a CLIP's vision tower: the same weights, tensor for tensor."""
     tower = clip.model.vision_model.state_dict()
     own = {name: tensor.shape for name, tensor in vlm.encoder.state_dict().items()}
-    if own != {name: tensor.shape for name, tensor in tower.items()} or vlm.view != clip.view:
-        raise VlmError(
+    if own != {name: tensor.shape for name, tensor in tower.items()} or vlm.image_config != clip.image_config:
+        raise UserError(
             f"expected an encoder like the CLIP's tower, {_describe(clip.model.vision_model)}, "
             f"got {_describe(vlm.encoder)}"
         )

@@ -15,11 +15,11 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def processes() -> int:
+def world_size() -> int:
     """Return how many processes a launcher (`torchrun`, `accelerate launch`) started for this run; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def first_process() -> bool:
+def is_main_process() -> bool:
     """Return whether this is the first process of its run, the one that writes files."""
     return os.environ.get("RANK", "0") == "0"

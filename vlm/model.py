@@ -15,32 +15,32 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast
 
-from vlm.errors import VlmError
+from common.errors import UserError
 
 
 @dataclass(frozen=True)
-class View:
+class ImageConfig:
     """How a model is shown frames; part of every checkpoint.
 
-    history: frames, the present one included; canvas: the side of the square that frames are laid on, for an encoder
-    that asks for one size, or None; stride: without a canvas, rows and columns are filled up to multiples of it;
+    history: frames, the present one included; square_size: the side of the square that frames are laid on, for an encoder
+    that asks for one size, or None; stride: without a square_size, rows and columns are filled up to multiples of it;
     motion: what the differences between frames are multiplied by; places: whether two planes tell rows and columns,
     without which a convolution knows its place from the borders alone.
     """
 
     history: int = 1
-    canvas: int | None = None
+    square_size: int | None = None
     stride: int = 32
-    motion: float = 1.0
-    places: bool = False
+    frame_diff_scale: float = 1.0
+    coordinate_channels: bool = False
 
     @property
     def channels(self) -> int:
         """The number of planes that the encoder reads."""
-        return 3 * self.history + 2 * self.places
+        return 3 * self.history + 2 * self.coordinate_channels
 
 
-class RestingNorm(nn.BatchNorm2d):
+class FixedStatsBatchNorm2d(nn.BatchNorm2d):
     """A batch norm whose statistics stay as they are: a scale and a shift of each channel, in training as well.
 
     A batch here is of one game, and its statistics would be those of no other game.
@@ -53,7 +53,7 @@ class RestingNorm(nn.BatchNorm2d):
         )
 
 
-class ThinnedConv(nn.Conv2d):
+class StridedPointwiseConv2d(nn.Conv2d):
     """A convolution of 1 x 1 in strides, over the places that it reads, taken out first: the same products.
 
     Left to oneDNN such a one writes past its memory in float32 on AVX-512 processors (torch 2.13): from 8 channels or
@@ -68,15 +68,15 @@ class ThinnedConv(nn.Conv2d):
         return functional.conv2d(input[:, :, ::down, ::along], self.weight, self.bias, groups=self.groups)
 
 
-def _mend(module: nn.Module) -> None:
+def _replace_layer(module: nn.Module) -> None:
     """Let a module that needs it be of our own class, in place: batch norms, and convolutions of 1 x 1 in strides."""
     if type(module) is nn.BatchNorm2d:
-        module.__class__ = RestingNorm
+        module.__class__ = FixedStatsBatchNorm2d
     elif type(module) is nn.Conv2d and module.kernel_size == (1, 1) and module.stride != (1, 1):
-        module.__class__ = ThinnedConv
+        module.__class__ = StridedPointwiseConv2d
 
 
-def _lay(planes: list[Tensor], rows: int, columns: int) -> Tensor:
+def _pad_and_concat(planes: list[Tensor], rows: int, columns: int) -> Tensor:
     """Return planes [B, H, W, C] side by side in [B, rows, columns, all channels], black where they do not reach."""
     if torch.jit.is_tracing():  # a traced graph knows no slices that are written to, and joins planes fast
         fill = [(0, 0, 0, columns - plane.shape[2], 0, rows - plane.shape[1]) for plane in planes]
@@ -96,29 +96,29 @@ class PixelModel(ABC):
     kind: str
     library: Any
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, view: View):
-        self.model, self.tokenizer, self.view = model, tokenizer, view
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, image_config: ImageConfig):
+        self.model, self.tokenizer, self.image_config = model, tokenizer, image_config
         for module in model.modules():
-            _mend(module)
+            _replace_layer(module)
 
     @property
     @abstractmethod
     def encoder(self) -> nn.Module:
         """The vision encoder."""
 
-    def save_words(self, directory: Path) -> None:
+    def save_tokenizer(self, directory: Path) -> None:
         """Write what turns text into tokens, as transformers' own files."""
         self.tokenizer.save_pretrained(directory)
 
     @property
     def history(self) -> int:
         """How many frames it sees."""
-        return self.view.history
+        return self.image_config.history
 
     @property
-    def canvas(self) -> int | None:
+    def square_size(self) -> int | None:
         """The side of the square that its frames are laid on, if any."""
-        return self.view.canvas
+        return self.image_config.square_size
 
     @property
     def dtype(self) -> torch.dtype:
@@ -130,7 +130,7 @@ class PixelModel(ABC):
         """Where the weights are."""
         return next(self.model.parameters()).device
 
-    def set_attention(self, kind: str) -> None:
+    def set_attn_implementation(self, kind: str) -> None:
         """Compute attention eagerly or by sdpa; parts that have no sdpa, or no attention at all, stay eager."""
         config = self.model.config
         parts = {id(part): name for name in config.sub_configs if (part := getattr(config, name, None)) is not None}
@@ -142,7 +142,7 @@ class PixelModel(ABC):
         kinds = {name: "eager" if name in plain else kind for name in parts.values()}
         self.model.set_attn_implementation({"": kind, **kinds})
 
-    def pixels(self, frames: np.ndarray | Tensor) -> Tensor:
+    def preprocess(self, frames: np.ndarray | Tensor) -> Tensor:
         """Turn frames into what the encoder reads; training and play both come through here.
 
         The present frame comes first, then what has changed since each earlier one: an object that moves stands out
@@ -156,34 +156,36 @@ class PixelModel(ABC):
             [B, view.channels, rows, columns], in the autocast type where autocast is on: colours in [0, 1),
             differences in (-1, 1) times `view.motion`, and with `view.places` rows and columns from -2 to 2. Black
             fills rows and columns up to multiples of `view.stride` below and to the right, so that games of 210 and of
-            214 lines share one shape; with a canvas, up to its square.
+            214 lines share one shape; with a square_size, up to its square.
         """
         frames = torch.as_tensor(frames, device=self.device)
         if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[1] != self.history:
-            raise VlmError(f"expected frames uint8[B, {self.history}, H, W, 3], got {frames.dtype}{list(frames.shape)}")
+            raise UserError(
+                f"expected frames uint8[B, {self.history}, H, W, 3], got {frames.dtype}{list(frames.shape)}"
+            )
         kind = self.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
         height, width = frames.shape[2:4]
         rows, columns = self._shape(height, width)
         seen = [frames[:, index].to(dtype) * (1 / 256) for index in range(self.history)]  # [B, H, W, 3] each
         now, *earlier = reversed(seen)
-        past = [(now - frame) * self.view.motion for frame in reversed(earlier)]
+        past = [(now - frame) * self.image_config.frame_diff_scale for frame in reversed(earlier)]
         places: list[Tensor] = []
-        if self.view.places:
+        if self.image_config.coordinate_channels:
             down, along = (torch.arange(n, device=self.device).add(0.5).div(n / 4).sub(2) for n in (rows, columns))
             grid = torch.stack([down[:, None].expand(rows, columns), along.expand(rows, columns)], dim=-1)
             places = [grid.to(dtype).expand(len(now), -1, -1, -1)]
         # channels last in memory, as frames are and as convolutions like it
-        return _lay([now, *past, *places], rows, columns).permute(0, 3, 1, 2)
+        return _pad_and_concat([now, *past, *places], rows, columns).permute(0, 3, 1, 2)
 
     def _shape(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns that the encoder is shown frames of a size in."""
-        canvas, stride = self.canvas, self.view.stride
-        if canvas is None:
+        square_size, stride = self.square_size, self.image_config.stride
+        if square_size is None:
             return -(-height // stride) * stride, -(-width // stride) * stride
-        if max(height, width) > canvas:
-            raise VlmError(f"expected frames of at most {canvas} rows and columns, got {height} x {width}")
-        return canvas, canvas
+        if max(height, width) > square_size:
+            raise UserError(f"expected frames of at most {square_size} rows and columns, got {height} x {width}")
+        return square_size, square_size
 
 
 class PixelVLM(PixelModel):
@@ -207,11 +209,11 @@ class PixelVLM(PixelModel):
         known = {id(self.encoder), id(self.decoder), id(self.model.get_output_embeddings())}
         found = [child for child in self.model.model.children() if id(child) not in known]
         if len(found) != 1:
-            raise VlmError(f"expected one connector in {type(self.model).__name__}, found {len(found)}")
+            raise UserError(f"expected one connector in {type(self.model).__name__}, found {len(found)}")
         return found[0]
 
     @property
-    def opening(self) -> list[int]:
+    def bos_ids(self) -> list[int]:
         """The tokens that begin every text; none in models of ours."""
         return []
 

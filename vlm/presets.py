@@ -7,11 +7,11 @@ place, which most newer encoders have, make an empty place as loud as the player
 learnt ten times as slowly or not at all (`experiments/LOG.md`). Frames of the past lie on the channels, so that motion
 costs no tokens.
 
-Any vision-language model of transformers can take their place, by its directory or its id (`vlm.foreign`).
+Any vision-language model of transformers can take their place, by its directory or its id (`vlm.hf_vlm`).
 
-Presets with a canvas have the paper's own architecture instead: LLaVA (Liu et al. 2023) around a CLIP vision
+Presets with a square_size have the paper's own architecture instead: LLaVA (Liu et al. 2023) around a CLIP vision
 transformer (Radford et al. 2021) over square patches, of whose last layer but one every patch is an image token. It can
-start from a tower that `pretrain.contrast` has trained (`vlm.clip.adopt_tower`).
+start from a tower that `pretrain.contrastive` has trained (`vlm.clip.adopt_tower`).
 """
 
 import difflib
@@ -30,9 +30,9 @@ from transformers import (
     ResNetConfig,
 )
 
-from vlm.errors import VlmError
-from vlm.model import PixelVLM, View
-from vlm.place_heads import start_place_heads
+from common.errors import UserError
+from vlm.model import ImageConfig, PixelVLM
+from vlm.positional_heads import init_positional_heads
 from vlm.tokenizer import build_tokenizer
 
 
@@ -46,7 +46,7 @@ class Preset:
     view: how it is shown frames; patch: the side of a CLIP tower's patches, in pixels; rope: the base of the decoder's
     rotary positions, the larger the more of a head is free to match content far away; head_width: of each of the
     decoder's heads, 0 for the width shared by them; looks: whether half of them begin by looking at places
-    (`vlm.place_heads`).
+    (`vlm.positional_heads`).
     """
 
     widths: tuple[int, ...]
@@ -55,35 +55,49 @@ class Preset:
     text_layers: int
     text_heads: int
     text_mlp: int
-    spread: float
-    view: View
+    initializer_range: float
+    image_config: ImageConfig
     heads: int = 1
     patch: int = 18
-    rope: float = 10_000.0
+    rope_theta: float = 10_000.0
     head_width: int = 0
-    looks: bool = False
+    positional_heads: bool = False
 
 
-GAME = View(history=2, motion=8, places=True)
-CANVAS = View(canvas=216)
-IMAGE_TOKENS = 35  # of a frame of up to 224 rows, as most games have, in a model without a canvas: 7 rows of 5
+FRAME_STACK_INPUT = ImageConfig(history=2, frame_diff_scale=8, coordinate_channels=True)
+SQUARE_INPUT = ImageConfig(square_size=216)
+IMAGE_TOKENS = 35  # of a frame of up to 224 rows, as most games have, in a model without a square_size: 7 rows of 5
 
 PRESETS = {
-    "tiny": Preset((16, 16, 16, 32), (1, 1, 1), 32, 1, 2, 64, 0.1, GAME),
-    "micro": Preset((8, 32, 64, 128), (1, 1, 1), 128, 3, 16, 512, 0.06, GAME, rope=100, head_width=16, looks=True),
-    "nano": Preset((16, 48, 96, 192), (1, 1, 1), 256, 3, 16, 1024, 0.06, GAME, rope=100, looks=True),
-    "tiny-clip": Preset((32,), (2,), 32, 3, 2, 64, 0.1, CANVAS, heads=2, patch=36, rope=1e6),
-    "nano-clip": Preset((192,), (6,), 256, 3, 4, 704, 0.06, CANVAS, heads=3, rope=1e6),
-    "base-clip": Preset((768,), (12,), 1024, 12, 16, 2816, 0.02, CANVAS, heads=12, rope=1e6),
-    "small": Preset((64, 128, 256, 512), (2, 2, 4), 512, 6, 8, 1408, 0.04, GAME),
+    "tiny": Preset((16, 16, 16, 32), (1, 1, 1), 32, 1, 2, 64, 0.1, FRAME_STACK_INPUT),
+    "micro": Preset(
+        (8, 32, 64, 128),
+        (1, 1, 1),
+        128,
+        3,
+        16,
+        512,
+        0.06,
+        FRAME_STACK_INPUT,
+        rope_theta=100,
+        head_width=16,
+        positional_heads=True,
+    ),
+    "nano": Preset(
+        (16, 48, 96, 192), (1, 1, 1), 256, 3, 16, 1024, 0.06, FRAME_STACK_INPUT, rope_theta=100, positional_heads=True
+    ),
+    "tiny-clip": Preset((32,), (2,), 32, 3, 2, 64, 0.1, SQUARE_INPUT, heads=2, patch=36, rope_theta=1e6),
+    "nano-clip": Preset((192,), (6,), 256, 3, 4, 704, 0.06, SQUARE_INPUT, heads=3, rope_theta=1e6),
+    "base-clip": Preset((768,), (12,), 1024, 12, 16, 2816, 0.02, SQUARE_INPUT, heads=12, rope_theta=1e6),
+    "small": Preset((64, 128, 256, 512), (2, 2, 4), 512, 6, 8, 1408, 0.04, FRAME_STACK_INPUT),
 }
 
 
 def find_preset(name: str) -> Preset:
-    """Return a preset by name; `VlmError` names the nearest."""
+    """Return a preset by name; `UserError` names the nearest."""
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
-        raise VlmError(f"expected a preset ({', '.join(PRESETS)}), got {name!r}; nearest: {near}")
+        raise UserError(f"expected a preset ({', '.join(PRESETS)}), got {name!r}; nearest: {near}")
     return PRESETS[name]
 
 
@@ -103,33 +117,33 @@ def build(name: str, seed: int = 0, tokenizer: PreTrainedTokenizerFast | None = 
         torch.manual_seed(seed)
         model = (
             _build_llava(preset, parts)
-            if preset.view.canvas
+            if preset.image_config.square_size
             else FastVlmForConditionalGeneration(FastVlmConfig(**parts))
         )
-    vlm = PixelVLM(model.eval(), tokenizer, preset.view)
-    if preset.looks:
-        start_place_heads(vlm, IMAGE_TOKENS)
+    vlm = PixelVLM(model.eval(), tokenizer, preset.image_config)
+    if preset.positional_heads:
+        init_positional_heads(vlm, IMAGE_TOKENS)
     return vlm
 
 
 def _build_llava(preset: Preset, parts: dict[str, Any]) -> LlavaForConditionalGeneration:
-    assert preset.view.canvas
+    assert preset.image_config.square_size
     config = LlavaConfig(
         **parts,
         image_token_id=parts["image_token_index"],
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
-        image_seq_length=(preset.view.canvas // preset.patch) ** 2,
+        image_seq_length=(preset.image_config.square_size // preset.patch) ** 2,
     )
     return LlavaForConditionalGeneration(config)
 
 
 def vision_config(preset: Preset) -> ResNetConfig | CLIPVisionConfig:
     """Return the configuration of a preset's encoder."""
-    if preset.view.canvas:
+    if preset.image_config.square_size:
         return CLIPVisionConfig(
-            num_channels=preset.view.channels,
-            image_size=preset.view.canvas,
+            num_channels=preset.image_config.channels,
+            image_size=preset.image_config.square_size,
             patch_size=preset.patch,
             hidden_size=preset.widths[0],
             intermediate_size=4 * preset.widths[0],
@@ -139,7 +153,7 @@ def vision_config(preset: Preset) -> ResNetConfig | CLIPVisionConfig:
         )
     stem, *stages = preset.widths
     return ResNetConfig(
-        num_channels=preset.view.channels,
+        num_channels=preset.image_config.channels,
         embedding_size=stem,
         hidden_sizes=stages,
         depths=preset.depths,
@@ -159,10 +173,10 @@ def _text_config(preset: Preset, tokenizer) -> LlamaConfig:
         num_key_value_heads=preset.text_heads,
         intermediate_size=preset.text_mlp,
         head_dim=preset.head_width or preset.text_width // preset.text_heads,
-        attention_bias=preset.looks,
-        initializer_range=preset.spread,
+        attention_bias=preset.positional_heads,
+        initializer_range=preset.initializer_range,
         max_position_embeddings=4096,
-        rope_parameters={"rope_type": "default", "rope_theta": preset.rope},
+        rope_parameters={"rope_type": "default", "rope_theta": preset.rope_theta},
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -10,7 +10,7 @@ opening bracket of the answer has moved to the prompt, and the question's fixed 
 
     <image> [reconstruct] loc: [12,7] rgb: [                                ->  184,50,50]
 
-Masks are asked for by an expression, and the answer is no text but the state behind it (`vlm.mask_head`):
+Masks are asked for by an expression, and the answer is no text but the state behind it (`vlm.segmentation.mask_head`):
 
     <image> [segmentation] the red ghost :
 

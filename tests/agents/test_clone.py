@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from agents import clone
-from agents.command import run
-from agents.demonstrations import Batches, make_lesson, mirrored_actions
-from agents.readout import Readout
+from agents.auxiliary_action_head import AuxiliaryActionHead
+from agents.bc_dataset import BCBatchDataset, build_targets, flipped_actions
+from common.command import run
 from envs.episodes import DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
 from envs.protocol import MACHADO2018
-from vlm import checkpoint, trainer
+from vlm import checkpoint
 from vlm.presets import build
+from vlm.training import trainer
 
 NAMES = ("noop", "fire", "right", "left", "right fire", "left fire")
 
@@ -89,7 +90,7 @@ def test_two_processes_learn_what_one_does_of_two_batches_a_step(taught, tmp_pat
 def test_soft_targets_share_by_value_and_break_ties_one_way(tmp_path):
     nan = [np.nan] * 6
     values = np.array([[0, 0, -100, -np.inf, -np.inf, -np.inf], nan, [50, 0, 0, 0, 0, 0]], dtype=np.float32)
-    lesson = make_lesson(EpisodeDataset(write_set(tmp_path / "set", values)), "soft", softness=1.0, hard_share=0.4)
+    lesson = build_targets(EpisodeDataset(write_set(tmp_path / "set", values)), "soft", softness=1.0, hard_share=0.4)
     assert lesson.rows.tolist() == [0, 2]
     spreads = np.array([100 / 3, 50 - 50 / 6])
     scale = spreads.mean()
@@ -101,10 +102,10 @@ def test_soft_targets_share_by_value_and_break_ties_one_way(tmp_path):
 
 
 def test_a_mirror_swaps_left_and_right_in_frames_and_in_actions(taught):
-    assert mirrored_actions(NAMES) == [0, 1, 3, 2, 5, 4]
-    lesson = make_lesson(EpisodeDataset(taught), "soft", 0.25, 0.3)
-    plain = Batches([lesson], 2, 100, 1, seed=0)[0]["parts"][0]
-    turned = Batches([lesson], 2, 100, 1, seed=0, mirror={"Carnival"})[0]["parts"][0]
+    assert flipped_actions(NAMES) == [0, 1, 3, 2, 5, 4]
+    lesson = build_targets(EpisodeDataset(taught), "soft", 0.25, 0.3)
+    plain = BCBatchDataset([lesson], 2, 100, 1, seed=0)[0]["parts"][0]
+    turned = BCBatchDataset([lesson], 2, 100, 1, seed=0, mirror={"Carnival"})[0]["parts"][0]
     mirrored = 0
     for row in range(100):
         if torch.equal(plain["frames"][row], turned["frames"][row]):
@@ -118,17 +119,17 @@ def test_a_mirror_swaps_left_and_right_in_frames_and_in_actions(taught):
 
 def test_hard_targets_are_the_teachers_best_action_or_the_players(tmp_path):
     values = np.eye(6, dtype=np.float32)[[3, 1]]
-    lesson = make_lesson(EpisodeDataset(write_set(tmp_path / "a", values)), "hard", 0.25, 0.3)
+    lesson = build_targets(EpisodeDataset(write_set(tmp_path / "a", values)), "hard", 0.25, 0.3)
     assert lesson.targets.argmax(1).tolist() == [3, 1]
     data = EpisodeDataset(write_set(tmp_path / "b", None))
-    assert make_lesson(data, "soft", 0.25, 0.3).targets.argmax(1).tolist() == data.actions.tolist()
+    assert build_targets(data, "soft", 0.25, 0.3).targets.argmax(1).tolist() == data.actions.tolist()
 
 
 def test_a_batch_holds_every_game_evenly_and_depends_on_seed_and_step_alone(tmp_path, taught):
     pong = write_set(tmp_path / "pong", None, names=NAMES[:3], game="Pong")
     more = write_set(tmp_path / "more", np.zeros((72, 6), np.float32), seed=2)
-    lessons = [make_lesson(EpisodeDataset(path), "soft", 0.25, 0.3) for path in (taught, pong, more)]
-    batches = Batches(lessons, 2, 8, 20, seed=5)
+    lessons = [build_targets(EpisodeDataset(path), "soft", 0.25, 0.3) for path in (taught, pong, more)]
+    batches = BCBatchDataset(lessons, 2, 8, 20, seed=5)
     drawn = [batches[step]["parts"] for step in range(20)]
     assert all([part["game"] for part in parts] == ["Carnival", "Pong"] for parts in drawn)
     assert all(len(part["frames"]) == len(part["targets"]) == 4 for parts in drawn for part in parts)
@@ -147,7 +148,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_as_an_unbroken_one(taught, tmp
     arguments = (*SMALL, "--data", taught, "--steps", 4, "--save-every", 2)
     assert command(*arguments, "--out", tmp_path / "whole") == 0
     steps = []
-    forward = clone.Imitation.forward
+    forward = clone.BehaviorCloningObjective.forward
 
     def killed_in_the_third(self, *args, **kwargs):
         steps.append(1)
@@ -155,7 +156,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_as_an_unbroken_one(taught, tmp
             raise KeyboardInterrupt
         return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(clone.Imitation, "forward", killed_in_the_third)
+    monkeypatch.setattr(clone.BehaviorCloningObjective, "forward", killed_in_the_third)
     assert command(*arguments, "--out", tmp_path / "broken") == 130
     assert not (tmp_path / "broken" / "last").exists()
     assert command(*arguments, "--out", tmp_path / "broken") == 0
@@ -169,7 +170,7 @@ def test_training_is_recorded_and_moves_every_role(taught, tmp_path):
     record = checkpoint.read_training(tmp_path / "run" / "last")
     assert record["games"] == ["Carnival"]
     assert record["datasets"][0]["decisions"] == 24
-    assert all(role["moved"] > 0 for role in record["moved"].values())
+    assert all(role["changed"] > 0 for role in record["parameter_updates"].values())
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
 
 
@@ -208,10 +209,10 @@ def test_a_readout_of_less_than_nothing_is_refused(taught, tmp_path, capsys):
 
 def test_a_readout_reads_every_game_off_the_tokens_that_the_model_saw_last():
     vlm = build("tiny")
-    readout = Readout(vlm, {"Carnival": (214, 160, 6), "MsPacman": (250, 160, 9)})
+    readout = AuxiliaryActionHead(vlm, {"Carnival": (214, 160, 6), "MsPacman": (250, 160, 9)})
     for rows, game, actions in ((214, "Carnival", 6), (250, "MsPacman", 9)):
         frames = np.random.default_rng(rows).integers(0, 256, (3, 2, rows, 160, 3), dtype=np.uint8)
-        tokens = vlm.image_embeddings(vlm.pixels(frames))
+        tokens = vlm.image_embeddings(vlm.preprocess(frames))
         log_probs = readout(game)
         assert torch.equal(log_probs, readout.nets[game](tokens.flatten(1)).log_softmax(-1))
         assert log_probs.shape == (3, actions)
@@ -220,14 +221,14 @@ def test_a_readout_reads_every_game_off_the_tokens_that_the_model_saw_last():
 def test_a_frozen_encoder_stays_as_it_was(taught, tmp_path):
     arguments = (*SMALL, "--data", taught, "--steps", 2, "--save-every", 2, "--encoder-learning-rate", 0)
     assert command(*arguments, "--out", tmp_path / "run") == 0
-    moved = checkpoint.read_training(tmp_path / "run" / "last")["moved"]
-    assert moved["encoder"]["moved"] == 0
-    assert moved["decoder"]["moved"] > 0
+    moved = checkpoint.read_training(tmp_path / "run" / "last")["parameter_updates"]
+    assert moved["encoder"]["changed"] == 0
+    assert moved["decoder"]["changed"] > 0
 
 
 def test_trials_by_play_keep_the_best_weights(taught, tmp_path, monkeypatch):
     scores = iter([[100.0], [300.0], [200.0]])
-    monkeypatch.setattr(clone, "play_score", lambda *_: next(scores))
+    monkeypatch.setattr(clone, "evaluate_policy", lambda *_: next(scores))
     arguments = [*SMALL, "--data", taught, "--steps", 3, "--save-every", 1, "--out", tmp_path / "run"]
     arguments[arguments.index("--select-every") + 1] = 1
     assert command(*arguments) == 0
@@ -256,12 +257,14 @@ def test_mistakes_are_one_line_and_exit_code_2(taught, tmp_path, capsys, changes
 
 
 def test_games_can_have_unequal_shares_of_a_step(taught):
-    (lesson,) = clone.load_lessons([taught], "soft", 0.4, 0.1)
+    (lesson,) = clone.load_labelled_datasets([taught], "soft", 0.4, 0.1)
     other = replace(lesson, data=copy.copy(lesson.data))
     other.data.info = replace(lesson.data.info, game="Pong")
-    parts = Batches([lesson, other], 2, 16, 1, 0, shares={"Pong": 3.0})[0]["parts"]
+    parts = BCBatchDataset([lesson, other], 2, 16, 1, 0, shares={"Pong": 3.0})[0]["parts"]
     assert {part["game"]: len(part["frames"]) for part in parts} == {"Carnival": 4, "Pong": 12}
-    assert {part["game"]: len(part["targets"]) for part in Batches([lesson, other], 2, 16, 1, 0)[0]["parts"]} == {
+    assert {
+        part["game"]: len(part["targets"]) for part in BCBatchDataset([lesson, other], 2, 16, 1, 0)[0]["parts"]
+    } == {
         "Carnival": 8,
         "Pong": 8,
     }
@@ -277,8 +280,8 @@ def test_a_run_is_not_continued_with_other_arguments(taught, tmp_path, capsys):
 def test_the_readout_can_be_taught_alone_at_first(taught, tmp_path, capsys):
     arguments = (*SMALL, "--data", taught, "--steps", 2, "--save-every", 1)
     assert command(*arguments, "--readout-first", 0.5, "--out", tmp_path / "run") == 0
-    lessons = clone.load_lessons([taught], "soft", 0.4, 0.1)
-    batches = Batches(lessons, 2, 4, 2, 0, alone=1)
+    lessons = clone.load_labelled_datasets([taught], "soft", 0.4, 0.1)
+    batches = BCBatchDataset(lessons, 2, 4, 2, 0, alone=1)
     assert [batches[step]["alone"] for step in range(2)] == [True, False]
     vlm = build("tiny")
     args = clone.Args(data=(taught,), out=tmp_path, steps=2, preset="tiny", bf16=False)

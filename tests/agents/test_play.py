@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from agents import play, video
-from agents.command import run
-from agents.video import Shown, check_video, draw_turn
-from envs.errors import EnvsError
+from agents.video import OverlayFrame, check_video, draw_turn
+from common.command import run
+from common.errors import UserError
 from vlm import checkpoint
-from vlm.overlay import SHOWN
 from vlm.presets import build
+from vlm.segmentation.mask_drawing import SHOWN
 
 
 def command(*arguments):
@@ -38,7 +38,7 @@ def test_the_vlm_plays_is_filmed_and_scored(tiny, tmp_path, capsys):
     assert row["decisions"] == 30
     assert row["scores"] == []
     assert len(row["scores_of_cut_games"]) == 1
-    assert row["unparsable"] == 0
+    assert row["invalid"] == 0
     assert row["decisions_per_second"] > 0
     assert read_frames(tmp_path).shape[0] == 30
     told = capsys.readouterr().out
@@ -94,7 +94,7 @@ def test_free_generation_counts_what_it_cannot_parse(tiny, tmp_path):
         tmp_path,
     )
     assert command(*arguments) == 0
-    assert read_json(tmp_path)["rows"][0]["unparsable"] == 1.0
+    assert read_json(tmp_path)["rows"][0]["invalid"] == 1.0
 
 
 def test_ctrl_c_keeps_a_video_that_plays_and_a_result_that_says_so(tiny, tmp_path, monkeypatch):
@@ -161,10 +161,10 @@ def test_bars_show_probabilities_as_they_are_and_values_from_worst_to_best():
 
 
 def test_the_left_of_a_picture_is_the_true_frame():
-    from agents.rollout import Turn
+    from agents.rollout import Transition
 
     frame = np.random.default_rng(0).integers(0, 256, (210, 160, 3), dtype=np.uint8)
-    turn = Turn(0, 1, 5, frame, 1, "up", np.array([0.2, 0.8]), False, 10.0, 30.0, False, False)
+    turn = Transition(0, 1, 5, frame, 1, "up", np.array([0.2, 0.8]), False, 10.0, 30.0, False, False)
     picture = draw_turn(turn, "Ms. Pac-Man", "vlm", ("noop", "up"))
     top = (picture.shape[0] - 630) // 2
     assert np.array_equal(picture[top : top + 630 : 3, :480:3], frame)
@@ -172,12 +172,12 @@ def test_the_left_of_a_picture_is_the_true_frame():
 
 
 def test_what_a_viewer_asks_for_is_drawn_on_the_frame_and_told(monkeypatch):
-    from agents.rollout import Turn
+    from agents.rollout import Transition
 
-    turn = Turn(0, 1, 5, np.zeros((210, 160, 3), np.uint8), 0, "noop", None, False, 0.0, 0.0, False, False)
+    turn = Transition(0, 1, 5, np.zeros((210, 160, 3), np.uint8), 0, "noop", None, False, 0.0, 0.0, False, False)
     mask = np.zeros((210, 160), bool)
     mask[100:110, 50:60] = True
-    plain, shown = (draw_turn(turn, "Pong", "vlm", ("noop",), what) for what in (None, Shown("the ball", mask)))
+    plain, shown = (draw_turn(turn, "Pong", "vlm", ("noop",), what) for what in (None, OverlayFrame("the ball", mask)))
     top = (shown.shape[0] - 630) // 2
     rows, columns = np.nonzero((shown[top : top + 630, :480] == SHOWN).all(-1))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (300, 329, 150, 179)
@@ -185,20 +185,20 @@ def test_what_a_viewer_asks_for_is_drawn_on_the_frame_and_told(monkeypatch):
     assert (plain[:, 480:] != shown[:, 480:]).any()  # the panel tells the words
 
 
-def test_a_highlight_finds_by_masks_of_its_own_memory_and_films_them(finder, tmp_path, capsys):
-    words = ("--highlight", "the duck", "--finder", finder)
+def test_a_highlight_finds_by_masks_of_its_own_memory_and_films_them(segmenter, tmp_path, capsys):
+    words = ("--highlight", "the duck", "--segmenter", segmenter)
     assert command("--agent", "random", "--max-frames", 40, "--out", tmp_path, *words) == 0
     frames = read_frames(tmp_path)
     assert len(frames) == 10
     assert read_frames(tmp_path)[:, -30:-12, 490:].max() > 100  # the words, at the panel's foot
-    assert command("--out", tmp_path, "--highlight", "the duck", "--finder", finder.parent / "plain") == 2
+    assert command("--out", tmp_path, "--highlight", "the duck", "--segmenter", segmenter.parent / "plain") == 2
     assert "expected a checkpoint that was taught masks" in capsys.readouterr().err
     assert command("--out", tmp_path, "--highlight", "x", "--no-video") == 2
-    assert command("--out", tmp_path, "--finder", finder) == 2
+    assert command("--out", tmp_path, "--segmenter", segmenter) == 2
 
 
 @pytest.fixture
-def finder(tmp_path):
+def segmenter(tmp_path):
     """A checkpoint that was taught masks, a little, and beside it one that was not."""
     for name, training in (("finder", {"points": 3}), ("plain", {})):
         checkpoint.save(build("tiny"), tmp_path / "runs" / name, training)
@@ -210,5 +210,5 @@ def test_a_video_that_lacks_frames_is_refused(tmp_path):
         for _ in range(5):
             writer.append_data(np.zeros((32, 32, 3), np.uint8))
     check_video(tmp_path / "v.mp4", 5)
-    with pytest.raises(EnvsError, match="holds 5 frames where 6 were filmed"):
+    with pytest.raises(UserError, match="holds 5 frames where 6 were filmed"):
         check_video(tmp_path / "v.mp4", 6)

@@ -5,12 +5,12 @@ import pytest
 
 from agents import record
 from agents.agent import Actions
-from agents.command import run
-from agents.record import Args, HoldingAgent, SlippingAgent, TaughtAgent, to_episode
-from agents.rollout import Turn
+from agents.record import ActionRepeatAgent, Args, ExpertLabelledAgent, RandomActionAgent, to_episode
+from agents.rollout import Transition
+from common.command import run
+from common.errors import UserError
 from envs.atari import AtariEnvs
 from envs.episodes import EpisodeDataset, read_info
-from envs.errors import EnvsError
 from envs.games import find_game
 from envs.protocol import episode_seeds
 from vlm import checkpoint
@@ -62,7 +62,7 @@ class Fixed:
 
 def test_a_taught_player_plays_its_own_actions_under_the_teachers_values():
     player, teacher = Fixed("player", 1), Fixed("teacher", 3)
-    taught = TaughtAgent(player, teacher, every=3, actions=4)
+    taught = ExpertLabelledAgent(player, teacher, every=3, actions=4)
     taught.reset([3, 4])
     answers = [taught.act(np.zeros((2, 1, 1, 3))) for _ in range(4)]
     assert all(answer.indices.tolist() == [1, 1] for answer in answers)
@@ -84,7 +84,7 @@ def test_a_teacher_that_sees_frames_follows_the_whole_game_and_is_heard_where_it
             scores = np.full((self.n, 4), self.seen, np.float32)
             return Actions(np.zeros(self.n, int), ("x",) * self.n, scores, np.zeros(self.n, bool))
 
-    taught = TaughtAgent(Fixed("player", 1), Seeing(), every=3, actions=4)
+    taught = ExpertLabelledAgent(Fixed("player", 1), Seeing(), every=3, actions=4)
     taught.reset([3])
     told = [taught.act(np.zeros((1, 1, 1, 3))).scores[0, 0] for _ in range(4)]
     assert told[0] == 1
@@ -94,14 +94,14 @@ def test_a_teacher_that_sees_frames_follows_the_whole_game_and_is_heard_where_it
 
 def test_a_hand_slips_at_about_its_rate_and_the_same_way_for_the_same_seed():
     def play(seed):
-        slipping = SlippingAgent(Fixed("player", 0), 0.2, ("a", "b", "c", "d"))
+        slipping = RandomActionAgent(Fixed("player", 0), 0.2, ("a", "b", "c", "d"))
         slipping.reset([seed])
         return [int(slipping.act(np.zeros((1, 1, 1, 3))).indices[0]) for _ in range(400)]
 
     assert play(1) == play(1)
     assert play(1) != play(2)
     assert 0.15 < np.mean(np.array(play(1)) != 0) < 0.5
-    steady = SlippingAgent(Fixed("player", 2), 0.0, ("a", "b", "c", "d"))
+    steady = RandomActionAgent(Fixed("player", 2), 0.0, ("a", "b", "c", "d"))
     steady.reset([1])
     assert all(steady.act(np.zeros((1, 1, 1, 3))).indices[0] == 2 for _ in range(50))
 
@@ -112,7 +112,7 @@ def test_a_player_who_thinks_every_third_decision_holds_its_answer_and_has_no_sc
             self.action += 1
             return super().act(frames)
 
-    holding = HoldingAgent(Counting("player", -1), every=3)
+    holding = ActionRepeatAgent(Counting("player", -1), every=3)
     holding.reset([3])
     answers = [holding.act(np.zeros((1, 1, 1, 3))) for _ in range(5)]
     assert [int(answer.indices[0]) for answer in answers] == [0, 0, 0, 1, 1]
@@ -144,7 +144,8 @@ def test_a_checkpoint_can_teach_and_is_known_by_its_weights(engine, tmp_path):
 def test_turns_become_an_episode():
     frame = np.zeros((2, 2, 3), np.uint8)
     turns = [
-        Turn(0, 9, i, frame + i, i, "x", np.array([i, 1.0]), False, float(i), 0.0, i == 2, False) for i in range(3)
+        Transition(0, 9, i, frame + i, i, "x", np.array([i, 1.0]), False, float(i), 0.0, i == 2, False)
+        for i in range(3)
     ]
     episode = to_episode(turns)
     assert (episode.seed, episode.score, episode.terminated) == (9, 3.0, True)
@@ -169,7 +170,7 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tmp_path, cap
 
 
 def test_arguments_are_checked_when_they_are_made(tmp_path):
-    with pytest.raises(EnvsError, match="--lanes"):
+    with pytest.raises(UserError, match="--lanes"):
         Args(game="carnival", out=tmp_path, lanes=0)
 
 

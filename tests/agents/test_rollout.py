@@ -6,7 +6,7 @@ import numpy as np
 
 from agents.agent import Actions
 from agents.random_agent import RandomAgent
-from agents.rollout import play_at_tables, play_games
+from agents.rollout import play_games, rollout_pipelined
 from envs.atari import AtariEnvs, Step
 from envs.games import find_game
 
@@ -120,7 +120,7 @@ def test_games_at_two_tables_are_those_of_one_and_every_seed_is_played_once():
     with AtariEnvs(CARNIVAL, 3) as envs, AtariEnvs(CARNIVAL, 2) as two, AtariEnvs(CARNIVAL, 1) as one:
         names = envs.action_names
         together = hashes(play_games(RandomAgent(names), envs, seeds))
-        apart = hashes(play_at_tables([(RandomAgent(names), two), (RandomAgent(names), one)], seeds))
+        apart = hashes(rollout_pipelined([(RandomAgent(names), two), (RandomAgent(names), one)], seeds))
     assert together == apart
 
 
@@ -141,5 +141,5 @@ def test_a_table_steps_while_the_agent_of_another_thinks():
 
     started, tape = threading.Event(), []
     tables = [(TapedAgent(tape), Slow(tape, 1)), (Second(tape), TapedEnvs(tape, 1))]
-    assert len(list(play_at_tables(tables, [1, 1]))) == 2
+    assert len(list(rollout_pipelined(tables, [1, 1]))) == 2
     assert order == ["thought", "stepped"]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from agents import score
-from agents.command import run
 from agents.score import interval, summarise
+from common.command import run
 
 
 def command(*arguments):
@@ -62,7 +62,7 @@ def test_a_vlm_has_a_row_for_each_temperature_under_its_checkpoints_hash(tmp_pat
     rows = json.loads(out.read_text())["rows"]
     assert [row["temperature"] for row in rows] == [0, 0.5]
     assert len({row["checkpoint"] for row in rows}) == 1
-    assert all(row["unparsable"] == 0 for row in rows)
+    assert all(row["invalid"] == 0 for row in rows)
 
 
 def test_the_mean_of_constant_scores_has_no_spread_and_intervals_hold_the_mean():
@@ -83,7 +83,7 @@ def test_a_summary_joins_seeds_and_keeps_agents_apart():
             "game": "Pong",
             "seed": seed,
             "scores": scores,
-            "unparsable": 0.0,
+            "invalid": 0.0,
             "decisions_per_second": 1.0,
         }
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from agents.frame_memory import FrameMemory
+from agents.frame_stack import FrameStack
 from agents.vlm_agent import VlmAgent
-from envs.errors import EnvsError
-from vlm.choices import ChoiceScorer
+from common.errors import UserError
+from vlm.decoding.candidate_scoring import CandidateScorer
 from vlm.presets import build
 from vlm.prompts import action_prompt
 
@@ -20,7 +20,7 @@ def frames(count, seed=0):
 
 
 def test_memory_repeats_a_first_frame_and_then_moves_on_lane_by_lane():
-    memory = FrameMemory(2)
+    memory = FrameStack(2)
     memory.reset(np.array([True, True]))
     first, second, third = frames(2, 1), frames(2, 2), frames(2, 3)
     assert np.array_equal(memory.add(first), np.stack([first, first], axis=1))
@@ -36,13 +36,13 @@ def test_greedy_play_takes_the_answer_that_the_model_finds_most_probable():
     agent.reset([1, 2])
     seen = frames(2)
     actions = agent.act(seen)
-    pixels = TINY.pixels(np.stack([seen, seen], axis=1))
+    pixels = TINY.preprocess(np.stack([seen, seen], axis=1))
     with torch.no_grad():
-        expected = ChoiceScorer(TINY, action_prompt("Carnival", NAMES), NAMES).log_probs(pixels).softmax(-1).numpy()
+        expected = CandidateScorer(TINY, action_prompt("Carnival", NAMES), NAMES).log_probs(pixels).softmax(-1).numpy()
     assert np.abs(actions.scores - expected).max() < 1e-5
     assert actions.indices.tolist() == expected.argmax(1).tolist()
     assert actions.texts == tuple(NAMES[i] for i in actions.indices)
-    assert not actions.unparsable.any()
+    assert not actions.invalid.any()
 
 
 def drawn(agent, seeds, steps=12):
@@ -65,7 +65,7 @@ def test_a_spoken_answer_that_names_no_legal_action_counts_and_noop_is_played():
     actions = agent.act(frames(1))
     assert actions.scores is None
     assert actions.texts[0] not in NAMES  # an untrained model babbles
-    assert actions.unparsable.tolist() == [True]
+    assert actions.invalid.tolist() == [True]
     assert actions.indices.tolist() == [0]
 
 
@@ -77,7 +77,7 @@ def test_a_spoken_answer_that_names_no_legal_action_counts_and_noop_is_played():
     ],
 )
 def test_options_that_mean_nothing_are_refused(options, message):
-    with pytest.raises(EnvsError, match=message):
+    with pytest.raises(UserError, match=message):
         VlmAgent(TINY, "Carnival", NAMES, **options)
 
 
@@ -93,5 +93,5 @@ def test_the_compiled_engine_answers_as_torch_does():
 
 
 def test_an_unknown_engine_is_refused():
-    with pytest.raises(EnvsError, match=r"expected an engine \(auto, torch, openvino\), got 'warp'"):
+    with pytest.raises(UserError, match=r"expected an engine \(auto, torch, openvino\), got 'warp'"):
         VlmAgent(TINY, "Carnival", NAMES, engine="warp")

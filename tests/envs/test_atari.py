@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from ale_py import ALEInterface, roms
 
+from common.errors import UserError
 from envs.atari import AtariEnvs, Emulator, EmulatorEnvs, make_envs
-from envs.errors import EnvsError
 from envs.games import find_game, list_games
 from envs.protocol import MACHADO2018, MNIH2015, Protocol
 
@@ -132,10 +132,10 @@ def test_every_game_starts_and_steps_at_its_native_size():
 def test_illegal_actions_are_refused(actions):
     with AtariEnvs(CARNIVAL, 2) as envs:
         envs.reset([1, 2])
-        with pytest.raises(EnvsError, match="expected 2 actions from 0 to 5"):
+        with pytest.raises(UserError, match="expected 2 actions from 0 to 5"):
             envs.step(np.array(actions))
 
 
 def test_no_lanes_are_refused():
-    with pytest.raises(EnvsError, match="at least 1 lane"):
+    with pytest.raises(UserError, match="at least 1 lane"):
         AtariEnvs(CARNIVAL, 0, MACHADO2018)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
+from common.errors import UserError
 from envs.episodes import DatasetError, DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
-from envs.errors import EnvsError
 from envs.protocol import MACHADO2018
 
 NAMES = ("noop", "fire", "right")
@@ -120,5 +120,5 @@ def test_a_missing_dataset_is_named(tmp_path):
     ],
 )
 def test_an_episode_that_contradicts_itself_is_refused(changes, message):
-    with pytest.raises(EnvsError, match=message):
+    with pytest.raises(UserError, match=message):
         make_episode(1, **changes)

@@ -11,10 +11,10 @@ import pytest
 from gymnasium.envs.registration import EnvSpec, WrapperSpec
 from minari.data_collector.episode_buffer import EpisodeBuffer
 
+from common.errors import UserError
 from envs import minari_sets
 from envs.atari import AtariEnvs, EmulatorEnvs
 from envs.episodes import DatasetError, DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
-from envs.errors import EnvsError
 from envs.games import MultiPlayerGameError, UnknownGameError, find_game
 from envs.minari_sets import MinariError, export_minari, import_minari
 from envs.protocol import MACHADO2018, MNIH2015, Protocol
@@ -401,6 +401,6 @@ def test_a_set_does_not_mix_with_games_of_another_player(published, tmp_path):
 
 
 def test_refusals_are_mistakes_of_the_user_in_one_line(tmp_path):
-    with pytest.raises(EnvsError) as caught:
+    with pytest.raises(UserError) as caught:
         import_minari("atari/breakout/expert-v0", tmp_path)
     assert "\n" not in str(caught.value)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from envs.atari import make_envs
-from envs.errors import EnvsError
 from envs.games import find_game
 from envs.objects import COLOURS, colour_word, find_objects
 
@@ -130,5 +130,5 @@ def test_noise_has_no_objects():
 
 
 def test_a_frame_of_another_kind_is_refused():
-    with pytest.raises(EnvsError, match=r"expected a frame uint8\[H, W, 3\], got float64\[210, 160\]"):
+    with pytest.raises(UserError, match=r"expected a frame uint8\[H, W, 3\], got float64\[210, 160\]"):
         find_objects(np.zeros((210, 160)), "Pong")

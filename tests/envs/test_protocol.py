@@ -2,7 +2,7 @@
 
 import pytest
 
-from envs.errors import EnvsError
+from common.errors import UserError
 from envs.protocol import MACHADO2018, Protocol, episode_seeds, find_protocol
 
 
@@ -17,7 +17,7 @@ def test_a_protocol_survives_json():
 
 
 def test_an_unknown_protocol_is_refused_with_the_known_ones():
-    with pytest.raises(EnvsError, match=r"machado2018 or mnih2015; got 'machado'"):
+    with pytest.raises(UserError, match=r"machado2018 or mnih2015; got 'machado'"):
         find_protocol("machado")
 
 
@@ -28,5 +28,5 @@ def test_no_two_games_of_published_seeds_share_an_emulator_seed():
 
 @pytest.mark.parametrize("seed", [-1, 2000])
 def test_seeds_out_of_range_are_refused(seed):
-    with pytest.raises(EnvsError, match="expected a seed from 0 to 1999"):
+    with pytest.raises(UserError, match="expected a seed from 0 to 1999"):
         episode_seeds(seed, 1)

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from agents import dagger
+from common.errors import UserError
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
-from envs.errors import EnvsError
 from envs.protocol import MACHADO2018
 from experiments.policy import Args, main
-from pretrain.mixture import MixedLesson
 from vlm import checkpoint
-from vlm.taught_size import taught_size
+from vlm.training.mixture import MixtureObjective
+from vlm.training_resolution import training_resolution
 
 NAMES = ("noop", "fire", "right", "left", "right fire", "left fire")
 
@@ -35,7 +35,7 @@ def arguments(taught, out):
 
 def test_both_tasks_teach_one_model_and_a_killed_run_goes_on_to_the_same_weights(taught, tmp_path, monkeypatch):
     assert main(arguments(taught, tmp_path / "whole")) == 0
-    forward, tasks = MixedLesson.forward, []
+    forward, tasks = MixtureObjective.forward, []
 
     def killed_in_the_fourth(self, task, **batch):
         tasks.append(int(task))
@@ -43,7 +43,7 @@ def test_both_tasks_teach_one_model_and_a_killed_run_goes_on_to_the_same_weights
             raise KeyboardInterrupt
         return forward(self, task, **batch)
 
-    monkeypatch.setattr(MixedLesson, "forward", killed_in_the_fourth)
+    monkeypatch.setattr(MixtureObjective, "forward", killed_in_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         main(arguments(taught, tmp_path / "killed"))
     assert main(arguments(taught, tmp_path / "killed")) == 0
@@ -55,11 +55,11 @@ def test_both_tasks_teach_one_model_and_a_killed_run_goes_on_to_the_same_weights
     assert (step / "readout.safetensors").is_file()
     record = checkpoint.read_training(tmp_path / "whole" / "last")
     assert record["games"] == ["Carnival"]
-    assert taught_size(tmp_path / "whole" / "last") == (210, 160)
+    assert training_resolution(tmp_path / "whole" / "last") == (210, 160)
 
 
 def test_a_share_of_nothing_is_refused(taught, tmp_path):
-    with pytest.raises(EnvsError, match=r"--pixel-share must be between 0 and 1, got 0\.0; without .* agents\.clone"):
+    with pytest.raises(UserError, match=r"--pixel-share must be between 0 and 1, got 0\.0; without .* agents\.clone"):
         Args(data=(taught,), out=tmp_path, pixel_share=0.0)
 
 
@@ -75,4 +75,4 @@ def test_rounds_go_on_from_cloning_with_pixels_among_them(taught, tmp_path, monk
     made = checkpoint.read_training(tmp_path / "run" / "round-1" / "trained" / "last")
     assert len(made["datasets"]) == 3
     assert made["arguments"]["pixel_share"] > 0
-    assert taught_size(tmp_path / "run" / "round-1" / "trained" / "last") == (210, 160)
+    assert training_resolution(tmp_path / "run" / "round-1" / "trained" / "last") == (210, 160)

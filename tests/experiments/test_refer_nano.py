@@ -10,16 +10,28 @@ from PIL import Image
 
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.protocol import MACHADO2018
-from experiments import pvp_nano, run
-from experiments.arms import SIGHT, teach_pixels
-from experiments.pvp_nano import OPEN
-from experiments.refer_nano import HEAD, NANO, POINTS, SEEDS, Setting, draw, floors, jobs, measure_floors, prepare
+from experiments import run
 from experiments.run import Experiment, main
-from pretrain.captions import caption_tokenizer
-from pretrain.refer_games import GameReferral
+from experiments.studies import pvp_nano
+from experiments.studies.conditions import ENCODER_ONLY, pretrain_condition
+from experiments.studies.pvp_nano import OPEN
+from experiments.studies.refer_nano import (
+    HEAD,
+    NANO,
+    POINTS,
+    SEEDS,
+    ExperimentConfig,
+    draw,
+    floors,
+    jobs,
+    measure_floors,
+    prepare,
+)
+from pretrain.data.frame_captions import caption_tokenizer
+from pretrain.referring.recorded_games import GameReferringExample
 from vlm import checkpoint
 from vlm.clip import build_clip
-from vlm.freezing import role_parameters
+from vlm.training.learning_rates import role_parameters
 
 
 @pytest.fixture
@@ -38,11 +50,11 @@ def setting(tmp_path):
             writer.append(Episode(frames, np.zeros(4, int), np.zeros(4, np.float32), None, True, False, seed))
     checkpoint.save(build_clip("tiny-clip", caption_tokenizer(), 0), tmp_path / "clip")
     short = replace(OPEN, steps=2, images=2, questions=4)
-    frames = pvp_nano.Setting(
+    frames = pvp_nano.ExperimentConfig(
         games=("Pong", "Breakout"), strangers=("Qbert",), episodes=3, hold=1, data=tmp_path / "data", regimes=(short,),
         tower=tmp_path / "clip", preset="tiny-clip", grid="4", workers=0,
     )  # fmt: skip
-    return Setting(
+    return ExperimentConfig(
         frames, tmp_path / "taught", games=("Pong", "Breakout"), strangers=("Qbert",), images=2, grid=4, points=3,
         ways=tuple(replace(way, steps=2, expressions=2, count=6) for way in (HEAD, POINTS)), pictures=1, workers=0,
     )  # fmt: skip
@@ -63,10 +75,10 @@ def test_every_arm_is_taught_and_scored_on_known_and_on_strange_games(setting, t
     assert {row["set"] for row in rows} == {"test", "held-out games"}
     assert all(row["n"] == 6 and 0 <= row["ciou"] <= 1 for row in rows)
     moved = {
-        (encoder, pvp): checkpoint.read_training(tmp_path / "work" / f"masks-{encoder}-{pvp}-head-0" / "last")["moved"]
+        (encoder, pvp): checkpoint.read_training(tmp_path / "work" / f"masks-{encoder}-{pvp}-head-0" / "last")["parameter_updates"]
         for encoder, pvp in HEAD.arms
     }
-    assert all((report["encoder"]["moved"] > 0) == (arm[0] == "adapted") for arm, report in moved.items())
+    assert all((report["encoder"]["changed"] > 0) == (arm[0] == "adapted") for arm, report in moved.items())
     pixels = checkpoint.read_training(tmp_path / "taught" / "open-adapted-shuffled-0" / "last")["arguments"]
     assert pixels["shuffled"]
     picture = np.asarray(Image.open(tmp_path / "r.png"))
@@ -79,17 +91,19 @@ def test_every_arm_is_taught_and_scored_on_known_and_on_strange_games(setting, t
 
 
 def test_pixels_are_taught_once_for_all_jobs_and_not_at_all_without_pvp(setting, tmp_path):
-    start = teach_pixels(setting.frames, "frozen", "none", 0, tmp_path)
+    start = pretrain_condition(setting.frames, "frozen", "none", 0, tmp_path)
     assert checkpoint.read_training(start) == {}
-    taught = teach_pixels(setting.frames, "adapted", "pvp", 0, tmp_path)
+    taught = pretrain_condition(setting.frames, "adapted", "pvp", 0, tmp_path)
     before = checkpoint.content_hash(taught)
     longer = replace(setting.frames, regimes=(replace(OPEN, steps=9),))
-    assert teach_pixels(longer, "adapted", "pvp", 0, tmp_path) == taught
+    assert pretrain_condition(longer, "adapted", "pvp", 0, tmp_path) == taught
     assert checkpoint.content_hash(taught) == before != checkpoint.content_hash(start)
 
 
 def test_sight_carries_on_encoder_and_connector_and_begins_a_new_decoder(setting, tmp_path):
-    places = {pvp: teach_pixels(setting.frames, "adapted", pvp, 0, tmp_path) for pvp in ("pvp", "none", SIGHT)}
+    places = {
+        pvp: pretrain_condition(setting.frames, "adapted", pvp, 0, tmp_path) for pvp in ("pvp", "none", ENCODER_ONLY)
+    }
     taught, plain, seen = (
         {name: dict(of) for name, of in role_parameters(checkpoint.load(place)).items()} for place in places.values()
     )
@@ -103,7 +117,7 @@ def test_what_pvp_nano_has_trained_is_what_arms_start_from(setting, tmp_path):
     pvp_nano.measure_arm(setting.frames, regime, "frozen", 1, setting.taught)
     trained = setting.taught / "open-frozen-1" / "last"
     before = checkpoint.content_hash(trained)
-    assert teach_pixels(setting.frames, "frozen", "pvp", 1, setting.taught) == trained
+    assert pretrain_condition(setting.frames, "frozen", "pvp", 1, setting.taught) == trained
     assert checkpoint.content_hash(trained) == before
 
 
@@ -114,7 +128,7 @@ def test_floors_look_at_no_words_or_at_one_and_a_grid_bounds_what_points_can_rea
     truth = np.zeros((210, 160), bool)
     truth[30:42, 20:32] = True
     answers = {
-        name: floor(GameReferral("the left-most red object", "extreme", "Pong", frame, truth))
+        name: floor(GameReferringExample("the left-most red object", "extreme", "Pong", frame, truth))
         for name, floor in floors(64).items()
     }
     assert answers["all"].all()

@@ -11,22 +11,22 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from agents.command import run
-from agents.results import new_result, write_result
+from common.command import run
+from common.results import new_result, write_result
 from envs.protocol import MACHADO2018
 from experiments import report
 from experiments.report import RESULTS, answers
-from experiments.summaries import (
+from experiments.statistics import (
     Mean,
     agent_games,
     arm_games,
-    chance_of_improvement,
     curves,
     difference,
     gain_lines,
     game_lines,
     interquartile_mean,
     performance_profiles,
+    probability_of_improvement,
     pvp_lines,
     reading_lines,
     refer_lines,
@@ -58,9 +58,9 @@ def results(tmp_path):
         result = new_result(name, None, [0, 1])
         result["rows"] = rows
         write_result(folder / f"{name}.json", result)
-    scores = new_result("shipped", MACHADO2018, [1000])
+    scores = new_result("shipped", MACHADO2018.to_dict(), [1000])
     game = {"agent": "vlm", "game": "Carnival", "checkpoint": "abc", "decode": "scores", "temperature": 0.0}
-    game |= {"unparsable": 0.0, "decisions_per_second": 99.0}
+    game |= {"invalid": 0.0, "decisions_per_second": 99.0}
     scores["rows"] = [{**game, "seed": seed, "scores": [100.0, 300.0]} for seed in (1000, 1001)]
     write_result(folder / "shipped.json", scores)
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / "pvp-nano-0.png")
@@ -129,8 +129,8 @@ def test_figures_name_the_devices_that_made_them(results):
 def test_games_are_told_by_arm_and_by_the_chance_of_being_better():
     rows = [played("pvp", seed, 100.0 + seed) for seed in range(4)] + [played("none", s, 50.0 + s) for s in range(4)]
     rows.append({"arm": "random", "game": "Carnival", "scores": [10.0, 30.0]})
-    assert chance_of_improvement(np.array([[3.0], [4.0]]), np.array([[1.0], [2.0]]))[0] == 1
-    assert chance_of_improvement(np.array([[1.0], [2.0]]), np.array([[1.0], [2.0]]))[0] == 0.5
+    assert probability_of_improvement(np.array([[3.0], [4.0]]), np.array([[1.0], [2.0]]))[0] == 1
+    assert probability_of_improvement(np.array([[1.0], [2.0]]), np.array([[1.0], [2.0]]))[0] == 0.5
     told = {line.about: line.cells for line in game_lines(rows, 1.0)}
     assert told["adapted, pvp"]["Carnival"].startswith("102 [")
     assert told["adapted, no PVP"]["Carnival, IQM"].startswith("52 [")

@@ -13,29 +13,30 @@ import psutil
 import pytest
 from PIL import Image
 
+from common.errors import UserError
+from common.provenance import ROOT
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
-from envs.errors import EnvsError
 from envs.protocol import MACHADO2018
-from experiments import pvp_nano, run
-from experiments.jobs import Job
-from experiments.pvp_nano import (
+from experiments import run
+from experiments.run import Args, Experiment, format_duration, main, run_jobs
+from experiments.studies import pvp_nano
+from experiments.studies.jobs import Job
+from experiments.studies.pvp_nano import (
     FAMILIAR,
     OPEN,
     PHOTOGRAPHS,
-    Setting,
+    ExperimentConfig,
     draw,
     jobs,
     mean_figures,
     photographs,
     prepare,
 )
-from experiments.run import Args, Experiment, clock, main, run_jobs
-from pretrain.captions import caption_tokenizer
-from pretrain.pixel_values import PixelValues
-from pretrain.reconstruct import triptych
+from pretrain.data.frame_captions import caption_tokenizer
+from pretrain.pvp_objective import PvpObjective
+from pretrain.reconstruct import comparison_grid
 from vlm import checkpoint
 from vlm.clip import build_clip
-from vlm.provenance import ROOT
 
 
 def counting(calls, number):
@@ -84,7 +85,7 @@ def test_jobs_in_processes_of_their_own_give_the_same_rows_and_write_logs(tmp_pa
 
 LINGERING = """
 import os, pathlib, time
-from experiments.jobs import Job
+from experiments.studies.jobs import Job
 from experiments.run import run_jobs
 
 def linger():
@@ -124,30 +125,30 @@ def has_ended(process):
 
 
 def fail():
-    raise EnvsError("no data")
+    raise UserError("no data")
 
 
 def test_what_is_wrong_in_a_process_is_said_and_finished_rows_are_kept(tmp_path):
     work = [Job({"seed": 0}, 1, partial(square, 3)), Job({"seed": 1}, 1, fail)]
     for _ in range(2):  # the second time, the first job is done
-        with pytest.raises(EnvsError, match="no data"):
+        with pytest.raises(UserError, match="no data"):
             run_jobs("other", work, tmp_path / "r.json", processes=2, logs=tmp_path / "logs")
     assert [row["square"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]] == [9]
 
 
 def test_another_experiments_file_is_not_added_to(tmp_path):
     run_jobs("other", [counting([], 0)], tmp_path / "r.json")
-    with pytest.raises(EnvsError, match="holds other, expected pvp-nano"):
+    with pytest.raises(UserError, match="holds other, expected pvp-nano"):
         run_jobs("pvp-nano", [], tmp_path / "r.json")
 
 
 def test_names_are_checked_and_times_are_told():
-    with pytest.raises(EnvsError, match=r"expected an experiment \(pvp-nano, .*\), got 'pvp'; nearest: pvp-nano"):
+    with pytest.raises(UserError, match=r"expected an experiment \(pvp-nano, .*\), got 'pvp'; nearest: pvp-nano"):
         Args("pvp")
-    with pytest.raises(EnvsError, match="--processes must be at least 1, got 0"):
+    with pytest.raises(UserError, match="--processes must be at least 1, got 0"):
         Args("pvp-nano", processes=0)
-    assert clock(7 * 60) == "7 min"
-    assert clock(2 * 3600 + 300) == "2 h 05 min"
+    assert format_duration(7 * 60) == "7 min"
+    assert format_duration(2 * 3600 + 300) == "2 h 05 min"
 
 
 def test_the_published_experiment_fits_into_four_hours_of_two_cores():
@@ -190,7 +191,7 @@ def setting(tmp_path):
             writer.append(Episode(frames, np.zeros(12, int), np.zeros(12, np.float32), None, True, False, seed))
     checkpoint.save(build_clip("tiny-clip", caption_tokenizer(), 0), tmp_path / "clip")
     short = {"steps": 4, "images": 2, "questions": 4}
-    return Setting(
+    return ExperimentConfig(
         games=("Pong", "Breakout"), strangers=("Qbert",), episodes=2, hold=1, data=tmp_path / "data",
         regimes=(replace(FAMILIAR, **short), replace(OPEN, **short)), tower=tmp_path / "clip", preset="tiny-clip",
         grid="4", points=2, images_full=2, images_curve=1, places_curve=3, meaning_fit=10, meaning_asked=10, captions=8,
@@ -200,7 +201,7 @@ def setting(tmp_path):
 
 def test_the_experiment_in_small_trains_every_arm_and_goes_on_after_a_kill(setting, tmp_path, monkeypatch):
     work, file = tmp_path / "work", tmp_path / "r.json"
-    forward, steps = PixelValues.forward, []
+    forward, steps = PvpObjective.forward, []
 
     def killed_in_the_fourth(self, **batch):
         steps.append(1)
@@ -208,7 +209,7 @@ def test_the_experiment_in_small_trains_every_arm_and_goes_on_after_a_kill(setti
             raise KeyboardInterrupt
         return forward(self, **batch)
 
-    monkeypatch.setattr(PixelValues, "forward", killed_in_the_fourth)
+    monkeypatch.setattr(PvpObjective, "forward", killed_in_the_fourth)
     small = Experiment(
         lambda: prepare(setting), lambda seeds, work: jobs(seeds, work, setting), partial(draw, setting=setting)
     )
@@ -236,8 +237,8 @@ def test_the_experiment_in_small_trains_every_arm_and_goes_on_after_a_kill(setti
     assert all(row["n"] == 2 * 16 and 0 <= row["invalid"] <= 1 and row["checkpoint"] for row in whole)
     familiar = [row for row in arms if row["sample"] and row["regime"] == "familiar" and row["encoder"] == "frozen"]
     assert [row["step"] for row in familiar] == [2, 4]
-    monkeypatch.setattr(PixelValues, "forward", forward)
-    one = triptych(
+    monkeypatch.setattr(PvpObjective, "forward", forward)
+    one = comparison_grid(
         {"original": np.zeros((210, 160, 3), np.uint8)} | dict.fromkeys("234", np.zeros((4, 4, 3), np.uint8))
     )
     picture = Image.open(file.with_suffix(".png"))

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("agents", "envs", "vlm", "pretrain", "experiments")
+ROOMS = ("agents", "envs", "vlm", "pretrain", "experiments", "common")
 
 
 def commands():
     """Every module with a `main`."""
     files = [file for room in ROOMS for file in (ROOT / room).rglob("*.py")]
     return sorted(
-        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
         for file in files
         if 'if __name__ == "__main__"' in file.read_text()
     )
@@ -30,7 +30,9 @@ def test_imports_point_down():
 
 
 def test_the_commands_of_the_readme_are_there():
-    assert {"agents.play", "agents.score", "agents.record", "agents.clone", "agents.expert"} <= set(commands())
+    assert {"agents.play", "agents.score", "agents.record", "agents.clone", "agents.experts.train_sb3"} <= set(
+        commands()
+    )
 
 
 @pytest.mark.parametrize("command", commands())

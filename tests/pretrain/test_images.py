@@ -6,9 +6,16 @@ from PIL import Image
 
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.protocol import MACHADO2018
-from pretrain.augment import augment, change_colours, change_places, remap_palette, shrink, to_size
-from pretrain.images import EpisodeFrames, ImageError, ImageFolder, SyntheticImages, open_source, read_picture
-from pretrain.synthetic import KINDS, synthetic_image
+from pretrain.data.augmentation import (
+    augment,
+    augment_geometry,
+    crop_or_resize,
+    jitter_colors,
+    randomize_palette,
+    shrink,
+)
+from pretrain.data.images import EpisodeFrames, ImageError, ImageFolder, SyntheticImages, open_source, read_image
+from pretrain.data.synthetic_images import KINDS, synthetic_image
 
 
 @pytest.fixture
@@ -47,20 +54,20 @@ def test_what_moved_is_what_differs_from_the_frame_before_in_the_same_game(games
 
 
 def test_pictures_of_every_mode_are_read_as_three_bytes_a_pixel(tmp_path, picture):
-    assert np.array_equal(read_picture(save(picture, tmp_path / "rgb.png")), picture)
-    grey = read_picture(save(picture[..., 0], tmp_path / "grey.png"))
+    assert np.array_equal(read_image(save(picture, tmp_path / "rgb.png")), picture)
+    grey = read_image(save(picture[..., 0], tmp_path / "grey.png"))
     assert np.array_equal(grey, picture[..., :1].repeat(3, axis=2))
-    deep = read_picture(save(picture[..., 0].astype(np.uint16) * 257, tmp_path / "deep.png"))
+    deep = read_image(save(picture[..., 0].astype(np.uint16) * 257, tmp_path / "deep.png"))
     assert np.array_equal(deep, grey)
     clear = np.concatenate([picture, np.zeros((6, 5, 1), np.uint8)], axis=2)
-    assert not read_picture(save(clear, tmp_path / "clear.png")).any()
-    assert read_picture(save(picture[:1, :1], tmp_path / "one.png")).shape == (1, 1, 3)
+    assert not read_image(save(clear, tmp_path / "clear.png")).any()
+    assert read_image(save(picture[:1, :1], tmp_path / "one.png")).shape == (1, 1, 3)
 
 
 def test_a_picture_too_large_to_hold_is_refused_before_it_is_decoded(tmp_path):
     Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
     with pytest.raises(ImageError, match=r"huge.png: expected at most 33,554,432 pixels, got 10000 x 10000"):
-        read_picture(tmp_path / "huge.png")
+        read_image(tmp_path / "huge.png")
 
 
 def test_broken_pictures_are_left_out_and_named(tmp_path, picture, capsys):
@@ -87,7 +94,7 @@ def test_places_without_pictures_are_refused(tmp_path):
     with pytest.raises(ImageError, match="found none"):
         open_source(str(tmp_path))
     with pytest.raises(ImageError, match="which is not a file"):
-        read_picture(tmp_path)
+        read_image(tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,33 +116,33 @@ def test_synthetic_images_depend_on_seed_and_index_alone_and_are_flat_at_level_z
 
 def test_an_image_is_brought_to_size_by_whole_factors():
     image = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
-    assert np.array_equal(to_size(image, 4, 4), image)
-    assert np.array_equal(to_size(image, 2, 2), shrink(image, 2))
+    assert np.array_equal(crop_or_resize(image, 4, 4), image)
+    assert np.array_equal(crop_or_resize(image, 2, 2), shrink(image, 2))
     assert shrink(image, 2)[0, 0].tolist() == [8, 8, 10]  # the means of 0, 3, 12, 15 and so on: 7.5, 8.5, 9.5
-    assert np.array_equal(to_size(image, 8, 6), image.repeat(2, axis=0).repeat(2, axis=1)[:, 1:7])
-    drawn = {to_size(image, 3, 3, np.random.default_rng(seed))[0, 0, 0] for seed in range(20)}
+    assert np.array_equal(crop_or_resize(image, 8, 6), image.repeat(2, axis=0).repeat(2, axis=1)[:, 1:7])
+    drawn = {crop_or_resize(image, 3, 3, np.random.default_rng(seed))[0, 0, 0] for seed in range(20)}
     assert drawn == {0, 3, 12, 15}
 
 
 def test_a_remapped_image_keeps_its_shapes_and_loses_its_colours(picture):
     flat = np.zeros((6, 5, 3), np.uint8)
     flat[2:4, 1:3] = (9, 9, 9)
-    changed = remap_palette(flat, np.random.default_rng(0))
+    changed = randomize_palette(flat, np.random.default_rng(0))
     inside = (changed == changed[2, 1]).all(-1)
     assert np.array_equal(inside, (flat == 9).all(-1))
     assert not np.array_equal(changed, flat)
     many = np.arange(300 * 3, dtype=np.int64).reshape(20, 15, 3).astype(np.uint8)
     many[..., 1] = np.arange(300).reshape(20, 15) // 256
-    assert np.array_equal(remap_palette(many, np.random.default_rng(0)), many)
+    assert np.array_equal(randomize_palette(many, np.random.default_rng(0)), many)
 
 
 def test_changed_colours_are_one_function_of_the_old_ones_and_changed_places_keep_the_colours(picture):
     twice = np.concatenate([picture, picture])
-    changed = change_colours(twice, np.random.default_rng(2))
+    changed = jitter_colors(twice, np.random.default_rng(2))
     assert np.array_equal(changed[:6], changed[6:])
     assert not np.array_equal(changed, twice)
     for seed in range(9):
-        moved = change_places(picture, np.random.default_rng(seed))
+        moved = augment_geometry(picture, np.random.default_rng(seed))
         assert moved.shape == picture.shape
         assert {*map(tuple, moved.reshape(-1, 3))} <= {*map(tuple, picture.reshape(-1, 3))}
 
@@ -154,4 +161,4 @@ def test_a_frame_and_its_past_are_changed_alike(picture):
         same = augment(np.stack([picture, picture]), np.random.default_rng(seed))
         assert both.shape == (2, 6, 5, 3)
         assert np.array_equal(same[0], same[1])
-    assert np.array_equal(to_size(np.stack([past, picture]), 3, 2)[1], to_size(picture, 3, 2))
+    assert np.array_equal(crop_or_resize(np.stack([past, picture]), 3, 2)[1], crop_or_resize(picture, 3, 2))

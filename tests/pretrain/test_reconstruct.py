@@ -7,17 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from envs.errors import EnvsError
-from pretrain import reading
+from common.errors import UserError
+from pretrain import pvp_prediction
 from pretrain import reconstruct as command
-from pretrain.images import ImageError, read_picture
-from pretrain.questions import PixelLanguage
-from pretrain.reading import Reading, every_place, read_places
-from pretrain.reconstruct import Args, figures, floors, main, reconstruct
+from pretrain.data.images import ImageError, read_image
+from pretrain.pvp_prediction import PixelPrediction, grid_coordinates, predict_pixels
+from pretrain.pvp_prompts import PixelPromptFormat
+from pretrain.reconstruct import Args, baselines, main, prediction_metrics, reconstruct
 from vlm import checkpoint
 from vlm.presets import build
 from vlm.prompts import pixel_prompt
-from vlm.taught_size import bring_to
+from vlm.training_resolution import resize_image
 
 
 @pytest.fixture
@@ -49,14 +49,14 @@ def oracle(monkeypatch):
         end = vlm.tokenizer.eos_token_id
         return torch.tensor([[one + [end] * (longest - len(one)) for one in tokens]])
 
-    monkeypatch.setattr(reading, "answer_questions", answer)
+    monkeypatch.setattr(pvp_prediction, "generate_batch", answer)
 
 
 def test_readings_are_parsed_place_by_place(oracle):
     vlm = build("tiny-clip")
-    places = every_place(3, 2)
+    places = grid_coordinates(3, 2)
     assert places.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 1]]
-    found = read_places(vlm, np.zeros((1, 30, 22, 3), np.uint8), places, PixelLanguage.of(vlm), chunk=4)
+    found = predict_pixels(vlm, np.zeros((1, 30, 22, 3), np.uint8), places, PixelPromptFormat.of(vlm), chunk=4)
     assert found.greedy.tolist() == [[0, 0, 7], [0, 1, 7], [-1] * 3, [-1] * 3, [2, 0, 7], [2, 1, 7]]
     assert found.invalid.tolist() == [False, False, True, True, False, False]
     assert found.answered[2].tolist() == [0, 0, 0]
@@ -64,10 +64,10 @@ def test_readings_are_parsed_place_by_place(oracle):
 
 def test_expected_values_are_those_of_the_model_asked_alone(oracle):
     vlm = build("tiny-clip")
-    language = PixelLanguage.of(vlm)
+    language = PixelPromptFormat.of(vlm)
     image = np.random.default_rng(1).integers(0, 256, (1, 30, 22, 3), dtype=np.uint8)
-    found = read_places(vlm, image, every_place(1, 2), language, chunk=1)
-    pixels = vlm.pixels(image[None])
+    found = predict_pixels(vlm, image, grid_coordinates(1, 2), language, chunk=1)
+    pixels = vlm.preprocess(image[None])
     prompt = pixel_prompt(0, 1).replace("<image>", "<image>" * vlm.image_embeddings(pixels).shape[1])
     ids = torch.tensor([vlm.tokenizer(prompt + "0,1,", add_special_tokens=False)["input_ids"]])
     logits = vlm.model(input_ids=ids, pixel_values=pixels).logits[0, [-5, -3, -1]][:, language.numbers]
@@ -80,7 +80,7 @@ def test_figures_follow_from_the_answers_and_count_what_cannot_be_parsed_as_blac
     true = np.array([[[10, 20, 30], [0, 0, 0]], [[5, 5, 5], [9, 9, 9]]], np.uint8)
     greedy = np.array([[10, 20, 30], [-1, -1, -1], [5, 5, 8], [-1, -1, -1]])
     expected = np.full((4, 3), 6.0)
-    out = figures(Reading(greedy, expected), true, np.array([[False, False], [True, False]]))
+    out = prediction_metrics(PixelPrediction(greedy, expected), true, np.array([[False, False], [True, False]]))
     assert out["invalid"] == 0.5
     assert out["exact"] == 0.25  # black that was not said is not exact
     assert out["mae"] == pytest.approx((3 + 27) / 12)
@@ -94,10 +94,10 @@ def test_figures_follow_from_the_answers_and_count_what_cannot_be_parsed_as_blac
 def test_floors_stand_in_their_order_on_an_image_with_layout_and_detail():
     rows, columns = np.mgrid[:64, :64]
     image = np.stack([rows * 3, columns * 3, 120 + 0 * rows], axis=-1).astype(np.uint8)
-    found = floors(image, image, 16, training=np.array([0.0, 0.0, 0.0]))
+    found = baselines(image, image, 16, training=np.array([0.0, 0.0, 0.0]))
     errors = {name: np.abs(guess.astype(float) - image).mean() for name, guess in found.items()}
     assert errors["training mean"] > errors["image mean"] > errors["patch mean"] > errors["blurred"] > 0
-    assert "training mean" not in floors(image, image, 16)
+    assert "training mean" not in baselines(image, image, 16)
 
 
 def test_a_users_picture_is_rebuilt_by_every_model_beside_its_floors(taught, picture, tmp_path, capsys):
@@ -109,7 +109,7 @@ def test_a_users_picture_is_rebuilt_by_every_model_beside_its_floors(taught, pic
     ]  # fmt: skip
     assert all(row["n"] == 36 for row in rows)
     assert rows[0]["mae"] > rows[1]["mae"] > 0
-    sheet = read_picture(out / "mine.png")
+    sheet = read_image(out / "mine.png")
     assert sheet.shape[1] > 4 * sheet.shape[0] // 2  # original, grid, frozen, adapted
     assert list(out.glob("events.out.tfevents.*"))
     said = capsys.readouterr().out
@@ -129,9 +129,9 @@ def test_a_folder_is_drawn_from_by_its_seed(taught, picture, tmp_path):
 def test_pictures_are_brought_to_the_size_that_models_were_taught_on_as_a_whole():
     image = np.zeros((4, 4, 3), np.uint8)
     image[:2] = 100
-    assert bring_to(image, (2, 2)).tolist() == [[[100] * 3] * 2, [[0] * 3] * 2]
-    assert bring_to(image, (8, 8)).shape == (8, 8, 3)
-    assert bring_to(image, None) is image
+    assert resize_image(image, (2, 2)).tolist() == [[[100] * 3] * 2, [[0] * 3] * 2]
+    assert resize_image(image, (8, 8)).shape == (8, 8, 3)
+    assert resize_image(image, None) is image
 
 
 def test_grid_and_order_are_those_that_the_model_was_taught_unless_others_are_asked_for(picture, tmp_path):
@@ -142,7 +142,7 @@ def test_grid_and_order_are_those_that_the_model_was_taught_unless_others_are_as
     args = Args((tmp_path / "told",), image=(picture,), grid="6", order="row,column")
     assert (args.grid, args.order) == ("6", "row,column")
     checkpoint.save(build("tiny-clip"), tmp_path / "untold", {"arguments": {}})
-    with pytest.raises(EnvsError, match="untold was not taught pixel values; give --grid 32 to ask all the same"):
+    with pytest.raises(UserError, match="untold was not taught pixel values; give --grid 32 to ask all the same"):
         Args((tmp_path / "untold",), image=(picture,))
 
 
@@ -150,7 +150,7 @@ def test_bad_requests_are_one_line(taught, picture, tmp_path, capsys):
     arguments = ["--image", str(picture), "--checkpoint", str(taught[0]), "--out", str(tmp_path / "o")]
     with pytest.raises(ImageError, match="at least 64 x 64 pixels for grid 64, got 80 x 60"):
         main([*arguments, "--grid", "64"])
-    with pytest.raises(EnvsError, match="either --image or --data"):
+    with pytest.raises(UserError, match="either --image or --data"):
         Args((taught[0],), tmp_path)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ImageError, match=r"text\.png is not a PNG or JPEG picture"):

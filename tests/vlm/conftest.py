@@ -20,7 +20,7 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from vlm.model import PixelVLM, View
+from vlm.model import ImageConfig, PixelVLM
 from vlm.presets import build
 from vlm.prompts import PIXEL_PREFIX
 
@@ -62,14 +62,14 @@ class Family:
 def family_of(model, images, alone, image_tokens):
     before, after = [[2, 3], [5, 3]], [[4, 7, 9], [8, 7, 1]]
     prefix = [[*b, *[IMAGE] * image_tokens, *a] for b, a in zip(before, after, strict=True)]
-    vlm = PixelVLM(model.eval(), None, View())
+    vlm = PixelVLM(model.eval(), None, ImageConfig())
     return Family(vlm, images, alone, torch.tensor(prefix), prefix)
 
 
 def nano():
     vlm = build("nano", seed=1)
     frames = np.random.default_rng(0).integers(0, 256, (2, 2, 210, 160, 3), dtype=np.uint8)
-    pixels = vlm.pixels(frames)
+    pixels = vlm.preprocess(frames)
     shared = vlm.tokenizer(PIXEL_PREFIX, add_special_tokens=False)["input_ids"]
     prefix = [[vlm.model.config.image_token_id] * 35 + shared] * 2
     return Family(vlm, pixels, [{"pixel_values": pixels[i : i + 1]} for i in range(2)], torch.tensor(shared), prefix)

@@ -35,8 +35,8 @@ def test_plain_transformers_loads_it_too(saved):
     model, tokenizer = AutoModelForImageTextToText.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     frames = np.zeros((1, 2, 210, 160, 3), dtype=np.uint8)
     with torch.no_grad():
-        theirs = torch.stack(list(model.get_image_features(pixel_values=vlm.pixels(frames)).pooler_output))
-        ours = vlm.image_embeddings(vlm.pixels(frames))
+        theirs = torch.stack(list(model.get_image_features(pixel_values=vlm.preprocess(frames)).pooler_output))
+        ours = vlm.image_embeddings(vlm.preprocess(frames))
     assert torch.equal(theirs, ours)
     assert len(tokenizer) == len(vlm.tokenizer)
 

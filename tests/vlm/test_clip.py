@@ -5,10 +5,10 @@ import pytest
 import torch
 from transformers import CLIPModel
 
+from common.errors import UserError
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
-from vlm.clip import LONGEST, adopt_tower, build_clip, load_clip
-from vlm.errors import VlmError
+from vlm.clip import LONGEST, build_clip, load_clip, load_vision_tower
 from vlm.presets import build
 from vlm.tokenizer import build_tokenizer
 
@@ -18,7 +18,7 @@ FRAMES = np.random.default_rng(0).integers(0, 256, (2, 1, 210, 160, 3), dtype=np
 
 
 def test_frames_lie_on_a_black_square_with_nothing_resized():
-    pixels = CLIP.pixels(FRAMES)
+    pixels = CLIP.preprocess(FRAMES)
     assert pixels.shape == (2, 3, 216, 216)
     whole = (pixels * 256).numpy().transpose(0, 2, 3, 1)
     assert np.array_equal(whole[:, :210, :160], FRAMES[:, 0])
@@ -27,8 +27,8 @@ def test_frames_lie_on_a_black_square_with_nothing_resized():
 
 
 def test_a_frame_larger_than_the_square_is_refused():
-    with pytest.raises(VlmError, match="at most 216 rows and columns, got 250 x 160"):
-        CLIP.pixels(np.zeros((1, 1, 250, 160, 3), dtype=np.uint8))
+    with pytest.raises(UserError, match="at most 216 rows and columns, got 250 x 160"):
+        CLIP.preprocess(np.zeros((1, 1, 250, 160, 3), dtype=np.uint8))
 
 
 def test_images_and_texts_are_unit_vectors_of_one_space():
@@ -54,7 +54,7 @@ def test_a_text_too_long_is_cut_but_keeps_its_end():
 def test_a_checkpoint_reloads_and_plain_transformers_reads_it(tmp_path):
     checkpoint.save(CLIP, tmp_path / "clip", {"seed": 1})
     loaded = load_clip(tmp_path / "clip")
-    assert (loaded.history, loaded.canvas) == (1, 216)
+    assert (loaded.history, loaded.square_size) == (1, 216)
     assert torch.equal(loaded.image_vectors(FRAMES), CLIP.image_vectors(FRAMES))
     tokens = CLIP.tokenize(["three owls"])
     assert torch.equal(loaded.tokenize(["three owls"]), tokens)
@@ -62,7 +62,7 @@ def test_a_checkpoint_reloads_and_plain_transformers_reads_it(tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in other)
     assert torch.allclose(loaded.text_vectors(tokens), CLIP.text_vectors(tokens), atol=1e-6)
     plain = CLIPModel.from_pretrained(tmp_path / "clip").eval()
-    theirs = plain.get_image_features(pixel_values=CLIP.pixels(FRAMES)).pooler_output
+    theirs = plain.get_image_features(pixel_values=CLIP.preprocess(FRAMES)).pooler_output
     assert torch.equal(torch.nn.functional.normalize(theirs, dim=-1), CLIP.image_vectors(FRAMES))
 
 
@@ -77,15 +77,15 @@ def test_a_clip_is_no_vlm_and_a_vlm_no_clip(tmp_path):
 
 def test_a_llava_of_the_same_preset_starts_from_the_tower():
     vlm = build("tiny-clip", seed=2)
-    adopt_tower(vlm, CLIP)
+    load_vision_tower(vlm, CLIP)
     tower = CLIP.model.vision_model.state_dict()
     assert all(torch.equal(tensor, tower[name]) for name, tensor in vlm.encoder.state_dict().items())
-    tokens = CLIP.model.vision_model(CLIP.pixels(FRAMES), output_hidden_states=True).hidden_states[-2][:, 1:]
-    assert torch.equal(vlm.image_embeddings(vlm.pixels(FRAMES)), vlm.connector(tokens))
+    tokens = CLIP.model.vision_model(CLIP.preprocess(FRAMES), output_hidden_states=True).hidden_states[-2][:, 1:]
+    assert torch.equal(vlm.image_embeddings(vlm.preprocess(FRAMES)), vlm.connector(tokens))
 
 
 def test_an_encoder_of_another_shape_is_refused():
-    with pytest.raises(VlmError, match=r"expected an encoder like the CLIP's tower, CLIPVisionModel of .* parameters"):
-        adopt_tower(build("nano-clip"), CLIP)
-    with pytest.raises(VlmError, match="expected a preset with a CLIP tower"):
+    with pytest.raises(UserError, match=r"expected an encoder like the CLIP's tower, CLIPVisionModel of .* parameters"):
+        load_vision_tower(build("nano-clip"), CLIP)
+    with pytest.raises(UserError, match="expected a preset with a CLIP tower"):
         build_clip("tiny", build_tokenizer(WORDS))

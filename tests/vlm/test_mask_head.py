@@ -7,12 +7,18 @@ from safetensors.torch import save_file
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText
 
+from common.errors import UserError
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
-from vlm.errors import VlmError
-from vlm.mask_finder import MaskFinder, load_finder
-from vlm.mask_head import EncoderMaps, MaskHead, expression_states, expression_tokens, look_closer
 from vlm.presets import build
+from vlm.segmentation.mask_head import (
+    FeatureExtractor,
+    MaskHead,
+    dense_patch_embedding,
+    expression_states,
+    expression_tokens,
+)
+from vlm.segmentation.referring_segmenter import ReferringSegmenter, load_segmenter
 
 WORDS = [["the red ghost", "the left-most duck"], ["the gun", "the red object above the gun"]]
 
@@ -33,40 +39,40 @@ def scene(seed=0, history=2):
 def parts(request):
     vlm = build(request.param, seed=1)
     torch.manual_seed(0)
-    return vlm, MaskHead.of(vlm, width=16), EncoderMaps(vlm)
+    return vlm, MaskHead.of(vlm, width=16), FeatureExtractor(vlm)
 
 
 def test_maps_are_the_encoders_own_of_each_size_the_finest_first():
     vlm = build("tiny")
-    maps = EncoderMaps(vlm)
-    vlm.image_embeddings(vlm.pixels(scene()[0]))
+    maps = FeatureExtractor(vlm)
+    vlm.image_embeddings(vlm.preprocess(scene()[0]))
     assert [tuple(found.shape) for found in maps.take()] == [
         (2, 16, 56, 40), (2, 16, 28, 20), (2, 16, 14, 10), (2, 32, 7, 5),
     ]  # fmt: skip
-    with pytest.raises(VlmError, match="a model that has read an image"):
+    with pytest.raises(UserError, match="a model that has read an image"):
         maps.take()
 
 
 @torch.no_grad()
 def test_a_tower_of_one_coarse_map_is_looked_at_closer_with_its_own_patch_embedding():
     vlm = build("tiny-clip", seed=1)
-    maps, pixels = EncoderMaps(vlm), vlm.pixels(scene(history=1)[0])
+    maps, pixels = FeatureExtractor(vlm), vlm.preprocess(scene(history=1)[0])
     closer, middle, last = maps_of(vlm, maps, pixels)
     assert (closer.shape, middle.shape, last.shape) == ((2, 32, 36, 36), (2, 32, 6, 6), (2, 32, 6, 6))
     embedding = vlm.encoder.embeddings.patch_embedding
-    assert torch.allclose(look_closer(embedding, pixels)[:, :, 2, 3], closer[:, :, 2, 3])
+    assert torch.allclose(dense_patch_embedding(embedding, pixels)[:, :, 2, 3], closer[:, :, 2, 3])
     shifted = torch.nn.functional.pad(pixels, (15, 0, 15, 0))[..., :216, :216]  # patches of 36 around places of 6
     assert torch.allclose(embedding(shifted), closer[:, :, ::6, ::6], atol=1e-5)
     maps.close()
     vlm.image_embeddings(pixels)
-    with pytest.raises(VlmError, match="a model that has read an image"):
+    with pytest.raises(UserError, match="a model that has read an image"):
         maps.take()
 
 
 @torch.no_grad()
 def test_what_no_picture_fills_is_left_out_and_the_pictures_mask_is_the_same(parts):
     vlm, head, maps = parts
-    pixels, (height, width) = vlm.pixels(scene(history=vlm.history)[0][:, :, :120, :100]), (120, 100)
+    pixels, (height, width) = vlm.preprocess(scene(history=vlm.history)[0][:, :, :120, :100]), (120, 100)
     asked = expression_tokens(vlm, WORDS)
     states = expression_states(vlm, pixels, *asked)
     whole = maps.take()
@@ -85,7 +91,7 @@ def test_an_expression_says_where_by_waves_alone(parts):
     head.query.weight.zero_()
     head.query.bias.zero_()
     head.query.bias[head.shape.fine] = 5.0  # half a turn down the image: the sine is 1 in the middle, 0 at the ends
-    pixels = vlm.pixels(scene(history=vlm.history)[0])
+    pixels = vlm.preprocess(scene(history=vlm.history)[0])
     states = expression_states(vlm, pixels, *expression_tokens(vlm, WORDS))
     logits = head(maps.take(), *states)
     assert torch.allclose(logits, logits[:1, :1, :, :1])
@@ -95,7 +101,7 @@ def test_an_expression_says_where_by_waves_alone(parts):
 
 def test_logits_cover_every_pixel_and_gradients_reach_encoder_and_decoder(parts):
     vlm, head, maps = parts
-    pixels = vlm.pixels(scene(history=vlm.history)[0])
+    pixels = vlm.preprocess(scene(history=vlm.history)[0])
     states = expression_states(vlm, pixels, *expression_tokens(vlm, WORDS))
     logits = head(maps.take(), *states)
     assert logits.shape == (2, 2, *pixels.shape[2:])
@@ -107,9 +113,9 @@ def test_logits_cover_every_pixel_and_gradients_reach_encoder_and_decoder(parts)
 @torch.no_grad()
 def test_expressions_asked_together_get_what_each_gets_alone(parts):
     vlm, head, _ = parts
-    finder, image = MaskFinder(vlm, head), scene(history=vlm.history)[0][0]
-    together = finder.find(image, WORDS[1])
-    alone = [finder.find(image, [words])[0] for words in WORDS[1]]
+    segmenter, image = ReferringSegmenter(vlm, head), scene(history=vlm.history)[0][0]
+    together = segmenter.find(image, WORDS[1])
+    alone = [segmenter.find(image, [words])[0] for words in WORDS[1]]
     assert together.shape == (2, 210, 160)
     assert np.abs(together - np.stack(alone)).max() < 1e-5
     assert np.abs(together[0] - together[1]).max() > 1e-4
@@ -118,9 +124,9 @@ def test_expressions_asked_together_get_what_each_gets_alone(parts):
 def test_one_batch_is_learnt_by_heart_by_its_words(tmp_path):
     vlm = build("tiny", seed=0)
     torch.manual_seed(0)
-    head, maps = MaskHead.of(vlm, width=16), EncoderMaps(vlm)
+    head, maps = MaskHead.of(vlm, width=16), FeatureExtractor(vlm)
     frames, masks = scene()
-    pixels, asked = vlm.pixels(frames), expression_tokens(vlm, [["the red object", "the cyan object"]] * 2)
+    pixels, asked = vlm.preprocess(frames), expression_tokens(vlm, [["the red object", "the cyan object"]] * 2)
     optimizer = torch.optim.AdamW([*vlm.model.parameters(), *head.parameters()], lr=5e-3)
     for _ in range(400):
         logits = head(maps_of(vlm, maps, pixels), *expression_states(vlm, pixels, *asked))[..., :210, :160]
@@ -128,17 +134,17 @@ def test_one_batch_is_learnt_by_heart_by_its_words(tmp_path):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    finder = MaskFinder(vlm, head)
-    shown = np.stack([finder.find(frame, ["the red object", "the cyan object"]) for frame in frames]) > 0.5
+    segmenter = ReferringSegmenter(vlm, head)
+    shown = np.stack([segmenter.find(frame, ["the red object", "the cyan object"]) for frame in frames]) > 0.5
     truth = masks.numpy()
     assert (shown & truth).sum() / (shown | truth).sum() > 0.9
 
 
 def test_a_picture_of_another_size_is_brought_to_the_taught_one_and_its_mask_back(parts):
     vlm, head, _ = parts
-    finder = MaskFinder(vlm, head, size=(96, 64))
+    segmenter = ReferringSegmenter(vlm, head, size=(96, 64))
     picture = np.random.default_rng(0).integers(0, 256, (1, 301, 200, 3), dtype=np.uint8)
-    found = finder.find(picture, WORDS[0])
+    found = segmenter.find(picture, WORDS[0])
     assert found.shape == (2, 301, 200)
     assert 0 <= found.min() <= found.max() <= 1
 
@@ -151,15 +157,17 @@ def maps_of(vlm, maps, pixels):
 def test_a_head_lies_beside_its_model_which_plain_transformers_loads(parts, tmp_path):
     vlm, head, _ = parts
     checkpoint.save(vlm, tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"expected a checkpoint that was taught masks \(`pretrain.refer`\), got"):
-        load_finder(tmp_path / "run")
+    with pytest.raises(
+        CheckpointError, match=r"expected a checkpoint that was taught masks \(`pretrain.referring`\), got"
+    ):
+        load_segmenter(tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"with a mask head, mask_head\.safetensors and mask_head\.json, got"):
         MaskHead.load(tmp_path / "run")
     head.save(tmp_path / "run")
     image = scene(history=vlm.history)[0][0]
-    finder = load_finder(tmp_path / "run")
-    assert finder.way == "mask head"
-    assert np.array_equal(finder.find(image, WORDS[0]), MaskFinder(vlm, head).find(image, WORDS[0]))
+    segmenter = load_segmenter(tmp_path / "run")
+    assert segmenter.way == "mask head"
+    assert np.array_equal(segmenter.find(image, WORDS[0]), ReferringSegmenter(vlm, head).find(image, WORDS[0]))
     _, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "run", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vlm.errors import VlmError
-from vlm.model import ThinnedConv
+from common.errors import UserError
+from vlm.model import StridedPointwiseConv2d
 from vlm.presets import build
 
 TINY = build("tiny")
@@ -24,12 +24,12 @@ def digest(array):
 def test_preprocessing_has_not_changed():
     frames = noise((1, 2, 210, 160, 3))
     assert digest(frames) == "185bfe76c4dbac46"
-    assert digest(TINY.pixels(frames).numpy()) == "575db3e908d0f165"
+    assert digest(TINY.preprocess(frames).numpy()) == "575db3e908d0f165"
 
 
 def test_pixels_are_the_present_frame_what_changed_and_places_with_black_below_and_nothing_resized():
     frames = noise((2, 2, 210, 150, 3))
-    pixels = TINY.pixels(frames)
+    pixels = TINY.preprocess(frames)
     assert pixels.shape == (2, 8, 224, 160)
     whole = (pixels[:, :6] * 256).numpy().transpose(0, 2, 3, 1)  # [B, 224, 160, 6]
     assert np.array_equal(whole[:, :210, :150, :3], frames[:, 1])
@@ -46,20 +46,20 @@ def test_pixels_are_the_present_frame_what_changed_and_places_with_black_below_a
 def test_half_precision_loses_no_pixel_value():
     frames = noise((1, 2, 210, 160, 3))
     with torch.autocast("cpu", torch.bfloat16):
-        half = TINY.pixels(frames)
+        half = TINY.preprocess(frames)
     assert half.dtype == torch.bfloat16
-    whole = TINY.pixels(frames)
+    whole = TINY.preprocess(frames)
     assert torch.equal(half[:, :6].float(), whole[:, :6])
     assert torch.allclose(half.float(), whole, atol=1 / 128)  # the planes that tell places are rounded
 
 
 @pytest.mark.parametrize(("height", "rows"), [(210, 224), (214, 224), (224, 224), (230, 256), (250, 256)])
 def test_games_of_nearly_one_height_share_a_shape(height, rows):
-    assert TINY.pixels(noise((1, 2, height, 160, 3))).shape[2] == rows
+    assert TINY.preprocess(noise((1, 2, height, 160, 3))).shape[2] == rows
 
 
 def test_a_frame_becomes_35_image_tokens():
-    assert TINY.image_embeddings(TINY.pixels(noise((1, 2, 214, 160, 3)))).shape[:2] == (1, 35)
+    assert TINY.image_embeddings(TINY.preprocess(noise((1, 2, 214, 160, 3)))).shape[:2] == (1, 35)
 
 
 @torch.no_grad()
@@ -67,15 +67,15 @@ def test_a_frame_becomes_35_image_tokens():
 @pytest.mark.parametrize("age", [0, 1])
 def test_one_pixel_of_any_frame_of_history_changes_what_the_decoder_reads(place, age):
     frames = np.zeros((1, 2, 214, 160, 3), dtype=np.uint8)
-    dark = TINY.image_embeddings(TINY.pixels(frames))
+    dark = TINY.image_embeddings(TINY.preprocess(frames))
     frames[0, age, *place] = 255
-    assert (TINY.image_embeddings(TINY.pixels(frames)) - dark).abs().max() > 1e-5
+    assert (TINY.image_embeddings(TINY.preprocess(frames)) - dark).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 210, 160, 3), (2, 210, 160, 3)])
 def test_frames_of_another_shape_are_refused(shape):
-    with pytest.raises(VlmError, match=r"expected frames uint8\[B, 2, H, W, 3\]"):
-        TINY.pixels(noise(shape))
+    with pytest.raises(UserError, match=r"expected frames uint8\[B, 2, H, W, 3\]"):
+        TINY.preprocess(noise(shape))
 
 
 def test_convolutions_of_one_pixel_in_strides_read_the_same_places_and_make_the_same_products():
@@ -85,7 +85,7 @@ def test_convolutions_of_one_pixel_in_strides_read_the_same_places_and_make_the_
         if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
     ]
     assert found
-    assert all(type(module) is ThinnedConv for module in found)
+    assert all(type(module) is StridedPointwiseConv2d for module in found)
     for module in found:
         image = torch.randn(3, module.in_channels, 9, 12)
         made = torch.nn.Conv2d.forward(module, image)
@@ -95,7 +95,7 @@ def test_convolutions_of_one_pixel_in_strides_read_the_same_places_and_make_the_
 def test_batch_norms_stay_at_rest_in_training():
     vlm = build("tiny")
     norms = [module for module in vlm.encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    pixels = vlm.pixels(noise((4, 2, 210, 160, 3)))
+    pixels = vlm.preprocess(noise((4, 2, 210, 160, 3)))
     still = vlm.image_embeddings(pixels)
     vlm.model.train()
     assert torch.equal(vlm.image_embeddings(pixels), still)
@@ -104,5 +104,5 @@ def test_batch_norms_stay_at_rest_in_training():
 
 
 def test_float_frames_are_refused():
-    with pytest.raises(VlmError, match=r"got torch\.float32"):
-        TINY.pixels(np.zeros((1, 2, 210, 160, 3), dtype=np.float32))
+    with pytest.raises(UserError, match=r"got torch\.float32"):
+        TINY.preprocess(np.zeros((1, 2, 210, 160, 3), dtype=np.float32))

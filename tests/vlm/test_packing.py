@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vlm.errors import VlmError
-from vlm.packing import Packing, pad_questions, read_questions
-from vlm.prefix import Prefix
+from common.errors import UserError
+from vlm.decoding.packing import PackedLayout, forward_packed, pad_token_lists
+from vlm.decoding.prefix import Prefix
 
 QUESTIONS = [
     [[11, 35, 12, 13, 21, 22], [14, 21, 23], [15, 16, 17, 24, 25]],
@@ -28,8 +28,8 @@ def separate_loss(family):
 
 def packed_loss(family, method):
     """All questions in one reading."""
-    questions, lengths = pad_questions(QUESTIONS, pad=3)
-    states = read_questions(family.vlm, family.images, family.shared, questions, method)
+    questions, lengths = pad_token_lists(QUESTIONS, pad=3)
+    states = forward_packed(family.vlm, family.images, family.shared, questions, method)
     logits = family.vlm.model.get_output_embeddings()(states)[:, :, :-1]
     counts = torch.arange(1, questions.shape[2]) < lengths[..., None]
     return functional.cross_entropy(logits[counts], questions[:, :, 1:][counts])
@@ -50,7 +50,7 @@ def relative_difference(one, other):
 def test_loss_and_gradients_equal_those_of_separate_sequences(make_family, method, attention):
     packed, separate = make_family(), make_family()
     for family in (packed, separate):
-        family.vlm.set_attention(attention)
+        family.vlm.set_attn_implementation(attention)
     packed_value, separate_value = packed_loss(packed, method), separate_loss(separate)
     assert packed_value.item() == pytest.approx(separate_value.item(), abs=1e-5)
     found, expected = gradients(packed, packed_value), gradients(separate, separate_value)
@@ -64,11 +64,11 @@ def test_loss_and_gradients_equal_those_of_separate_sequences(make_family, metho
 @pytest.mark.parametrize("method", ["mask", "cache"])
 def test_padding_neither_counts_nor_is_seen(make_family, method):
     family = make_family()
-    questions, lengths = pad_questions(QUESTIONS, pad=3)
-    other, _ = pad_questions(QUESTIONS, pad=40)
+    questions, lengths = pad_token_lists(QUESTIONS, pad=3)
+    other, _ = pad_token_lists(QUESTIONS, pad=40)
     real = torch.arange(questions.shape[2]) < lengths[..., None]
     with torch.no_grad():
-        one, two = (read_questions(family.vlm, family.images, family.shared, q, method) for q in (questions, other))
+        one, two = (forward_packed(family.vlm, family.images, family.shared, q, method) for q in (questions, other))
     assert torch.equal(one[real], two[real])
     assert not torch.equal(one[~real], two[~real])
 
@@ -82,14 +82,14 @@ def test_an_image_takes_fewer_positions_than_tokens_where_axes_count_apart(build
         [0, 1, 2, 2, 2, 3, 3, 3, 5, 6, 7],
         [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7],
     ]
-    assert prefix.positions_behind(torch.arange(2)).tolist() == [[[8, 9], [8, 9]]] * 3
+    assert prefix.position_ids_after(torch.arange(2)).tolist() == [[[8, 9], [8, 9]]] * 3
     # without the three words, a question follows the largest of the image's positions, whichever axis has it
     prefix = Prefix.of(family.vlm, family.images, family.shared[:, :8], 2)
-    assert prefix.positions_behind(torch.arange(2)).tolist() == [[[5, 6], [5, 6]]] * 3
+    assert prefix.position_ids_after(torch.arange(2)).tolist() == [[[5, 6], [5, 6]]] * 3
 
 
 def test_a_question_sees_the_prefix_and_itself_alone():
-    layout = Packing(prefix=2, questions=2, length=2)
+    layout = PackedLayout(prefix=2, questions=2, length=2)
     assert layout.steps().tolist() == [0, 1, 0, 1]
     assert (layout.mask()[0, 0] == 0).int().tolist() == [
         [1, 0, 0, 0, 0, 0],
@@ -108,7 +108,7 @@ def checkpointed(family):
 
 
 def test_the_cache_is_refused_under_gradient_checkpointing_which_would_silently_lose_the_image(build_family):
-    with pytest.raises(VlmError, match="expected LlamaModel to keep 21 tokens, it kept 0: gradient checkpointing"):
+    with pytest.raises(UserError, match="expected LlamaModel to keep 21 tokens, it kept 0: gradient checkpointing"):
         packed_loss(checkpointed(build_family("llava")), "cache")
 
 
@@ -120,42 +120,42 @@ def test_the_mask_works_under_gradient_checkpointing(build_family):
 
 def test_paligemma_is_refused_since_its_prompt_attends_both_ways(build_family):
     with pytest.raises(
-        VlmError, match=r"PaliGemmaForConditionalGeneration cannot .*: its image and prompt attend both"
+        UserError, match=r"PaliGemmaForConditionalGeneration cannot .*: its image and prompt attend both"
     ):
         packed_loss(build_family("paligemma"), "mask")
 
 
 def test_a_decoder_with_a_sliding_window_is_refused(build_family):
-    with pytest.raises(VlmError, match="not every layer of its decoder attends to all that came before"):
+    with pytest.raises(UserError, match="not every layer of its decoder attends to all that came before"):
         packed_loss(build_family("sliding window"), "mask")
 
 
 def test_placeholders_that_do_not_match_the_image_are_refused(build_family):
     family = build_family("llava")
     family.shared = family.shared[:, 3:]  # one of 16 placeholders is gone from each
-    with pytest.raises(VlmError, match="expected 32 image placeholders in 2 shared texts, got 30"):
+    with pytest.raises(UserError, match="expected 32 image placeholders in 2 shared texts, got 30"):
         packed_loss(family, "mask")
 
 
 def test_another_count_of_shared_texts_than_of_images_is_refused(build_family):
     family = build_family("llava")
     family.shared = family.shared[:1].expand(3, -1)
-    with pytest.raises(VlmError, match="expected a shared text for each of 2 images, got 3"):
+    with pytest.raises(UserError, match="expected a shared text for each of 2 images, got 3"):
         packed_loss(family, "mask")
 
 
 def test_an_unknown_method_is_refused(build_family):
-    with pytest.raises(VlmError, match=r"expected a method \(mask, cache\), got 'flash'"):
+    with pytest.raises(UserError, match=r"expected a method \(mask, cache\), got 'flash'"):
         packed_loss(build_family("llava"), "flash")
 
 
 def test_empty_questions_are_refused():
-    with pytest.raises(VlmError, match="none empty"):
-        pad_questions([[[1, 2], []]], pad=0)
+    with pytest.raises(UserError, match="none empty"):
+        pad_token_lists([[[1, 2], []]], pad=0)
 
 
 def test_an_image_in_a_question_is_refused(build_family):
     family = build_family("llava")
     questions = torch.full((2, 1, 3), family.vlm.model.config.image_token_id)
-    with pytest.raises(VlmError, match="got one with an image's placeholder"):
-        read_questions(family.vlm, family.images, family.shared, questions)
+    with pytest.raises(UserError, match="got one with an image's placeholder"):
+        forward_packed(family.vlm, family.images, family.shared, questions)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlm.errors import VlmError
+from common.errors import UserError
 from vlm.presets import PRESETS, build
 
 
@@ -40,5 +40,5 @@ def test_the_same_seed_builds_the_same_weights_and_leaves_the_generator_alone():
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest():
-    with pytest.raises(VlmError, match="got 'nanno'; nearest: nano"):
+    with pytest.raises(UserError, match="got 'nanno'; nearest: nano"):
         build("nanno")

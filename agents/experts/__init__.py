@@ -1,0 +1,1 @@
+"""Experts: search, scripted players and stable-baselines3 training."""

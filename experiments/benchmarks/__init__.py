@@ -1,0 +1,1 @@
+"""Speed beside a baseline, measured in the same run."""

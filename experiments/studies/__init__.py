@@ -1,0 +1,1 @@
+"""Studies: the paper's questions at a size that two cores can answer."""

@@ -1,0 +1,1 @@
+"""Images: recorded games, folders of pictures and synthetic images."""

@@ -1,0 +1,1 @@
+"""Referring segmentation: data sets, objectives, metrics and evaluation."""

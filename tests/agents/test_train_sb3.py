@@ -1,0 +1,94 @@
+"""An expert trains on what it will see in play, resumes, and plays back from its weights alone."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from agents.experts import train_sb3
+from agents.experts.train_sb3 import ExpertEnvs
+from agents.frame_stack import FrameStack
+from agents.sb3_agent import STACK, Sb3Agent, read_policy, shrink
+from common.command import run
+from common.errors import UserError
+from envs.atari import AtariEnvs
+from envs.games import find_game
+from envs.protocol import Protocol
+
+CARNIVAL = find_game("Carnival")
+SHORT = Protocol("short", 0.25, 4, 0, False, 120)
+
+
+def test_shrinking_takes_the_mean_of_the_area_in_grey():
+    frames = np.zeros((1, 210, 160, 3), np.uint8)
+    frames[:, :105] = (100, 150, 200)
+    small = shrink(frames)
+    assert small.shape == (1, 84, 84)
+    assert (small[0, :42] == round(0.299 * 100 + 0.587 * 150 + 0.114 * 200)).all()
+    assert (small[0, 42:] == 0).all()
+
+
+def test_training_shows_what_the_agent_will_see_and_clips_rewards_alone():
+    with AtariEnvs(CARNIVAL, 2, SHORT) as lanes, AtariEnvs(CARNIVAL, 2, SHORT) as twin:
+        envs = ExpertEnvs(lanes, seed=3)
+        rng, memory = np.random.default_rng(3), FrameStack(STACK)
+        memory.reset(np.ones(2, dtype=bool))
+        frames = twin.reset([int(rng.integers(2**31)) for _ in range(2)])
+        assert np.array_equal(envs.reset(), memory.add(shrink(frames)[..., None])[..., 0])
+        total = np.zeros(2)
+        for _ in range(30):
+            actions = np.array([1, 4])
+            seen, rewards, ended, infos = envs.step(actions)
+            step = twin.step(actions)
+            total += step.rewards
+            assert np.array_equal(rewards, np.sign(step.rewards))
+            expected = memory.add(shrink(step.frames)[..., None])[..., 0]
+            if ended.any():
+                break
+            assert np.array_equal(seen, expected)
+        assert ended.all()
+        assert np.array_equal(infos[0]["terminal_observation"], expected[0])
+        assert infos[0]["TimeLimit.truncated"]
+        assert [info["episode"]["r"] for info in infos] == total.tolist()
+        assert (seen[:, :1] == seen).all()  # a new game: its first frame, four times
+
+
+def command(*arguments):
+    return run(lambda: train_sb3.main([str(argument) for argument in arguments]))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(train_sb3, "find_protocol", lambda _: SHORT)
+
+
+@pytest.mark.parametrize("algo", ["qrdqn", "ppo"])
+def test_an_expert_trains_resumes_and_plays(tmp_path, quick, algo):
+    arguments = ("--game", "carnival", "--algo", algo, "--lanes", 2, "--buffer", 100, "--save-every", 256)
+    arguments = (*arguments, "--trial-games", 1, "--no-progress", "--out", tmp_path)
+    assert command(*arguments, "--steps", 256) == 0
+    assert command(*arguments, "--steps", 512) == 0
+    assert [trial["steps"] for trial in json.loads((tmp_path / "trials.json").read_text())] == [256, 512]
+    agent = Sb3Agent(tmp_path / "best.zip", ("noop", "fire", "right", "left", "right fire", "left fire"))
+    agent.reset([1])
+    actions = agent.act(np.zeros((1, 214, 160, 3), np.uint8))
+    assert actions.texts[0] == agent.action_names[actions.indices[0]]
+
+
+def test_an_archive_of_another_kind_is_refused_and_nothing_in_it_runs(tmp_path):
+    (tmp_path / "text.zip").write_text("no archive")
+    with pytest.raises(UserError, match="is not a stable-baselines3 archive"):
+        read_policy(tmp_path / "text.zip", 6)
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("data", json.dumps({"policy_class": {"__module__": "evil", ":serialized:": "gASV"}}))
+        with archive.open("policy.pth", "w") as file:
+            torch.save({"weight": torch.zeros(1)}, file)
+    with pytest.raises(UserError, match="got one of evil"):
+        read_policy(tmp_path / "other.zip", 6)
+
+
+def test_zero_steps_are_refused(tmp_path, capsys):
+    assert command("--game", "carnival", "--steps", 0, "--out", tmp_path) == 2
+    assert "--steps must be at least 1" in capsys.readouterr().err

@@ -1,0 +1,138 @@
+"""Masks are scored from end to end, from a file without a model, and by two processes to the same numbers."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import UserError
+from envs.episodes import DatasetInfo, Episode, EpisodeWriter
+from envs.protocol import MACHADO2018
+from pretrain.referring.evaluation import Args, evaluate, main
+from pretrain.referring.refer_files import IMAGES
+from pretrain.referring.train import Args as Taught
+from pretrain.referring.train import train_referring
+from vlm.segmentation.referring_segmenter import ReferringSegmenter
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Four games of six frames, each with up to four squares."""
+    place, rng = tmp_path_factory.mktemp("data") / "Pong", np.random.default_rng(0)
+    writer = EpisodeWriter(place, DatasetInfo("Pong", ("noop",), MACHADO2018, "random", None, "abc", {}))
+    for seed in range(4):
+        frames = np.zeros((6, 210, 160, 3), np.uint8)
+        for frame in frames:
+            for cell in rng.permutation(9)[: rng.integers(1, 5)]:
+                row, column = 30 + 60 * (cell // 3), 20 + 50 * (cell % 3)
+                frame[row : row + 12, column : column + 12] = rng.choice([(200, 72, 72), (66, 158, 130)])
+        writer.append(Episode(frames, np.zeros(6, int), np.zeros(6, np.float32), None, True, False, seed))
+    return place
+
+
+@pytest.fixture(scope="module")
+def taught(data, tmp_path_factory):
+    """A model with a mask head that has hardly learnt anything."""
+    run = tmp_path_factory.mktemp("runs") / "refer"
+    return train_referring(
+        Taught(
+            out=run, data=(data,), preset="tiny", steps=2, images=2, save_every=2, warmup_steps=1, workers=0, width=8
+        )
+    )
+
+
+@pytest.fixture
+def refer(tmp_path):
+    """RefCOCO in REFER's layout: one picture, one object, two expressions of the split testA."""
+    (tmp_path / IMAGES).mkdir(parents=True)
+    (tmp_path / "refcoco").mkdir()
+    Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(tmp_path / IMAGES / "COCO_train2014_000000000011.jpg")
+    sentences = [{"sent_id": i, "raw": w, "sent": w, "tokens": [w]} for i, w in enumerate(("thing", "object"))]
+    ref = {"ref_id": 1, "ann_id": 5, "category_id": 1, "image_id": 11, "file_name": "x", "split": "testA"}
+    (tmp_path / "refcoco" / "refs(unc).p").write_bytes(
+        pickle.dumps([{**ref, "sent_ids": [0, 1], "sentences": sentences}])
+    )
+    square = [[5, 5, 25, 5, 25, 25, 5, 25]]
+    found = {
+        "images": [{"id": 11, "file_name": "COCO_train2014_000000000011.jpg", "height": 40, "width": 60}],
+        "annotations": [{"id": 5, "image_id": 11, "category_id": 1, "segmentation": square}],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (tmp_path / "refcoco" / "instances.json").write_text(json.dumps(found))
+    return tmp_path
+
+
+def figures(row):
+    return {
+        k: v for k, v in row.items() if k in ("ciou", "giou", "miou", "p50", "p90", "n", "missing", "n_acc", "t_acc")
+    }
+
+
+def test_games_are_scored_and_a_file_of_answers_gives_the_same_figures(data, taught, tmp_path, capsys):
+    words = ["--data", str(data), "--checkpoint", str(taught), "--count", "12", "--out", str(tmp_path / "a")]
+    assert main([*words, "--pictures", "2", "--absent", "0.3"]) == 0
+    row = json.loads((tmp_path / "a" / "refer.json").read_text())["rows"][0]
+    assert row["n"] == 12
+    assert row["missing"] == 0
+    assert 0 <= row["ciou"] <= 1
+    assert 0 <= row["n_acc"] <= 1
+    assert len(list((tmp_path / "a").glob("*.png"))) == 2
+    again = evaluate(Args((data,), tmp_path / "b", answers=tmp_path / "a" / "answers.jsonl", count=12, absent=0.3))
+    assert figures(again) == figures(row)
+    lines = (tmp_path / "a" / "answers.jsonl").read_text().splitlines()
+    (tmp_path / "fewer.jsonl").write_text("\n".join(lines[:9]))
+    fewer = evaluate(Args((data,), tmp_path / "c", answers=tmp_path / "fewer.jsonl", count=12, absent=0.3))
+    assert (fewer["n"], fewer["missing"]) == (12, 3)
+
+
+def test_refers_own_layout_is_scored_at_the_pictures_size(refer, taught, tmp_path, monkeypatch):
+    def right(self, stack, words):
+        assert stack.shape == (1, 40, 60, 3)
+        found = np.zeros((1, 40, 60), np.float32)
+        found[0, 5:25, 5:25] = 0.9
+        return found
+
+    args = Args((refer,), tmp_path / "out", dataset="refcoco", split="testA", checkpoint=taught)
+    blind = evaluate(args)
+    assert (blind["n"], blind["dataset"], blind["convention"]) == (2, "refcoco", "plain")
+    monkeypatch.setattr(ReferringSegmenter, "find", right)
+    assert figures(evaluate(args)) == {
+        "ciou": 1,
+        "giou": 1,
+        "miou": 1,
+        "p50": 1,
+        "p90": 1,
+        "n": 2,
+        "missing": 0,
+        "t_acc": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "launcher", ["torch.distributed.run --nproc-per-node 2", "accelerate.commands.launch --multi_gpu --num_processes 2"]
+)
+def test_two_processes_give_the_same_numbers_as_one(data, taught, tmp_path, launcher):
+    words = ["--data", str(data), "--checkpoint", str(taught), "--count", "7", "--pictures", "0"]
+    alone = evaluate(Args((data,), tmp_path / "one", checkpoint=taught, count=7, pictures=0))
+    command = [sys.executable, "-m", *launcher.split(), "-m", "pretrain.referring.evaluation", *words]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--out", str(tmp_path / "two")], check=True, env=env, capture_output=True)
+    both = json.loads((tmp_path / "two" / "refer.json").read_text())["rows"][0]
+    assert figures(both) == figures(alone)
+    assert (alone["processes"], both["processes"]) == (1, 2)
+    one, two = ((tmp_path / name / "answers.jsonl").read_text() for name in ("one", "two"))
+    assert one == two
+
+
+def test_contradictory_settings_are_refused(tmp_path):
+    with pytest.raises(UserError, match="expected either --checkpoint or --answers"):
+        Args((tmp_path,))
+    with pytest.raises(UserError, match="expected --compat plain or lisa, got 'gres'"):
+        Args((tmp_path,), checkpoint=tmp_path, compat="gres")
+    with pytest.raises(UserError, match=r"one folder of REFER's layout for refcoco, got 2"):
+        Args((tmp_path, tmp_path), checkpoint=tmp_path, dataset="refcoco")

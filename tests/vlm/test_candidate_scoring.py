@@ -1,0 +1,108 @@
+"""Scores of answers are exact, whatever the pass that computes them."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import UserError
+from vlm.decoding.candidate_scoring import CandidateScorer, CandidateTrie, generate_text, prompt_ids
+from vlm.presets import build
+from vlm.prompts import action_prompt
+
+PACMAN = ("noop", "up", "right", "left", "down", "up right", "up left", "down right", "down left")
+FULL = tuple(
+    " ".join(filter(None, words))
+    for words in [("noop",), ("fire",), ("up",), ("up", "right"), ("up", "right", "fire"), ("up", "fire")]
+)
+PROMPT = action_prompt("Ms. Pac-Man", PACMAN)
+
+
+def images(vlm, count, seed=0):
+    frames = np.random.default_rng(seed).integers(0, 256, (count, 2, 210, 160, 3), dtype=np.uint8)
+    return vlm.preprocess(frames)
+
+
+@torch.no_grad()
+def score_alone(vlm, pixels, prompt, choice):
+    """The plain way: transformers' own forward over prompt and one answer."""
+    asked = prompt_ids(vlm, prompt, vlm.image_ids(pixels))
+    answer = [*vlm.tokenizer(choice)["input_ids"], vlm.tokenizer.eos_token_id]
+    ids = torch.tensor([asked + answer]).expand(len(pixels), -1)
+    logits = vlm.model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids)).logits
+    log_probs = logits.log_softmax(-1)
+    return sum(log_probs[:, len(asked) - 1 + i, token] for i, token in enumerate(answer))
+
+
+@pytest.mark.parametrize("preset", ["tiny", "nano"])
+@pytest.mark.parametrize("choices", [PACMAN, FULL], ids=["pacman", "full"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_one_pass_equals_scoring_each_answer_on_its_own(preset, choices, attention):
+    vlm = build(preset, seed=1)
+    pixels = images(vlm, 2)
+    alone = torch.stack([score_alone(vlm, pixels, PROMPT, choice) for choice in choices], dim=1)
+    vlm.set_attn_implementation(attention)
+    with torch.no_grad():
+        together = CandidateScorer(vlm, PROMPT, choices).log_probs(pixels)
+    assert (together - alone).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_keeping_the_text_changes_nothing():
+    vlm = build("nano", seed=2)
+    pixels = images(vlm, 3)
+    kept = CandidateScorer(vlm, PROMPT, PACMAN, cache_prompt=True)
+    whole = CandidateScorer(vlm, PROMPT, PACMAN).log_probs(pixels)
+    for _ in range(2):
+        assert (kept.log_probs(pixels) - whole).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_scores_agree_between_batch_sizes():
+    vlm = build("nano", seed=3)
+    pixels = images(vlm, 16)
+    scorer = CandidateScorer(vlm, PROMPT, PACMAN, cache_prompt=True)
+    at_once = scorer.log_probs(pixels)
+    for size in (1, 4):
+        parts = torch.cat([scorer.log_probs(part) for part in pixels.split(size)])
+        assert (parts - at_once).abs().max() < 1e-3
+
+
+def test_gradients_reach_every_role():
+    vlm = build("tiny")
+    CandidateScorer(vlm, PROMPT, PACMAN, cache_prompt=True).log_probs(images(vlm, 1))[0, 0].backward()
+    for role in (vlm.encoder, vlm.connector, vlm.decoder):
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in role.parameters())
+
+
+def test_overfitting_four_frames_brings_the_loss_near_zero():
+    vlm = build("tiny", seed=0)
+    pixels, answers = images(vlm, 4), torch.tensor([0, 3, 5, 8])
+    scorer = CandidateScorer(vlm, PROMPT, PACMAN)
+    optimizer = torch.optim.Adam(vlm.model.parameters(), lr=3e-3)
+    for _ in range(200):
+        loss = -scorer.log_probs(pixels)[torch.arange(4), answers].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+    said = generate_text(vlm, pixels, PROMPT)
+    assert said == [PACMAN[i] for i in answers]
+
+
+def test_a_trie_shares_what_answers_share():
+    trie = CandidateTrie.build([(1,), (1, 2), (1, 2, 3), (4,)])
+    assert trie.tokens == (1, 2, 3, 4)
+    assert trie.parents == (-1, 0, 1, -1)
+    assert trie.ends == (0, 1, 2, 3)
+    assert trie.sight().sum(1).tolist() == [1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("answers", [[], [()], [(1,), (1,)]])
+def test_answers_that_are_empty_or_repeated_are_refused(answers):
+    with pytest.raises(UserError, match="expected different answers"):
+        CandidateTrie.build(answers)
+
+
+def test_a_prompt_without_an_image_is_refused():
+    with pytest.raises(UserError, match="<image>"):
+        CandidateScorer(build("tiny"), "action :", PACMAN)

@@ -1,0 +1,47 @@
+"""The compiled graph gives the scores of the model, in every precision, for every preset."""
+
+import numpy as np
+import pytest
+import torch
+
+from vlm.decoding.candidate_scoring import CandidateScorer
+from vlm.decoding.openvino_scorer import OpenVinoScorer, native_precision
+from vlm.presets import build
+from vlm.prompts import action_prompt
+
+ACTIONS = ("noop", "up", "right", "left", "down", "up right", "up left")
+
+
+def scorer_and_frames(preset, count=1):
+    vlm = build(preset, seed=1)
+    frames = np.random.default_rng(0).integers(0, 256, (count, 2, 210, 160, 3), dtype=np.uint8)
+    return CandidateScorer(vlm, action_prompt("Pong", ACTIONS), ACTIONS, cache_prompt=True), frames
+
+
+@pytest.mark.parametrize(("preset", "count"), [("tiny", 1), ("nano", 1), ("nano", 3)])
+def test_in_float32_it_gives_the_scores_of_the_model(preset, count):
+    scorer, frames = scorer_and_frames(preset, count)
+    with torch.no_grad():
+        expected = scorer.log_probs(scorer.vlm.preprocess(frames)).numpy()
+    compiled = OpenVinoScorer(scorer, frames, precision="f32")
+    assert np.abs(compiled.log_probs(frames) - expected).max() < 1e-4
+    with torch.no_grad():
+        after = scorer.log_probs(scorer.vlm.preprocess(frames)).numpy()
+    assert np.array_equal(after, expected), "compiling leaves the model as it was"
+
+
+@pytest.mark.parametrize("preset", ["tiny", "nano"])
+def test_in_the_processors_own_precision_scores_are_near_those_of_the_model(preset):
+    scorer, frames = scorer_and_frames(preset)
+    compiled = OpenVinoScorer(scorer, frames)
+    assert compiled.precision == native_precision()
+    with torch.no_grad():
+        assert np.abs(compiled.log_probs(frames) - scorer.log_probs(scorer.vlm.preprocess(frames)).numpy()).max() < 0.3
+
+
+def test_the_compiled_graph_reads_new_frames_every_time():
+    scorer, frames = scorer_and_frames("tiny")
+    compiled = OpenVinoScorer(scorer, frames, precision="f32")
+    first = compiled.log_probs(frames)
+    assert not np.array_equal(compiled.log_probs(np.zeros_like(frames)), first)
+    assert np.array_equal(compiled.log_probs(frames), first)

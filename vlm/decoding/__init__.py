@@ -1,0 +1,1 @@
+"""Prefix sharing, packing, candidate scoring, batched generation and the OpenVINO scorer."""

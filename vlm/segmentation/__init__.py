@@ -1,0 +1,1 @@
+"""Masks from words: the mask head and point prediction."""

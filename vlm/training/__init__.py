@@ -1,0 +1,1 @@
+"""One way to train: objectives, mixtures and the trainer."""

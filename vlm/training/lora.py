@@ -1,0 +1,99 @@
+"""LoRA (Hu et al. 2021) on the decoder alone, through peft: beside a fully trained encoder, and gone when it is done.
+
+Towers and decoders name their layers alike, so that `target_modules=["q_proj", "v_proj"]` adapts both. Here the layers
+are those of `PixelVLM.decoder`, by their full names. Adapters live in the model while it trains; a checkpoint holds
+the plain model and, in a file of its own, the adapters, and `merge` folds them into the weights at the end.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from common.errors import UserError
+from vlm import checkpoint
+from vlm.model import PixelModel, PixelVLM
+
+ADAPTERS = "adapters.safetensors"
+
+
+def add_lora(vlm: PixelVLM, rank: int, alpha: int | None = None) -> None:
+    """Put an adapter on every linear layer of the decoder, in place; at first it changes nothing.
+
+    Args:
+        vlm: the model.
+        rank: of each adapter.
+        alpha: its scale times the rank; twice the rank by default.
+    """
+    if rank < 1:
+        raise UserError(f"expected a LoRA rank of at least 1, got {rank}")
+    inside = {id(module) for module in vlm.decoder.modules() if isinstance(module, nn.Linear)}
+    names = [name for name, module in vlm.model.named_modules() if id(module) in inside]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        lora_dropout=0.0,
+        target_modules="|".join(re.escape(name) for name in names),
+    )
+    inject_adapter_in_model(config, vlm.model)
+
+
+def _adapted(model: nn.Module) -> list[tuple[nn.Module, str, LoraLayer]]:
+    """Return every adapted layer with its parent and its name there."""
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, LoraLayer)
+    ]
+
+
+def adapters(vlm: PixelModel) -> dict[str, Tensor]:
+    """Return the adapters' tensors by name; none where there is no LoRA."""
+    return {name: tensor for name, tensor in vlm.model.state_dict().items() if "lora_" in name}
+
+
+@contextlib.contextmanager
+def _plain(vlm: PixelModel) -> Iterator[None]:
+    """Show the model without its adapters, their layers as they were before."""
+    layers = _adapted(vlm.model)
+    try:
+        for parent, name, layer in layers:
+            setattr(parent, name, layer.get_base_layer())
+        yield
+    finally:
+        for parent, name, layer in layers:
+            setattr(parent, name, layer)
+
+
+def merge(vlm: PixelVLM) -> None:
+    """Fold the adapters into the decoder's weights, in place: a plain model that gives the same answers."""
+    for parent, name, layer in _adapted(vlm.model):
+        layer.merge()
+        setattr(parent, name, layer.get_base_layer())
+
+
+def save(vlm: PixelModel, directory: Path, record: dict[str, Any]) -> None:
+    """Write a checkpoint from which `restore` goes on: the plain model, and the adapters if there are any."""
+    with _plain(vlm):
+        checkpoint.save(vlm, directory, record)
+    found = adapters(vlm)
+    if found:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}, directory / ADAPTERS)
+
+
+def restore(vlm: PixelModel, directory: Path) -> None:
+    """Take the weights of a checkpoint of `save`, adapters included, into a model with the same adapters."""
+    with _plain(vlm):
+        vlm.model.load_state_dict(checkpoint.load_as(type(vlm), directory).model.state_dict())
+    wanted, file = set(adapters(vlm)), Path(directory) / ADAPTERS
+    found = load_file(file) if file.is_file() else {}
+    if wanted != set(found):
+        raise checkpoint.CheckpointError(f"{directory} holds {len(found)} adapter tensors, expected {len(wanted)}")
+    vlm.model.load_state_dict(found, strict=False)
