@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from common.errors import UserError
 
@@ -16,3 +17,15 @@ def run(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def require_at_least(args: Any, minimum: float, *names: str) -> None:
+    """Check that each named field of a command's arguments is None or at least `minimum`.
+
+    Raises:
+        UserError: naming the field's flag.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < minimum:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {minimum:g}, got {value}")
