@@ -1,10 +1,11 @@
-"""The floor: any legal action, each as likely as the next."""
+"""The floor of every comparison: uniformly random legal actions."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from agents.agent import Actions
+from agents.env_rngs import EnvRngs
 
 
 class RandomAgent:
@@ -14,15 +15,11 @@ class RandomAgent:
 
     def __init__(self, action_names: Sequence[str]):
         self.action_names = tuple(action_names)
-        self._rngs: list[np.random.Generator] = []
+        self._rngs = EnvRngs(0x7A2)
 
     def reset(self, seeds: Sequence[int | None]) -> None:
-        """Begin new games; see `agents.agent.Agent`."""
-        if len(self._rngs) != len(seeds):
-            self._rngs = [np.random.default_rng(0)] * len(seeds)
-        for lane, seed in enumerate(seeds):
-            if seed is not None:
-                self._rngs[lane] = np.random.default_rng([seed, 0x7A2])
+        """Start new games; see `agents.agent.Agent`."""
+        self._rngs.reset(seeds)
 
     def act(self, frames: np.ndarray) -> Actions:
         """Answer n frames with n random actions."""

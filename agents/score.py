@@ -22,10 +22,18 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from agents.registry import EXPERTS, checkpoint_path, make_agent, needs_emulator, parse_agent_id
+from agents.registry import (
+    EXPERTS,
+    checkpoint_path,
+    current_agent_id,
+    make_agent,
+    needs_emulator,
+    parse_agent_id,
+)
 from agents.rollout import rollout_pipelined
 from common.command import run
 from common.errors import UserError
+from common.intervals import bootstrap_interval
 from common.results import new_result, read_result, write_result
 from envs.atari import make_envs
 from envs.games import Game, find_game
@@ -41,8 +49,8 @@ class Args:
     """Score agents on games, in step over many lanes, with intervals."""
 
     agents: tuple[str, ...]
-    """Who plays: vlm, vlm:DIR, random, planner, pathfinder (Ms. Pac-Man only), marksman
-    (Carnival only), tracker (Pong and Breakout), sb3:PATH."""
+    """Who plays: vlm, vlm:DIR, random, planner, mspacman-expert (Ms. Pac-Man only), carnival-expert
+    (Carnival only), paddle-expert (Pong and Breakout), sb3:PATH."""
     games: tuple[str, ...]
     """On what, in any reasonable spelling."""
     out: Path
@@ -92,7 +100,7 @@ class Job:
             row["temperature"] = self.temperature
             row["engine"] = args.engine
         if kind in EXPERTS:
-            row["note"] = "teacher with access to the simulator"
+            row["note"] = "expert with access to the simulator"
         return row
 
 
@@ -148,6 +156,7 @@ def open_result(args: Args, protocol: Protocol) -> dict[str, Any]:
     if result["protocol"] != protocol.to_dict():
         there = (result["protocol"] or {}).get("name")
         raise UserError(f"{args.out} holds scores under {there}; choose another --out for {protocol.name}")
+    result["rows"] = [row | {"agent": current_agent_id(row["agent"])} for row in result["rows"]]
     return result
 
 
@@ -156,6 +165,7 @@ def is_done(row: dict[str, Any], job: Job, args: Args) -> bool:
     asked = job.row(args)
     if asked.get("temperature", 0) is None:
         asked.pop("temperature")  # the checkpoint's own: whatever it was
+    asked.pop("note", None)  # a comment for readers
     return row.get("episodes") == args.episodes and all(row.get(key) == value for key, value in asked.items())
 
 
@@ -185,20 +195,8 @@ def interval(scores: list[list[float]]) -> tuple[float, float, float]:
 
     rliable's interval takes runs x tasks; here a run is a game and a task is a seed (Agarwal et al. 2021).
     """
-    from rliable.library import get_interval_estimates
-
-    least = min(len(games) for games in scores)
-    matrix = np.array([games[:least] for games in scores]).T  # [games, seeds]
-    state = np.random.get_state()
-    np.random.seed(0)  # rliable 1.2 draws from numpy's global generator whatever random_state it is given
-    try:
-        point, bounds = get_interval_estimates(
-            {"agent": matrix}, lambda x: np.array([x.mean()]), reps=BOOTSTRAP_REPETITIONS
-        )
-    finally:
-        np.random.set_state(state)
-    low, high = bounds["agent"][:, 0]
-    return float(point["agent"][0]), float(low), float(high)
+    matrix = np.array(list(zip(*scores, strict=False)))  # [games, seeds]
+    return bootstrap_interval(matrix, np.mean, BOOTSTRAP_REPETITIONS)
 
 
 def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

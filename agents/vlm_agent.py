@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from agents.agent import Actions
+from agents.env_rngs import EnvRngs
 from agents.frame_stack import FrameStack
 from common.errors import UserError
 from envs.games import Game
@@ -58,7 +59,7 @@ class VlmAgent:
         self._engine = engine
         self._compiled: OpenVinoScorer | None = None
         self._memory = FrameStack(vlm.history)
-        self._rngs: list[np.random.Generator] = []
+        self._rngs = EnvRngs(0x5A3)
 
     @classmethod
     def load(
@@ -81,11 +82,7 @@ class VlmAgent:
 
     def reset(self, seeds: Sequence[int | None]) -> None:
         """Begin new games; see `agents.agent.Agent`."""
-        if len(self._rngs) != len(seeds):
-            self._rngs = [np.random.default_rng(0)] * len(seeds)
-        for lane, seed in enumerate(seeds):
-            if seed is not None:
-                self._rngs[lane] = np.random.default_rng([seed, 0x5A3])
+        self._rngs.reset(seeds)
         self._memory.reset(np.array([seed is not None for seed in seeds]))
 
     @torch.inference_mode()

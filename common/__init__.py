@@ -1,1 +1,1 @@
-"""What every floor above stands on: user errors, commands, files, provenance and results. Standard library only."""
+"""What every floor above stands on: user errors, commands, files, provenance, results and intervals."""

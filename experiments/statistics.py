@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from common.intervals import bootstrap_interval, bootstrap_intervals
+
 Row = dict[str, Any]
 REPETITIONS = 1000  # of a bootstrap
 
@@ -169,19 +171,10 @@ def interquartile_mean(seeds: Sequence[Sequence[float]]) -> tuple[float, float, 
     """Return (iqm, low, high) of the scores of games of each seed: the mean of the middle half, and the 95 % bootstrap
     interval over games, stratified by seed, by rliable (Agarwal et al. 2021).
     """
-    from rliable import library, metrics
+    from rliable import metrics
 
     matrix = np.array(list(zip(*seeds, strict=False)))  # [games, seeds]
-    state = np.random.get_state()
-    np.random.seed(0)  # see `probability_of_improvement`
-    try:
-        point, bounds = library.get_interval_estimates(
-            {"arm": matrix}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=REPETITIONS
-        )
-    finally:
-        np.random.set_state(state)
-    low, high = bounds["arm"][:, 0]
-    return float(point["arm"][0]), float(low), float(high)
+    return bootstrap_interval(matrix, metrics.aggregate_iqm, REPETITIONS)
 
 
 def probability_of_improvement(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
@@ -189,18 +182,9 @@ def probability_of_improvement(one: np.ndarray, other: np.ndarray) -> tuple[floa
 
     rliable's probability of improvement and its 95 % stratified bootstrap interval (Agarwal et al. 2021).
     """
-    from rliable import library, metrics
+    from rliable import metrics
 
-    state = np.random.get_state()
-    np.random.seed(0)  # rliable 1.2 draws from numpy's global generator whatever random_state it is given
-    try:
-        point, bounds = library.get_interval_estimates(
-            {"arms": (one, other)}, lambda x, y: np.array([metrics.probability_of_improvement(x, y)]), reps=REPETITIONS
-        )
-    finally:
-        np.random.set_state(state)
-    low, high = bounds["arms"][:, 0]
-    return float(point["arms"][0]), float(low), float(high)
+    return bootstrap_interval((one, other), metrics.probability_of_improvement, REPETITIONS)
 
 
 def arm_games(rows: list[Row], game: str, share: float) -> dict[str, list[list[float]]]:
@@ -243,12 +227,7 @@ def performance_profiles(games: dict[str, list[list[float]]], points: int = 60) 
 
     matrices = {name: np.array(list(zip(*seeds, strict=False))) for name, seeds in games.items()}  # [games, seeds]
     taus = np.linspace(0, max(float(found.max()) for found in matrices.values()), points)
-    state = np.random.get_state()
-    np.random.seed(0)  # see `probability_of_improvement`
-    try:
-        shares, bounds = library.create_performance_profile(matrices, taus, reps=500)
-    finally:
-        np.random.set_state(state)
+    shares, bounds = bootstrap_intervals(matrices, lambda found: library.score_distributions(found, taus), 500)
     return {name: Profile(taus, shares[name], *bounds[name]) for name in matrices}
 
 

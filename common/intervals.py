@@ -1,0 +1,39 @@
+"""Stratified bootstrap intervals by rliable (Agarwal et al. 2021); the same scores always give the same interval."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+ScoreMatrices = np.ndarray | tuple[np.ndarray, ...]
+
+
+def bootstrap_intervals(
+    scores: Mapping[str, ScoreMatrices], statistic: Callable[..., np.ndarray], repetitions: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return a statistic of every agent and its 95 % interval.
+
+    Args:
+        scores: for each agent float[runs, tasks], resampled over runs; or several such matrices, each resampled alone.
+        statistic: maps an agent's matrices to float[K].
+        repetitions: the number of bootstrap samples.
+
+    Returns:
+        The statistics, float[K] each, and the intervals (low, high), float[2, K] each.
+    """
+    from rliable.library import get_interval_estimates  # slow to import
+
+    state = np.random.get_state()
+    np.random.seed(0)  # rliable 1.2 draws from numpy's global generator whatever random_state it is given
+    try:
+        return get_interval_estimates(dict(scores), statistic, reps=repetitions)
+    finally:
+        np.random.set_state(state)
+
+
+def bootstrap_interval(
+    scores: ScoreMatrices, statistic: Callable[..., float], repetitions: int
+) -> tuple[float, float, float]:
+    """Return (value, low, high) of a scalar statistic; see `bootstrap_intervals`."""
+    points, bounds = bootstrap_intervals({"": scores}, lambda *found: np.array([statistic(*found)]), repetitions)
+    low, high = bounds[""][:, 0]
+    return float(points[""][0]), float(low), float(high)
