@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents import clone, record
 from agents.demonstrations import default_expert
-from agents.registry import EXPERTS, make_agent
+from agents.registry import EXPERTS, make_agent, parse_agent_id
 from common.errors import UserError
 from common.files import write_text_atomically
 from common.results import new_result, read_result, write_result
@@ -45,8 +45,8 @@ class DaggerConfig:
     episodes: int = 20
     """Whole games of each that the policy plays in a round."""
     teacher: str = ""
-    """Who labels: planner, pathfinder, marksman or tracker; by default the pathfinder in Ms. Pac-Man, the marksman in
-    Carnival, the tracker in Pong and Breakout, and the planner elsewhere."""
+    """Who labels: planner, mspacman-expert, carnival-expert or paddle-expert; by default the one made for the game, and the
+    planner elsewhere."""
     teach_every: int = 4
     """The teacher is asked at every n-th decision."""
     play_temperature: float = 0.3
@@ -65,7 +65,7 @@ class DaggerConfig:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.rounds < 0 or not 0 < self.fall <= 1:
             raise UserError(f"expected --rounds of at least 0 and --fall in (0, 1], got {self.rounds} and {self.fall}")
-        if self.teacher and self.teacher not in EXPERTS:
+        if self.teacher and parse_agent_id(self.teacher)[0] not in EXPERTS:
             raise UserError(
                 f"expected --teacher {', '.join(EXPERTS)}, got {self.teacher!r}; agents.record takes others, and "
                 "agents.clone what it recorded"

@@ -13,10 +13,10 @@ from envs.games import find_game
 from envs.reference_scores import all_references
 
 DEFAULT_EXPERTS = {  # and the planner for every other game
-    "Carnival": "marksman",
-    "MsPacman": "pathfinder",
-    "Pong": "tracker",
-    "Breakout": "tracker",
+    "Carnival": "carnival-expert",
+    "MsPacman": "mspacman-expert",
+    "Pong": "paddle-expert",
+    "Breakout": "paddle-expert",
 }
 
 
@@ -47,8 +47,8 @@ class DemonstrationsConfig:
     games: tuple[str, ...] = ()
     """Games to clone: what their teachers have not played yet is recorded first."""
     teachers: tuple[str, ...] = ()
-    """Who teaches a game of --games where that is not the pathfinder (Ms. Pac-Man), the marksman (Carnival), the
-    tracker (Pong, Breakout) or the planner (every other game), as in `--teachers Pong=sb3:runs/pong.zip`."""
+    """Who teaches a game of --games where that is not the mspacman-expert (Ms. Pac-Man), the carnival-expert (Carnival), the
+    paddle-expert (Pong, Breakout) or the planner (every other game), as in `--teachers Pong=sb3:runs/pong.zip`."""
     teach_episodes: int = 8
     """Games that each teacher plays."""
     teach_frames: int = 8000

@@ -50,7 +50,7 @@ class Args:
     game: str = "Carnival"
     """The game, in any reasonable spelling: Carnival, "Ms. Pac-Man", ALE/Pong-v5."""
     agent: str = "vlm"
-    """Who plays: vlm, vlm:DIR, random, planner, pathfinder, marksman or tracker (teachers with
+    """Who plays: vlm, vlm:DIR, random, planner, mspacman-expert, carnival-expert or paddle-expert (experts with
     access to the simulator), sb3:PATH or human."""
     checkpoint: Path | None = None
     """The model that plays; by default the one that ships with the repository."""
@@ -260,7 +260,7 @@ def _measured(game: Game) -> list[tuple[str, float, str]]:
         if row["game"] == game.name:
             how = "" if row.get("temperature") is None else f" at {row['temperature']:g}"
             found.setdefault(row["agent"] + how, []).extend(row["scores"])
-    notes = dict.fromkeys(EXPERTS, "; a teacher with access to the simulator")
+    notes = dict.fromkeys(EXPERTS, "; an expert with access to the simulator")
     return [
         (f"{name} (committed)", float(np.mean(scores)), f"{len(scores)} games{notes.get(name, '')}")
         for name, scores in found.items()

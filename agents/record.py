@@ -22,13 +22,20 @@ import tyro
 from tqdm import tqdm
 
 from agents.agent import Actions, Agent
-from agents.registry import EXPERTS, checkpoint_path, make_agent, needs_emulator, parse_agent_id
+from agents.registry import (
+    EXPERTS,
+    checkpoint_path,
+    current_agent_id,
+    make_agent,
+    needs_emulator,
+    parse_agent_id,
+)
 from agents.rollout import Transition, play_games
 from common.command import run
 from common.errors import UserError
 from common.provenance import git_commit, package_versions
 from envs.atari import GameEnvs, make_envs
-from envs.episodes import DatasetInfo, Episode, EpisodeWriter
+from envs.episodes import INFO, DatasetInfo, Episode, EpisodeWriter, read_info
 from envs.games import find_game
 from envs.protocol import episode_seeds, find_protocol
 from vlm.device import world_size
@@ -45,11 +52,11 @@ class Args:
     out: Path
     """The dataset directory; an existing one of the same game, protocol and agent is continued."""
     agent: str = "planner"
-    """Who plays: planner, pathfinder (Ms. Pac-Man only), marksman (Carnival only), tracker (Pong and
-    Breakout), vlm, vlm:DIR, sb3:PATH, random or human."""
+    """Who plays: planner, mspacman-expert (Ms. Pac-Man only), carnival-expert (Carnival only),
+    paddle-expert (Pong and Breakout), vlm, vlm:DIR, sb3:PATH, random or human."""
     teacher: str | None = None
-    """Who gives the action values, where it is not the player: planner, pathfinder, marksman, tracker, or
-    vlm:DIR with the probabilities of its answers."""
+    """Who gives the action values, where it is not the player: planner, mspacman-expert, carnival-expert,
+    paddle-expert, or vlm:DIR with the probabilities of its answers."""
     episodes: int = 10
     """How many whole games the dataset shall hold of this seed."""
     seed: int = 0
@@ -248,6 +255,15 @@ def who_values(args: Args) -> str | None:
     return f"vlm {content_hash(checkpoint_path(args.teacher))}"
 
 
+def with_recorded_ids(info: DatasetInfo, out: Path) -> DatasetInfo:
+    """Return `info`, or the same data's info in an existing dataset `out` that names its agents by old ids."""
+    if not (out / INFO).exists():
+        return info
+    there = read_info(out)
+    labels = there.labels and current_agent_id(there.labels)
+    return there if replace(there, agent=current_agent_id(there.agent), labels=labels).same_data(info) else info
+
+
 def record(args: Args) -> Path:
     """Play and store the games that the dataset still lacks; return its directory."""
     if world_size() > 1:
@@ -267,7 +283,7 @@ def record(args: Args) -> Path:
             commit=git_commit(),
             versions=package_versions(),
         )
-        writer = EpisodeWriter(args.out, info)
+        writer = EpisodeWriter(args.out, with_recorded_ids(info, args.out))
         wanted = [seed for seed in episode_seeds(args.seed, args.episodes) if seed not in writer.seeds()]
         bar = tqdm(total=args.episodes, initial=args.episodes - len(wanted), desc=f"record {game.title}", unit="game")
         scores = []

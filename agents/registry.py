@@ -1,6 +1,7 @@
 """Agents by the word a user types: `vlm`, `vlm:DIR`, `random`, `sb3:PATH`, `human`, and the teachers that search."""
 
 import difflib
+import re
 from pathlib import Path
 
 from agents.agent import Agent
@@ -9,16 +10,24 @@ from common.errors import UserError
 from envs.atari import EmulatorEnvs, GameEnvs
 from vlm.pretrained import RELEASED_POLICY
 
-AGENT_TYPES = ("vlm", "random", "planner", "pathfinder", "marksman", "tracker", "sb3", "human")
-EXPERTS = ("planner", "pathfinder", "marksman", "tracker")
+AGENT_TYPES = ("vlm", "random", "planner", "mspacman-expert", "carnival-expert", "paddle-expert", "sb3", "human")
+EXPERTS = ("planner", "mspacman-expert", "carnival-expert", "paddle-expert")
+OLD_AGENT_IDS = {"pathfinder": "mspacman-expert", "marksman": "carnival-expert", "tracker": "paddle-expert"}
+
+
+def current_agent_id(recorded: str) -> str:
+    """Return the agent of a dataset or result row with current ids: 'marksman, noise 0.1' contains an old one."""
+    old_id = rf"(?<![\w:/.-])({'|'.join(OLD_AGENT_IDS)})(?![\w:/.-])"
+    return re.sub(old_id, lambda found: OLD_AGENT_IDS[found[1]], recorded)
 
 
 def parse_agent_id(spec: str) -> tuple[str, str | None]:
     """Return (kind, path or None) of an agent's word; an unknown kind is refused with the nearest."""
     kind, _, path = spec.partition(":")
     if kind not in AGENT_TYPES:
-        near = difflib.get_close_matches(kind, AGENT_TYPES, n=1, cutoff=0.3) or ["vlm"]
-        raise UserError(f"expected an agent ({', '.join(AGENT_TYPES)}), got {spec!r}; nearest: {near[0]}")
+        close = difflib.get_close_matches(kind, AGENT_TYPES, n=1, cutoff=0.3) or ["vlm"]
+        nearest = OLD_AGENT_IDS.get(kind, close[0])
+        raise UserError(f"expected an agent ({', '.join(AGENT_TYPES)}), got {spec!r}; nearest: {nearest}")
     if kind == "sb3" and not path:
         raise UserError("expected sb3:PATH with the path of a stable-baselines3 archive, got 'sb3'")
     return kind, path or None

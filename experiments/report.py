@@ -429,8 +429,8 @@ def sections(results: dict[str, Result], folder: Path, videos: Sequence[Medium] 
         found.append(game_section(results["games-nano"]))
     if "shipped" in results:
         found.append(score_section(results["shipped"], "play", "Playing: whole games, text actions", videos))
-    if "teachers" in results:
-        found.append(score_section(results["teachers"], "teachers", "Its teachers, who look into the simulator"))
+    if "experts" in results:
+        found.append(score_section(results["experts"], "experts", "Experts with access to the simulator"))
     if "eight" in results:
         found.append(score_section(results["eight"], "eight", "Eight games by one policy"))
     speeds = [result for name, result in results.items() if name.startswith("bench")]

@@ -80,7 +80,7 @@ class CarnivalExpert:
     def of(cls, name: str, action_names: tuple[str, ...]) -> "CarnivalExpert":
         """Return the search for a game by its name; `UserError` where it is another than Carnival."""
         if name != "Carnival":
-            raise UserError(f"expected Carnival for a marksman, got {name}; nearest agent: planner")
+            raise UserError(f"expected Carnival for carnival-expert, got {name}; nearest agent: planner")
         return cls(tuple(action_names))
 
     def values(self, emulator: Emulator, rng: np.random.Generator) -> np.ndarray:
