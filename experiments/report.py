@@ -25,7 +25,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from agents.score import all_normalised, summarise
 from common.command import run
 from common.errors import UserError
-from common.results import read_result
+from common.results import RESULTS, read_result
 from envs.games import find_game
 from envs.reference_scores import all_references
 from experiments.statistics import (
@@ -51,7 +51,6 @@ from experiments.statistics import (
     refer_lines,
 )
 
-RESULTS = Path(__file__).parent / "results"
 TEMPLATE = "report.html.j2"
 READING = ("adapted", "frozen", "image mean", "patch mean")
 COLOURS = {"adapted": "#c2620e", "frozen": "#4c72b0"}
