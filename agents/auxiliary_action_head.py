@@ -2,7 +2,7 @@
 
 What the encoder is told through a decoder is thin at first: one answer looks at dozens of tokens at once. A two-layer
 net that reads all image tokens for the same actions tells it directly, and the decoder follows: Ms. Pac-Man's targets
-reached 1.07 nats after 400 steps with it and 1.31 without (`experiments/LOG.md`). It is no part of the model: play,
+reached 1.07 nats after 400 steps with it and 1.31 without (`docs/log/`). It is no part of the model: play,
 checkpoints and whoever loads them know nothing of it.
 """
 
@@ -34,18 +34,12 @@ class AuxiliaryActionHead(nn.Module):
         for game, (rows, columns, actions) in games.items():
             blank = torch.zeros(1, vlm.history, rows, columns, 3, dtype=torch.uint8)
             with torch.no_grad():
-                width = vlm.image_embeddings(vlm.preprocess(blank)).numel()
+                width = vlm.encode_images(vlm.preprocess(blank)).tokens.numel()
             self.nets[game] = nn.Sequential(nn.Linear(width, WIDTH), nn.ReLU(), nn.Linear(WIDTH, actions))
-        self._tokens: Tensor | None = None
-        vlm.connector.register_forward_hook(self._note)
 
-    def _note(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
-        self._tokens = output
-
-    def forward(self, game: str) -> Tensor:
-        """Return float32[B, A], log-probabilities of a game's actions, for the images that the model saw last."""
-        assert self._tokens is not None
-        return self.nets[game](self._tokens.flatten(1)).float().log_softmax(-1)
+    def forward(self, game: str, tokens: Tensor) -> Tensor:
+        """Return float32[B, A], log-probabilities of a game's actions, for image tokens [B, N, D]."""
+        return self.nets[game](tokens.flatten(1)).float().log_softmax(-1)
 
     def save(self, directory: Path) -> None:
         """Write the weights into a training's checkpoint."""

@@ -78,7 +78,7 @@ class Args(TrainConfig):
     (`agents.auxiliary_action_head`); None is 1 for a new model and 0 with --init."""
     readout_first: float = 0.0
     """Share of the steps that begins with the readout alone, at twice the speed, until the encoder knows what to look
-    for. For a decoder that cannot play yet: one that can is thrown back by it (`experiments/LOG.md`)."""
+    for. For a decoder that cannot play yet: one that can is thrown back by it (`docs/log/`)."""
     targets: str = "soft"
     """soft: shares by the teacher's values; hard: the teacher's best action (or the player's, without a teacher)."""
     softness: float = 0.4
@@ -159,15 +159,13 @@ class BehaviorCloningObjective(Objective):
 
         figures: dict[str, Tensor] = {}
         with self.autocast():
-            pixels = self.vlm.preprocess(frames)
-            if alone:
-                self.vlm.image_embeddings(pixels)  # the readout takes them
-            else:
-                log_probs = self.scorers[game].log_probs(pixels)  # [B, A]
+            features = self.vlm.encode_images(self.vlm.preprocess(frames))
+            if not alone:
+                log_probs = self.scorers[game].log_probs(features)  # [B, A]
                 agreed = (log_probs.argmax(1) == targets.argmax(1)).float().mean()
                 figures = {"loss": loss(log_probs), "agreed": agreed}
             if self.readout:
-                figures["read"] = loss(self.readout(game))
+                figures["read"] = loss(self.readout(game, features.tokens))
         return figures
 
     def save_auxiliary(self, directory: Path) -> None:

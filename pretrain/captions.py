@@ -151,7 +151,8 @@ class CaptionObjective(Objective):
             said: int[B, K, L], what shall be said next.
         """
         with self.autocast():
-            hidden = forward_packed(self.vlm, self.vlm.preprocess(frames), self.shared.to(read.device), read)
+            features = self.vlm.encode_images(self.vlm.preprocess(frames))
+            hidden = forward_packed(self.vlm, features, self.shared.to(read.device), read)
             logits = self.vlm.model.get_output_embeddings()(hidden[said != IGNORE_INDEX]).float()  # [A, V]
         wanted = said[said != IGNORE_INDEX]
         exact = (logits.detach().argmax(-1) == wanted).float().mean()

@@ -156,11 +156,6 @@ class PvpObjective(Objective):
         if soft and language.numbers is None:
             raise UserError("soft targets ask for a tokenizer whose numbers from 0 to 255 are single tokens")
         self.targets = soft_targets(soft) if soft else None
-        self._image_tokens: Tensor | None = None
-        vlm.connector.register_forward_hook(self._note)
-
-    def _note(self, _module: torch.nn.Module, _inputs: Any, output: Tensor) -> None:
-        self._image_tokens = output.detach()
 
     def forward(self, frames: Tensor, read: Tensor, said: Tensor, places: Tensor) -> dict[str, Tensor]:
         """Return the loss and the figures of `figures`, and `variation` of the batch's image tokens.
@@ -176,14 +171,14 @@ class PvpObjective(Objective):
         looking: dict[str, Tensor] = {}
         with self.autocast():
             shared = self.language.shared.to(read.device)
-            pixels = self.vlm.preprocess(frames)
+            features = self.vlm.encode_images(self.vlm.preprocess(frames))
             if self.gaze:
                 hidden, looks = forward_packed_with_attention(
-                    self.vlm, pixels, shared, read, (COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER)
+                    self.vlm, features, shared, read, (COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER)
                 )
                 looking = attention_supervision_loss(self.vlm, looks, self.sights(read, said, places, frames))
             else:
-                hidden = forward_packed(self.vlm, pixels, shared, read)  # [B, K, L, D]
+                hidden = forward_packed(self.vlm, features, shared, read)  # [B, K, L, D]
             logits = self.vlm.model.get_output_embeddings()(hidden[said != IGNORE_INDEX]).float()  # [A, V]
         wanted = said[
             said != IGNORE_INDEX
@@ -192,8 +187,8 @@ class PvpObjective(Objective):
         if looking:
             out["loss"] = out["loss"] + self.gaze * looking.pop("loss")
             out |= looking
-        if self._image_tokens is not None and len(frames) > 1:
-            out["variation"] = feature_variation(self._image_tokens.unflatten(0, (len(frames), -1)))
+        if len(frames) > 1:
+            out["variation"] = feature_variation(features.tokens.detach())
         return out
 
     def sights(self, read: Tensor, said: Tensor, places: Tensor, frames: Tensor) -> AttentionTargets:

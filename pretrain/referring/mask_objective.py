@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from pretrain.referring.samples import ReferringSource
 from vlm.model import PixelVLM
-from vlm.segmentation.mask_head import FeatureExtractor, MaskHead, expression_states, expression_tokens
+from vlm.segmentation.mask_head import MaskHead, encoder_maps, expression_states, expression_tokens
 from vlm.training.trainer import Objective
 
 MIN_AREA = 64  # pixels that a mask counts as at least, in its cross-entropy
@@ -67,7 +67,7 @@ class MaskHeadObjective(Objective):
 
     def __init__(self, vlm: PixelVLM, head: MaskHead, bf16: bool | None, attention: str = "sdpa"):
         super().__init__(vlm, bf16, attention)
-        self.head, self.maps = head, FeatureExtractor(vlm)
+        self.head = head
         self.shared = expression_tokens(vlm, [["object"]])[0]
 
     def forward(self, frames: Tensor, read: Tensor, lengths: Tensor, masks: Tensor) -> dict[str, Tensor]:
@@ -80,8 +80,10 @@ class MaskHeadObjective(Objective):
             masks: bool[B, K, H, W].
         """
         with self.autocast():
-            states = expression_states(self.vlm, self.vlm.preprocess(frames), self.shared, read, lengths)
-            logits = self.head(self.maps.take(), *states)[..., : frames.shape[2], : frames.shape[3]].float()
+            features = self.vlm.encode_images(self.vlm.preprocess(frames), output_hidden_states=True)
+            states = expression_states(self.vlm, features, self.shared, read, lengths)
+            logits = self.head(encoder_maps(self.vlm, features), *states).float()
+            logits = logits[..., : frames.shape[2], : frames.shape[3]]
         wanted = masks.float()
         bce = area_normalized_bce(
             functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none"), wanted

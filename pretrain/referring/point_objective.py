@@ -171,15 +171,16 @@ class PointObjective(Objective):
         """
         looking: dict[str, Tensor] = {}
         with self.autocast():
-            shared, pixels = self.language.shared.to(frames.device), self.vlm.preprocess(frames)
+            shared = self.language.shared.to(frames.device)
+            features = self.vlm.encode_images(self.vlm.preprocess(frames))
             if self.gaze:
                 read, said = concat_prefix_suffix(trunks, lengths, read, said)
                 hidden, looks = forward_packed_with_attention(
-                    self.vlm, pixels, shared, read, (COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER)
+                    self.vlm, features, shared, read, (COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER)
                 )
                 looking = attention_supervision_loss(self.vlm, looks, self._sights(lengths, said, places, frames))
             else:
-                hidden = forward_packed_tree(self.vlm, pixels, shared, trunks, lengths, read)
+                hidden = forward_packed_tree(self.vlm, features, shared, trunks, lengths, read)
             logits = self.vlm.model.get_output_embeddings()(hidden[said != IGNORE_INDEX]).float()  # [A, V]
         out = self._figures(logits, said[said != IGNORE_INDEX])
         if looking:
@@ -230,9 +231,8 @@ def calibrate_logit_bias(
     for _ in range(pictures):
         drawn = source.draw(rng, 1)
         asked = rng.integers(grid, size=(places, 2))
-        answers = PointSampler(vlm, vlm.preprocess(drawn.stack[None]), language, drawn.words[0]).ask(
-            torch.from_numpy(asked)
-        )
+        features = vlm.encode_images(vlm.preprocess(drawn.stack[None]))
+        answers = PointSampler(vlm, features, language, drawn.words[0]).ask(torch.from_numpy(asked))
         odds.append(answers.numpy().astype(np.float64))
         truth.append(grid_mask(drawn.masks[0], grid)[asked[:, 0], asked[:, 1]])
     share = np.clip(np.mean(truth), 1e-4, 1 - 1e-4)

@@ -39,7 +39,7 @@ def picture(tmp_path):
 def oracle(monkeypatch):
     """Answers of row, column and 7 in place of a model's, but for row 1, where none can be parsed."""
 
-    def answer(vlm, images, shared, questions, max_new_tokens, lengths, chunk):
+    def answer(vlm, features, shared, questions, max_new_tokens, lengths, chunk):
         answers = []
         for text in vlm.tokenizer.batch_decode(questions[0]):
             row, column = (int(number) for number in text.partition("]")[0].split(","))
@@ -68,7 +68,7 @@ def test_expected_values_are_those_of_the_model_asked_alone(oracle):
     image = np.random.default_rng(1).integers(0, 256, (1, 30, 22, 3), dtype=np.uint8)
     found = predict_pixels(vlm, image, grid_coordinates(1, 2), language, chunk=1)
     pixels = vlm.preprocess(image[None])
-    prompt = pixel_prompt(0, 1).replace("<image>", "<image>" * vlm.image_embeddings(pixels).shape[1])
+    prompt = pixel_prompt(0, 1).replace("<image>", "<image>" * vlm.encode_images(pixels).tokens.shape[1])
     ids = torch.tensor([vlm.tokenizer(prompt + "0,1,", add_special_tokens=False)["input_ids"]])
     logits = vlm.model(input_ids=ids, pixel_values=pixels).logits[0, [-5, -3, -1]][:, language.numbers]
     wanted = logits.softmax(-1) @ torch.arange(256.0)
