@@ -51,9 +51,9 @@ class ReferringDataset(Dataset):
     def __getitem__(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, step, 0x5E6])
         drawn = [self.source.draw(rng, self.count) for _ in range(self.images)]
-        _, read, lengths = expression_tokens(self.vlm, [one.words for one in drawn])
+        _, read, lengths = expression_tokens(self.vlm, [one.expressions for one in drawn])
         return {
-            "frames": torch.from_numpy(pad_stack([one.stack for one in drawn])),
+            "frames": torch.from_numpy(pad_stack([one.frames for one in drawn])),
             "read": read,
             "lengths": lengths,
             "masks": torch.from_numpy(pad_stack([one.masks for one in drawn])),

@@ -104,11 +104,11 @@ class PointQADataset(Dataset):
     def __getitem__(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, step, 0x901])
         drawn = [self.source.draw(rng, self.count) for _ in range(self.images)]
-        frames = pad_stack([one.stack for one in drawn])
+        frames = pad_stack([one.frames for one in drawn])
         asked = [self._ask(masks, rng) for one in drawn for masks in _each_and_others(one.masks)]
         sizes = np.array([one.masks.shape[1:] for one in drawn for _ in one.masks]) / frames.shape[2:4]
         places = [(own + 0.5) / self.grid * size for (_, _, own), size in zip(asked, sizes, strict=True)]
-        trunks, lengths = pad_token_lists([[self.language.trunk(w) for w in one.words] for one in drawn], self._pad)
+        trunks, lengths = pad_token_lists([[self.language.trunk(w) for w in one.expressions] for one in drawn], self._pad)
         shape = (self.images, self.count)
         return {
             "frames": torch.from_numpy(frames),
@@ -231,8 +231,8 @@ def calibrate_logit_bias(
     for _ in range(pictures):
         drawn = source.draw(rng, 1)
         asked = rng.integers(grid, size=(places, 2))
-        features = vlm.encode_images(vlm.preprocess(drawn.stack[None]))
-        answers = PointSampler(vlm, features, language, drawn.words[0]).ask(torch.from_numpy(asked))
+        features = vlm.encode_images(vlm.preprocess(drawn.frames[None]))
+        answers = PointSampler(vlm, features, language, drawn.expressions[0]).ask(torch.from_numpy(asked))
         odds.append(answers.numpy().astype(np.float64))
         truth.append(grid_mask(drawn.masks[0], grid)[asked[:, 0], asked[:, 1]])
     share = np.clip(np.mean(truth), 1e-4, 1 - 1e-4)
