@@ -83,7 +83,7 @@ class _EnvGroup:
 
     def __init__(self, agent: Agent, envs: GameEnvs):
         self.agent, self.envs = agent, envs
-        self.episodes: list[_Episode | None] = [None] * envs.n
+        self.episodes: list[_Episode | None] = [None] * envs.num_envs
         self.frames: np.ndarray | None = None
         self.actions: Actions | None = None
         self.step_future: Future[Step] | None = None

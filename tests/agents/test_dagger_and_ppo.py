@@ -161,7 +161,7 @@ class Pictures:
     frame_shape = (64, 64, 3)
 
     def __init__(self, n):
-        self.n, self.game = n, find_game("Pong")
+        self.num_envs, self.game = n, find_game("Pong")
         self.rngs, self.left = [np.random.default_rng(0)] * n, np.zeros(n, int)
         self.wanted = np.zeros(n, int)
 
@@ -173,7 +173,7 @@ class Pictures:
         return self.frames()
 
     def frames(self):
-        frames = np.zeros((self.n, *self.frame_shape), np.uint8)
+        frames = np.zeros((self.num_envs, *self.frame_shape), np.uint8)
         for lane, wanted in enumerate(self.wanted):
             row, column = divmod(int(wanted), 2)
             frames[lane, 32 * row : 32 * row + 32, 32 * column : 32 * column + 32] = 200
@@ -184,7 +184,7 @@ class Pictures:
         self.left -= 1
         self.wanted = np.array([rng.integers(4) for rng in self.rngs])
         ended = self.left == 0
-        return Step(self.frames(), rewards, ended, np.zeros(self.n, bool), np.zeros(self.n, np.int64))
+        return Step(self.frames(), rewards, ended, np.zeros(self.num_envs, bool), np.zeros(self.num_envs, np.int64))
 
 
 def learner(lanes=16, **changes):

@@ -17,10 +17,10 @@ class TapedEnvs:
     """Environments whose episodes last as many steps as their seed; every call is taped."""
 
     def __init__(self, tape, n=2):
-        self.n, self.tape, self.left = n, tape, [0] * n
+        self.num_envs, self.tape, self.left = n, tape, [0] * n
 
     def frames(self):
-        return np.zeros((self.n, 2, 2, 3), dtype=np.uint8)
+        return np.zeros((self.num_envs, 2, 2, 3), dtype=np.uint8)
 
     def reset(self, seeds):
         self.tape.append(("env.reset", tuple(seeds)))
@@ -31,7 +31,7 @@ class TapedEnvs:
         self.tape.append(("env.step", tuple(int(a) for a in actions)))
         self.left = [left - 1 for left in self.left]
         over = np.array([left == 0 for left in self.left])
-        return Step(self.frames(), np.ones(self.n, np.float32), over, np.zeros(self.n, bool), np.zeros(self.n, int))
+        return Step(self.frames(), np.ones(self.num_envs, np.float32), over, np.zeros(self.num_envs, bool), np.zeros(self.num_envs, int))
 
 
 class TapedAgent:
