@@ -91,7 +91,7 @@ class DemonstrationsConfig:
             out=place,
             agent=teacher,
             episodes=self.teach_episodes,
-            noise=self.slips,
+            random_action_prob=self.slips,
             max_frames=self.teach_frames,
         )
         return record.record(arguments)

@@ -46,7 +46,7 @@ def test_rounds_aggregate_recordings_and_a_killed_run_comes_to_the_same_weights(
     first, second = (
         checkpoint.read_training(tmp_path / "whole" / f"round-{number}" / "trained" / "last") for number in range(2)
     )
-    assert [data["agent"] for data in first["datasets"]] == ["vlm taught by mspacman-expert"]
+    assert [data["agent"] for data in first["datasets"]] == ["vlm labelled by mspacman-expert"]
     assert len(second["datasets"]) == 2
     assert second["arguments"]["learning_rate"] == pytest.approx(0.7 * first["arguments"]["learning_rate"])
     lesson, steps = clone.BehaviorCloningObjective.forward, []

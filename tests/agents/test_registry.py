@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from agents import record, score
-from agents.registry import AGENT_TYPES, EXPERTS, OLD_AGENT_IDS, current_agent_id, parse_agent_id
+from agents.registry import AGENT_TYPES, EXPERTS, OLD_AGENT_IDS, current_agent_name, parse_agent_id
 from common.errors import UserError
 from envs.episodes import INFO, EpisodeDataset, read_info
 from envs.protocol import PROTOCOLS
@@ -30,11 +30,11 @@ def test_an_id_with_a_typing_error_is_refused_with_the_nearest():
         parse_agent_id("carnival")
 
 
-def test_old_ids_are_replaced_in_agents_but_not_in_paths():
-    assert current_agent_id("marksman, noise 0.1") == "carnival-expert, noise 0.1"
-    assert current_agent_id("vlm labelled by pathfinder") == "vlm labelled by mspacman-expert"
+def test_old_names_are_replaced_in_agents_but_not_in_paths():
+    assert current_agent_name("marksman, noise 0.1") == "carnival-expert, random actions 0.1"
+    assert current_agent_name("vlm taught by pathfinder") == "vlm labelled by mspacman-expert"
     for other in ("vlm:runs/tracker", "carnival-expert", "sb3:tracker/best.zip", "planner"):
-        assert current_agent_id(other) == other
+        assert current_agent_name(other) == other
 
 
 def test_a_dataset_recorded_under_an_old_id_is_read_and_continued(tmp_path, short_games):
