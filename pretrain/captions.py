@@ -101,8 +101,7 @@ class CaptionDataset(Dataset):
     ):
         if not data:
             raise UserError("expected directories of recorded games to describe, got none")
-        which = "training" if held_out else "all"
-        self.sources = [EpisodeFrames(Path(place), held_out, which) for place in data]
+        self.sources = [EpisodeFrames(Path(place), "train", held_out) for place in data]
         self.tokenizer, self.history, self.size = vlm.tokenizer, vlm.history, size
         self.pad = vlm.tokenizer.eos_token_id if vlm.tokenizer.pad_token_id is None else vlm.tokenizer.pad_token_id
         self.steps, self.images, self.count, self.seed = steps, images, count, seed
@@ -115,7 +114,7 @@ class CaptionDataset(Dataset):
         stacks, rows = [], []
         for _ in range(self.images):
             source = self.sources[int(rng.integers(len(self.sources)))]
-            stack = source.stack(int(rng.integers(len(source))), self.history)
+            stack = source.frame_stack(int(rng.integers(len(source))), self.history)
             things, title = describe_frame(stack[-1], source.name), find_game(source.name).title
             stacks.append(crop_or_resize(stack, *self.size))
             rows.append(self._tokens([write_caption(things, title, rng) for _ in range(self.count)]))

@@ -28,6 +28,7 @@ from common.errors import UserError
 from envs.episodes import EpisodeDataset
 from envs.games import find_game
 from pretrain.data.frame_captions import DetectedObject, caption_tokenizer, describe_frame, write_caption
+from pretrain.data.splits import split_rows
 from pretrain.pvp_prompts import parse_grid
 from vlm import checkpoint
 from vlm.clip import PixelClip, build_clip, load_clip
@@ -85,18 +86,6 @@ class Args(TrainConfig):
         return round(self.games * (self.games_at_end / self.games) ** (step / max(1, self.steps - 1)))
 
 
-def holdout_rows(data: EpisodeDataset, hold_episodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows to train on, and those of the last `hold_episodes` episodes, int[N] and int[M]."""
-    firsts = np.unique(data.starts)
-    if len(firsts) <= hold_episodes:
-        raise UserError(
-            f"expected more than {hold_episodes} episodes in {data.path}, since as many are held out; got {len(firsts)}"
-        )
-    rows = np.arange(len(data))
-    held = data.starts >= firsts[-hold_episodes]
-    return rows[~held], rows[held]
-
-
 def pad_to_square(frame: np.ndarray, square_size: int) -> np.ndarray:
     """Return a frame uint8[H, W, 3] on a black square, uint8[square_size, square_size, 3], as `PixelModel.pixels` lays it."""
     height, width, _ = frame.shape
@@ -113,7 +102,7 @@ class CaptionPairs(Dataset):
     def __init__(self, sets: list[EpisodeDataset], clip: PixelClip, args: Args):
         assert clip.square_size is not None
         self.sets, self.clip, self.square_size, self.args = sets, clip, clip.square_size, args
-        self.rows = [holdout_rows(data, args.hold_episodes)[0] for data in sets]
+        self.rows = [split_rows(data, "train", args.hold_episodes) for data in sets]
         self.titles = [find_game(data.info.game).title for data in sets]
         for data in sets:
             try:

@@ -28,7 +28,7 @@ from common.errors import UserError
 from envs.episodes import INFO
 from pretrain.captions import CaptionDataset, CaptionObjective
 from pretrain.data.frame_captions import caption_tokenizer
-from pretrain.data.images import ImageSource, open_source
+from pretrain.data.images import ImageSource, open_image_source
 from pretrain.pvp_objective import ImageSampler, PixelQADataset, PvpObjective
 from pretrain.pvp_prompts import NATIVE, PixelPromptFormat, parse_grid
 from vlm import checkpoint
@@ -144,8 +144,7 @@ def start_model(args: Args) -> PixelVLM:
 
 def open_training_images(args: Args) -> list[ImageSource]:
     """Return the images to train on, without the episodes held out."""
-    which = "training" if args.hold_episodes else "all"
-    return [open_source(place, args.hold_episodes, which) for place in args.data]
+    return [open_image_source(place, "train", args.hold_episodes) for place in args.data]
 
 
 def make_lesson(vlm: PixelVLM, args: Args) -> tuple[PvpObjective, PixelQADataset]:

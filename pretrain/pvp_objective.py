@@ -70,7 +70,7 @@ class ImageSampler:
         if rng.random() < self.synthetic:
             return np.stack([synthetic_image(rng, *self.size, level)] * self.history)
         source = self.sources[int(rng.integers(len(self.sources)))]
-        stack = crop_or_resize(source.stack(int(rng.integers(len(source))), self.history), *self.size, rng)
+        stack = crop_or_resize(source.frame_stack(int(rng.integers(len(source))), self.history), *self.size, rng)
         if self.history > 1 and rng.random() < STILL:
             stack = np.stack([stack[-1]] * self.history)
         return augment(stack, rng, self.augmentation * level)
@@ -247,7 +247,7 @@ def number_values(numbers: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
 def feature_variation(image_tokens: Tensor) -> Tensor:
     """Return what a decoder can tell images [B, ..., D] apart by: norm of the deviation over them by that of the mean.
 
-    Near 0 the image tokens have become one constant vector (`experiments/LOG.md`, why cloning stayed at the prior).
+    Near 0 the image tokens have become one constant vector (`docs/log/`, why cloning stayed at the prior).
     """
     image_tokens = image_tokens.float()
     return image_tokens.std(0).norm() / image_tokens.mean(0).norm().clamp_min(1e-9)
