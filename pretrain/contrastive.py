@@ -14,7 +14,7 @@ A run that was killed goes on from its last checkpoint when the command is repea
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -70,8 +70,8 @@ class Args(TrainConfig):
     """The last episodes of every dataset, kept for measuring."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
-    half: bool = False
-    """Store the result in bfloat16, at half the size."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The type of the stored weights."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "images", "games", "games_at_end", "save_every", "hold_episodes"):
@@ -199,7 +199,7 @@ def train_contrastive(args: Args) -> Path:
         args.out,
         args,
     )
-    checkpoint.save(clip, args.out / "last", record, args.half)
+    checkpoint.save(clip, args.out / "last", record, getattr(torch, args.dtype))
     return args.out / "last"
 
 

@@ -107,8 +107,8 @@ class Args(TrainConfig):
     """The encoder's; 0 freezes it."""
     head_learning_rate: float = 1e-3
     """The mask head's."""
-    half: bool = False
-    """Store the model of `last` in bfloat16, at half the size."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The type of the stored weights of `last`."""
     show: bool = False
     """Write the picture of a mask instead of training."""
     expression: str = ""
@@ -200,7 +200,8 @@ def train_referring(args: Args) -> Path:
     if args.mask != "head":
         vlm.model.eval()
         record[LOGIT_BIAS] = calibrate_logit_bias(vlm, open_referring_source(args, vlm.history), args.grid, args.seed)
-    checkpoint.save(vlm, args.out / "last", {**record, "parameter_updates": parameter_update_report(before, vlm)}, args.half)
+    record["parameter_updates"] = parameter_update_report(before, vlm)
+    checkpoint.save(vlm, args.out / "last", record, getattr(torch, args.dtype))
     if head and is_main_process():
         head.save(args.out / "last")
     return args.out / "last"
