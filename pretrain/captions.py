@@ -30,9 +30,9 @@ from envs.games import find_game
 from pretrain.data.augmentation import crop_or_resize
 from pretrain.data.frame_captions import caption_tokenizer, describe_frame, write_caption
 from pretrain.data.images import EpisodeFrames
-from pretrain.pvp_prompts import IGNORE_INDEX, pad_rows
+from pretrain.pvp_prompts import IGNORE_INDEX
 from vlm import checkpoint
-from vlm.decoding.packing import forward_packed
+from vlm.decoding.packing import forward_packed, pad_token_lists
 from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.prompts import CAPTION_PREFIX
@@ -120,8 +120,8 @@ class CaptionDataset(Dataset):
             rows.append(self._tokens([write_caption(things, title, rng) for _ in range(self.count)]))
         return {
             "frames": torch.from_numpy(np.stack(stacks)),
-            "read": pad_rows([[caption[:-1] for caption in captions] for captions in rows], self.pad),
-            "said": pad_rows([[caption[1:] for caption in captions] for captions in rows], IGNORE_INDEX),
+            "read": pad_token_lists([[caption[:-1] for caption in captions] for captions in rows], self.pad)[0],
+            "said": pad_token_lists([[caption[1:] for caption in captions] for captions in rows], IGNORE_INDEX)[0],
         }
 
     def _tokens(self, captions: list[str]) -> list[list[int]]:

@@ -149,7 +149,7 @@ def open_training_images(args: Args) -> list[ImageSource]:
 
 def make_lesson(vlm: PixelVLM, args: Args) -> tuple[PvpObjective, PixelQADataset]:
     """Return pixel value prediction as a lesson and its batches, for `vlm.training.trainer.train` or `vlm.training.mixture`."""
-    language = PixelPromptFormat.of(vlm, args.order)
+    language = PixelPromptFormat.from_model(vlm, args.order)
     sources = open_training_images(args)
     draw = ImageSampler(sources, args.size, vlm.history, args.augmentation, args.synthetic, args.ramp)
     questions = PixelQADataset(

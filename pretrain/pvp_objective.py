@@ -19,8 +19,8 @@ from common.errors import UserError
 from pretrain.data.augmentation import augment, crop_or_resize
 from pretrain.data.images import ImageSource
 from pretrain.data.synthetic_images import synthetic_image
-from pretrain.pvp_prompts import IGNORE_INDEX, PixelPromptFormat, downsample_grid, pad_rows, sample_coordinates
-from vlm.decoding.packing import forward_packed, forward_packed_with_attention
+from pretrain.pvp_prompts import IGNORE_INDEX, PixelPromptFormat, downsample_grid, sample_coordinates
+from vlm.decoding.packing import forward_packed, forward_packed_with_attention, pad_token_lists
 from vlm.model import PixelVLM
 from vlm.training.attention_supervision import (
     ANSWER_LAYER,
@@ -112,8 +112,8 @@ class PixelQADataset(Dataset):
         asked = [self._ask(stack[-1], self.count, rng) for stack in answering]
         return {
             "frames": torch.from_numpy(np.stack(stacks)),
-            "read": pad_rows([read for read, _, _ in asked], self.language.pad),
-            "said": pad_rows([said for _, said, _ in asked], IGNORE_INDEX),
+            "read": pad_token_lists([read for read, _, _ in asked], self.language.pad_token_id)[0],
+            "said": pad_token_lists([said for _, said, _ in asked], IGNORE_INDEX)[0],
             "places": torch.from_numpy(np.stack([places for _, _, places in asked])),
         }
 
@@ -123,7 +123,7 @@ class PixelQADataset(Dataset):
         values = downsample_grid(image, self.grid)
         places = sample_coordinates(values, count, rng)
         shares = ((places + 0.5) / values.shape[:2]).astype(np.float32)
-        return *self.language.lesson(places, values[places[:, 0], places[:, 1]]), shares
+        return *self.language.training_sequences(places, values[places[:, 0], places[:, 1]]), shares
 
 
 def soft_targets(spread: float) -> Tensor:
@@ -151,9 +151,9 @@ class PvpObjective(Objective):
         self._grids: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by the size of images
         if gaze:
             require_attention_access(vlm)
-            if language.numbers is None:
+            if language.number_token_ids is None:
                 raise UserError("a gaze asks for a tokenizer whose numbers from 0 to 255 are single tokens")
-        if soft and language.numbers is None:
+        if soft and language.number_token_ids is None:
             raise UserError("soft targets ask for a tokenizer whose numbers from 0 to 255 are single tokens")
         self.targets = soft_targets(soft) if soft else None
 
@@ -170,7 +170,7 @@ class PvpObjective(Objective):
         """
         looking: dict[str, Tensor] = {}
         with self.autocast():
-            shared = self.language.shared.to(read.device)
+            shared = self.language.prefix_ids.to(read.device)
             features = self.vlm.encode_images(self.vlm.preprocess(frames))
             if self.gaze:
                 hidden, looks = forward_packed_with_attention(
@@ -193,14 +193,14 @@ class PvpObjective(Objective):
 
     def sights(self, read: Tensor, said: Tensor, places: Tensor, frames: Tensor) -> AttentionTargets:
         """Return what the questions and answers of a step shall look at."""
-        assert self.language.numbers is not None
+        assert self.language.number_token_ids is not None
         height, width = frames.shape[2:4]
         if (height, width) not in self._grids:
             self._grids[height, width] = patch_edges(self.vlm, height, width)
         answers = said != IGNORE_INDEX
         ends = answers.int().argmax(-1)
         index = torch.arange(read.shape[2], device=read.device)
-        numbers = torch.isin(read, self.language.numbers.to(read.device)) & (index < ends[:, :, None])
+        numbers = torch.isin(read, self.language.number_token_ids.to(read.device)) & (index < ends[:, :, None])
         last = (numbers * index).argmax(-1)
         return AttentionTargets(
             coordinates=torch.stack([numbers.int().argmax(-1), last], dim=-1),
@@ -211,13 +211,14 @@ class PvpObjective(Objective):
 
     def loss(self, logits: Tensor, wanted: Tensor) -> Tensor:
         """Return the mean over answer tokens of the cross-entropy, against soft targets where numbers are wanted."""
-        if self.targets is None or self.language.numbers is None:
+        if self.targets is None or self.language.number_token_ids is None:
             return functional.cross_entropy(logits, wanted)
-        values = number_values(self.language.numbers.to(wanted.device), wanted, logits.shape[-1])  # [A], -1: no number
+        numbers = self.language.number_token_ids.to(wanted.device)
+        values = number_values(numbers, wanted, logits.shape[-1])  # [A], -1: no number
         log_probs = logits.log_softmax(-1)
         plain = -log_probs[values < 0].gather(1, wanted[values < 0, None])
-        numbers = log_probs[values >= 0][:, self.language.numbers.to(wanted.device)]  # [N, 256]
-        soft = -(self.targets.to(wanted.device)[values[values >= 0]] * numbers).sum(-1)
+        number_log_probs = log_probs[values >= 0][:, numbers]  # [N, 256]
+        soft = -(self.targets.to(wanted.device)[values[values >= 0]] * number_log_probs).sum(-1)
         return (plain.sum() + soft.sum()) / len(wanted)
 
     def figures(self, logits: Tensor, wanted: Tensor, said: Tensor) -> dict[str, Tensor]:
@@ -227,8 +228,8 @@ class PvpObjective(Objective):
         right = torch.ones(said.shape, dtype=torch.bool, device=said.device)
         right[said != IGNORE_INDEX] = logits.argmax(-1) == wanted
         out = {"exact": right.all(-1).float().mean()}
-        if self.language.numbers is not None:
-            table = self.language.numbers.to(wanted.device)
+        if self.language.number_token_ids is not None:
+            table = self.language.number_token_ids.to(wanted.device)
             values = number_values(table, wanted, logits.shape[-1])
             among = logits[values >= 0][:, table].softmax(-1)  # [N, 256]
             truth = values[values >= 0]

@@ -32,14 +32,14 @@ def make(preset="tiny-clip", **more):
         init_position_embeddings(vlm.encoder, 210, 160, 32, amplitude=2.0)
     draw = ImageSampler([], (210, 160), vlm.history, synthetic=1.0)
     sizes = {"steps": 4, "images": 2, "count": 4, "seed": 0} | more
-    return vlm, PixelQADataset(draw, PixelPromptFormat.of(vlm), "32", **sizes)
+    return vlm, PixelQADataset(draw, PixelPromptFormat.from_model(vlm), "32", **sizes)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("preset", ["tiny-clip", "micro"])
 def test_what_is_watched_is_the_attention_of_the_library(preset):
     vlm, questions = make(preset)
-    batch, shared, found = questions[0], questions.language.shared, {}
+    batch, shared, found = questions[0], questions.language.prefix_ids, {}
     features, (images, count, length) = vlm.encode_images(vlm.preprocess(batch["frames"])), batch["read"].shape
     vlm.model.set_attn_implementation("eager")
     hooks = [
@@ -126,15 +126,15 @@ def test_coordinates_are_found_in_both_orders_and_where_both_are_one_number():
     vlm, questions = make()
     lesson = PvpObjective(vlm, False, questions.language, gaze=1.0)
     places = np.array([[5, 5], [31, 0]])
-    read, said = questions.language.lesson(places, np.full((2, 3), 5, np.uint8))
+    read, said = questions.language.training_sequences(places, np.full((2, 3), 5, np.uint8))
     shares = torch.tensor(places / 32 + 1 / 64)[None]
     frames = torch.zeros(1, 1, 210, 160, 3, dtype=torch.uint8)
     sights = lesson.sights(torch.tensor([read]), torch.tensor([said]), shares, frames)
     tokens = [[read[k][index] for index in sights.coordinates[0, k].tolist()] for k in range(2)]
-    numbers = questions.language.numbers.tolist()
+    numbers = questions.language.number_token_ids.tolist()
     assert tokens == [[numbers[5], numbers[5]], [numbers[31], numbers[0]]]
     assert sights.coordinates[0, 0, 0] != sights.coordinates[0, 0, 1]
-    assert sights.ends.tolist() == [[len(questions.language.questions(places)[0]) - 1] * 2]
+    assert sights.ends.tolist() == [[len(questions.language.question_ids(places)[0]) - 1] * 2]
     assert sights.later[0, 0].nonzero().flatten().tolist() == list(range(int(sights.ends[0, 0]) + 1, len(read[0])))
 
 

@@ -57,7 +57,7 @@ def test_a_grid_asks_for_the_mean_colour_of_its_cells_and_the_native_one_for_pix
 @pytest.mark.parametrize("grid", ["native", "5"])
 def test_questions_are_answered_by_the_images_own_colours_and_drawn_from_seed_and_step_alone(blocks, grid, order):
     vlm = build("tiny")
-    language = PixelPromptFormat.of(vlm, order)
+    language = PixelPromptFormat.from_model(vlm, order)
     draw = ImageSampler([EpisodeFrames(blocks)], (210, 160), vlm.history)
     questions = PixelQADataset(draw, language, grid, steps=9, images=2, count=8, seed=3)
     batch = questions[5]
@@ -77,7 +77,7 @@ def test_questions_are_answered_by_the_images_own_colours_and_drawn_from_seed_an
 
 def test_shuffled_images_are_answered_for_with_the_colours_of_the_next(blocks):
     vlm = build("tiny")
-    language, draw = PixelPromptFormat.of(vlm), ImageSampler([], (60, 60), 1, synthetic=1)
+    language, draw = PixelPromptFormat.from_model(vlm), ImageSampler([], (60, 60), 1, synthetic=1)
     batch = PixelQADataset(draw, language, "4", steps=9, images=3, count=5, seed=3, shuffled=True)[8]
     for number, read in enumerate(batch["read"]):
         values = downsample_grid(batch["frames"][(number + 1) % 3][-1].numpy(), "4")
@@ -113,16 +113,16 @@ def test_the_lesson_learns_to_read_pixels(blocks):
 
 def test_figures_are_those_of_hand_made_logits():
     vlm = build("tiny")
-    language = PixelPromptFormat.of(vlm)
+    language = PixelPromptFormat.from_model(vlm)
     lesson = PvpObjective(vlm, False, language)
-    _, said = language.lesson(np.array([[1, 2], [3, 4]]), np.array([[10, 20, 30], [40, 50, 60]], np.uint8))
+    _, said = language.training_sequences(np.array([[1, 2], [3, 4]]), np.array([[10, 20, 30], [40, 50, 60]], np.uint8))
     said = torch.tensor([said])
     wanted = said[said != IGNORE_INDEX]
     logits = torch.full((len(wanted), len(vlm.tokenizer)), -1e4)
     logits[torch.arange(len(wanted)), wanted] = 0.0
     perfect = lesson.figures(logits, wanted, said)
     assert [float(perfect[name]) for name in ("exact", "mae", "mae_expected")] == [1, 0, 0]
-    first = language.numbers[torch.tensor([10, 16])]
+    first = language.number_token_ids[torch.tensor([10, 16])]
     logits[0, first] = torch.tensor([0.0, 0.1])  # of two values, 10 and 16, the wrong one is a little likelier
     found = lesson.figures(logits, wanted, said)
     assert float(found["exact"]) == 0.5
@@ -133,15 +133,15 @@ def test_figures_are_those_of_hand_made_logits():
 
 def test_soft_targets_prefer_a_near_miss_to_a_far_one_and_plain_ones_do_not():
     vlm = build("tiny")
-    language = PixelPromptFormat.of(vlm)
+    language = PixelPromptFormat.from_model(vlm)
     assert torch.allclose(soft_targets(3.0).sum(1), torch.ones(256))
-    wanted = language.numbers[torch.tensor([100])]
+    wanted = language.number_token_ids[torch.tensor([100])]
     losses = {}
     for soft in (0.0, 3.0):
         lesson = PvpObjective(vlm, False, language, soft)
         for said in (102, 180):
             logits = torch.zeros(1, len(vlm.tokenizer))
-            logits[0, language.numbers[said]] = 5.0
+            logits[0, language.number_token_ids[said]] = 5.0
             losses[soft, said] = float(lesson.loss(logits, wanted))
     assert losses[0.0, 102] == pytest.approx(losses[0.0, 180])
     assert losses[3.0, 102] < losses[3.0, 180] - 0.1
@@ -248,7 +248,7 @@ def test_a_clip_tower_can_start_from_codes_and_learns_from_synthetic_images_alon
     )  # fmt: skip
     vlm = checkpoint.load(train_pvp(args))
     table = pvp.start_model(args).model.get_input_embeddings().weight
-    numbers = table[PixelPromptFormat.of(vlm).numbers]
+    numbers = table[PixelPromptFormat.from_model(vlm).number_token_ids]
     near, far = ((numbers[100] * numbers[other]).sum() for other in (101, 160))
     assert near > 2 * far.abs()
 
