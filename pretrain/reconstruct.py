@@ -15,7 +15,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
@@ -28,15 +27,7 @@ from common.command import require_at_least, run
 from common.errors import UserError
 from common.results import new_result, write_result
 from pretrain.data.images import EpisodeFrames, open_image_source, read_image
-from pretrain.metrics import (
-    blurred,
-    cells_containing,
-    mean_absolute_error,
-    patch_mean_image,
-    psnr,
-    rare_color_mask,
-    ssim,
-)
+from pretrain.metrics import Metrics, baselines, cells_containing, image_metrics, mean_absolute_error, rare_color_mask
 from pretrain.pvp_prediction import PixelPrediction, grid_coordinates, predict_pixels
 from pretrain.pvp_prompts import PixelPromptFormat, downsample_grid, parse_grid
 from vlm import checkpoint
@@ -56,7 +47,6 @@ COLUMNS = (  # metric, heading, width
     ("exact_match", "exact", 6),
     ("parse_failure_rate", "unparsed", 8),
 )
-Metrics = dict[str, Any]
 
 
 @dataclass
@@ -142,50 +132,6 @@ def prediction_metrics(
     if prediction.expected is not None:
         metrics["mae_expected"] = float(mean_absolute_error(prediction.expected.reshape(true.shape), true).mean())
     return metrics
-
-
-def image_metrics(
-    predicted: np.ndarray, true: UInt8[np.ndarray, "rows cols 3"], small_objects: Bool[np.ndarray, "rows cols"]
-) -> Metrics:
-    """Return the metrics of any reconstruction [rows, columns, 3]; None for the error of no cell."""
-    channels = mean_absolute_error(predicted, true)
-
-    def mae(mask: np.ndarray) -> float | None:
-        return float(mean_absolute_error(predicted[mask], true[mask]).mean()) if mask.any() else None
-
-    return {
-        "mae": float(channels.mean()),
-        **{f"mae_{name}": float(value) for name, value in zip(("red", "green", "blue"), channels, strict=True)},
-        "mae_small_objects": mae(small_objects),
-        "mae_background": mae(~small_objects),
-        "psnr": psnr(predicted, true),
-        "ssim": ssim(predicted, true),
-        "n": int(true.shape[0] * true.shape[1]),
-        "n_small_objects": int(small_objects.sum()),
-    }
-
-
-def baselines(
-    image: UInt8[np.ndarray, "H W 3"],
-    true: UInt8[np.ndarray, "rows cols 3"],
-    patch_size: int,
-    training_mean: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
-    """Return what one would predict without reading pixels, [rows, columns, 3] by name.
-
-    Args:
-        image: the image.
-        true: the colors of its grid.
-        patch_size: side of the encoder's patches.
-        training_mean: mean color of the training images, float[3], if known.
-    """
-    known = {} if training_mean is None else {"training mean": np.broadcast_to(training_mean, true.shape)}
-    return {
-        **known,
-        "image mean": np.broadcast_to(true.reshape(-1, 3).mean(0), true.shape),
-        "blurred": blurred(true),
-        "patch mean": patch_mean_image(image, patch_size, *true.shape[:2]),
-    }
 
 
 def patch_size(vlm: PixelVLM) -> int:

@@ -13,7 +13,7 @@ from pretrain import reconstruct as command
 from pretrain.data.images import ImageError, read_image
 from pretrain.pvp_prediction import PixelPrediction, grid_coordinates, predict_pixels
 from pretrain.pvp_prompts import PixelPromptFormat
-from pretrain.reconstruct import Args, baselines, main, prediction_metrics, reconstruct
+from pretrain.reconstruct import Args, main, prediction_metrics, reconstruct
 from vlm import checkpoint
 from vlm.presets import build
 from vlm.prompts import pixel_prompt
@@ -89,15 +89,6 @@ def test_metrics_count_answers_that_cannot_be_parsed_as_black():
     assert out["mae_background"] == pytest.approx(27 / 9)
     assert out["mae_expected"] == pytest.approx((4 + 14 + 24 + 18 + 3 + 9) / 12)
     assert (out["n"], out["n_small_objects"]) == (4, 1)
-
-
-def test_baselines_with_more_knowledge_have_smaller_errors():
-    rows, columns = np.mgrid[:64, :64]
-    image = np.stack([rows * 3, columns * 3, 120 + 0 * rows], axis=-1).astype(np.uint8)
-    found = baselines(image, image, 16, training_mean=np.array([0.0, 0.0, 0.0]))
-    errors = {name: np.abs(guess.astype(float) - image).mean() for name, guess in found.items()}
-    assert errors["training mean"] > errors["image mean"] > errors["patch mean"] > errors["blurred"] > 0
-    assert "training mean" not in baselines(image, image, 16)
 
 
 def test_an_image_is_reconstructed_by_every_model_and_compared_with_baselines(checkpoints, picture, tmp_path, capsys):
