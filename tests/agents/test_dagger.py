@@ -23,7 +23,7 @@ def command(*arguments):
 
 @pytest.fixture
 def short_games(monkeypatch):
-    """Recordings of at most 60 decisions, and few states labelled twice."""
+    """Recordings of at most 60 steps, and few states labelled twice."""
     whole = dagger.record.Args
     monkeypatch.setattr(dagger.record, "Args", lambda **words: whole(**words, max_frames=240))
     monkeypatch.setattr(dagger, "STATES", 3)
