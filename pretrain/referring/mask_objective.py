@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 
 from pretrain.referring.samples import ReferringSource
 from vlm.model import PixelVLM
-from vlm.segmentation.mask_head import MaskHead, encoder_maps, expression_states, expression_tokens
+from vlm.segmentation.encoder_maps import encoder_maps
+from vlm.segmentation.mask_head import MaskHead, expression_states, expression_tokens
 from vlm.training.trainer import Objective
 
 MIN_AREA = 64  # pixels that a mask counts as at least, in its cross-entropy

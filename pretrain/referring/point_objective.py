@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from common.errors import UserError
-from pretrain.pvp_prompts import IGNORE_INDEX, pad_rows
+from pretrain.pvp_prompts import IGNORE_INDEX
 from pretrain.referring.mask_objective import pad_stack
 from pretrain.referring.samples import ReferringSource
 from vlm.decoding.packing import forward_packed_tree, forward_packed_with_attention, pad_token_lists
@@ -108,14 +108,14 @@ class PointQADataset(Dataset):
         asked = [self._ask(masks, rng) for one in drawn for masks in _each_and_others(one.masks)]
         sizes = np.array([one.masks.shape[1:] for one in drawn for _ in one.masks]) / frames.shape[2:4]
         places = [(own + 0.5) / self.grid * size for (_, _, own), size in zip(asked, sizes, strict=True)]
-        trunks, lengths = pad_token_lists([[self.language.trunk(w) for w in one.expressions] for one in drawn], self._pad)
+        trunks, lengths = pad_token_lists([[self.language.expression_tokens(w) for w in one.expressions] for one in drawn], self._pad)
         shape = (self.images, self.count)
         return {
             "frames": torch.from_numpy(frames),
             "trunks": trunks,
             "lengths": lengths,
-            "read": pad_rows([read for read, _, _ in asked], self._pad).unflatten(0, shape),
-            "said": pad_rows([said for _, said, _ in asked], IGNORE_INDEX).unflatten(0, shape),
+            "read": pad_token_lists([read for read, _, _ in asked], self._pad)[0].unflatten(0, shape),
+            "said": pad_token_lists([said for _, said, _ in asked], IGNORE_INDEX)[0].unflatten(0, shape),
             "places": torch.from_numpy(np.stack(places).astype(np.float32)).unflatten(0, shape),
         }
 
@@ -129,7 +129,7 @@ class PointQADataset(Dataset):
         own, others = (grid_mask(mask, self.grid) for mask in masks)
         read, said, places = [], [], draw_points(own, others, self.points, rng)
         for row, column in places:
-            leaf, answer = self.language.leaf(row, column), int(self.language.answers[int(own[row, column])])
+            leaf, answer = self.language.point_tokens(row, column), int(self.language.answers[int(own[row, column])])
             read.append([*leaf, answer])
             said.append([IGNORE_INDEX] * (len(leaf) - 1) + [answer, self.language.end])
         return read, said, places
@@ -151,7 +151,7 @@ class PointObjective(Objective):
         self.language, self.gaze = PointPromptFormat.of(vlm), gaze
         if gaze:
             require_attention_access(vlm)
-            if len(self.language.leaf(0, 0)) != len(self.language.leaf(255, 255)):
+            if len(self.language.point_tokens(0, 0)) != len(self.language.point_tokens(255, 255)):
                 raise UserError("a gaze asks for a tokenizer whose numbers from 0 to 255 are single tokens")
 
     def forward(
@@ -163,7 +163,7 @@ class PointObjective(Objective):
 
         Args:
             frames: uint8[B, history, H, W, 3].
-            trunks: int[B, E, T], of `PointPromptFormat.trunk`, and `lengths` int[B, E].
+            trunks: int[B, E, T], of `PointPromptFormat.expression_tokens`, and `lengths` int[B, E].
             lengths: see `trunks`.
             read: int[B, E, K, L], places and answers.
             said: int[B, E, K, L], what shall be said next.
@@ -232,7 +232,7 @@ def calibrate_logit_bias(
         drawn = source.draw(rng, 1)
         asked = rng.integers(grid, size=(places, 2))
         features = vlm.encode_images(vlm.preprocess(drawn.frames[None]))
-        answers = PointSampler(vlm, features, language, drawn.expressions[0]).ask(torch.from_numpy(asked))
+        answers = PointSampler(vlm, features, language, drawn.expressions[0]).point_logits(torch.from_numpy(asked))
         odds.append(answers.numpy().astype(np.float64))
         truth.append(grid_mask(drawn.masks[0], grid)[asked[:, 0], asked[:, 1]])
     share = np.clip(np.mean(truth), 1e-4, 1 - 1e-4)

@@ -45,7 +45,7 @@ from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.pretrained import RELEASED_SEGMENTER
 from vlm.segmentation.mask_drawing import draw_mask
-from vlm.segmentation.mask_head import SHAPE, WIDTH, MaskHead
+from vlm.segmentation.mask_head import CONFIG_FILE, HIDDEN_CHANNELS, MaskHead
 from vlm.segmentation.referring_segmenter import LOGIT_BIAS, POINT_GRID, load_segmenter
 from vlm.training.config import TrainConfig
 from vlm.training.learning_rates import ModuleLearningRates, parameter_groups, parameter_update_report, snapshot
@@ -89,7 +89,7 @@ class Args(TrainConfig):
     init: Path | None = None
     """A checkpoint to start from, instead of a new model; its mask head as well if it has one. With --show, the
     checkpoint that is asked."""
-    width: int = WIDTH
+    width: int = HIDDEN_CHANNELS
     """The width of a new mask head's maps."""
     images: int = 8
     """Frames a step."""
@@ -146,7 +146,7 @@ def start(args: Args) -> PixelVLM:
 
 def start_head(args: Args, vlm: PixelVLM) -> MaskHead:
     """Return the head that a training starts from: that of the checkpoint it starts from, or a new one."""
-    if args.init and (args.init / SHAPE).is_file():
+    if args.init and (args.init / CONFIG_FILE).is_file():
         return MaskHead.load(args.init).train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
@@ -218,9 +218,9 @@ def frame_of(game_name: str, seed: int) -> np.ndarray:
 
 def show(args: Args) -> Path:
     """Write the picture of a mask; return its file."""
-    segmenter = load_segmenter(args.init or RELEASED_SEGMENTER, by_points=args.mask == "points")
+    segmenter = load_segmenter(args.init or RELEASED_SEGMENTER, points=args.mask == "points")
     image = read_image(args.image) if args.image else frame_of(args.game or "", args.seed)
-    probability = segmenter.find(image[None], [args.expression])[0]
+    probability = segmenter.predict(image[None], [args.expression])[0]
     picture = args.out if args.out.suffix else args.out.with_suffix(".png")
     picture.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(draw_mask(image, probability > 0.5)).save(picture)

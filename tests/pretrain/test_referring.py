@@ -136,7 +136,7 @@ def test_a_frozen_encoder_stays_and_lora_leaves_a_plain_model(two_games, tmp_pat
     assert checkpoint.read_training(frozen)["parameter_updates"]["encoder"]["changed"] == 0
     lora = train_referring(small(two_games, tmp_path / "lora", decoder="lora", lora_rank=2, init=frozen))
     assert list(checkpoint.load(lora).model.state_dict()) == list(checkpoint.load(frozen).model.state_dict())
-    assert not torch.equal(MaskHead.load(lora).query.weight, MaskHead.load(frozen).query.weight)
+    assert not torch.equal(MaskHead.load(lora).controller.weight, MaskHead.load(frozen).controller.weight)
 
 
 @pytest.mark.parametrize("of", ["game", "image"])
@@ -172,7 +172,7 @@ def test_points_in_text_are_taught_and_shown_without_a_head(two_games, tmp_path,
     last = train_referring(small(two_games, tmp_path / "run", mask="points", grid=8, points=3, steps=2))
     training = checkpoint.read_training(last)
     assert training["point_grid"] == 8
-    assert load_segmenter(last).shift == training["logit_bias"]
+    assert load_segmenter(last).logit_bias == training["logit_bias"]
     assert not (last / "mask_head.json").exists()
     words = [
         "--show",
@@ -191,16 +191,16 @@ def test_points_in_text_are_taught_and_shown_without_a_head(two_games, tmp_path,
 
 def test_both_ways_are_taught_in_turns_to_one_model_that_is_asked_in_either(two_games, tmp_path):
     last = train_referring(small(two_games, tmp_path / "run", mask="both", grid=8, points=3, steps=4, dtype="bfloat16"))
-    head, points = load_segmenter(last), load_segmenter(last, by_points=True)
-    assert (head.way, points.way) == ("mask head", "points of a grid of 8, the probability of 1 against 0")
+    head, points = load_segmenter(last), load_segmenter(last, points=True)
+    assert (head.method, points.method) == ("mask head", "points of a grid of 8, the probability of 1 against 0")
     frame = np.zeros((1, 210, 160, 3), np.uint8)
-    assert head.find(frame, ["the ball"]).shape == points.find(frame, ["the ball"]).shape == (1, 210, 160)
+    assert head.predict(frame, ["the ball"]).shape == points.predict(frame, ["the ball"]).shape == (1, 210, 160)
     assert (last / "model.safetensors").stat().st_size < 0.6 * sum(
         tensor.numel() * 4 for tensor in checkpoint.load(last).model.state_dict().values()
     )
     alone = train_referring(small(two_games, tmp_path / "head", init=last, steps=1, save_every=1))
-    with pytest.raises(CheckpointError, match="taught points"):
-        load_segmenter(alone, by_points=True)
+    with pytest.raises(CheckpointError, match="trained on points"):
+        load_segmenter(alone, points=True)
 
 
 def test_refcoco_is_trained_on_at_one_size_and_masks_go_with_pictures(refcoco, tmp_path):
@@ -212,7 +212,7 @@ def test_refcoco_is_trained_on_at_one_size_and_masks_go_with_pictures(refcoco, t
     assert (drawn.masks == red).mean() > 0.98
     last = train_referring(args)
     assert load_segmenter(last).size == (64, 48)
-    assert load_segmenter(last).find(np.zeros((1, 50, 70, 3), np.uint8), ["thing"]).shape == (1, 50, 70)
+    assert load_segmenter(last).predict(np.zeros((1, 50, 70, 3), np.uint8), ["thing"]).shape == (1, 50, 70)
 
 
 def test_photographs_and_frames_of_games_are_not_mixed_up(tmp_path):
