@@ -17,7 +17,7 @@ from vlm.segmentation.encoder_maps import dense_patch_embedding, encoder_maps
 from vlm.segmentation.mask_head import MaskHead, expression_states, expression_tokens
 from vlm.segmentation.referring_segmenter import ReferringSegmenter, load_segmenter
 
-WORDS = [["the red ghost", "the left-most duck"], ["the gun", "the red object above the gun"]]
+EXPRESSIONS = [["the red ghost", "the left-most duck"], ["the gun", "the red object above the gun"]]
 
 
 def scene(seed=0, history=2):
@@ -25,9 +25,9 @@ def scene(seed=0, history=2):
     rng = np.random.default_rng(seed)
     frames, masks = np.zeros((2, history, 210, 160, 3), np.uint8), np.zeros((2, 2, 210, 160), bool)
     for image in range(2):
-        for number, colour in enumerate(((200, 72, 72), (66, 158, 130))):
+        for number, color in enumerate(((200, 72, 72), (66, 158, 130))):
             top, left = rng.integers(0, 80) + 110 * number, rng.integers(0, 130)
-            frames[image, :, top : top + 16, left : left + 16] = colour
+            frames[image, :, top : top + 16, left : left + 16] = color
             masks[image, number, top : top + 16, left : left + 16] = True
     return frames, torch.from_numpy(masks)
 
@@ -70,7 +70,7 @@ def test_padding_is_cropped_and_the_images_mask_is_the_same(parts):
     vlm, head = parts
     pixels, (height, width) = vlm.preprocess(scene(history=vlm.history)[0][:, :, :120, :100]), (120, 100)
     features = encode(vlm, pixels)
-    states = expression_states(vlm, features, *expression_tokens(vlm, WORDS))
+    states = expression_states(vlm, features, *expression_tokens(vlm, EXPRESSIONS))
     whole, cut = encoder_maps(vlm, features), encoder_maps(vlm, features, (height, width))
     assert cut[0].shape[3] < whole[0].shape[3]
     assert all(torch.equal(one, other) for one, other in zip(cut[1:], whole[1:], strict=True))
@@ -89,7 +89,7 @@ def test_position_comes_from_the_sinusoids_alone(parts):
     )
     pixels = vlm.preprocess(scene(history=vlm.history)[0])
     features = encode(vlm, pixels)
-    logits = head(encoder_maps(vlm, features), *expression_states(vlm, features, *expression_tokens(vlm, WORDS)))
+    logits = head(encoder_maps(vlm, features), *expression_states(vlm, features, *expression_tokens(vlm, EXPRESSIONS)))
     assert torch.allclose(logits, logits[:1, :1, :, :1])
     middle = logits.shape[2] // 2
     assert torch.allclose(logits[0, 0, [0, middle], 0], torch.tensor([0.0, 5.0]))
@@ -99,7 +99,7 @@ def test_logits_cover_every_pixel_and_gradients_reach_encoder_and_decoder(parts)
     vlm, head = parts
     pixels = vlm.preprocess(scene(history=vlm.history)[0])
     features = encode(vlm, pixels)
-    logits = head(encoder_maps(vlm, features), *expression_states(vlm, features, *expression_tokens(vlm, WORDS)))
+    logits = head(encoder_maps(vlm, features), *expression_states(vlm, features, *expression_tokens(vlm, EXPRESSIONS)))
     assert logits.shape == (2, 2, *pixels.shape[2:])
     logits.square().mean().backward()
     for part in (vlm.encoder, vlm.decoder, head):
@@ -110,8 +110,8 @@ def test_logits_cover_every_pixel_and_gradients_reach_encoder_and_decoder(parts)
 def test_expressions_in_one_batch_get_the_masks_that_each_gets_alone(parts):
     vlm, head = parts
     segmenter, image = ReferringSegmenter(vlm, head), scene(history=vlm.history)[0][0]
-    together = segmenter.predict(image, WORDS[1])
-    alone = [segmenter.predict(image, [words])[0] for words in WORDS[1]]
+    together = segmenter.predict(image, EXPRESSIONS[1])
+    alone = [segmenter.predict(image, [words])[0] for words in EXPRESSIONS[1]]
     assert together.shape == (2, 210, 160)
     assert np.abs(together - np.stack(alone)).max() < 1e-5
     assert np.abs(together[0] - together[1]).max() > 1e-4
@@ -140,8 +140,8 @@ def test_one_batch_is_overfitted_by_expression(tmp_path):
 def test_an_image_is_resized_to_the_training_size_and_its_mask_back(parts):
     vlm, head = parts
     segmenter = ReferringSegmenter(vlm, head, size=(96, 64))
-    picture = np.random.default_rng(0).integers(0, 256, (1, 301, 200, 3), dtype=np.uint8)
-    found = segmenter.predict(picture, WORDS[0])
+    image = np.random.default_rng(0).integers(0, 256, (1, 301, 200, 3), dtype=np.uint8)
+    found = segmenter.predict(image, EXPRESSIONS[0])
     assert found.shape == (2, 301, 200)
     assert 0 <= found.min() <= found.max() <= 1
 
@@ -157,7 +157,9 @@ def test_a_head_is_stored_beside_its_model_which_plain_transformers_loads(parts,
     image = scene(history=vlm.history)[0][0]
     segmenter = load_segmenter(tmp_path / "run")
     assert segmenter.method == "mask head"
-    assert np.array_equal(segmenter.predict(image, WORDS[0]), ReferringSegmenter(vlm, head).predict(image, WORDS[0]))
+    assert np.array_equal(
+        segmenter.predict(image, EXPRESSIONS[0]), ReferringSegmenter(vlm, head).predict(image, EXPRESSIONS[0])
+    )
     _, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "run", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]

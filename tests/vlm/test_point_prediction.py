@@ -21,7 +21,7 @@ def vlm(request):
     return build(request.param, seed=2)
 
 
-def picture(vlm, count=1):
+def frames(vlm, count=1):
     return np.random.default_rng(0).integers(0, 256, (count, vlm.history, 70, 64, 3), dtype=np.uint8)
 
 
@@ -42,7 +42,7 @@ def test_the_prompt_is_the_labs_and_its_end_one_token(vlm):
 
 @torch.no_grad()
 def test_a_grid_gets_the_logits_that_each_point_gets_alone(vlm):
-    prompts, pixels = PointPromptFormat.of(vlm), vlm.preprocess(picture(vlm))
+    prompts, pixels = PointPromptFormat.of(vlm), vlm.preprocess(frames(vlm))
     grid = predict_points(vlm, vlm.encode_images(pixels), EXPRESSIONS, 5, stride=1)
     assert grid.shape == (2, 5, 5)
     for number, row, column in ((0, 0, 0), (0, 4, 2), (1, 3, 4), (1, 2, 0)):
@@ -54,33 +54,33 @@ def test_a_grid_gets_the_logits_that_each_point_gets_alone(vlm):
 
 @torch.no_grad()
 def test_points_between_are_predicted_only_where_the_coarse_grid_is_uncertain(vlm, monkeypatch):
-    features = vlm.encode_images(vlm.preprocess(picture(vlm)))
+    features = vlm.encode_images(vlm.preprocess(frames(vlm)))
     truth, predicted = torch.full((9, 9), -5.0), []
     truth[:3, :4] = 5.0
 
-    def answer(_, places):
-        predicted.extend(places.tolist())
-        return truth[tuple(places.T)]
+    def answer(_, points):
+        predicted.extend(points.tolist())
+        return truth[tuple(points.T)]
 
     monkeypatch.setattr(point_prediction.PointSampler, "point_logits", answer)
     assert torch.equal(predict_points(vlm, features, EXPRESSIONS[:1], 9)[0], truth)
-    assert len({tuple(place) for place in predicted}) == len(predicted) < 81
+    assert len({tuple(point) for point in predicted}) == len(predicted) < 81
     assert [8, 7] not in predicted
 
 
 @torch.no_grad()
 def test_the_second_step_has_at_most_as_many_points_the_most_uncertain_ones(vlm, monkeypatch):
-    features = vlm.encode_images(vlm.preprocess(picture(vlm)))
+    features = vlm.encode_images(vlm.preprocess(frames(vlm)))
     whole = predict_points(vlm, features, EXPRESSIONS[:1], 9, stride=1)[0]  # untrained: all uncertain
     predicted, work = [], point_prediction.PointSampler.point_logits
 
-    def answer(self, places):
-        predicted.append(places)
-        return work(self, places)
+    def answer(self, points):
+        predicted.append(points)
+        return work(self, points)
 
     monkeypatch.setattr(point_prediction.PointSampler, "point_logits", answer)
     found = predict_points(vlm, features, EXPRESSIONS[:1], 9)[0]
-    assert [len(places) for places in predicted] == [25, 25]
+    assert [len(points) for points in predicted] == [25, 25]
     seen = torch.zeros(9, 9, dtype=torch.bool)
     seen[tuple(torch.cat(predicted).T)] = True
     assert int(seen.sum()) == 50
@@ -110,31 +110,31 @@ def test_a_point_is_uncertain_by_itself_or_beside_another_answer():
 
 @torch.no_grad()
 def test_points_behind_expressions_of_several_lengths_get_the_logits_that_each_gets_alone(vlm):
-    prompts, pixels = PointPromptFormat.of(vlm), vlm.preprocess(picture(vlm, 2))
-    places = [(0, 1), (3, 2), (31, 30)]
+    prompts, pixels = PointPromptFormat.of(vlm), vlm.preprocess(frames(vlm, 2))
+    points = [(0, 1), (3, 2), (31, 30)]
     trunks, lengths = pad_token_lists([[prompts.expression_tokens(words) for words in EXPRESSIONS]] * 2, prompts.pad)
     assert lengths[0, 0] < lengths[0, 1]
-    leaves = torch.tensor([[[prompts.point_tokens(*place) for place in places]] * 2] * 2)
+    leaves = torch.tensor([[[prompts.point_tokens(*point) for point in points]] * 2] * 2)
     states = forward_packed_tree(vlm, vlm.encode_images(pixels), prompts.shared, trunks, lengths, leaves)
     assert states.shape[:4] == leaves.shape
     head = vlm.model.get_output_embeddings()
-    for image, number, place in ((0, 0, 0), (0, 1, 2), (1, 0, 2), (1, 1, 1)):
-        alone = plain_logits(vlm, pixels[image : image + 1], prompts, EXPRESSIONS[number], *places[place])
-        assert torch.allclose(head(states[image, number, place, -1]), alone, atol=2e-5)
+    for image, number, point in ((0, 0, 0), (0, 1, 2), (1, 0, 2), (1, 1, 1)):
+        alone = plain_logits(vlm, pixels[image : image + 1], prompts, EXPRESSIONS[number], *points[point])
+        assert torch.allclose(head(states[image, number, point, -1]), alone, atol=2e-5)
 
 
 def test_gradients_of_a_packed_tree_are_those_of_separate_sequences(vlm):
-    prompts, pixels = PointPromptFormat.of(vlm), vlm.preprocess(picture(vlm))
-    places, head = [(0, 1), (3, 2)], vlm.model.get_output_embeddings()
+    prompts, pixels = PointPromptFormat.of(vlm), vlm.preprocess(frames(vlm))
+    points, head = [(0, 1), (3, 2)], vlm.model.get_output_embeddings()
     trunks, lengths = pad_token_lists([[prompts.expression_tokens(words) for words in EXPRESSIONS]], prompts.pad)
-    leaves = torch.tensor([[[prompts.point_tokens(*place) for place in places]] * 2])
+    leaves = torch.tensor([[[prompts.point_tokens(*point) for point in points]] * 2])
     states = forward_packed_tree(vlm, vlm.encode_images(pixels), prompts.shared, trunks, lengths, leaves)
     head(states[..., -1, :]).log_softmax(-1)[..., 7].sum().backward()
     packed = {name: p.grad.clone() for name, p in vlm.model.named_parameters() if p.grad is not None}
     vlm.model.zero_grad()
     for words in EXPRESSIONS:
-        for place in places:
-            plain_logits(vlm, pixels, prompts, words, *place).log_softmax(-1)[7].backward()
+        for point in points:
+            plain_logits(vlm, pixels, prompts, words, *point).log_softmax(-1)[7].backward()
     for name, parameter in vlm.model.named_parameters():
         if parameter.grad is not None:
             assert torch.allclose(packed[name], parameter.grad, rtol=1e-4, atol=1e-5), name
@@ -159,8 +159,8 @@ def test_a_checkpoint_trained_on_points_predicts_points(vlm, tmp_path):
     checkpoint.save(vlm, tmp_path / "run", {POINT_GRID: 4})
     segmenter = load_segmenter(tmp_path / "run")
     assert segmenter.method.startswith("points of a grid of 4")
-    found = segmenter.predict(picture(vlm)[0], EXPRESSIONS)
-    logits = predict_points(vlm, vlm.encode_images(vlm.preprocess(picture(vlm))), EXPRESSIONS, 4)
+    found = segmenter.predict(frames(vlm)[0], EXPRESSIONS)
+    logits = predict_points(vlm, vlm.encode_images(vlm.preprocess(frames(vlm))), EXPRESSIONS, 4)
     assert found.shape == (2, 70, 64)
     assert found[0, 0, 0] == pytest.approx(float(logits[0, 0, 0].sigmoid()), abs=1e-5)
     assert found.max() <= float(logits.max().sigmoid()) + 1e-6

@@ -14,7 +14,7 @@ NUM_CONV_BLOCKS = 2  # 3 x 3 convolutions of a mask head on the finest map, whic
 
 def encoder_maps(
     vlm: PixelVLM, features: ImageFeatures, valid_size: tuple[int, int] | None = None
-) -> list[Float[Tensor, "B C h w"]]:
+) -> list[Float[Tensor, "B _ _ _"]]:
     """Return the encoder's maps of images, from the finest to the coarsest.
 
     Of a hierarchical encoder, the last map of each size; of a plain vision transformer, its dense patch embedding
@@ -49,7 +49,7 @@ def encoder_maps(
 
 
 def dense_patch_embedding(
-    embedding: nn.Conv2d, pixels: Float[Tensor, "B 3 H W"], valid_size: tuple[int, int] | None = None
+    embedding: nn.Conv2d, pixels: Float[Tensor, "B P H W"], valid_size: tuple[int, int] | None = None
 ) -> Float[Tensor, "B C h w"]:
     """Return a patch embedding's map at the largest stride up to `MAX_STRIDE` that divides the patch size.
 

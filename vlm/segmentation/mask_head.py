@@ -126,7 +126,7 @@ class MaskHead(nn.Module):
 
     def forward(
         self,
-        maps: Sequence[Float[Tensor, "B C h w"]],
+        maps: Sequence[Float[Tensor, "B _ _ _"]],
         states: Float[Tensor, "B K L D"],
         weights: Float[Tensor, "B K L"],
     ) -> Float[Tensor, "B K H W"]:

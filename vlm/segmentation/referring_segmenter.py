@@ -10,6 +10,7 @@ logits for the sampling of points in training.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +107,8 @@ def load_segmenter(directory: Path, points: bool = False) -> ReferringSegmenter:
     if (directory / CONFIG_FILE).is_file() and not points:
         vlm = checkpoint.load(directory)
         head = MaskHead.load(directory).to(vlm.device)
-        for module in (vlm.model, head):  # frames have channels last: without it convolutions reorder their weights
+        modules: tuple[Any, ...] = (vlm.model, head)
+        for module in modules:  # frames have channels last: without it convolutions reorder their weights
             module.to(memory_format=torch.channels_last)
         return ReferringSegmenter(vlm, head, size=training_resolution(directory))
     if POINT_GRID not in training:
