@@ -14,7 +14,6 @@ from agents.experts.carnival_expert import (
 )
 from agents.experts.search_agent import SearchAgent, make_search
 from agents.rollout import play_games
-from common.errors import UserError
 from envs.atari import EmulatorEnvs
 from envs.games import find_game
 
@@ -74,11 +73,3 @@ def test_the_cost_to_go_is_the_mean_of_simulated_steps(offset):
             at, steps = at + pixels, steps + 1
         lengths.append(steps)
     assert np.mean(lengths) == pytest.approx(costs[offset + MAX_OFFSET, 1].min(), rel=0.15)
-
-
-def test_another_game_is_refused():
-    with (
-        EmulatorEnvs(find_game("Pong"), 1) as envs,
-        pytest.raises(UserError, match="expected Carnival for carnival-expert, got Pong"),
-    ):
-        make_search("carnival-expert", envs)

@@ -7,10 +7,6 @@ import pytest
 
 from agents.experts.maze import COLUMNS, ROWS, Maze, find_dots, find_walls, nearest_node
 from agents.experts.mspacman_expert import MAX_DISTANCE, MsPacmanExpert, Scene
-from agents.experts.search_agent import SearchAgent, make_search
-from agents.random_agent import RandomAgent
-from agents.rollout import play_games
-from common.errors import UserError
 from envs.atari import EmulatorEnvs
 from envs.games import find_game
 
@@ -125,25 +121,6 @@ def test_the_heading_is_the_direction_of_the_players_movement():
             last = observed.player
     assert len(correct) > 50
     assert np.mean(correct) > 0.95
-
-
-def test_it_plays_far_better_than_random():
-    with EmulatorEnvs(PACMAN, 1) as envs:
-        agent = SearchAgent(envs, make_search("mspacman-expert", envs), "mspacman-expert")
-        for transition in play_games(agent, envs, [3]):
-            score = transition.score
-            if transition.step >= 600:
-                break
-        random = max(transition.score for transition in play_games(RandomAgent(envs.action_names), envs, [3]))
-    assert score > 3 * random
-
-
-def test_another_game_is_refused():
-    with (
-        EmulatorEnvs(find_game("Pong"), 1) as envs,
-        pytest.raises(UserError, match="expected MsPacman for mspacman-expert, got Pong"),
-    ):
-        make_search("mspacman-expert", envs)
 
 
 def test_the_nearest_node_of_a_pixel():

@@ -5,8 +5,9 @@ import pytest
 
 from agents.experts.search import FireLookahead, RandomRolloutSearch, RewardShaping
 from agents.experts.search_agent import SearchAgent, default_search, make_search
-from agents.random_agent import RandomAgent
+from agents.registry import make_agent
 from agents.rollout import play_games
+from common.errors import UserError
 from envs.atari import EmulatorEnvs
 from envs.games import action_names, find_game
 
@@ -116,17 +117,40 @@ def test_search_leaves_the_emulator_unchanged_and_the_same_seed_gives_the_same_v
     assert np.array_equal(search_once(game)[0], values)
 
 
-def score_after(make_agent, steps):
-    with EmulatorEnvs(PACMAN, 1) as envs:
-        for transition in play_games(make_agent(envs), envs, [1]):
-            if transition.step == steps - 1:
-                return transition.score
+def score_after(agent_id, game_name, seed, steps):
+    """Return the score after some steps, or of a shorter episode."""
+    with EmulatorEnvs(find_game(game_name), 1) as envs:
+        for transition in play_games(make_agent(agent_id, envs), envs, [seed]):
+            if transition.step >= steps:
+                break
+    return transition.score
 
 
-def test_the_planner_outscores_random_play_in_the_first_seconds_of_an_episode():
-    random = score_after(lambda envs: RandomAgent(envs.action_names), 110)
-    planner = score_after(lambda envs: SearchAgent(envs, make_search("planner", envs)), 110)
-    assert planner > random + 50
+@pytest.mark.parametrize(
+    ("expert", "game_name", "seed", "steps", "gain"),
+    [
+        ("planner", "MsPacman", 1, 109, 60),
+        ("mspacman-expert", "MsPacman", 3, 600, 1000),
+        ("paddle-expert", "Pong", 3, 200, 3),
+        ("paddle-expert", "Breakout", 3, 200, 5),
+    ],
+)
+def test_an_expert_outscores_random_play(expert, game_name, seed, steps, gain):
+    assert score_after(expert, game_name, seed, steps) >= score_after("random", game_name, seed, steps) + gain
+
+
+@pytest.mark.parametrize(
+    ("expert", "games", "other"),
+    [
+        ("carnival-expert", "Carnival", "Pong"),
+        ("mspacman-expert", "MsPacman", "Pong"),
+        ("paddle-expert", "Pong or Breakout", "Tennis"),
+    ],
+)
+def test_a_game_that_an_expert_does_not_play_is_refused(expert, games, other):
+    with EmulatorEnvs(find_game(other), 1) as envs, pytest.raises(UserError) as caught:
+        make_search(expert, envs)
+    assert str(caught.value) == f"expected {games} for {expert}, got {other}; nearest agent: planner"
 
 
 def test_seaquest_is_searched_by_rollouts_that_always_fire():
