@@ -1,11 +1,9 @@
 """What every training command can be told, and what every training tells of itself."""
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from typing import Any
 
-from common.provenance import command_line, git_commit, package_versions
+from common.run_arguments import run_metadata, to_json
 from vlm.device import world_size
 
 
@@ -30,14 +28,8 @@ class TrainConfig:
 
     def plain(self) -> dict[str, Any]:
         """Return all options as JSON holds them."""
-        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        return to_json(self)
 
     def record(self) -> dict[str, Any]:
         """Return how a checkpoint is made, for its `training.json`; a command adds what is its own."""
-        return {
-            "command": command_line(),
-            "arguments": self.plain(),
-            "processes": world_size(),
-            "commit": git_commit(),
-            "versions": package_versions(),
-        }
+        return {**run_metadata(self), "processes": world_size()}
