@@ -28,7 +28,7 @@ def test_games_are_recorded_by_their_teachers_once_and_cloned_into_one_policy(tm
         data = EpisodeDataset(place)
         assert len(data.seeds) == 1
         assert data.info.protocol.max_episode_frames == 40
-        assert data.info.agent.endswith("noise 0.05")
+        assert data.info.agent.endswith("random actions 0.05")
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "data").rglob("*.parquet")}
     assert command(*games, "--out", tmp_path / "b", *SMALL) == 0
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "data").rglob("*.parquet")} == before
