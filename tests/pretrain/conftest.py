@@ -1,10 +1,15 @@
-"""Small datasets of two games whose frames differ in colour, number and place of rectangles."""
+"""Small datasets: two games, whose frames differ in color, number and place of rectangles; RefCOCO with one image."""
+
+import json
+import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.protocol import MACHADO2018
+from pretrain.referring.refer_files import IMAGES
 
 COLOURS = ((200, 72, 72), (66, 114, 194), (187, 187, 53), (66, 158, 130), (236, 236, 236))
 
@@ -29,3 +34,26 @@ def two_games(tmp_path_factory):
             frames = np.stack([draw_frame(rng, floor) for _ in range(10)])
             writer.append(Episode(frames, np.zeros(10, int), np.zeros(10, np.float32), None, True, False, seed))
     return place / "Pong", place / "Breakout"
+
+
+@pytest.fixture
+def write_refcoco(tmp_path):
+    """A function that writes RefCOCO in REFER's layout, with one image, one object and two expressions."""
+
+    def write(image, polygon, split):
+        root, name = tmp_path / "refer", "COCO_train2014_000000000011.jpg"
+        (root / IMAGES).mkdir(parents=True)
+        (root / "refcoco").mkdir()
+        Image.fromarray(image).save(root / IMAGES / name, format="PNG")
+        sentences = [{"sent_id": i, "sent": text} for i, text in enumerate(("thing", "object"))]
+        refs = [{"ref_id": 1, "ann_id": 5, "image_id": 11, "split": split, "sentences": sentences}]
+        (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(refs))
+        height, width = image.shape[:2]
+        instances = {
+            "images": [{"id": 11, "file_name": name, "height": height, "width": width}],
+            "annotations": [{"id": 5, "segmentation": [polygon]}],
+        }
+        (root / "refcoco" / "instances.json").write_text(json.dumps(instances))
+        return root
+
+    return write

@@ -1,8 +1,5 @@
 """Referring segmentation learns masks with every role, goes on after a kill, and shows what it finds."""
 
-import json
-import pickle
-
 import numpy as np
 import pytest
 import torch
@@ -18,7 +15,6 @@ from pretrain.referring.mask_objective import (
     pad_stack,
 )
 from pretrain.referring.recorded_games import GameReferringDataset
-from pretrain.referring.refer_files import IMAGES
 from pretrain.referring.train import Args, main, open_referring_source, train_referring
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
@@ -33,26 +29,11 @@ def small(two_games, out, **changes):
 
 
 @pytest.fixture
-def refcoco(tmp_path):
-    """RefCOCO in REFER's layout: one picture with a red square, and two expressions of the split train."""
-    place = tmp_path / "refer"
-    (place / IMAGES).mkdir(parents=True)
-    (place / "refcoco").mkdir()
-    picture = np.full((90, 120, 3), 60, np.uint8)
-    picture[20:60, 30:90] = (200, 30, 30)
-    Image.fromarray(picture).save(place / IMAGES / "COCO_train2014_000000000011.jpg", format="PNG")
-    sentences = [{"sent_id": i, "raw": w, "sent": w, "tokens": [w]} for i, w in enumerate(("thing", "object"))]
-    ref = {"ref_id": 1, "ann_id": 5, "category_id": 1, "image_id": 11, "file_name": "x", "split": "train"}
-    (place / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps([{**ref, "sent_ids": [0, 1], "sentences": sentences}]))
-    found = {
-        "images": [{"id": 11, "file_name": "COCO_train2014_000000000011.jpg", "height": 90, "width": 120}],
-        "annotations": [
-            {"id": 5, "image_id": 11, "category_id": 1, "segmentation": [[30, 20, 90, 20, 90, 60, 30, 60]]}
-        ],
-        "categories": [{"id": 1, "name": "thing"}],
-    }
-    (place / "refcoco" / "instances.json").write_text(json.dumps(found))
-    return place
+def refcoco(write_refcoco):
+    """RefCOCO with a red rectangle in its training split."""
+    image = np.full((90, 120, 3), 60, np.uint8)
+    image[20:60, 30:90] = (200, 30, 30)
+    return write_refcoco(image, [30, 20, 90, 20, 90, 60, 30, 60], "train")
 
 
 def test_batches_are_drawn_from_seed_and_step_alone_and_hold_true_masks(two_games):
@@ -93,9 +74,9 @@ def test_one_batch_is_learnt_and_the_figure_is_the_iou_of_what_is_meant(two_game
     vlm = build("tiny", seed=1)
     torch.manual_seed(0)
     head = MaskHead.of(vlm, 16)
-    batch = ReferringDataset(vlm, GameReferringDataset(two_games, "train", 1, vlm.history, no_target_fraction=0), 1, 2, 1, seed=0)[
-        0
-    ]
+    batch = ReferringDataset(
+        vlm, GameReferringDataset(two_games, "train", 1, vlm.history, no_target_fraction=0), 1, 2, 1, seed=0
+    )[0]
     lesson = MaskHeadObjective(vlm, head, bf16=False)
     optimizer = torch.optim.AdamW([*vlm.model.parameters(), *head.parameters()], lr=5e-3)
     first = lesson(**batch)

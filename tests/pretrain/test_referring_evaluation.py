@@ -2,37 +2,23 @@
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from common.errors import UserError
-from envs.episodes import DatasetInfo, Episode, EpisodeWriter
-from envs.protocol import MACHADO2018
 from pretrain.referring.evaluation import Args, evaluate, main
-from pretrain.referring.refer_files import IMAGES
 from pretrain.referring.train import Args as TrainArgs
 from pretrain.referring.train import train_referring
 from vlm.segmentation.referring_segmenter import ReferringSegmenter
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Four games of six frames, each with up to four squares."""
-    place, rng = tmp_path_factory.mktemp("data") / "Pong", np.random.default_rng(0)
-    writer = EpisodeWriter(place, DatasetInfo("Pong", ("noop",), MACHADO2018, "random", None, "abc", {}))
-    for seed in range(4):
-        frames = np.zeros((6, 210, 160, 3), np.uint8)
-        for frame in frames:
-            for cell in rng.permutation(9)[: rng.integers(1, 5)]:
-                row, column = 30 + 60 * (cell // 3), 20 + 50 * (cell % 3)
-                frame[row : row + 12, column : column + 12] = rng.choice([(200, 72, 72), (66, 158, 130)])
-        writer.append(Episode(frames, np.zeros(6, int), np.zeros(6, np.float32), None, True, False, seed))
-    return place
+def data(two_games):
+    """Recorded games."""
+    return two_games[0]
 
 
 @pytest.fixture(scope="module")
@@ -46,27 +32,6 @@ def trained(data, tmp_path_factory):
     )
 
 
-@pytest.fixture
-def refer(tmp_path):
-    """RefCOCO in REFER's layout: one image, one object, two expressions of the split testA."""
-    (tmp_path / IMAGES).mkdir(parents=True)
-    (tmp_path / "refcoco").mkdir()
-    Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(tmp_path / IMAGES / "COCO_train2014_000000000011.jpg")
-    sentences = [{"sent_id": i, "raw": w, "sent": w, "tokens": [w]} for i, w in enumerate(("thing", "object"))]
-    ref = {"ref_id": 1, "ann_id": 5, "category_id": 1, "image_id": 11, "file_name": "x", "split": "testA"}
-    (tmp_path / "refcoco" / "refs(unc).p").write_bytes(
-        pickle.dumps([{**ref, "sent_ids": [0, 1], "sentences": sentences}])
-    )
-    square = [[5, 5, 25, 5, 25, 25, 5, 25]]
-    found = {
-        "images": [{"id": 11, "file_name": "COCO_train2014_000000000011.jpg", "height": 40, "width": 60}],
-        "annotations": [{"id": 5, "image_id": 11, "category_id": 1, "segmentation": square}],
-        "categories": [{"id": 1, "name": "thing"}],
-    }
-    (tmp_path / "refcoco" / "instances.json").write_text(json.dumps(found))
-    return tmp_path
-
-
 def metrics(row):
     return {
         k: v for k, v in row.items() if k in ("ciou", "giou", "miou", "p50", "p90", "n", "missing", "n_acc", "t_acc")
@@ -74,8 +39,8 @@ def metrics(row):
 
 
 def test_games_are_scored_and_a_file_of_predictions_gives_the_same_metrics(data, trained, tmp_path, capsys):
-    words = ["--data", str(data), "--checkpoint", str(trained), "--count", "12", "--out", str(tmp_path / "a")]
-    assert main([*words, "--num-images", "2", "--no-target-fraction", "0.3"]) == 0
+    arguments = ["--data", str(data), "--checkpoint", str(trained), "--count", "12", "--out", str(tmp_path / "a")]
+    assert main([*arguments, "--num-images", "2", "--no-target-fraction", "0.3"]) == 0
     row = json.loads((tmp_path / "a" / "metrics.json").read_text())["rows"][0]
     assert row["n"] == 12
     assert row["missing"] == 0
@@ -96,36 +61,30 @@ def test_games_are_scored_and_a_file_of_predictions_gives_the_same_metrics(data,
     assert (fewer["n"], fewer["missing"]) == (12, 3)
 
 
-def test_refcoco_is_scored_at_the_images_own_size(refer, trained, tmp_path, monkeypatch):
-    def perfect(self, stack, words):
-        assert stack.shape == (1, 40, 60, 3)
+def test_refcoco_is_scored_at_the_images_own_size(write_refcoco, trained, tmp_path, monkeypatch):
+    root = write_refcoco(np.full((40, 60, 3), 90, np.uint8), [5, 5, 25, 5, 25, 25, 5, 25], "testA")
+
+    def predict_target(self, frames, expressions):
+        assert frames.shape == (1, 40, 60, 3)
         found = np.zeros((1, 40, 60), np.float32)
         found[0, 5:25, 5:25] = 0.9
         return found
 
-    args = Args((refer,), tmp_path / "out", dataset="refcoco", split="testA", checkpoint=trained)
+    args = Args((root,), tmp_path / "out", dataset="refcoco", split="testA", checkpoint=trained)
     untrained = evaluate(args)
     assert (untrained["n"], untrained["dataset"], untrained["compat"]) == (2, "refcoco", "plain")
-    monkeypatch.setattr(ReferringSegmenter, "predict", perfect)
-    assert metrics(evaluate(args)) == {
-        "ciou": 1,
-        "giou": 1,
-        "miou": 1,
-        "p50": 1,
-        "p90": 1,
-        "n": 2,
-        "missing": 0,
-        "t_acc": 1,
-    }
+    monkeypatch.setattr(ReferringSegmenter, "predict", predict_target)
+    perfect = dict.fromkeys(("ciou", "giou", "miou", "p50", "p90", "t_acc"), 1)
+    assert metrics(evaluate(args)) == {**perfect, "n": 2, "missing": 0}
 
 
 @pytest.mark.parametrize(
     "launcher", ["torch.distributed.run --nproc-per-node 2", "accelerate.commands.launch --multi_gpu --num_processes 2"]
 )
 def test_two_processes_give_the_same_metrics_as_one(data, trained, tmp_path, launcher):
-    words = ["--data", str(data), "--checkpoint", str(trained), "--count", "7", "--num-images", "0"]
+    arguments = ["--data", str(data), "--checkpoint", str(trained), "--count", "7", "--num-images", "0"]
     alone = evaluate(Args((data,), tmp_path / "one", checkpoint=trained, count=7, num_images=0))
-    command = [sys.executable, "-m", *launcher.split(), "-m", "pretrain.referring.evaluation", *words]
+    command = [sys.executable, "-m", *launcher.split(), "-m", "pretrain.referring.evaluation", *arguments]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--out", str(tmp_path / "two")], check=True, env=env, capture_output=True)
     both = json.loads((tmp_path / "two" / "metrics.json").read_text())["rows"][0]
