@@ -96,19 +96,9 @@ class BrightQuarters:
 
 
 def make_trainer(num_envs=16, **changes):
-    config = PPOConfig(
-        game="Pong",
-        init="unused",
-        out="unused",
-        num_envs=num_envs,
-        num_steps=8,
-        kl_coef=0.0,
-        learning_rate=3e-3,
-        encoder_learning_rate=3e-3,
-        seed=1,
-        bf16=False,
-        **changes,
-    )
+    rates = {"learning_rate": 3e-3, "encoder_learning_rate": 3e-3}
+    run = {"game": "Pong", "init": "unused", "out": "unused", "seed": 1, "bf16": False}
+    config = PPOConfig(num_envs=num_envs, num_steps=8, kl_coef=0.0, **rates, **run, **changes)
     return PPOTrainer(build("tiny", seed=0), BrightQuarters(num_envs), config)
 
 
