@@ -24,6 +24,7 @@ from vlm.image_input import ImageConfig
 from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.prompts import PIXEL_PREFIX
+from vlm.tokenizer import build_tokenizer
 
 IMAGE, WORDS = 60, 56  # of 64 tokens, 1 to 56 are words
 TEXT = {
@@ -67,7 +68,7 @@ class Family:
 def family_of(model, images, alone, image_tokens):
     before, after = [[2, 3], [5, 3]], [[4, 7, 9], [8, 7, 1]]
     prefix = [[*b, *[IMAGE] * image_tokens, *a] for b, a in zip(before, after, strict=True)]
-    vlm = PixelVLM(model.eval(), None, ImageConfig())
+    vlm = PixelVLM(model.eval(), build_tokenizer(), ImageConfig())
     return Family(vlm, images, alone, torch.tensor(prefix), prefix)
 
 

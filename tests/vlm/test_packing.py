@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from common.errors import UserError
-from vlm.decoding.packing import PackedLayout, forward_packed, pad_token_lists
+from vlm.decoding.packing import PackedTreeLayout, forward_packed, pad_token_lists
 from vlm.decoding.prefix import encode_prefix
 
 QUESTIONS = [
@@ -89,8 +89,8 @@ def test_an_image_takes_fewer_positions_than_tokens_where_axes_count_apart(build
 
 
 def test_a_question_sees_the_prefix_and_itself_alone():
-    layout = PackedLayout(prefix_length=2, num_suffixes=2, suffix_length=2)
-    assert layout.offsets().tolist() == [0, 1, 0, 1]
+    layout = PackedTreeLayout(2, torch.zeros(1, 1).long(), prefix_length=0, num_suffixes=2, suffix_length=2)
+    assert layout.offsets().tolist() == [[0, 1, 0, 1]]
     assert (layout.mask()[0, 0] == 0).int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
