@@ -32,7 +32,7 @@ def command(*arguments):
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tiny, tmp_path, capsys):
-    assert command("--game", "Pong", "--checkpoint", tiny, "--out", tmp_path / "run", *arguments) == 2
+    assert command("--game", "Pong", "--init", tiny, "--out", tmp_path / "run", *arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -127,7 +127,7 @@ def test_training_resumes_from_a_saved_state_to_the_same_weights(tmp_path):
 
 
 def test_a_killed_training_of_a_real_game_resumes_to_the_same_checkpoint(tiny, tmp_path, monkeypatch, capsys):
-    arguments = ["--game", "carnival", "--checkpoint", tiny, "--num-iterations", "3", "--num-envs", "2"]
+    arguments = ["--game", "carnival", "--init", tiny, "--num-iterations", "3", "--num-envs", "2"]
     arguments += ["--num-steps", "4", "--minibatch-size", "4", "--save-every", "1"]
     assert command(*arguments, "--out", tmp_path / "whole") == 0
     train_step, calls = PPOTrainer.train_step, []
