@@ -10,6 +10,14 @@ from vlm import checkpoint
 from vlm.presets import build
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """A benchmark sets torch's threads for its process; restore them."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def tiny(tmp_path):
     """The checkpoint of a tiny model."""
@@ -19,16 +27,14 @@ def tiny(tmp_path):
 
 @pytest.fixture
 def benchmark_rows(tmp_path):
-    """A function that runs a benchmark's `main` and returns the rows it wrote; torch's threads are restored."""
-    threads = torch.get_num_threads()
+    """A function that runs a benchmark's `main` and returns the rows it wrote."""
 
     def rows(main, *arguments):
         out = tmp_path / "out_speed.json"
         assert run(lambda: main(["--out", str(out), *map(str, arguments)])) == 0
         return json.loads(out.read_text())["rows"]
 
-    yield rows
-    torch.set_num_threads(threads)
+    return rows
 
 
 @pytest.fixture

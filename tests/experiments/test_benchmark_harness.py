@@ -10,14 +10,6 @@ from common.command import run
 from experiments.benchmarks.harness import BenchmarkArgs, benchmark_main, comparison, interleaved
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """The benchmark sets torch's threads for its process; restore them."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @dataclass(kw_only=True)
 class Args(BenchmarkArgs):
     """Time nothing."""

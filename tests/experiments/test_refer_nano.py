@@ -93,11 +93,11 @@ def test_every_condition_is_trained_and_evaluated_on_seen_and_on_held_out_games(
 def test_pvp_is_trained_once_for_all_jobs_and_not_at_all_without_pvp(config, tmp_path):
     start = pretrain_condition(config.pretraining, "frozen", "none", 0, tmp_path)
     assert checkpoint.read_training(start) == {}
-    taught = pretrain_condition(config.pretraining, "adapted", "pvp", 0, tmp_path)
-    before = checkpoint.content_hash(taught)
+    trained = pretrain_condition(config.pretraining, "adapted", "pvp", 0, tmp_path)
+    before = checkpoint.content_hash(trained)
     longer = replace(config.pretraining, regimes=(replace(OUT_OF_DISTRIBUTION, steps=9),))
-    assert pretrain_condition(longer, "adapted", "pvp", 0, tmp_path) == taught
-    assert checkpoint.content_hash(taught) == before != checkpoint.content_hash(start)
+    assert pretrain_condition(longer, "adapted", "pvp", 0, tmp_path) == trained
+    assert checkpoint.content_hash(trained) == before != checkpoint.content_hash(start)
 
 
 def test_encoder_only_keeps_encoder_and_connector_and_starts_a_new_decoder(config, tmp_path):
