@@ -1,4 +1,4 @@
-"""What every player is: told when a game begins, asked for an action in every lane."""
+"""The interface of all agents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Actions:
-    """A decision in each of n lanes.
+    """An agent's actions in n parallel environments.
 
-    indices: int[n], the environments' actions; texts: the answer in words, one a lane, as it was given;
-    scores: float32[n, A], the probability (of a planner: the value) of every legal action, or None;
-    invalid: bool[n], where the answer named no legal action and noop is played for it.
+    indices: int[n], the environments' actions; texts: the agent's answer in each, verbatim; scores: float32[n, A], the
+    probability (of a search: the value) of every legal action, or None; invalid: bool[n], where the answer named no
+    legal action and no-op stands in for it.
     """
 
     indices: np.ndarray
@@ -23,18 +23,17 @@ class Actions:
 
 
 class Agent(Protocol):
-    """A player of n games in step. Preprocessing and memory are the agent's own; frames are the true ones."""
+    """Plays n environments in parallel. It sees true frames: preprocessing and memory are its own."""
 
     name: str
 
     def reset(self, seeds: Sequence[int | None]) -> None:
-        """A new game begins in each lane that has a seed; in a lane with None the game goes on.
+        """Start a new episode in every environment that has a seed; one with None continues.
 
-        The first call fixes the number of lanes. An agent's chance is drawn from the game's seed, so that the same
-        seed gives the same game whatever the number of lanes.
+        The first call fixes n. Random agents draw from the episode's seed, so that an episode does not depend on n.
         """
         ...
 
     def act(self, frames: np.ndarray) -> Actions:
-        """Answer the frames uint8[n, H, W, 3] of all lanes."""
+        """Return the actions for the frames uint8[n, H, W, 3] of all environments."""
         ...

@@ -1,35 +1,35 @@
-"""What an agent remembers of the frames it saw."""
+"""The last frames of parallel environments, as an agent's memory."""
 
 import numpy as np
 
 
 class FrameStack:
-    """The last frames of every lane, oldest first; at the start of a game its first frame is repeated."""
+    """The last `history` frames of every environment, oldest first; an episode's first frame is repeated."""
 
     def __init__(self, history: int):
         self.history = history
         self._stacks: np.ndarray | None = None
-        self._fresh = np.zeros(0, dtype=bool)
+        self._starting = np.zeros(0, dtype=bool)
 
     def reset(self, started: np.ndarray) -> None:
-        """Forget the games of the lanes `started`, bool[n]."""
-        if len(self._fresh) != len(started):
-            self._stacks, self._fresh = None, np.ones(len(started), dtype=bool)
-        self._fresh |= started
+        """Forget the frames of the environments `started`, bool[n]."""
+        if len(self._starting) != len(started):
+            self._stacks, self._starting = None, np.ones(len(started), dtype=bool)
+        self._starting |= started
 
     def add(self, frames: np.ndarray) -> np.ndarray:
-        """Take in frames uint8[n, H, W, C]; return the stacks uint8[n, history, H, W, C]."""
+        """Add frames uint8[n, H, W, C]; return the stacks uint8[n, history, H, W, C]."""
         repeated = np.repeat(frames[:, None], self.history, axis=1)
         if self._stacks is None:
             self._stacks = repeated
         else:
-            moved_on = np.concatenate([self._stacks[:, 1:], frames[:, None]], axis=1)
-            self._stacks = np.where(self._fresh[:, None, None, None, None], repeated, moved_on)
-        self._fresh[:] = False
+            shifted = np.concatenate([self._stacks[:, 1:], frames[:, None]], axis=1)
+            self._stacks = np.where(self._starting[:, None, None, None, None], repeated, shifted)
+        self._starting[:] = False
         return self._stacks
 
-    def replace(self, lanes: np.ndarray, stacks: np.ndarray) -> None:
-        """Put stacks uint8[n, history, H, W, C] in the memory of `lanes`, bool[n], as if they had been seen."""
+    def replace(self, env_mask: np.ndarray, stacks: np.ndarray) -> None:
+        """Replace the stacks of the environments `env_mask`, bool[n], by those of uint8[n, history, H, W, C]."""
         assert self._stacks is not None
-        self._stacks = np.where(lanes[:, None, None, None, None], stacks, self._stacks)
-        self._fresh &= ~lanes
+        self._stacks = np.where(env_mask[:, None, None, None, None], stacks, self._stacks)
+        self._starting &= ~env_mask

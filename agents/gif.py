@@ -1,9 +1,9 @@
-"""A small animated clip of a video, for a page that shows pictures and plays no films.
+"""Cut a small animated GIF out of a video, for pages that show images only.
 
     python -m agents.gif --video videos/Carnival-vlm-seed0-game0.mp4 --start 10 --seconds 8 --out clip.gif
 
-The clip runs at the video's own speed with fewer pictures a second, made smaller and brought to one palette, so that
-what stands still costs next to nothing.
+The clip keeps the video's speed at a lower frame rate and size. All frames share one palette, so that a static
+background compresses well.
 """
 
 import sys
@@ -30,69 +30,68 @@ class Args:
     out: Path
     """The GIF."""
     start: float = 0.0
-    """Where the clip begins, in seconds."""
+    """Start of the clip, in seconds."""
     seconds: float = 8.0
-    """How long it is."""
-    rate: float = 7.5
-    """Pictures a second; a video of fewer keeps its own."""
+    """Length of the clip."""
+    fps: float = 7.5
+    """Frames per second, at most those of the video."""
     scale: float = 0.5
-    """What the sides are multiplied by."""
-    colours: int = 64
-    """Colours of the palette that all pictures share."""
+    """Factor of both sides."""
+    colors: int = 64
+    """Size of the palette that all frames share."""
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "rate", "scale"):
+        for name in ("seconds", "fps", "scale"):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name} must be above 0, got {getattr(self, name)}")
         if self.start < 0:
             raise UserError(f"--start must be at least 0, got {self.start}")
-        if not 2 <= self.colours <= 256:
-            raise UserError(f"--colours must be from 2 to 256, got {self.colours}")
+        if not 2 <= self.colors <= 256:
+            raise UserError(f"--colors must be from 2 to 256, got {self.colors}")
         if self.out.suffix != ".gif":
             raise UserError(f"expected --out to end in .gif, got {self.out}")
 
 
-def read_pictures(args: Args) -> tuple[list[Image.Image], float]:
-    """Return the clip's pictures at their size, and how many of them make a second."""
+def read_clip(args: Args) -> tuple[list[Image.Image], float]:
+    """Return the clip's frames at their final size, and the frames per second."""
     if not args.video.is_file():
         raise UserError(f"there is no video {args.video}")
     try:
         reader: Any = imageio.get_reader(args.video, format="FFMPEG")
         with reader:
-            rate = float(reader.get_meta_data()["fps"])
-            every = max(1, round(rate / args.rate))
-            first, last = round(args.start * rate), round((args.start + args.seconds) * rate)
-            found = [frame for number, frame in enumerate(reader.iter_data()) if first <= number < last]
+            video_fps = float(reader.get_meta_data()["fps"])
+            stride = max(1, round(video_fps / args.fps))
+            first, last = round(args.start * video_fps), round((args.start + args.seconds) * video_fps)
+            frames = [frame for number, frame in enumerate(reader.iter_data()) if first <= number < last]
     except (OSError, RuntimeError) as error:
         raise UserError(f"{args.video} does not decode: {error}") from error
-    if not found:
+    if not frames:
         raise UserError(f"{args.video} ends before --start {args.start}")
-    return [_shrink(frame, args.scale) for frame in found[::every]], rate / every
+    return [_resize(frame, args.scale) for frame in frames[::stride]], video_fps / stride
 
 
-def _shrink(frame: np.ndarray, scale: float) -> Image.Image:
+def _resize(frame: np.ndarray, scale: float) -> Image.Image:
     height, width, _ = frame.shape
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return Image.fromarray(frame).resize(size, Image.Resampling.BOX)
 
 
-def write_clip(args: Args) -> int:
-    """Write the GIF; return the number of its pictures."""
-    pictures, rate = read_pictures(args)
-    palette = pictures[len(pictures) // 2].quantize(args.colours)
-    flat = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+def write_gif(args: Args) -> int:
+    """Write the GIF; return its number of frames."""
+    frames, fps = read_clip(args)
+    palette = frames[len(frames) // 2].quantize(args.colors)
+    first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
+    duration = round(1000 / fps)  # milliseconds
     with atomic_file(args.out) as temporary:
-        flat[0].save(
-            temporary, "GIF", save_all=True, append_images=flat[1:], duration=round(1000 / rate), loop=0, optimize=True
-        )
-    return len(flat)
+        first.save(temporary, "GIF", save_all=True, append_images=others, duration=duration, loop=0, optimize=True)
+    return len(frames)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; see the head of this file."""
     args = tyro.cli(Args, args=argv, description=__doc__)
-    count = write_clip(args)
-    print(f"{args.out}: {count} pictures, {args.out.stat().st_size / 1024:.0f} KiB")
+    count = write_gif(args)
+    print(f"{args.out}: {count} frames, {args.out.stat().st_size / 1024:.0f} KiB")
     return 0
 
 

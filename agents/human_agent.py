@@ -1,4 +1,4 @@
-"""A person at the keyboard: arrows to move, space to fire; the same window shows other agents at play.
+"""A human player at the keyboard: arrows to move, space to fire; the same window shows other agents.
 
 Needs pygame, which is not installed by default: `pip install -e ".[human]"`.
 """
@@ -12,11 +12,11 @@ from agents.agent import Actions
 from common.errors import UserError
 from envs.games import Game
 
-SCALE, DECISIONS_PER_SECOND = 4, 15
+SCALE, STEPS_PER_SECOND = 4, 15
 
 
 def import_pygame() -> Any:
-    """Return pygame, or tell how to install it."""
+    """Return pygame; `UserError` names the command that installs it."""
     try:
         import pygame
     except ImportError as error:
@@ -35,7 +35,7 @@ class Window:
         self._clock = self.pygame.time.Clock()
 
     def show(self, frame: np.ndarray) -> None:
-        """Draw a frame uint8[H, W, 3] and wait until the next is due; closing the window is Ctrl-C."""
+        """Draw a frame uint8[H, W, 3] and wait until the next is due; closing the window acts as Ctrl-C."""
         height, width, _ = frame.shape
         size = (width * SCALE, height * SCALE)
         if self._screen is None:
@@ -45,19 +45,19 @@ class Window:
         self.pygame.display.flip()
         if any(event.type == self.pygame.QUIT for event in self.pygame.event.get()):
             raise KeyboardInterrupt
-        self._clock.tick(DECISIONS_PER_SECOND)
+        self._clock.tick(STEPS_PER_SECOND)
 
     def keys(self) -> set[str]:
-        """Return the words of the keys that are down: up, down, left, right, fire."""
+        """Return the pressed keys: up, down, left, right, fire."""
         pressed = self.pygame.key.get_pressed()
         codes = {"up": "K_UP", "down": "K_DOWN", "left": "K_LEFT", "right": "K_RIGHT", "fire": "K_SPACE"}
         return {word for word, code in codes.items() if pressed[getattr(self.pygame, code)]}
 
 
 def nearest_action(keys: set[str], action_names: Sequence[str]) -> int:
-    """Return the legal action with the most of the pressed keys and none besides; noop if there is none."""
-    fitting = [(len(words), i) for i, words in enumerate(set(name.split()) for name in action_names) if words <= keys]
-    return max(fitting)[1] if fitting else list(action_names).index("noop")
+    """Return the legal action that combines the most pressed keys and no other; noop if there is none."""
+    candidates = [(len(words), i) for i, words in enumerate(set(n.split()) for n in action_names) if words <= keys]
+    return max(candidates)[1] if candidates else list(action_names).index("noop")
 
 
 class HumanAgent:
@@ -69,12 +69,12 @@ class HumanAgent:
         self.action_names, self._window = tuple(action_names), Window(game)
 
     def reset(self, seeds: Sequence[int | None]) -> None:
-        """A person plays one game at a time."""
+        """Check that there is one environment."""
         if len(seeds) != 1:
-            raise UserError("a person plays one game at a time: use one lane")
+            raise UserError(f"a human plays one game at a time, got {len(seeds)} environments")
 
     def act(self, frames: np.ndarray) -> Actions:
-        """Show the frame, wait for its time, read the keys."""
+        """Show the frame, wait until the next is due, read the keys."""
         self._window.show(frames[0])
         action = nearest_action(self._window.keys(), self.action_names)
         return Actions(np.array([action]), (self.action_names[action],), None, np.zeros(1, dtype=bool))

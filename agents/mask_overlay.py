@@ -1,4 +1,4 @@
-"""What a viewer asks to see in a video: the mask of an expression, frame by frame."""
+"""The mask of a referring expression in every frame of a video."""
 
 from pathlib import Path
 
@@ -8,22 +8,22 @@ from agents.frame_stack import FrameStack
 from agents.rollout import Transition
 from vlm.segmentation.referring_segmenter import ReferringSegmenter, load_segmenter
 
-SURE = 0.5  # the probability from which a pixel is shown
+MASK_THRESHOLD = 0.5  # of a pixel's probability
 
 
 class MaskOverlay:
-    """Finds what words mean in the frames of a game, one game after the other."""
+    """Segments an expression in the frames of one episode after the other."""
 
-    def __init__(self, segmenter: ReferringSegmenter, words: str):
-        self.segmenter, self.words = segmenter, words
-        self._memory = FrameStack(segmenter.vlm.history)
+    def __init__(self, segmenter: ReferringSegmenter, expression: str):
+        self.segmenter, self.expression = segmenter, expression
+        self._frames = FrameStack(segmenter.vlm.history)
 
     @classmethod
-    def load(cls, directory: Path, words: str) -> "MaskOverlay":
-        """Build from a checkpoint that was taught masks."""
-        return cls(load_segmenter(directory), words)
+    def load(cls, directory: Path, expression: str) -> "MaskOverlay":
+        """Return the overlay of a segmentation checkpoint."""
+        return cls(load_segmenter(directory), expression)
 
-    def find(self, turn: Transition) -> np.ndarray:
-        """Return the mask bool[H, W] in the frame of a turn."""
-        self._memory.reset(np.array([turn.step == 0]))
-        return self.segmenter.find(self._memory.add(turn.frame[None])[0], [self.words])[0] > SURE
+    def segment(self, transition: Transition) -> np.ndarray:
+        """Return the mask bool[H, W] in a transition's frame."""
+        self._frames.reset(np.array([transition.step == 0]))
+        return self.segmenter.find(self._frames.add(transition.frame[None])[0], [self.expression])[0] > MASK_THRESHOLD

@@ -95,7 +95,7 @@ class TextPolicy(nn.Module):
 
     def forward(self, stacks: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probabilities float32[B, A] among the legal answers, and values float32[B]."""
-        log_probs, state = self.scorer.read(self.vlm.preprocess(stacks))
+        log_probs, state = self.scorer.forward(self.vlm.encode_images(self.vlm.preprocess(stacks)))
         return log_probs.log_softmax(-1), self.value(state.float())[:, 0]
 
 

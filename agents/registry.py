@@ -1,6 +1,7 @@
-"""Agents by the word a user types: `vlm`, `vlm:DIR`, `random`, `sb3:PATH`, `human`, and the teachers that search."""
+"""Agents by id: `vlm`, `vlm:DIR`, `random`, `sb3:PATH`, `human`, and the experts that search the emulator."""
 
 import difflib
+import re
 from pathlib import Path
 
 from agents.agent import Agent
@@ -9,56 +10,74 @@ from common.errors import UserError
 from envs.atari import EmulatorEnvs, GameEnvs
 from vlm.pretrained import RELEASED_POLICY
 
-AGENT_TYPES = ("vlm", "random", "planner", "pathfinder", "marksman", "tracker", "sb3", "human")
-EXPERTS = ("planner", "pathfinder", "marksman", "tracker")
+AGENT_TYPES = ("vlm", "random", "planner", "mspacman-expert", "carnival-expert", "paddle-expert", "sb3", "human")
+EXPERTS = ("planner", "mspacman-expert", "carnival-expert", "paddle-expert")
+OLD_AGENT_IDS = {"pathfinder": "mspacman-expert", "marksman": "carnival-expert", "tracker": "paddle-expert"}
+OLD_WRAPPER_NAMES = {
+    ", noise ": ", random actions ",
+    ", thinking every ": ", action repeat ",
+    " taught by ": " labelled by ",
+}
 
 
-def parse_agent_id(spec: str) -> tuple[str, str | None]:
-    """Return (kind, path or None) of an agent's word; an unknown kind is refused with the nearest."""
-    kind, _, path = spec.partition(":")
-    if kind not in AGENT_TYPES:
-        near = difflib.get_close_matches(kind, AGENT_TYPES, n=1, cutoff=0.3) or ["vlm"]
-        raise UserError(f"expected an agent ({', '.join(AGENT_TYPES)}), got {spec!r}; nearest: {near[0]}")
-    if kind == "sb3" and not path:
+def current_agent_name(recorded: str) -> str:
+    """Return the agent name of a dataset or result in current terms.
+
+    'marksman, noise 0.1' becomes 'carnival-expert, random actions 0.1'.
+    """
+    for old, new in OLD_WRAPPER_NAMES.items():
+        recorded = recorded.replace(old, new)
+    old_id = rf"(?<![\w:/.-])({'|'.join(OLD_AGENT_IDS)})(?![\w:/.-])"
+    return re.sub(old_id, lambda found: OLD_AGENT_IDS[found[1]], recorded)
+
+
+def parse_agent_id(agent_id: str) -> tuple[str, str | None]:
+    """Return (type, path or None) of an agent id; `UserError` names the nearest type."""
+    agent_type, _, path = agent_id.partition(":")
+    if agent_type not in AGENT_TYPES:
+        close = difflib.get_close_matches(agent_type, AGENT_TYPES, n=1, cutoff=0.3) or ["vlm"]
+        nearest = OLD_AGENT_IDS.get(agent_type, close[0])
+        raise UserError(f"expected an agent ({', '.join(AGENT_TYPES)}), got {agent_id!r}; nearest: {nearest}")
+    if agent_type == "sb3" and not path:
         raise UserError("expected sb3:PATH with the path of a stable-baselines3 archive, got 'sb3'")
-    return kind, path or None
+    return agent_type, path or None
 
 
-def checkpoint_path(spec: str) -> Path:
-    """Return where the weights of a VLM's word lie: those that ship where it names none."""
-    path = parse_agent_id(spec)[1]
+def checkpoint_path(agent_id: str) -> Path:
+    """Return the checkpoint of a VLM's id; the released policy if it names none."""
+    path = parse_agent_id(agent_id)[1]
     return Path(path) if path else RELEASED_POLICY
 
 
-def needs_emulator(spec: str) -> bool:
-    """Whether an agent searches the emulator that it plays on."""
-    return parse_agent_id(spec)[0] in EXPERTS
+def needs_emulator(agent_id: str) -> bool:
+    """Return whether an agent searches the emulator that it plays on."""
+    return parse_agent_id(agent_id)[0] in EXPERTS
 
 
 def make_agent(
-    spec: str, envs: GameEnvs, decode: str = "scores", temperature: float | None = None, engine: str = "torch"
+    agent_id: str, envs: GameEnvs, decode: str = "scores", temperature: float | None = None, engine: str = "torch"
 ) -> Agent:
-    """Build the agent that a user's word means, for these lanes.
+    """Return the agent of an id for these environments.
 
-    `decode`, `temperature` and `engine` are a VLM's; a temperature of None is the one chosen for the checkpoint.
-    Torch is imported only for agents that need it.
+    `decode`, `temperature` (None: the one chosen for the checkpoint) and `engine` are for a VLM. Torch is imported only
+    for agents that need it.
     """
-    kind, path = parse_agent_id(spec)
-    if kind == "random":
+    agent_type, path = parse_agent_id(agent_id)
+    if agent_type == "random":
         return RandomAgent(envs.action_names)
-    if kind in EXPERTS:
+    if agent_type in EXPERTS:
         from agents.experts.search_agent import SearchAgent, find_search
 
         assert isinstance(envs, EmulatorEnvs)
-        return SearchAgent(envs, find_search(kind, envs), kind)
-    if kind == "sb3":
+        return SearchAgent(envs, find_search(agent_type, envs), agent_type)
+    if agent_type == "sb3":
         from agents.sb3_agent import Sb3Agent
 
         return Sb3Agent(Path(str(path)), envs.action_names)
-    if kind == "human":
+    if agent_type == "human":
         from agents.human_agent import HumanAgent
 
         return HumanAgent(envs.game, envs.action_names)
     from agents.vlm_agent import VlmAgent
 
-    return VlmAgent.load(checkpoint_path(spec), envs.game, envs.action_names, decode, temperature, engine)
+    return VlmAgent.load(checkpoint_path(agent_id), envs.game, envs.action_names, decode, temperature, engine)

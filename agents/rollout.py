@@ -1,11 +1,9 @@
-"""The episode loop, once: games in step over many lanes, as a generator of turns.
+"""The episode loop, written once: episodes of parallel environments as a generator of transitions.
 
-    for turn in play_games(agent, envs, seeds):
-        recorder.step(turn)
+    for transition in play_games(agent, envs, seeds):
+        recorder.step(transition)
 
-Scores, videos and datasets watch the turns; none of them is the loop's business. The frames and rewards in a turn
-are the true ones of whole games. With several tables of lanes, `rollout_pipelined`, one table's games step while the agent
-of another thinks.
+Scores, videos and datasets observe the transitions. Frames and rewards are the true ones of whole episodes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,10 +18,11 @@ from envs.atari import GameEnvs, Step
 
 @dataclass(frozen=True)
 class Transition:
-    """One decision of one game: what was seen, what was answered, what came of it.
+    """One agent step of one episode.
 
-    frame: uint8[H, W, 3], seen before acting; scores: float32[A] or None; score: the sum of rewards so far, this
-    turn's included; step: the number of decisions before this one.
+    game_index: the episode's place among the seeds; step: the agent steps before this one; frame: uint8[H, W, 3], the
+    observation before the action; text: the agent's answer; scores: float32[A] or None; invalid: whether the answer
+    named no legal action; score: the sum of rewards up to and including this step.
     """
 
     game_index: int
@@ -41,12 +40,12 @@ class Transition:
 
     @property
     def ended(self) -> bool:
-        """Whether this was the game's last decision."""
+        """Whether this is the episode's last transition."""
         return self.terminated or self.truncated
 
 
 @dataclass
-class _Lane:
+class _Episode:
     game_index: int
     seed: int
     step: int = 0
@@ -54,93 +53,94 @@ class _Lane:
 
 
 def play_games(agent: Agent, envs: GameEnvs, seeds: Sequence[int]) -> Iterator[Transition]:
-    """Play one game for each seed and yield its turns, interleaved over the lanes.
+    """Play one episode for each seed and yield its transitions, interleaved over the environments.
 
-    A lane whose game has ended takes the next seed; lanes without one idle. The games do not depend on the lanes.
+    An environment whose episode has ended takes the next seed; one without a seed idles. An episode does not depend on
+    the number of environments.
     """
     yield from rollout_pipelined([(agent, envs)], seeds)
 
 
-def rollout_pipelined(tables: Sequence[tuple[Agent, GameEnvs]], seeds: Sequence[int]) -> Iterator[Transition]:
-    """Play one game for each seed at several tables, each with an agent and lanes of its own; yield all turns.
+def rollout_pipelined(groups: Sequence[tuple[Agent, GameEnvs]], seeds: Sequence[int]) -> Iterator[Transition]:
+    """Do what `play_games` does with several groups of environments, each with an agent of its own.
 
-    The games are those of `play_games`: which table plays which does not change them. A table's games step in a thread
-    while the agents of the others think, so that with two tables neither waits for the other.
+    One group's environments step in a thread while another group's agent computes, so that with two groups neither
+    waits for the other.
     """
-    waiting = list(enumerate(seeds))[::-1]
-    sides = [_EnvGroup(agent, envs) for agent, envs in tables]
-    with ThreadPoolExecutor(len(sides)) as pool:
+    pending = list(enumerate(seeds))[::-1]
+    env_groups = [_EnvGroup(agent, envs) for agent, envs in groups]
+    with ThreadPoolExecutor(len(env_groups)) as pool:
         while True:
-            for side in sides:
-                yield from side.settle()
-                side.decide(waiting, pool)
-            if not any(side.stepping for side in sides):
+            for group in env_groups:
+                yield from group.collect()
+                group.dispatch(pending, pool)
+            if not any(group.step_future for group in env_groups):
                 return
 
 
 class _EnvGroup:
-    """An agent, its lanes, and the step that they are taking."""
+    """An agent, its environments, and the step in progress."""
 
     def __init__(self, agent: Agent, envs: GameEnvs):
         self.agent, self.envs = agent, envs
-        self.lanes: list[_Lane | None] = [None] * envs.n
+        self.episodes: list[_Episode | None] = [None] * envs.num_envs
         self.frames: np.ndarray | None = None
         self.actions: Actions | None = None
-        self.stepping: Future[Step] | None = None
+        self.step_future: Future[Step] | None = None
 
-    def settle(self) -> Iterator[Transition]:
-        """Wait for the step that is being taken, if any, and yield what came of it."""
-        if self.stepping is None:
+    def collect(self) -> Iterator[Transition]:
+        """Wait for the step in progress, if any, and yield its transitions."""
+        if self.step_future is None:
             return
-        step, self.stepping = self.stepping.result(), None
+        step, self.step_future = self.step_future.result(), None
         assert self.frames is not None
         assert self.actions is not None
         frames, self.frames = self.frames, step.frames
-        for i, lane in enumerate(self.lanes):
-            if lane is not None:
-                turn = _turn(lane, i, frames, self.actions, step)
-                lane.step += 1
-                if turn.ended:
-                    self.lanes[i] = None
-                yield turn
+        for i, episode in enumerate(self.episodes):
+            if episode is not None:
+                transition = _transition(episode, i, frames, self.actions, step)
+                episode.step += 1
+                if transition.ended:
+                    self.episodes[i] = None
+                yield transition
 
-    def decide(self, waiting: list[tuple[int, int]], pool: ThreadPoolExecutor) -> None:
-        """Begin games in free lanes, ask the agent, and let all lanes step; nothing if there is no game to play."""
-        starts = _fill(self.lanes, waiting)
-        if all(lane is None for lane in self.lanes):
+    def dispatch(self, pending: list[tuple[int, int]], pool: ThreadPoolExecutor) -> None:
+        """Start episodes in idle environments, ask the agent for actions and start the step; nothing if all idle."""
+        starts = _start_episodes(self.episodes, pending)
+        if all(episode is None for episode in self.episodes):
             return
         if any(seed is not None for seed in starts):
             self.frames = self.envs.reset(starts)
             self.agent.reset(starts)
         assert self.frames is not None
         self.actions = self.agent.act(self.frames)
-        self.stepping = pool.submit(self.envs.step, self.actions.indices)
+        self.step_future = pool.submit(self.envs.step, self.actions.indices)
 
 
-def _fill(lanes: list[_Lane | None], waiting: list[tuple[int, int]]) -> list[int | None]:
-    """Give each free lane the next game; return the seeds of the games that begin, lane by lane."""
-    starts: list[int | None] = [None] * len(lanes)
-    for i, lane in enumerate(lanes):
-        if lane is None and waiting:
-            index, seed = waiting.pop()
-            lanes[i], starts[i] = _Lane(index, seed), seed
+def _start_episodes(episodes: list[_Episode | None], pending: list[tuple[int, int]]) -> list[int | None]:
+    """Give each idle environment the next pending episode; return the seeds to reset with, None where one continues."""
+    starts: list[int | None] = [None] * len(episodes)
+    for i, episode in enumerate(episodes):
+        if episode is None and pending:
+            index, seed = pending.pop()
+            episodes[i], starts[i] = _Episode(index, seed), seed
     return starts
 
 
-def _turn(lane: _Lane, i: int, frames: np.ndarray, actions: Actions, step: Step) -> Transition:
+def _transition(episode: _Episode, i: int, frames: np.ndarray, actions: Actions, step: Step) -> Transition:
     reward = float(step.rewards[i])
-    lane.score += reward
+    episode.score += reward
     return Transition(
-        game_index=lane.game_index,
-        seed=lane.seed,
-        step=lane.step,
+        game_index=episode.game_index,
+        seed=episode.seed,
+        step=episode.step,
         frame=frames[i],
         action=int(actions.indices[i]),
         text=actions.texts[i],
         scores=None if actions.scores is None else actions.scores[i],
         invalid=bool(actions.invalid[i]),
         reward=reward,
-        score=lane.score,
+        score=episode.score,
         terminated=bool(step.terminated[i]),
         truncated=bool(step.truncated[i]),
     )

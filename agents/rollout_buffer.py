@@ -59,8 +59,8 @@ class RolloutCollector:
         self._memory = FrameStack(history)
         self._begun = 0
         self._games: list[int] = []  # each lane's game
-        self._actions: list[list[int]] = [[] for _ in range(envs.n)]  # each lane's, since its game began
-        self._scores = np.zeros(envs.n)
+        self._actions: list[list[int]] = [[] for _ in range(envs.num_envs)]  # each lane's, since its game began
+        self._scores = np.zeros(envs.num_envs)
         self._stacks: np.ndarray | None = None
 
     def play(self, decide: Decide, length: int) -> RolloutBatch:
@@ -93,12 +93,12 @@ class RolloutCollector:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Bring all lanes, of the same number, to where they stood."""
-        if len(state["games"]) != self.envs.n:
-            raise UserError(f"expected a state of {self.envs.n} lanes, got {len(state['games'])}")
+        if len(state["games"]) != self.envs.num_envs:
+            raise UserError(f"expected a state of {self.envs.num_envs} lanes, got {len(state['games'])}")
         self._begun, self._games = state["begun"], list(state["games"])
         self._actions = [list(actions) for actions in state["actions"]]
         longest = max(len(actions) for actions in self._actions)
-        frames = np.zeros((self.envs.n, *self.envs.frame_shape), dtype=np.uint8)
+        frames = np.zeros((self.envs.num_envs, *self.envs.frame_shape), dtype=np.uint8)
         for number in range(longest + 1):  # lanes with shorter games begin later, so that all get there together
             waiting = [longest - len(actions) - number for actions in self._actions]
             if number:
@@ -116,14 +116,14 @@ class RolloutCollector:
             self._stacks = self._memory.add(frames)
 
     def _begin(self) -> np.ndarray:
-        self._memory.reset(np.ones(self.envs.n, dtype=bool))
-        return self._memory.add(self._next_games(np.ones(self.envs.n, dtype=bool)))
+        self._memory.reset(np.ones(self.envs.num_envs, dtype=bool))
+        return self._memory.add(self._next_games(np.ones(self.envs.num_envs, dtype=bool)))
 
     def _next_games(self, ended: np.ndarray) -> np.ndarray:
         """Begin a new game in every lane that has ended; return the frames of all."""
         if not self._games:
-            self._games = [0] * self.envs.n
-        starts: list[int | None] = [None] * self.envs.n
+            self._games = [0] * self.envs.num_envs
+        starts: list[int | None] = [None] * self.envs.num_envs
         for lane in np.flatnonzero(ended):
             starts[lane] = self._games[lane] = self._seed(self._begun)
             self._actions[lane], self._scores[lane] = [], 0.0

@@ -1,7 +1,7 @@
-"""A stable-baselines3 expert at the controls: four small grey frames in, an action index out.
+"""A stable-baselines3 policy as an agent: four small gray frames in, an action index out.
 
-Seeing is the agent's own business: `shrink` makes the 84 x 84 grey image (Mnih et al. 2015) of a true frame, for
-training (`agents.experts.train_sb3`) and for play alike. An archive is opened for its weights only: nothing in it is unpickled.
+`shrink` turns a true frame into the 84 x 84 gray image of Mnih et al. 2015, in training (`agents.experts.train_sb3`)
+and in play. An archive is read for its weights only: nothing in it is unpickled.
 """
 
 import io
@@ -23,7 +23,7 @@ from agents.frame_stack import FrameStack
 from common.errors import UserError
 
 SIDE, STACK = 84, 4
-GREY = (0.299, 0.587, 0.114)
+GRAY = (0.299, 0.587, 0.114)
 OBSERVATIONS = spaces.Box(0, 255, (STACK, SIDE, SIDE), np.uint8)
 POLICIES: dict[str, Callable[..., BasePolicy]] = {
     "sb3_contrib.qrdqn.policies": QrdqnPolicy,
@@ -33,14 +33,14 @@ POLICIES: dict[str, Callable[..., BasePolicy]] = {
 
 
 def shrink(frames: np.ndarray) -> np.ndarray:
-    """Return frames uint8[n, H, W, 3] as grey uint8[n, 84, 84], each pixel the mean of the area it covers."""
-    grey = torch.from_numpy(np.ascontiguousarray(frames)).float() @ torch.tensor(GREY)  # [n, H, W]
-    small = functional.interpolate(grey[:, None], size=(SIDE, SIDE), mode="area")[:, 0]
+    """Return frames uint8[n, H, W, 3] as gray uint8[n, 84, 84], each pixel the mean of its area."""
+    gray = torch.from_numpy(np.ascontiguousarray(frames)).float() @ torch.tensor(GRAY)  # [n, H, W]
+    small = functional.interpolate(gray[:, None], size=(SIDE, SIDE), mode="area")[:, 0]
     return small.round().byte().numpy()
 
 
 def read_policy(path: Path, actions: int) -> BasePolicy:
-    """Build the policy of an archive from its weights; `UserError` tells what is wrong with the file."""
+    """Return an archive's policy, built from its weights; `UserError` names what is wrong with the file."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"expected a stable-baselines3 archive (.zip), got {path}, which is not a file")
@@ -73,12 +73,12 @@ class Sb3Agent:
         self._memory = FrameStack(STACK)
 
     def reset(self, seeds: Sequence[int | None]) -> None:
-        """Begin new games; see `agents.agent.Agent`."""
+        """Start new episodes; see `agents.agent.Agent`."""
         self._memory.reset(np.array([seed is not None for seed in seeds]))
 
     @torch.inference_mode()
     def act(self, frames: np.ndarray) -> Actions:
-        """Answer the frames of all lanes with the best action of each."""
+        """Return the greedy action of every environment."""
         stacks = self._memory.add(shrink(frames)[..., None])[..., 0]  # [n, 4, 84, 84]
         indices, _ = self._policy.predict(stacks, deterministic=True)
         texts = tuple(self.action_names[i] for i in indices)

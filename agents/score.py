@@ -25,7 +25,7 @@ from tqdm import tqdm
 from agents.registry import (
     EXPERTS,
     checkpoint_path,
-    current_agent_id,
+    current_agent_name,
     make_agent,
     needs_emulator,
     parse_agent_id,
@@ -156,7 +156,7 @@ def open_result(args: Args, protocol: Protocol) -> dict[str, Any]:
     if result["protocol"] != protocol.to_dict():
         there = (result["protocol"] or {}).get("name")
         raise UserError(f"{args.out} holds scores under {there}; choose another --out for {protocol.name}")
-    result["rows"] = [row | {"agent": current_agent_id(row["agent"])} for row in result["rows"]]
+    result["rows"] = [row | {"agent": current_agent_name(row["agent"])} for row in result["rows"]]
     return result
 
 

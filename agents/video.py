@@ -1,8 +1,7 @@
-"""Video of true frames with the agent's words beside them, streamed to the encoder as the game goes on.
+"""Video of true frames beside a panel with the agent's answer, streamed to the encoder during play.
 
-The left of the picture is the game, scaled up without smoothing; the right tells the game, the model's text action,
-the score of every legal action as a bar, and the running score. Frames come at the game's own speed. The file is
-written under another name and renamed when it is whole; `check_video` decodes it again.
+The left of the image is the frame, enlarged without smoothing; the right shows the game, the agent's text action, the
+score of every legal action as a bar, and the running score. The video runs at the game's own speed.
 """
 
 import os
@@ -20,67 +19,81 @@ from vlm.segmentation.mask_drawing import SHOWN, draw_mask
 
 EMULATOR_FRAMES_PER_SECOND = 60
 SCALE = 3
-PANEL = 288
-INK, DIM, BACK, BAR, CHOSEN = (236, 236, 240), (150, 152, 164), (18, 19, 26), (62, 84, 122), (255, 176, 46)
+PANEL_WIDTH = 288
+BLOCK = 16  # both sides of a video's frames are multiples of an encoder's macroblock
+TEXT, DIM_TEXT, BACKGROUND = (236, 236, 240), (150, 152, 164), (18, 19, 26)
+BAR, EMPTY_BAR, CHOSEN, INVALID = (62, 84, 122), (34, 36, 48), (255, 176, 46), (255, 96, 96)
 
 
 @dataclass(frozen=True)
 class OverlayFrame:
-    """What a viewer asked to see: words, and their mask bool[H, W] in the frame at hand."""
+    """An expression and its mask bool[H, W] in the current frame."""
 
-    words: str
+    expression: str
     mask: np.ndarray
 
 
-def draw_turn(
-    turn: Transition, title: str, agent: str, action_names: tuple[str, ...], shown: OverlayFrame | None = None
-) -> np.ndarray:
-    """Return the picture of a turn, uint8[rows, columns, 3], both sides multiples of 16 as encoders like them."""
-    height, width, _ = turn.frame.shape
-    rows = -(-SCALE * height // 16) * 16
-    picture = Image.new("RGB", (SCALE * width + PANEL, rows), BACK)
-    mask = shown.mask if shown else np.zeros((height, width), dtype=bool)
-    game = Image.fromarray(draw_mask(turn.frame, mask, SCALE, dim=False))
-    picture.paste(game, (0, (rows - SCALE * height) // 2))
-    draw = ImageDraw.Draw(picture)
-    _draw_panel(draw, SCALE * width + 18, turn, title, agent, action_names)
-    if shown:
-        said = f"{_short(shown.words, 34)}: {int(mask.sum())} pixels"
-        draw.text((SCALE * width + 18, rows - 30), said, SHOWN, ImageFont.load_default(13))
-    return np.asarray(picture)
+@dataclass(frozen=True)
+class Panel:
+    """The panel beside the frames: the constants of a video, and how they are drawn with a transition."""
+
+    title: str
+    agent: str
+    action_names: tuple[str, ...]
+    frame_skip: int
+
+    def draw(self, draw: ImageDraw.ImageDraw, left: int, transition: Transition) -> None:
+        """Draw the panel of a transition from column `left` on."""
+        small, large = ImageFont.load_default(13), ImageFont.load_default(26)
+        seconds = transition.step * self.frame_skip // EMULATOR_FRAMES_PER_SECOND
+        answer, answer_color = f"“{_shorten(transition.text, 19)}”", INVALID if transition.invalid else CHOSEN
+        draw.text((left, 18), self.title, TEXT, large)
+        draw.text((left, 52), f"agent: {self.agent}", DIM_TEXT, small)
+        draw.text((left, 88), "score", DIM_TEXT, small)
+        draw.text((left, 104), f"{transition.score - transition.reward:,.0f}", TEXT, large)
+        draw.text((left + 130, 88), "time", DIM_TEXT, small)
+        draw.text((left + 130, 104), f"{seconds // 60}:{seconds % 60:02d}", TEXT, large)
+        draw.text((left, 152), "answer", DIM_TEXT, small)
+        draw.text((left, 168), answer, answer_color, large)
+        self._draw_bars(draw, left, transition)
+
+    def _draw_bars(self, draw: ImageDraw.ImageDraw, left: int, transition: Transition) -> None:
+        bar_left, bar_right = left + 118, left + PANEL_WIDTH - 36
+        spacing = min(24, 360 // len(self.action_names))
+        font = ImageFont.load_default(16 if spacing > 20 else 13)
+        lengths = bar_lengths(transition.scores, len(self.action_names))
+        for i, (name, length) in enumerate(zip(self.action_names, lengths, strict=True)):
+            top, chosen = 222 + i * spacing, i == transition.action
+            bottom = top + spacing - 6
+            draw.rectangle((bar_left, top + 3, bar_right, bottom), EMPTY_BAR)
+            if length > 0:
+                end = bar_left + length * (bar_right - bar_left)
+                draw.rectangle((bar_left, top + 3, end, bottom), CHOSEN if chosen else BAR)
+            draw.text((left, top), name, TEXT if chosen else DIM_TEXT, font)
 
 
-def _draw_panel(
-    draw: ImageDraw.ImageDraw, left: int, turn: Transition, title: str, agent: str, action_names: tuple[str, ...]
-) -> None:
-    small, text, large = (ImageFont.load_default(size) for size in (13, 16, 26))
-    right = left + PANEL - 36
-    draw.text((left, 18), title, INK, large)
-    draw.text((left, 52), f"agent: {agent}", DIM, small)
-    draw.text((left, 88), "score", DIM, small)
-    draw.text((left, 104), f"{turn.score - turn.reward:,.0f}", INK, large)
-    draw.text((left + 130, 88), "time", DIM, small)
-    seconds = turn.step * 4 // EMULATOR_FRAMES_PER_SECOND
-    draw.text((left + 130, 104), f"{seconds // 60}:{seconds % 60:02d}", INK, large)
-    draw.text((left, 152), "it says", DIM, small)
-    draw.text((left, 168), f"“{_short(turn.text, 19)}”", (255, 96, 96) if turn.invalid else CHOSEN, large)
-    shares = bar_lengths(turn.scores, len(action_names))
-    step = min(24, 360 // len(action_names))
-    for i, (name, share) in enumerate(zip(action_names, shares, strict=True)):
-        top = 222 + i * step
-        colour = CHOSEN if i == turn.action else BAR
-        draw.rectangle((left + 118, top + 3, right, top + step - 6), (34, 36, 48))
-        if share > 0:
-            draw.rectangle((left + 118, top + 3, left + 118 + share * (right - left - 118), top + step - 6), colour)
-        draw.text((left, top), name, INK if i == turn.action else DIM, text if step > 20 else small)
+def draw_transition(transition: Transition, panel: Panel, overlay: OverlayFrame | None = None) -> np.ndarray:
+    """Return the video frame of a transition, uint8[rows, columns, 3]."""
+    height, width, _ = transition.frame.shape
+    rows = -(-SCALE * height // BLOCK) * BLOCK
+    image = Image.new("RGB", (SCALE * width + PANEL_WIDTH, rows), BACKGROUND)
+    mask = overlay.mask if overlay else np.zeros((height, width), dtype=bool)
+    frame = Image.fromarray(draw_mask(transition.frame, mask, SCALE, dim=False))
+    image.paste(frame, (0, (rows - SCALE * height) // 2))
+    draw, left = ImageDraw.Draw(image), SCALE * width + 18
+    panel.draw(draw, left, transition)
+    if overlay:
+        label = f"{_shorten(overlay.expression, 34)}: {int(mask.sum())} pixels"
+        draw.text((left, rows - 30), label, SHOWN, ImageFont.load_default(13))
+    return np.asarray(image)
 
 
-def _short(text: str, letters: int) -> str:
-    return text if len(text) <= letters else text[:letters] + "…"
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else text[:length] + "…"
 
 
 def bar_lengths(scores: np.ndarray | None, count: int) -> np.ndarray:
-    """Return float[count] in [0, 1]: probabilities as they are, a planner's values from worst to best."""
+    """Return float[count] in [0, 1]: probabilities unchanged, a search's values scaled from worst to best."""
     if scores is None:
         return np.zeros(count)
     finite = np.isfinite(scores)
@@ -93,55 +106,51 @@ def bar_lengths(scores: np.ndarray | None, count: int) -> np.ndarray:
 
 
 class VideoWriter:
-    """Streams the turns of one game into an mp4 at true speed; holds one frame in memory, not a game.
+    """Streams one episode into an mp4; holds one frame in memory. The file gets its name when it is complete."""
 
-    A turn lasts `frame_skip` emulator frames, so that 60 / frame_skip pictures make a second.
-    """
-
-    def __init__(self, file: Path, title: str, agent: str, action_names: tuple[str, ...], frame_skip: int):
-        self.file, self.frames = Path(file), 0
-        self._look = (title, agent, action_names)
-        self._aside = self.file.with_name(f".{os.getpid()}.{self.file.name}")
+    def __init__(self, file: Path, panel: Panel):
+        self.file, self.panel, self.num_frames = Path(file), panel, 0
+        self._temporary = self.file.with_name(f".{os.getpid()}.{self.file.name}")
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self._writer = imageio.get_writer(
-            self._aside,
+            self._temporary,
             format="FFMPEG",
-            fps=EMULATOR_FRAMES_PER_SECOND / frame_skip,
+            fps=EMULATOR_FRAMES_PER_SECOND / panel.frame_skip,
             codec="libx264",
-            macro_block_size=16,
+            macro_block_size=BLOCK,
             output_params=["-preset", "veryfast", "-crf", "20", "-threads", "1"],
         )
 
-    def step(self, turn: Transition, shown: OverlayFrame | None = None) -> None:
-        """Add a turn; a disk that is full, or an encoder that died, is told in one line."""
+    def step(self, transition: Transition, overlay: OverlayFrame | None = None) -> None:
+        """Add a transition; `UserError` reports a full disk or an encoder that died."""
         try:
-            self._writer.append_data(draw_turn(turn, *self._look, shown))
+            self._writer.append_data(draw_transition(transition, self.panel, overlay))
         except OSError as error:
-            raise UserError(f"{self.file} could not be filmed further (is the disk full?): {error}") from error
-        self.frames += 1
+            raise UserError(f"{self.file} could not be written further (is the disk full?): {error}") from error
+        self.num_frames += 1
 
     def close(self) -> None:
-        """Finish the file, so that what was filmed plays, and give it its name."""
-        self._writer.close()
-        if not self.frames:
-            self._aside.unlink(missing_ok=True)
+        """Finish the file, check it and give it its name; a video without frames is discarded."""
+        if not self.num_frames:
+            self.discard()
             return
-        check_video(self._aside, self.frames)
-        os.replace(self._aside, self.file)
+        self._writer.close()
+        check_video(self._temporary, self.num_frames)
+        os.replace(self._temporary, self.file)
 
     def discard(self) -> None:
-        """Leave no half-written file behind."""
+        """Delete the unfinished file."""
         self._writer.close()
-        self._aside.unlink(missing_ok=True)
+        self._temporary.unlink(missing_ok=True)
 
 
-def check_video(file: Path, frames: int) -> None:
-    """Decode a video and count its frames; too few mean that it was not written whole."""
+def check_video(file: Path, num_frames: int) -> None:
+    """Decode a video and count its frames; `UserError` if it is incomplete."""
     try:
         reader: Any = imageio.get_reader(file, format="FFMPEG")
         with reader:
-            found = sum(1 for _ in reader.iter_data())
+            decoded = sum(1 for _ in reader.iter_data())
     except (OSError, RuntimeError) as error:
         raise UserError(f"{file} does not decode: {error}") from error
-    if found != frames:
-        raise UserError(f"{file} holds {found} frames where {frames} were filmed; is the disk full?")
+    if decoded != num_frames:
+        raise UserError(f"{file} holds {decoded} frames where {num_frames} were written; is the disk full?")

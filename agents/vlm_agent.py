@@ -102,7 +102,7 @@ class VlmAgent:
         """Score with the engine asked for; a graph is compiled at the first frame of its shape."""
         assert self._scorer is not None
         if self._engine == "torch" or (self._engine == "auto" and (len(stacks) > 1 or self.vlm.device.type != "cpu")):
-            return self._scorer.log_probs(self.vlm.preprocess(stacks)).cpu().numpy()
+            return self._scorer.log_probs(self.vlm.encode_images(self.vlm.preprocess(stacks))).cpu().numpy()
         if self._compiled is None or self._compiled.shape != stacks.shape:
             self._compiled = OpenVinoScorer(self._scorer, stacks)
         return self._compiled.log_probs(stacks)

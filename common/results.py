@@ -11,7 +11,9 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import write_text_atomically
-from common.provenance import changed, command_line, git_commit, machine, package_versions
+from common.provenance import ROOT, changed, command_line, git_commit, machine, package_versions
+
+RESULTS = ROOT / "experiments" / "results"  # the committed result files
 
 
 def new_result(name: str, protocol: dict[str, Any] | None, seeds: list[int]) -> dict[str, Any]:

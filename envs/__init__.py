@@ -1,1 +1,1 @@
-"""The games as they are: names, protocols, emulators in step, stored episodes, reference scores."""
+"""Atari games: names, protocols, parallel environments, stored episodes, objects, reference scores."""

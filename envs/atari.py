@@ -1,11 +1,11 @@
-"""One Atari game in many lanes: true frames, true rewards, true ends.
+"""Parallel environments of one Atari game, with the emulator's own frames, rewards and episode ends.
 
-A decision is `frame_skip` emulator frames; the frame seen after it is the pixel-wise maximum of the last two of them,
-because the console draws some objects on every other frame only. Two classes share one interface and give the same
-games, bit for bit, for the same seeds and actions: `AtariEnvs` steps in ale-py's own threads, `EmulatorEnvs` holds
-each lane's emulator, for a searcher to clone and restore.
+An agent step is `frame_skip` emulator frames; its observation is the pixel-wise maximum of the last two of them,
+because the console draws some objects in every other frame only. Two classes share one interface and give identical
+episodes for the same seeds and actions: `AtariEnvs` steps in ale-py's threads, `EmulatorEnvs` exposes the emulators,
+so that an expert can clone and restore their states.
 
-A lane whose game has ended idles until it is reset: its rewards are 0 and its flags False.
+An environment whose episode has ended idles until it is reset: its rewards are 0 and its flags False.
 """
 
 from abc import ABC, abstractmethod
@@ -16,59 +16,63 @@ from typing import Self
 import numpy as np
 from ale_py import ALEState
 from ale_py.vector_env import AtariVectorEnv
+from jaxtyping import Bool, Float32, Int, Int64, UInt8
 
 from common.errors import UserError
 from envs.games import Game, action_names, load_rom, open_emulator, screen_size
 from envs.protocol import MACHADO2018, Protocol
 
+Frame = UInt8[np.ndarray, "height width 3"]
+Frames = UInt8[np.ndarray, "num_envs height width 3"]
+Ram = UInt8[np.ndarray, "128"]
+
 
 @dataclass(frozen=True)
 class Step:
-    """What a decision brought, lane by lane.
+    """The result of one step in every environment.
 
-    frames: uint8[n, H, W, 3]; rewards: float32[n], unclipped; terminated, truncated: bool[n]; lives: int64[n]
-    (0 throughout in a game that counts none).
+    Rewards are not clipped. `lives` is 0 throughout in a game without lives.
     """
 
-    frames: np.ndarray
-    rewards: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-    lives: np.ndarray
+    frames: Frames
+    rewards: Float32[np.ndarray, " num_envs"]
+    terminated: Bool[np.ndarray, " num_envs"]
+    truncated: Bool[np.ndarray, " num_envs"]
+    lives: Int64[np.ndarray, " num_envs"]
 
 
 class GameEnvs(ABC):
-    """What both kinds of lanes share: shape, names, and which lanes idle."""
+    """Parallel environments of one game."""
 
-    def __init__(self, game: Game, n: int, protocol: Protocol):
-        if n < 1:
-            raise UserError(f"expected at least 1 lane, got {n}")
-        self.game, self.n, self.protocol = game, n, protocol
+    def __init__(self, game: Game, num_envs: int, protocol: Protocol):
+        if num_envs < 1:
+            raise UserError(f"expected at least 1 environment, got {num_envs}")
+        self.game, self.num_envs, self.protocol = game, num_envs, protocol
         self.action_names = action_names(game, protocol.full_action_space)
         self.frame_shape = (*screen_size(game), 3)
-        self._idle = np.ones(n, dtype=bool)
+        self._idle = np.ones(num_envs, dtype=bool)
 
-    def _check_reset(self, seeds: Sequence[int | None]) -> np.ndarray:
-        if len(seeds) != self.n:
-            raise UserError(f"expected {self.n} seeds, one a lane (None: leave it), got {len(seeds)}")
-        started = np.array([seed is not None for seed in seeds])
-        self._idle &= ~started
-        return started
+    def _check_seeds(self, seeds: Sequence[int | None]) -> Bool[np.ndarray, " num_envs"]:
+        if len(seeds) != self.num_envs:
+            raise UserError(f"expected {self.num_envs} seeds, one per environment (None: no reset), got {len(seeds)}")
+        reset = np.array([seed is not None for seed in seeds])
+        self._idle &= ~reset
+        return reset
 
-    def _check_actions(self, actions: np.ndarray) -> np.ndarray:
+    def _check_actions(self, actions: Int[np.ndarray, " num_envs"]) -> Int64[np.ndarray, " num_envs"]:
         actions = np.asarray(actions, dtype=np.int64)
         legal = len(self.action_names)
-        if actions.shape != (self.n,) or actions.min() < 0 or actions.max() >= legal:
-            raise UserError(f"expected {self.n} actions from 0 to {legal - 1}, got {actions.tolist()}")
+        if actions.shape != (self.num_envs,) or actions.min() < 0 or actions.max() >= legal:
+            raise UserError(f"expected {self.num_envs} actions from 0 to {legal - 1}, got {actions.tolist()}")
         return actions
 
     @abstractmethod
-    def reset(self, seeds: Sequence[int | None]) -> np.ndarray:
-        """Start a new game in every lane that has a seed; return uint8[n, H, W, 3]."""
+    def reset(self, seeds: Sequence[int | None]) -> Frames:
+        """Start an episode in every environment that has a seed; return the current frames."""
 
     @abstractmethod
-    def step(self, actions: np.ndarray) -> Step:
-        """Play one decision in every lane; `actions` is int[n]."""
+    def step(self, actions: Int[np.ndarray, " num_envs"]) -> Step:
+        """Take one agent step in every environment."""
 
     @abstractmethod
     def close(self) -> None:
@@ -82,16 +86,16 @@ class GameEnvs(ABC):
 
 
 class AtariEnvs(GameEnvs):
-    """Lanes over ale-py's `AtariVectorEnv`; for protocols without no-op starts, which it cannot give lane by lane."""
+    """Environments on ale-py's `AtariVectorEnv`, which cannot draw no-op starts per environment."""
 
-    def __init__(self, game: Game, n: int, protocol: Protocol = MACHADO2018):
-        super().__init__(game, n, protocol)
+    def __init__(self, game: Game, num_envs: int, protocol: Protocol = MACHADO2018):
+        super().__init__(game, num_envs, protocol)
         if protocol.noop_max:
-            raise UserError(f"{protocol.name} opens games with no-ops; use EmulatorEnvs (see make_envs)")
+            raise UserError(f"{protocol.name} starts episodes with no-ops; use EmulatorEnvs (see make_envs)")
         height, width, _ = self.frame_shape
         self._envs = AtariVectorEnv(
             game.rom,
-            n,
+            num_envs,
             img_height=height,
             img_width=width,
             grayscale=False,
@@ -106,30 +110,30 @@ class AtariEnvs(GameEnvs):
             full_action_space=protocol.full_action_space,
             max_num_frames_per_episode=protocol.max_episode_frames,
         )
-        self._started = False
+        self._was_reset = False
 
-    def reset(self, seeds: Sequence[int | None]) -> np.ndarray:
+    def reset(self, seeds: Sequence[int | None]) -> Frames:
         """See `GameEnvs.reset`."""
-        started = self._check_reset(seeds)
-        if self._started:
+        mask = self._check_seeds(seeds)
+        if self._was_reset:
             given = np.array([seed for seed in seeds if seed is not None], dtype=np.int64)
-            frames, _ = self._envs.reset(seed=given, options={"reset_mask": started})
-        else:  # the library asks for one full reset first
+            frames, _ = self._envs.reset(seed=given, options={"reset_mask": mask})
+        else:  # the first reset of ale-py must cover every environment
             every = np.array([0 if seed is None else seed for seed in seeds], dtype=np.int64)
             frames, _ = self._envs.reset(seed=every)
-            self._started = True
+            self._was_reset = True
         return frames[:, 0].copy()
 
-    def step(self, actions: np.ndarray) -> Step:
+    def step(self, actions: Int[np.ndarray, " num_envs"]) -> Step:
         """See `GameEnvs.step`."""
         frames, rewards, terminated, truncated, info = self._envs.step(self._check_actions(actions))
-        awake = ~self._idle
+        active = ~self._idle
         self._idle |= terminated | truncated
         return Step(
             frames[:, 0].copy(),
-            np.where(awake, rewards, 0).astype(np.float32),
-            terminated & awake,
-            truncated & awake & ~terminated,
+            np.where(active, rewards, 0).astype(np.float32),
+            terminated & active,
+            truncated & active & ~terminated,
             np.asarray(info["lives"], dtype=np.int64),
         )
 
@@ -139,117 +143,116 @@ class AtariEnvs(GameEnvs):
 
 
 class Emulator:
-    """One console, a decision at a time; cheap enough to be searched."""
+    """One console, stepped by agent steps; its state can be cloned and restored."""
 
     def __init__(self, game: Game, protocol: Protocol):
         self._ale = open_emulator(game)
         self._ale.setFloat("repeat_action_probability", protocol.repeat_action_probability)
         self._ale.setInt("max_num_frames_per_episode", protocol.max_episode_frames)
         legal = self._ale.getLegalActionSet() if protocol.full_action_space else self._ale.getMinimalActionSet()
-        self._actions, self._skip = list(legal), protocol.frame_skip
+        self._actions, self._frame_skip = list(legal), protocol.frame_skip
         self._rom = game.rom
 
-    def start(self, seed: int) -> None:
-        """Begin a new game; the seed fixes which actions stick."""
+    def reset(self, seed: int) -> None:
+        """Start an episode; the seed decides which actions stick."""
         self._ale.setInt("random_seed", seed)
         load_rom(self._ale, self._rom)
         self._ale.reset_game()
 
     def act(self, action: int) -> float:
-        """Play one decision and return its reward."""
+        """Take one agent step and return its reward; faster than `step`, which also reads the screen."""
         ale, code, reward = self._ale, self._actions[action], 0
-        for _ in range(self._skip):
+        for _ in range(self._frame_skip):
             reward += ale.act(code)
             if ale.game_over():
                 break
         return float(reward)
 
-    def act_and_look(self, action: int) -> tuple[float, np.ndarray]:
-        """Play one decision; return its reward and the maximum of its last two frames, uint8[H, W, 3]."""
+    def step(self, action: int) -> tuple[float, Frame]:
+        """Take one agent step; return its reward and the maximum of its last two frames."""
         ale, code, reward = self._ale, self._actions[action], 0
-        seen: list[np.ndarray] = []
-        for frame in range(self._skip):
+        screens: list[np.ndarray] = []
+        for frame in range(self._frame_skip):
             reward += ale.act(code)
-            if frame >= self._skip - 2:
-                seen.append(ale.getScreenRGB())
+            if frame >= self._frame_skip - 2:
+                screens.append(ale.getScreenRGB())
             if ale.game_over():
                 break
-        return float(reward), np.maximum.reduce(seen or [ale.getScreenRGB()])
+        return float(reward), np.maximum.reduce(screens or [ale.getScreenRGB()])
 
     def clone(self) -> ALEState:
-        """Return the state of the console, but not of the stickiness: a restored state draws it anew."""
+        """Return the console's state without its random generator: after `restore`, sticky actions are drawn anew."""
         return self._ale.cloneState()
 
     def restore(self, state: ALEState) -> None:
-        """Go back to a state of `clone`."""
+        """Return to a state of `clone`."""
         self._ale.restoreState(state)
 
     @property
     def lives(self) -> int:
-        """Lives left; 0 throughout in a game that counts none."""
+        """Lives left; 0 throughout in a game without lives."""
         return int(self._ale.lives())
 
     @property
-    def ram(self) -> np.ndarray:
-        """The console's memory, uint8[128]."""
+    def ram(self) -> Ram:
+        """The console's memory."""
         return self._ale.getRAM()
 
     @property
     def game_over(self) -> bool:
-        """Whether the game has ended, or has been cut off."""
+        """Whether the episode has been terminated or truncated."""
         return bool(self._ale.game_over())
 
     @property
     def truncated(self) -> bool:
-        """Whether the game has been cut off by the protocol's cap."""
+        """Whether the protocol's limit has cut the episode off."""
         return bool(self._ale.game_truncated())
 
-    def frame(self) -> np.ndarray:
-        """The frame on the screen, uint8[H, W, 3]."""
+    def frame(self) -> Frame:
+        """Return the frame on the screen."""
         return self._ale.getScreenRGB()
 
 
 class EmulatorEnvs(GameEnvs):
-    """Lanes whose emulators lie open in `emulators`; one thread, any protocol."""
+    """Environments with accessible `emulators`; single-threaded, for any protocol."""
 
-    def __init__(self, game: Game, n: int, protocol: Protocol = MACHADO2018):
-        super().__init__(game, n, protocol)
-        self.emulators = [Emulator(game, protocol) for _ in range(n)]
-        self._frames = np.zeros((n, *self.frame_shape), dtype=np.uint8)
+    def __init__(self, game: Game, num_envs: int, protocol: Protocol = MACHADO2018):
+        super().__init__(game, num_envs, protocol)
+        self.emulators = [Emulator(game, protocol) for _ in range(num_envs)]
+        self._frames = np.zeros((num_envs, *self.frame_shape), dtype=np.uint8)
 
     def close(self) -> None:
         """Free the emulators."""
         self.emulators.clear()
 
-    def reset(self, seeds: Sequence[int | None]) -> np.ndarray:
-        """See `GameEnvs.reset`; a protocol with no-op starts draws their number from the seed."""
-        self._check_reset(seeds)
-        for lane, seed in enumerate(seeds):
+    def reset(self, seeds: Sequence[int | None]) -> Frames:
+        """See `GameEnvs.reset`; the number of no-ops at the start is drawn from the seed."""
+        self._check_seeds(seeds)
+        for env_index, seed in enumerate(seeds):
             if seed is None:
                 continue
-            emulator = self.emulators[lane]
-            emulator.start(seed)
-            self._frames[lane] = emulator.frame()
-            noops = int(np.random.default_rng(seed).integers(self.protocol.noop_max + 1))
-            for _ in range(noops):
-                _, self._frames[lane] = emulator.act_and_look(0)
+            emulator = self.emulators[env_index]
+            emulator.reset(seed)
+            self._frames[env_index] = emulator.frame()
+            for _ in range(int(np.random.default_rng(seed).integers(self.protocol.noop_max + 1))):
+                _, self._frames[env_index] = emulator.step(0)
         return self._frames.copy()
 
-    def step(self, actions: np.ndarray) -> Step:
+    def step(self, actions: Int[np.ndarray, " num_envs"]) -> Step:
         """See `GameEnvs.step`."""
         actions = self._check_actions(actions)
-        rewards = np.zeros(self.n, dtype=np.float32)
-        truncated = np.zeros(self.n, dtype=bool)
-        ended = np.zeros(self.n, dtype=bool)
-        for lane in np.flatnonzero(~self._idle):
-            emulator = self.emulators[lane]
-            rewards[lane], self._frames[lane] = emulator.act_and_look(int(actions[lane]))
-            ended[lane], truncated[lane] = emulator.game_over, emulator.truncated
+        rewards = np.zeros(self.num_envs, dtype=np.float32)
+        truncated = np.zeros(self.num_envs, dtype=bool)
+        ended = np.zeros(self.num_envs, dtype=bool)
+        for env_index in np.flatnonzero(~self._idle):
+            emulator = self.emulators[env_index]
+            rewards[env_index], self._frames[env_index] = emulator.step(int(actions[env_index]))
+            ended[env_index], truncated[env_index] = emulator.game_over, emulator.truncated
         self._idle |= ended
         lives = np.array([emulator.lives for emulator in self.emulators], dtype=np.int64)
         return Step(self._frames.copy(), rewards, ended & ~truncated, truncated, lives)
 
 
-def make_envs(game: Game, n: int, protocol: Protocol = MACHADO2018, searchable: bool = False) -> GameEnvs:
-    """Return the fastest lanes that can do what is asked: `EmulatorEnvs` to search or for no-op starts."""
-    return (EmulatorEnvs if searchable or protocol.noop_max else AtariEnvs)(game, n, protocol)
+def make_envs(game: Game, num_envs: int, protocol: Protocol = MACHADO2018, searchable: bool = False) -> GameEnvs:
+    """Return the fastest environments for a protocol; with `searchable` or no-op starts that is `EmulatorEnvs`."""
+    return (EmulatorEnvs if searchable or protocol.noop_max else AtariEnvs)(game, num_envs, protocol)

@@ -1,9 +1,9 @@
-"""Whole games on disk: a Hugging Face `datasets` directory of lossless frames, one Parquet file a game.
+"""Episodes on disk: a Hugging Face `datasets` directory of lossless frames, one Parquet file per episode.
 
-A row is a decision: `frame` (the PNG of the frame seen before acting), `action`, `action_values` (a teacher's value
-of every action, where there was a teacher; NaN where it was not asked), `reward`, `episode` (the game's seed), `step`,
-`terminated`, `truncated`. `info.json` beside the data tells game, actions, protocol, player and teacher.
-Games are added one by one, each atomically: what is on disk is always whole games.
+A row is an agent step: `frame` (the PNG of the observation), `action`, `action_values` (an expert's value of every
+action; NaN where it did not label the step), `reward`, `episode` (the emulator's seed), `step`, `terminated`,
+`truncated`. `info.json` beside the data names the game, its actions, the protocol, the agent and the expert.
+Episodes are added atomically, so that a directory holds complete episodes only.
 """
 
 import io
@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as parquet
 from datasets import Dataset, Features, Image, List, Value
-from PIL import Image as Picture
+from jaxtyping import Float32, Int, Int64, UInt8
+from PIL import Image as PilImage
 
 from common.errors import UserError
 from common.files import atomic_file, write_text_atomically
@@ -37,21 +38,17 @@ INFO = "info.json"
 
 
 class DatasetError(UserError):
-    """A dataset that is missing, damaged or of another kind; the message names the file."""
+    """A dataset that is missing, damaged or of different data; the message names the file."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One whole game of T decisions.
+    """One complete episode; `frames[t]` is the observation before `actions[t]`, `seed` the emulator's."""
 
-    frames: uint8[T, H, W, 3], frame t is the one seen before action t; actions: int[T]; rewards: float32[T];
-    action_values: float32[T, A] or None; terminated, truncated: how it ended; seed: the emulator's.
-    """
-
-    frames: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    action_values: np.ndarray | None
+    frames: UInt8[np.ndarray, "steps height width 3"]
+    actions: Int[np.ndarray, " steps"]
+    rewards: Float32[np.ndarray, " steps"]
+    action_values: Float32[np.ndarray, "steps actions"] | None
     terminated: bool
     truncated: bool
     seed: int
@@ -61,7 +58,7 @@ class Episode:
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
             raise UserError(f"expected frames uint8[T, H, W, 3], got {frames.dtype}{list(frames.shape)}")
         if not length:
-            raise UserError("expected an episode of at least one decision, got none")
+            raise UserError("expected an episode of at least one step, got none")
         if self.actions.shape != (length,) or not np.issubdtype(self.actions.dtype, np.integer):
             raise UserError(f"expected actions int[T], got {self.actions.dtype}{list(self.actions.shape)}")
         if len(frames) != length or self.rewards.shape != (length,):
@@ -80,7 +77,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What holds for every game of a dataset; `labels` names the teacher, if there was one."""
+    """The properties shared by all episodes of a dataset; `labels` names the expert, if there is one."""
 
     game: str
     action_names: tuple[str, ...]
@@ -105,23 +102,23 @@ class DatasetInfo:
         return cls(**{**fields, "action_names": names, "protocol": protocol})
 
     def same_data(self, other: "DatasetInfo") -> bool:
-        """Whether games of both may lie in one dataset; commit and versions may differ."""
+        """Return whether episodes of both may share a dataset; commit and versions may differ."""
         return all(
             getattr(self, name) == getattr(other, name)
             for name in ("game", "action_names", "protocol", "agent", "labels")
         )
 
 
-def encode_png(frame: np.ndarray) -> bytes:
-    """Return a frame uint8[H, W, 3] as PNG; Atari frames have few colours and shrink to about 2 kB."""
+def encode_png(frame: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    """Return a frame as PNG; Atari frames have few colours and compress to about 2 kB."""
     buffer = io.BytesIO()
-    Picture.fromarray(frame).save(buffer, format="PNG", compress_level=3)
+    PilImage.fromarray(frame).save(buffer, format="PNG", compress_level=3)
     return buffer.getvalue()
 
 
-def decode_png(png: bytes) -> np.ndarray:
-    """Return uint8[H, W, 3]."""
-    return np.asarray(Picture.open(io.BytesIO(png)).convert("RGB"))
+def decode_png(png: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    """Return the RGB pixels of a PNG."""
+    return np.asarray(PilImage.open(io.BytesIO(png)).convert("RGB"))
 
 
 def read_info(path: Path) -> DatasetInfo:
@@ -136,16 +133,16 @@ def read_info(path: Path) -> DatasetInfo:
 
 
 class EpisodeWriter:
-    """Adds games to a dataset directory, made if it is not there; several writers may add to one directory."""
+    """Adds episodes to a dataset directory, new or existing; several writers may share a directory."""
 
     def __init__(self, path: Path, info: DatasetInfo):
         self.path, self.info = Path(path), info
         self._data = self.path / "data"
         if (self.path / INFO).exists():
-            there = read_info(self.path)
-            if not there.same_data(info):
+            existing = read_info(self.path)
+            if not existing.same_data(info):
                 raise DatasetError(
-                    f"{path} holds {there.game} played by {there.agent} under {there.protocol.name}; "
+                    f"{path} holds {existing.game} played by {existing.agent} under {existing.protocol.name}; "
                     f"{info.game} played by {info.agent} under {info.protocol.name} needs a directory of its own"
                 )
         self._data.mkdir(parents=True, exist_ok=True)
@@ -153,15 +150,15 @@ class EpisodeWriter:
             write_text_atomically(self.path / INFO, json.dumps(info.to_dict(), indent=1))
 
     def seeds(self) -> set[int]:
-        """Return the seeds of the games that are there."""
+        """Return the seeds of the stored episodes."""
         return {int(file.stem.split("-")[1]) for file in self._data.glob("episode-*.parquet")}
 
     def append(self, episode: Episode) -> Path:
-        """Store one game; return its file."""
+        """Store one episode; return its file."""
         length = len(episode.actions)
         values = episode.action_values
         if values is not None and values.shape[1] != len(self.info.action_names):
-            raise UserError(f"expected {len(self.info.action_names)} action values a row, got {values.shape[1]}")
+            raise UserError(f"expected {len(self.info.action_names)} action values per row, got {values.shape[1]}")
         last = np.arange(length) == length - 1
         rows = {
             "frame": [{"bytes": encode_png(frame), "path": None} for frame in episode.frames],
@@ -180,20 +177,23 @@ class EpisodeWriter:
 
 
 class EpisodeDataset:
-    """Reads a dataset directory frame by frame, at random.
+    """Random access to the rows of a dataset directory, ordered by episode (seed) and step.
 
-    The PNGs stay compressed in memory, about 2 kB a decision. Rows are ordered by game (seed) and step.
-
-    actions: int64[N]; rewards: float32[N]; action_values: float32[N, A], NaN in rows without; starts: int64[N], the
-    row at which each row's game began.
+    The frames stay in memory as PNGs, about 2 kB per row. `action_values` is NaN in unlabelled rows; `starts` holds
+    the first row of each row's episode.
     """
+
+    actions: Int64[np.ndarray, " rows"]
+    rewards: Float32[np.ndarray, " rows"]
+    action_values: Float32[np.ndarray, "rows actions"]
+    starts: Int64[np.ndarray, " rows"]
 
     def __init__(self, path: Path):
         self.path = Path(path)
         self.info = read_info(self.path)
         files = sorted((self.path / "data").glob("episode-*.parquet"))
         if not files:
-            raise DatasetError(f"{self.path} holds no finished game")
+            raise DatasetError(f"{self.path} holds no complete episode")
         tables = [self._read(file) for file in files]
         lengths = [table.num_rows for table in tables]
         first = np.cumsum([0, *lengths[:-1]])
@@ -214,27 +214,24 @@ class EpisodeDataset:
 
     def _values(self, table) -> np.ndarray:
         width = len(self.info.action_names)
-        column = table["action_values"].to_pylist()
-        missing = [np.nan] * width
-        return np.array([missing if row is None else row for row in column], dtype=np.float32).reshape(-1, width)
+        rows = table["action_values"].to_pylist()
+        unlabelled = [np.nan] * width
+        return np.array([unlabelled if row is None else row for row in rows], dtype=np.float32).reshape(-1, width)
 
     def __len__(self) -> int:
         return len(self._pngs)
 
     @cached_property
     def scores(self) -> list[float]:
-        """The score of each game, in order."""
+        """The sum of rewards of each episode, in the order of `seeds`."""
         ends = np.cumsum(self._lengths)
         return [float(self.rewards[end - n : end].sum()) for end, n in zip(ends, self._lengths, strict=True)]
 
-    def frame(self, row: int) -> np.ndarray:
-        """Return the frame of a row, uint8[H, W, 3]."""
+    def frame(self, row: int) -> UInt8[np.ndarray, "height width 3"]:
+        """Return the frame of a row."""
         return decode_png(self._pngs[row])
 
-    def frames(self, row: int, history: int) -> np.ndarray:
-        """Return the last `history` frames up to a row, oldest first, uint8[history, H, W, 3].
-
-        Before the start of a game its first frame is repeated, as a player's memory does.
-        """
+    def frames(self, row: int, history: int) -> UInt8[np.ndarray, "history height width 3"]:
+        """Return the last `history` frames up to a row, oldest first; the first frame of an episode is repeated."""
         first = self.starts[row]
         return np.stack([self.frame(max(first, row - back)) for back in range(history - 1, -1, -1)])

@@ -1,7 +1,7 @@
-"""Games by name: one game under all its spellings, and its actions as words.
+"""Games by any spelling, and their actions as words.
 
-`Carnival`, `carnival`, `"Ms. Pac-Man"`, `MsPacman`, `ms_pacman` and `ALE/MsPacman-v5` are each one game. The list is
-what ale-py's wheel carries, less the games that one player cannot play.
+`Ms. Pac-Man`, `MsPacman`, `ms_pacman` and `ALE/MsPacman-v5` are one game. The games are those of ale-py's wheel, except
+the ones that need two players.
 """
 
 import difflib
@@ -15,7 +15,7 @@ from common.errors import UserError
 
 MULTI_PLAYER_ONLY = ("combat", "joust", "maze_craze", "warlords")
 
-TITLES = {  # where the ROM's name, written out, is not the game's own
+TITLES = {  # where the title differs from the ROM's name
     "ms_pacman": "Ms. Pac-Man",
     "pacman": "Pac-Man",
     "qbert": "Q*bert",
@@ -32,20 +32,20 @@ TITLES = {  # where the ROM's name, written out, is not the game's own
     "video_checkers": "Video Checkers",
 }
 
-_WORDS = ("UP", "DOWN", "LEFT", "RIGHT", "FIRE", "NOOP")
+ACTION_WORDS = ("UP", "DOWN", "LEFT", "RIGHT", "FIRE", "NOOP")
 
 
 class UnknownGameError(UserError):
-    """No game of that name."""
+    """A name that no game has."""
 
 
 class MultiPlayerGameError(UserError):
-    """A game that one player cannot play."""
+    """A game that needs two players."""
 
 
 @dataclass(frozen=True)
 class Game:
-    """One game: `name` as in `ALE/MsPacman-v5`, `rom` as ale-py's file, `title` as on the box."""
+    """One game: `name` as in `ALE/MsPacman-v5`, `rom` as ale-py's file, `title` as printed on the box."""
 
     name: str
     rom: str
@@ -53,10 +53,10 @@ class Game:
 
 
 def _key(spelling: str) -> str:
-    """Reduce a spelling to what all spellings of a game share."""
-    bare = re.sub(r"^ALE/", "", spelling.strip(), flags=re.IGNORECASE)
-    bare = re.sub(r"(NoFrameskip|Deterministic)?-v\d+$", "", bare, flags=re.IGNORECASE)
-    return re.sub(r"[^a-z0-9]", "", bare.lower())
+    """Return the part that all spellings of a game share."""
+    stem = re.sub(r"^ALE/", "", spelling.strip(), flags=re.IGNORECASE)
+    stem = re.sub(r"(NoFrameskip|Deterministic)?-v\d+$", "", stem, flags=re.IGNORECASE)
+    return re.sub(r"[^a-z0-9]", "", stem.lower())
 
 
 def _game(rom: str) -> Game:
@@ -66,7 +66,7 @@ def _game(rom: str) -> Game:
 
 @cache
 def list_games() -> tuple[Game, ...]:
-    """Return every game that one player can play, sorted by name."""
+    """Return every single-player game, sorted by name."""
     roms_found = (rom for rom in roms.get_all_rom_ids() if rom not in MULTI_PLAYER_ONLY)
     return tuple(sorted((_game(rom) for rom in roms_found), key=lambda game: game.name))
 
@@ -83,8 +83,8 @@ def find_game(spelling: str) -> Game:
     """Return the game that a spelling means.
 
     Raises:
-        MultiPlayerGameError: one player cannot play it.
-        UnknownGameError: there is no such game; the message names the nearest.
+        MultiPlayerGameError: the game needs two players.
+        UnknownGameError: no game has this name; the message lists the nearest.
     """
     key = _key(spelling)
     if key in {_key(rom) for rom in MULTI_PLAYER_ONLY}:
@@ -99,19 +99,19 @@ def find_game(spelling: str) -> Game:
 
 def action_words(ale_name: str) -> str:
     """Return ALE's action name as words: 'UPRIGHTFIRE' is 'up right fire'."""
-    return " ".join(word.lower() for word in re.findall("|".join(_WORDS), ale_name))
+    return " ".join(word.lower() for word in re.findall("|".join(ACTION_WORDS), ale_name))
 
 
 def load_rom(emulator: ALEInterface, rom: str) -> None:
-    """Put a ROM of ale-py's wheel into an emulator, which takes its settings and seed up with it."""
+    """Load a ROM of ale-py's wheel; this also applies the emulator's settings and seed."""
     path = roms.get_rom_path(rom)
     if path is None:
-        raise UnknownGameError(f"ale-py's wheel holds no ROM {rom!r}")
+        raise UnknownGameError(f"ale-py's wheel has no ROM {rom!r}")
     emulator.loadROM(path)
 
 
 def open_emulator(game: Game) -> ALEInterface:
-    """Return ale-py's emulator with the game's ROM in it, frame by frame and without stickiness."""
+    """Return ale-py's emulator of a game, without frame skip and sticky actions."""
     ALEInterface.setLoggerMode(LoggerMode.Error)
     emulator = ALEInterface()
     emulator.setFloat("repeat_action_probability", 0.0)

@@ -1,8 +1,8 @@
-"""Evaluation protocols: all that a score depends on beside the agent.
+"""Evaluation protocols: everything that a score depends on, except the agent.
 
 `machado2018` follows Machado et al. 2018, "Revisiting the Arcade Learning Environment", section 5, with the minimal
-action set of gymnasium's v5 environments; `mnih2015` the no-op starts of Mnih et al. 2015 (extended data table 2).
-Frames are emulator frames, 60 a second.
+action set of gymnasium's v5 environments; `mnih2015` has the no-op starts of Mnih et al. 2015 (extended data table 2).
+Frames are emulator frames, 60 per second.
 """
 
 import dataclasses
@@ -15,10 +15,15 @@ EPISODES_PER_SEED = 10_000
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a game is played when it counts.
+    """The rules of an evaluation episode.
 
-    `repeat_action_probability` is drawn for each emulator frame; `frame_skip` emulator frames pass in a decision;
-    up to `noop_max` decisions of no-op open a game; a game is cut off after `max_episode_frames`.
+    Args:
+        name: of the protocol.
+        repeat_action_probability: that the emulator repeats the previous action (sticky actions), drawn per frame.
+        frame_skip: emulator frames per agent step.
+        noop_max: largest number of no-op steps at the start of an episode.
+        full_action_space: all 18 actions of the console in place of the game's minimal set.
+        max_episode_frames: frames after which an episode is truncated.
     """
 
     name: str
@@ -44,14 +49,14 @@ PROTOCOLS = {protocol.name: protocol for protocol in (MACHADO2018, MNIH2015)}
 
 
 def find_protocol(name: str) -> Protocol:
-    """Return a protocol by name; `UserError` names the ones there are."""
+    """Return a protocol by name; `UserError` lists the known ones."""
     if name not in PROTOCOLS:
         raise UserError(f"expected a protocol, {' or '.join(PROTOCOLS)}; got {name!r}")
     return PROTOCOLS[name]
 
 
 def episode_seeds(seed: int, episodes: int) -> list[int]:
-    """Return the emulator's seed of each game under a published seed; no two pairs of seed and game share one."""
+    """Return the emulator seed of each episode of a published seed; no two pairs of seed and episode share one."""
     if not 0 <= seed < 2000:
         raise UserError(f"expected a seed from 0 to 1999 (1000 and up are for published scores), got {seed}")
     if not 0 <= episodes <= EPISODES_PER_SEED:

@@ -1,4 +1,4 @@
-"""Random, human and published scores, each with its protocol and source; what is not known is said, never guessed."""
+"""Random, human and published scores, each with its protocol and source."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class ReferenceScore:
 
 
 class MissingReferenceError(UserError):
-    """There is no such reference score."""
+    """No such reference score is known."""
 
 
 REFERENCES = tuple(
@@ -63,12 +63,12 @@ REFERENCES = tuple(
 
 
 def all_references(game: Game) -> list[ReferenceScore]:
-    """Return every reference score of a game; none is an empty list."""
+    """Return every reference score of a game, possibly none."""
     return [row for row in REFERENCES if row.game == game.name]
 
 
 def reference(game: Game, agent: str) -> ReferenceScore:
-    """Return the reference score of one agent; `MissingReferenceError` says what is known instead."""
+    """Return the reference score of one agent; `MissingReferenceError` lists the known ones."""
     for row in all_references(game):
         if row.agent == agent:
             return row

@@ -25,7 +25,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from agents.score import all_normalised, summarise
 from common.command import run
 from common.errors import UserError
-from common.results import read_result
+from common.results import RESULTS, read_result
 from envs.games import find_game
 from envs.reference_scores import all_references
 from experiments.statistics import (
@@ -51,7 +51,6 @@ from experiments.statistics import (
     refer_lines,
 )
 
-RESULTS = Path(__file__).parent / "results"
 TEMPLATE = "report.html.j2"
 READING = ("adapted", "frozen", "image mean", "patch mean")
 COLOURS = {"adapted": "#c2620e", "frozen": "#4c72b0"}
@@ -429,8 +428,8 @@ def sections(results: dict[str, Result], folder: Path, videos: Sequence[Medium] 
         found.append(game_section(results["games-nano"]))
     if "shipped" in results:
         found.append(score_section(results["shipped"], "play", "Playing: whole games, text actions", videos))
-    if "teachers" in results:
-        found.append(score_section(results["teachers"], "teachers", "Its teachers, who look into the simulator"))
+    if "experts" in results:
+        found.append(score_section(results["experts"], "experts", "Experts with access to the simulator"))
     if "eight" in results:
         found.append(score_section(results["eight"], "eight", "Eight games by one policy"))
     speeds = [result for name, result in results.items() if name.startswith("bench")]

@@ -32,12 +32,10 @@ from PIL import Image
 from common.command import run as run_command
 from common.errors import UserError
 from common.provenance import git_commit
-from common.results import new_result, read_result, write_result
+from common.results import RESULTS, new_result, read_result, write_result
 from experiments.studies import games_nano, pvp_nano, refer_nano
 from experiments.studies.jobs import Job
 from vlm.device import best_device, device_name
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)

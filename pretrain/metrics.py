@@ -1,96 +1,98 @@
-"""How near a rebuilt image comes to the true one, and what one gets without looking.
+"""Image reconstruction metrics, and baselines that predict pixels without reading them.
 
-Floors, from the least knowledge to the most: the mean colour of the training images, the image's own mean colour, the
-image blurred until only its layout is left, and the mean of each square patch that an encoder cuts the image into.
-A model that is no better than one of them knows no more than it says.
+Baselines, from the least knowledge to the most: the mean color of the training images, the image's own mean color, the
+blurred image, and the mean of each square patch that the encoder sees as one token.
 """
 
 from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-BLUR = 8  # places along a side of the blurred image
-RARE = 0.02  # a colour that covers less of the image is rare
+BLUR_SIZE = 8  # cells along a side of the blurred image
+RARE_FRACTION = 0.02  # a rarer color covers less of the image
 
 
-def mean_absolute_error(rebuilt: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Return float[3], the mean over places of the absolute error of each channel, of 255; images [..., 3]."""
-    return np.abs(rebuilt.astype(float) - true).reshape(-1, 3).mean(0)
+def mean_absolute_error(predicted: np.ndarray, true: np.ndarray) -> Float[np.ndarray, " 3"]:
+    """Return the mean absolute error of each channel, from 0 to 255, of images [..., 3]."""
+    return np.abs(predicted.astype(float) - true).reshape(-1, 3).mean(0)
 
 
-def psnr(rebuilt: np.ndarray, true: np.ndarray) -> float:
-    """Return the peak signal-to-noise ratio in decibels, infinite for equal images."""
-    square = np.mean((rebuilt.astype(float) - true) ** 2)
-    return float("inf") if square == 0 else float(10 * np.log10(255**2 / square))
+def psnr(predicted: np.ndarray, true: np.ndarray) -> float:
+    """Return the peak signal-to-noise ratio in decibels; infinite for equal images."""
+    mse = np.mean((predicted.astype(float) - true) ** 2)
+    return float("inf") if mse == 0 else float(10 * np.log10(255**2 / mse))
 
 
-def ssim(rebuilt: np.ndarray, true: np.ndarray) -> float:
+def ssim(predicted: np.ndarray, true: np.ndarray) -> float:
     """Return the structural similarity of images [H, W, 3], the mean over channels and windows.
 
-    Wang et al. 2004, sec. III: Gaussian windows of 11 x 11 places and deviation 1.5, wholly inside the image (smaller
-    ones in an image of fewer than 11 rows or columns), constants 0.01 and 0.03.
+    Wang et al. 2004, sec. III: Gaussian windows of 11 x 11 pixels and deviation 1.5 that lie inside the image (smaller
+    windows in an image of fewer than 11 rows or columns), constants 0.01 and 0.03.
     """
-    a, b = rebuilt.astype(float), true.astype(float)
+    a, b = predicted.astype(float), true.astype(float)
     radius = min(5, (min(a.shape[:2]) - 1) // 2)
     window = np.exp(-0.5 * (np.arange(-radius, radius + 1) / 1.5) ** 2)
     window /= window.sum()
-    mean_a, mean_b = _windows(a, window), _windows(b, window)
-    var_a, var_b = _windows(a * a, window) - mean_a**2, _windows(b * b, window) - mean_b**2
-    both = _windows(a * b, window) - mean_a * mean_b
+    mean_a, mean_b = _filter(a, window), _filter(b, window)
+    var_a, var_b = _filter(a * a, window) - mean_a**2, _filter(b * b, window) - mean_b**2
+    covariance = _filter(a * b, window) - mean_a * mean_b
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    alike = (2 * mean_a * mean_b + c1) * (2 * both + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
-    return float(alike.mean())
+    numerator = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return float((numerator / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean())
 
 
-def _windows(image: np.ndarray, window: np.ndarray) -> np.ndarray:
+def _filter(image: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """Return a separable convolution of an image [H, W, 3], valid positions only."""
     for axis in (0, 1):
-        seen = np.lib.stride_tricks.sliding_window_view(image, len(window), axis=axis)
-        image = seen @ window
+        image = np.lib.stride_tricks.sliding_window_view(image, len(window), axis=axis) @ window
     return image
 
 
-def mean_colour(images: Iterable[np.ndarray]) -> np.ndarray:
-    """Return float[3], the mean colour of images uint8[H, W, 3], each image counting once."""
+def mean_color(images: Iterable[UInt8[np.ndarray, "_ _ 3"]]) -> Float[np.ndarray, " 3"]:
+    """Return the mean color of images; each image has the same weight."""
     return np.mean([image.reshape(-1, 3).mean(0) for image in images], axis=0)
 
 
-def blurred(colours: np.ndarray) -> np.ndarray:
-    """Return colours uint8[H, W, 3] shrunk to 8 x 8, or half where that is less, and enlarged again: their layout."""
-    height, width, _ = colours.shape
-    size = (min(BLUR, max(1, width // 2)), min(BLUR, max(1, height // 2)))
-    small = Image.fromarray(colours).resize(size, Image.Resampling.BOX)
+def blurred(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Return an image resized to at most `BLUR_SIZE` squared cells and back, so that only its layout is left."""
+    height, width, _ = image.shape
+    size = (min(BLUR_SIZE, max(1, width // 2)), min(BLUR_SIZE, max(1, height // 2)))
+    small = Image.fromarray(image).resize(size, Image.Resampling.BOX)
     return np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def patch_mean_image(image: np.ndarray, patch: int, rows: int, columns: int) -> np.ndarray:
-    """Return float[rows, columns, 3]: for each place of a grid, the mean of the patch that its middle lies in.
+def patch_mean_image(
+    image: UInt8[np.ndarray, "H W 3"], patch_size: int, rows: int, columns: int
+) -> Float[np.ndarray, "rows columns 3"]:
+    """Return for each grid cell the mean of the patch that holds the cell's center.
 
-    Patches are squares of `patch` pixels from the upper left of an image uint8[H, W, 3]; those at the edge are cut.
+    Patches are squares of `patch_size` pixels from the upper left; patches at the other edges are cropped.
     """
     height, width, _ = image.shape
-    starts = [np.arange(0, size, patch) for size in (height, width)]
+    starts = [np.arange(0, size, patch_size) for size in (height, width)]
     sums = np.add.reduceat(np.add.reduceat(image.astype(float), starts[0], axis=0), starts[1], axis=1)
     heights, widths = (np.diff([*start, size]) for start, size in zip(starts, (height, width), strict=True))
     means = sums / (heights[:, None] * widths)[..., None]
     row, column = (
-        ((np.arange(count) + 0.5) * size / count).astype(int) // patch
+        ((np.arange(count) + 0.5) * size / count).astype(int) // patch_size
         for count, size in ((rows, height), (columns, width))
     )
     return means[row][:, column]
 
 
-def rare_pixels(image: np.ndarray) -> np.ndarray:
-    """Return bool[H, W]: the pixels whose colour covers little of an image uint8[H, W, 3], where it has few colours."""
+def rare_color_mask(image: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "H W"]:
+    """Return the pixels whose exact color covers less than `RARE_FRACTION` of the image."""
     codes = image.reshape(-1, 3).astype(np.int32) @ np.array([65536, 256, 1], np.int32)
-    _, which, counts = np.unique(codes, return_inverse=True, return_counts=True)
-    return (counts[which] < RARE * len(codes)).reshape(image.shape[:2])
+    _, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    return (counts[inverse] < RARE_FRACTION * len(codes)).reshape(image.shape[:2])
 
 
-def cells_containing(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Return bool[rows, columns]: the places of a grid that hold a pixel of a mask bool[H, W]."""
+def cells_containing(mask: Bool[np.ndarray, "H W"], rows: int, columns: int) -> Bool[np.ndarray, "rows columns"]:
+    """Return the grid cells that contain a pixel of a mask."""
     height, width = mask.shape
-    found = np.zeros((rows, columns), dtype=bool)
+    cells = np.zeros((rows, columns), dtype=bool)
     row, column = np.nonzero(mask)
-    found[row * rows // height, column * columns // width] = True
-    return found
+    cells[row * rows // height, column * columns // width] = True
+    return cells

@@ -1,65 +1,63 @@
-"""What a model's image tokens tell of detail: each its own patch's colour and its own place, by linear probes.
+"""Patch probe: whether each image token holds its own patch's color and position, by linear probes.
 
-A probe is ridge regression from single tokens, as the decoder would get them before the connector, on mosaics of 1 to 8
-cells a side, fitted on half of the mosaics and asked about the others. Nothing of them can be remembered.
+The images are mosaics of random colors, which no model can have memorized. The probes are fitted to the tokens of half
+of them and tested on the other half.
 """
 
-import math
 from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Float, UInt8
 
 from pretrain.data.synthetic_images import mosaic
-from pretrain.semantic_probe import r_squared, read_tokens, ridge
+from pretrain.linear_probe import image_tokens, r_squared, ridge
 from vlm.model import PixelModel
+from vlm.sinusoidal_init import sinusoidal_encoding
 from vlm.training.attention_supervision import patch_edges
 
-MOSAICS, HEIGHT, WIDTH, FINEST = 48, 210, 160, 8
-WAVES = 8  # of the code of places
+NUM_IMAGES, HEIGHT, WIDTH, MAX_CELLS = 48, 210, 160, 8
+POSITION_WAVELENGTHS = {"longest": 2.0, "shortest": 0.25}  # of the image's height or width
+POSITION_WIDTH = 16  # of the encoding of each coordinate
 SEED = 30_000
 
 
 @torch.no_grad()
 def measure_patch_probe(model: PixelModel) -> dict[str, float]:
-    """Return what probes read off a model's image tokens.
+    """Return what linear probes predict from single image tokens, for patches that lie inside the image.
 
-    `colour` is the mean absolute error, of 255, for the mean colour of a token's own patch, and `colour_mean` that of
-    answering the mosaic's mean; `place` is R^2 of the code of its place. Patches within the image are asked about.
+    `color_mae`: mean absolute error, from 0 to 255, of the patch's mean color; `color_mae_baseline`: that of answering
+    with the image's mean color; `position_r2`: R^2 of the sinusoidal encoding of the patch's center.
     """
     rng = np.random.default_rng(SEED)
-    images = np.stack([mosaic(rng, HEIGHT, WIDTH, int(rng.integers(1, FINEST + 1))) for _ in range(MOSAICS)])
-    down, along = (borders.round().int().tolist() for borders in patch_edges(model, HEIGHT, WIDTH))
-    cells = [(rows, columns) for rows in pairwise(down) for columns in pairwise(along)]
-    inside = [number for number, (rows, columns) in enumerate(cells) if rows[1] <= HEIGHT and columns[1] <= WIDTH]
-    tokens = read_tokens(model, images)[:, inside].numpy()  # [N, T, D]
-    colours = np.stack([patch_colours(image, [cells[number] for number in inside]) for image in images])  # [N, T, 3]
-    middles = torch.tensor([[sum(rows) / 2 / HEIGHT, sum(columns) / 2 / WIDTH] for rows, columns in cells])[inside]
-    places = np.broadcast_to(place_code(middles, WAVES).numpy(), (MOSAICS, len(inside), 4 * WAVES))
-    known, asked = np.split(tokens, 2)
-    read = {name: _probe(known, asked, wanted) for name, wanted in (("colour", colours), ("place", places))}
-    whole = images.mean((1, 2))[MOSAICS // 2 :, None]
+    images = np.stack([mosaic(rng, HEIGHT, WIDTH, int(rng.integers(1, MAX_CELLS + 1))) for _ in range(NUM_IMAGES)])
+    rows, columns = (edges.round().int().tolist() for edges in patch_edges(model, HEIGHT, WIDTH))
+    boxes = [(top, left, bottom, right) for top, bottom in pairwise(rows) for left, right in pairwise(columns)]
+    inside = [index for index, (_, _, bottom, right) in enumerate(boxes) if bottom <= HEIGHT and right <= WIDTH]
+    boxes = [boxes[index] for index in inside]
+    tokens = image_tokens(model, images)[:, inside].numpy()  # [N, T, D]
+    colors = np.stack([patch_mean_colors(image, boxes) for image in images])  # [N, T, 3]
+    centers = [((top + bottom) / 2 / HEIGHT, (left + right) / 2 / WIDTH) for top, left, bottom, right in boxes]
+    encoding = sinusoidal_encoding(torch.tensor(centers), POSITION_WIDTH, **POSITION_WAVELENGTHS).flatten(1)  # [T, 32]
+    positions = np.broadcast_to(encoding.numpy(), (NUM_IMAGES, *encoding.shape))
+    true = colors[NUM_IMAGES // 2 :]
+    image_mean = images.mean((1, 2))[NUM_IMAGES // 2 :, None]
     return {
-        "colour": float(np.abs(read["colour"] - colours[MOSAICS // 2 :]).mean()),
-        "colour_mean": float(np.abs(whole - colours[MOSAICS // 2 :]).mean()),
-        "place": r_squared(read["place"], places[MOSAICS // 2 :]),
+        "color_mae": float(np.abs(_probe(tokens, colors) - true).mean()),
+        "color_mae_baseline": float(np.abs(image_mean - true).mean()),
+        "position_r2": r_squared(_probe(tokens, positions), positions[NUM_IMAGES // 2 :]),
     }
 
 
-def place_code(places: Tensor, waves: int) -> Tensor:
-    """Return sines and cosines [..., 4 * waves] of places [..., 2]: sines of rows, of columns, then cosines."""
-    lengths = torch.tensor(np.geomspace(0.25, 2.0, waves), dtype=torch.float32)
-    angles = (2 * math.pi * places.float()[..., None] / lengths).flatten(-2)  # [..., 2 * waves]
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+def patch_mean_colors(
+    image: UInt8[np.ndarray, "H W 3"], boxes: list[tuple[int, int, int, int]]
+) -> Float[np.ndarray, "T 3"]:
+    """Return the mean colors of boxes (top, left, bottom, right) of an image."""
+    return np.stack([image[top:bottom, left:right].mean((0, 1)) for top, left, bottom, right in boxes])
 
 
-def patch_colours(image: np.ndarray, cells: list[tuple[tuple[int, int], tuple[int, int]]]) -> np.ndarray:
-    """Return the mean colours [T, 3] of parts of an image, each ((top, bottom), (left, right))."""
-    return np.stack([image[top:bottom, left:right].mean((0, 1)) for (top, bottom), (left, right) in cells])
-
-
-def _probe(known: np.ndarray, asked: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return a probe's answers for `asked` [M, T, D], fitted to the first of `wanted` [N, T, K] on `known`."""
-    flat = lambda part: part.reshape(-1, part.shape[-1])  # noqa: E731
-    return ridge(flat(known), flat(wanted[: len(known)]), flat(asked)).reshape(*asked.shape[:2], -1)
+def _probe(x: Float[np.ndarray, "N T D"], y: Float[np.ndarray, "N T K"]) -> Float[np.ndarray, "half T K"]:
+    """Return the predictions for the second half of the images by a probe fitted to the first half."""
+    (x_train, x_test), (y_train, _) = np.split(x, 2), np.split(y, 2)
+    x_train, flat_test, y_train = (part.reshape(-1, part.shape[-1]) for part in (x_train, x_test, y_train))
+    return ridge(x_train, y_train, flat_test).reshape(*x_test.shape[:2], -1)

@@ -8,6 +8,7 @@ import torch
 from pretrain.pvp_prompts import LONGEST_ANSWER, PixelPromptFormat
 from vlm.decoding.batched_generate import generate_batch
 from vlm.decoding.packing import forward_packed, pad_token_lists
+from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.prompts import parse_pixel
 
@@ -55,11 +56,11 @@ def predict_pixels(
         language: of the model.
         chunk: questions decoded at a time.
     """
-    pixels = vlm.preprocess(image[None])
+    features = vlm.encode_images(vlm.preprocess(image[None]))
     shared = language.shared.to(vlm.device)
     asked = language.questions(places)
     questions, lengths = pad_token_lists([asked], language.pad)
-    said = generate_batch(vlm, pixels, shared, questions.to(vlm.device), LONGEST_ANSWER, lengths, chunk)[0].cpu()
+    said = generate_batch(vlm, features, shared, questions.to(vlm.device), LONGEST_ANSWER, lengths, chunk)[0].cpu()
     texts = vlm.tokenizer.batch_decode(said, skip_special_tokens=True)
     parsed = [parse_pixel(text) or (-1, -1, -1) for text in texts]
     greedy = np.array(parsed)
@@ -68,15 +69,15 @@ def predict_pixels(
     if said.shape[1] < SAID_BEFORE_BLUE:
         return PixelPrediction(greedy, None)
     read = torch.cat([questions[0], said[:, :SAID_BEFORE_BLUE]], dim=1)  # [K, L + 4]
-    parts = [_expect(vlm, pixels, part, language) for part in read.split(chunk)]
+    parts = [_expect(vlm, features, part, language) for part in read.split(chunk)]
     return PixelPrediction(greedy, torch.cat(parts).numpy())
 
 
-def _expect(vlm: PixelVLM, pixels: torch.Tensor, read: torch.Tensor, language: PixelPromptFormat) -> torch.Tensor:
+def _expect(vlm: PixelVLM, features: ImageFeatures, read: torch.Tensor, language: PixelPromptFormat) -> torch.Tensor:
     """Return float[K, 3], the expected numbers, for tokens int[K, L + 4]."""
     assert language.numbers is not None
     shared = language.shared.to(vlm.device)
-    hidden = forward_packed(vlm, pixels, shared, read[None].to(vlm.device), "cache")[0]  # [K, L + 4, D]
+    hidden = forward_packed(vlm, features, shared, read[None].to(vlm.device), "cache")[0]  # [K, L + 4, D]
     before = hidden[:, [-5, -3, -1]]  # the question's end, and the commas behind red and green
     logits = vlm.model.get_output_embeddings()(before)[..., language.numbers.to(vlm.device)].float()
     return (logits.softmax(-1) @ torch.arange(256.0, device=vlm.device)).cpu()

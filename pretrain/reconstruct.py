@@ -6,7 +6,7 @@
 
 Writes one picture an image (the original, its grid, and what each checkpoint sees), `reconstruct.json` with a row for
 every image and checkpoint, the floors of `pretrain.metrics` beside them, and both to TensorBoard. `mae` is that of
-the answers as text, read greedily, black where an answer cannot be parsed (`invalid`, their share); `mae_expected` is
+the answers as text, read greedily, black where an answer cannot be parsed (`parse_failure_rate`, their share); `mae_expected` is
 that of the mean of the model's distribution. Of recorded games, `mae_small_objects` is the error where something has
 moved since the frame before, elsewhere where a colour is rare; `mae_background` is the error at all other places.
 A model knows places of images of the size that it was taught on: others are brought to that size as a whole.
@@ -27,8 +27,8 @@ from tqdm import tqdm
 from common.command import run
 from common.errors import UserError
 from common.provenance import command_line, git_commit
-from pretrain.data.images import EpisodeFrames, ImageError, open_source, read_image
-from pretrain.metrics import blurred, cells_containing, mean_absolute_error, patch_mean_image, psnr, rare_pixels, ssim
+from pretrain.data.images import EpisodeFrames, ImageError, open_image_source, read_image
+from pretrain.metrics import blurred, cells_containing, mean_absolute_error, patch_mean_image, psnr, rare_color_mask, ssim
 from pretrain.pvp_prediction import PixelPrediction, grid_coordinates, predict_pixels
 from pretrain.pvp_prompts import PixelPromptFormat, downsample_grid, parse_grid
 from vlm import checkpoint
@@ -46,8 +46,8 @@ COLUMNS = (
     ("mae_small_objects", "objects", 8),
     ("psnr", "psnr", 6),
     ("ssim", "ssim", 6),
-    ("exact", "exact", 6),
-    ("invalid", "invalid", 8),
+    ("exact_match", "exact", 6),
+    ("parse_failure_rate", "unparsed", 8),
 )
 
 
@@ -108,17 +108,17 @@ def open_eval_images(args: Args, history: int, size: tuple[int, int] | None) -> 
             image = read_image(file)
             downsample_grid(image, args.grid)
             shown = resize_image(image, size)
-            found.append(EvalImage(file.stem, np.stack([shown] * history), rare_pixels(shown)))
+            found.append(EvalImage(file.stem, np.stack([shown] * history), rare_color_mask(shown)))
         return found
-    source = open_source(str(args.data))
+    source = open_image_source(str(args.data))
     count = min(args.count, len(source))
     for index in sorted(np.random.default_rng(args.seed).choice(len(source), count, replace=False)):
-        stack = source.stack(int(index), history)
+        stack = source.frame_stack(int(index), history)
         downsample_grid(stack[-1], args.grid)
-        objects = source.moved(int(index)) if isinstance(source, EpisodeFrames) else None
+        objects = source.motion_mask(int(index)) if isinstance(source, EpisodeFrames) else None
         stack = np.stack([resize_image(image, size) for image in stack])
         if objects is None or objects.shape != stack.shape[1:3]:
-            objects = rare_pixels(stack[-1])
+            objects = rare_color_mask(stack[-1])
         found.append(EvalImage(f"{source.name}-{index}", stack, objects))
     return found
 
@@ -133,8 +133,8 @@ def prediction_metrics(reading: PixelPrediction, true: np.ndarray, objects: np.n
     """
     rebuilt = reading.answered.reshape(true.shape)
     out = image_metrics(rebuilt, true, objects)
-    out["exact"] = float((reading.greedy.reshape(true.shape) == true).all(-1).mean())
-    out["invalid"] = float(reading.invalid.mean())
+    out["exact_match"] = float((reading.greedy.reshape(true.shape) == true).all(-1).mean())
+    out["parse_failure_rate"] = float(reading.invalid.mean())
     if reading.expected is not None:
         out["mae_expected"] = float(mean_absolute_error(reading.expected.reshape(true.shape), true).mean())
     return out
@@ -207,7 +207,7 @@ def reconstruct_image(
     rows, pictures = [], {"original": image, f"grid {args.grid}": true}
     patch = patch_size(next(iter(vlms.values())))
     for name, guess in baselines(image, true, patch).items():
-        rows.append({"image": subject.name, "floor": name, **image_metrics(guess, true, objects)})
+        rows.append({"image": subject.name, "baseline": name, **image_metrics(guess, true, objects)})
     for name, vlm in vlms.items():
         language = PixelPromptFormat.of(vlm, args.order)
         reading = predict_pixels(vlm, subject.image, grid_coordinates(*true.shape[:2]), language, args.chunk)
@@ -244,7 +244,7 @@ def reconstruct(args: Args) -> list[dict[str, Any]]:
             picture.save(args.out / f"{subject.name}.png")
             writer.add_image(f"rebuilt/{subject.name}", np.asarray(picture), dataformats="HWC")
             for row in found:
-                writer.add_scalar(f"mae/{row.get('checkpoint') or row.get('floor')}", row["mae"], number)
+                writer.add_scalar(f"mae/{row.get('checkpoint') or row.get('baseline')}", row["mae"], number)
     result = {"command": command_line(), "commit": git_commit(), "grid": args.grid, "rows": rows}
     (args.out / "reconstruct.json").write_text(json.dumps(result, indent=1) + "\n")
     return rows
@@ -253,10 +253,10 @@ def reconstruct(args: Args) -> list[dict[str, Any]]:
 def summary(rows: list[dict[str, Any]]) -> str:
     """Return a table of the means over images, a line for every floor and checkpoint."""
     lines = [
-        f"{'':24s} {'mae':>7s} {'expected':>9s} {'objects':>8s} {'psnr':>6s} {'ssim':>6s} {'exact':>6s} {'invalid':>8s}"
+        f"{'':24s} {'mae':>7s} {'expected':>9s} {'objects':>8s} {'psnr':>6s} {'ssim':>6s} {'exact':>6s} {'unparsed':>8s}"
     ]
-    for name in dict.fromkeys(row.get("checkpoint") or row["floor"] for row in rows):
-        own = [row for row in rows if name in (row.get("checkpoint"), row.get("floor"))]
+    for name in dict.fromkeys(row.get("checkpoint") or row["baseline"] for row in rows):
+        own = [row for row in rows if name in (row.get("checkpoint"), row.get("baseline"))]
         cells = []
         for key, _, width in COLUMNS:
             values = [row[key] for row in own if row.get(key) is not None]

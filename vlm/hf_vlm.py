@@ -68,14 +68,6 @@ class PretrainedVLM(PixelVLM):
         """Return the tokens that stand for an image in a prompt."""
         return pixels.ids.tolist()
 
-    def image_embeddings(self, pixels: Any) -> Tensor:
-        """Return what the decoder reads for each image, [B, P, text width], the markers' embeddings included."""
-        features = self.model.get_image_features(**pixels).pooler_output
-        features = torch.cat([one.flatten(0, -2) for one in features])  # [all image tokens, D]
-        place = pixels.ids == self.model.config.image_token_id
-        text = self.embed(pixels.ids.masked_fill(place, 0)).expand(pixels.count, -1, -1)
-        return text.masked_scatter(place[:, None], features.to(text.dtype))
-
     def save_tokenizer(self, directory: Path) -> None:
         """Write the processor, its tokenizer included."""
         self.processor.save_pretrained(directory)

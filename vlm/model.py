@@ -5,6 +5,7 @@ does not depend on how a model class names its parts.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn import functional
 from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast
 
 from common.errors import UserError
+from vlm.image_features import ImageFeatures, stack_image_tokens
 
 
 @dataclass(frozen=True)
@@ -219,16 +221,31 @@ class PixelVLM(PixelModel):
 
     def image_ids(self, pixels: Tensor) -> list[int]:
         """Return the tokens that stand for an image in a prompt: as many placeholders as it has image tokens."""
-        return [self.model.config.image_token_id] * self.image_embeddings(pixels[:1]).shape[1]
+        return [self.model.config.image_token_id] * self.encode_images(pixels[:1]).tokens.shape[1]
 
     def generate_inputs(self, ids: Tensor, pixels: Tensor) -> dict[str, Tensor]:
         """Return the inputs of the class's own `generate`, for prompts int[B, T] about each image."""
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
 
-    def image_embeddings(self, pixels: Tensor) -> Tensor:
-        """Return the connector's output for `pixels`, [B, N, text width]: the image tokens the decoder reads."""
-        features = self.model.get_image_features(pixel_values=pixels).pooler_output
-        return torch.stack(list(features))
+    def encode_images(self, images: Tensor | Mapping[str, Tensor], output_hidden_states: bool = False) -> ImageFeatures:
+        """Return the features of images, by one pass through encoder and connector.
+
+        Args:
+            images: of `preprocess`, or the class's own image inputs by name.
+            output_hidden_states: whether to return the encoder's hidden states too.
+
+        Raises:
+            UserError: the class has no image tokens, or as many for each image.
+        """
+        if not hasattr(self.model, "get_image_features"):
+            raise UserError(f"{type(self.model).__name__} does not read images as tokens")
+        inputs = {"pixel_values": images} if isinstance(images, Tensor) else dict(images)
+        options = {"output_hidden_states": True} if output_hidden_states else {}
+        output = self.model.get_image_features(**inputs, **options)
+        rows = list(output.pooler_output)
+        batch = len(rows) if isinstance(images, Tensor) else getattr(images, "count", len(rows))
+        states = tuple(output.hidden_states) if output_hidden_states else ()
+        return ImageFeatures(stack_image_tokens(rows, batch), inputs, states, getattr(images, "ids", None))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the decoder's embeddings of token ids."""

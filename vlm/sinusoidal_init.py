@@ -18,9 +18,11 @@ from vlm.model import PixelVLM
 LONGEST_WAVE, SHORTEST_WAVE = 512, 8  # in units of the numbers
 
 
-def sinusoidal_encoding(values: Tensor, width: int) -> Tensor:
+def sinusoidal_encoding(
+    values: Tensor, width: int, longest: float = LONGEST_WAVE, shortest: float = SHORTEST_WAVE
+) -> Tensor:
     """Return sines and cosines [..., width] of values [...], with waves in geometric order and a mean square of 1."""
-    lengths = np.geomspace(LONGEST_WAVE, SHORTEST_WAVE, width // 2)
+    lengths = np.geomspace(longest, shortest, width // 2)
     angles = values.float()[..., None] * torch.tensor(2 * math.pi / lengths, dtype=torch.float32)
     return math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], dim=-1)
 

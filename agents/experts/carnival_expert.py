@@ -80,7 +80,7 @@ class CarnivalExpert:
     def of(cls, name: str, action_names: tuple[str, ...]) -> "CarnivalExpert":
         """Return the search for a game by its name; `UserError` where it is another than Carnival."""
         if name != "Carnival":
-            raise UserError(f"expected Carnival for a marksman, got {name}; nearest agent: planner")
+            raise UserError(f"expected Carnival for carnival-expert, got {name}; nearest agent: planner")
         return cls(tuple(action_names))
 
     def values(self, emulator: Emulator, rng: np.random.Generator) -> np.ndarray:
@@ -147,13 +147,13 @@ def wheel_colour(frame: np.ndarray) -> tuple[int, ...] | None:
 def play_shot(emulator: Emulator, fire: int, duck: Place | None) -> ShotOutcome:
     """Play a shot out and go back to where the emulator was; `duck` is the one that flies."""
     start, had = emulator.clone(), int(emulator.ram[AMMUNITION])
-    points, frame = emulator.act_and_look(fire)
+    points, frame = emulator.step(fire)
     fired = int(emulator.ram[AMMUNITION]) < had
     killed, left = False, int(emulator.ram[AMMUNITION])
     for _ in range(FLIGHT if fired else 0):
         if points or killed:
             break
-        points, frame = emulator.act_and_look(0)
+        points, frame = emulator.step(0)
         now = find_duck(frame)
         killed = duck is not None and now is None and duck[1] < LANDS
         duck = now

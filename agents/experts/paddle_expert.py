@@ -52,7 +52,7 @@ class PaddleExpert:
     def of(cls, name: str, action_names: tuple[str, ...]) -> "PaddleExpert":
         """Return the search for a game by its name; `UserError` where its ball is not known."""
         if name not in GAMES:
-            raise UserError(f"expected {' or '.join(GAMES)} for a tracker, got {name}; nearest agent: planner")
+            raise UserError(f"expected {' or '.join(GAMES)} for paddle-expert, got {name}; nearest agent: planner")
         return cls(GAMES[name], action_names)
 
     def values(self, emulator: Emulator, rng: np.random.Generator) -> np.ndarray:

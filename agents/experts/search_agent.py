@@ -11,6 +11,7 @@ from copy import copy
 import numpy as np
 
 from agents.agent import Actions
+from agents.env_rngs import EnvRngs
 from agents.experts.carnival_expert import CarnivalExpert
 from agents.experts.mspacman_expert import MsPacmanExpert
 from agents.experts.paddle_expert import PaddleExpert
@@ -65,19 +66,19 @@ def _opposites(names: list[str]) -> dict[int, int]:
 
 
 def find_search(kind: str, envs: EmulatorEnvs) -> Search:
-    """Return the search of a planner, a pathfinder (Ms. Pac-Man), a marksman (Carnival) or a tracker (Pong, Breakout).
+    """Return the search of of an expert by its agent id.
 
     Raises:
         UserError: the kind cannot read this game.
     """
     if kind == "planner":
         return default_search(envs.game, envs.action_names)
-    if kind == "tracker":
+    if kind == "paddle-expert":
         return PaddleExpert.of(envs.game.name, envs.action_names)
-    if kind == "marksman":
+    if kind == "carnival-expert":
         return CarnivalExpert.of(envs.game.name, envs.action_names)
     if envs.game.name != "MsPacman":
-        raise UserError(f"expected Ms. Pac-Man for a pathfinder, got {envs.game.title}; nearest agent: planner")
+        raise UserError(f"expected Ms. Pac-Man for mspacman-expert, got {envs.game.title}; nearest agent: planner")
     return MsPacmanExpert(envs.action_names)
 
 
@@ -88,17 +89,16 @@ class SearchAgent:
         self.envs, self.name = envs, name
         self._first = search
         self._searches: list[Search] = []
-        self._rngs: list[np.random.Generator] = []
+        self._rngs = EnvRngs(0x91A)
 
     def reset(self, seeds: Sequence[int | None]) -> None:
         """Begin a new game in every lane that has a seed; see `agents.agent.Agent`."""
-        if len(self._rngs) != len(seeds):
+        self._rngs.reset(seeds)
+        if len(self._searches) != len(seeds):
             self._searches = [self._first] * len(seeds)
-            self._rngs = [np.random.default_rng(0)] * len(seeds)
         for lane, seed in enumerate(seeds):
             if seed is not None:
                 self._searches[lane] = copy(self._first)  # one that remembers nothing of another game
-                self._rngs[lane] = np.random.default_rng([seed, 0x91A])
 
     def values(self, lane: int) -> np.ndarray:
         """Return float32[A], the value of every action in a lane's present state; -inf where not searched."""

@@ -79,10 +79,10 @@ class ExpertEnvs(VecEnv):
         self.lanes, self._rng = lanes, np.random.default_rng(seed)
         self._memory, self._scores, self._lengths = (
             FrameStack(STACK),
-            np.zeros(lanes.n),
-            np.zeros(lanes.n, int),
+            np.zeros(lanes.num_envs),
+            np.zeros(lanes.num_envs, int),
         )
-        super().__init__(lanes.n, OBSERVATIONS, spaces.Discrete(len(lanes.action_names)))
+        super().__init__(lanes.num_envs, OBSERVATIONS, spaces.Discrete(len(lanes.action_names)))
 
     def _start(self, lanes: np.ndarray) -> np.ndarray:
         seeds = [int(self._rng.integers(2**31)) if start else None for start in lanes]

@@ -118,8 +118,8 @@ class Training(Asking):
         rows = [[self.question(r, c) + self.encode(pixel_answer(rgb)) for r, c, rgb in row] for row in self.asked]
         tokens = torch.tensor(rows, device=self.device)  # [B, K, L]
         with self.lesson.autocast():
-            pixels = self.vlm.preprocess(self.frames)
-            states = forward_packed(self.vlm, pixels, self.shared, tokens[:, :, :-1], method)
+            features = self.vlm.encode_images(self.vlm.preprocess(self.frames))
+            states = forward_packed(self.vlm, features, self.shared, tokens[:, :, :-1], method)
             logits = self.vlm.model.get_output_embeddings()(states[:, :, -ANSWER_TOKENS:]).float()
         return self._backward(functional.cross_entropy(logits.flatten(0, 2), tokens[:, :, -ANSWER_TOKENS:].flatten()))
 
@@ -155,12 +155,13 @@ class Reconstruction(Asking):
         self.grid = [(row * HEIGHT // args.grid, column * WIDTH // args.grid) for row in steps for column in steps]
         self.sample = [self.grid[i] for i in self.rng.integers(len(self.grid), size=args.sample)]
 
+    @torch.no_grad()
     def together(self, places: list[tuple[int, int]]) -> list[list[int]]:
         """Answer places behind one reading of the image; return their tokens."""
         asked = [[self.question(row, column) for row, column in places]]
         questions = torch.tensor(asked, device=self.device)
-        pixels = self.vlm.preprocess(self.frames[:1])
-        return generate_batch(self.vlm, pixels, self.shared, questions, ANSWER_TOKENS)[0].tolist()
+        features = self.vlm.encode_images(self.vlm.preprocess(self.frames[:1]))
+        return generate_batch(self.vlm, features, self.shared, questions, ANSWER_TOKENS)[0].tolist()
 
     def one_by_one(self, places: list[tuple[int, int]]) -> list[list[int]]:
         """Answer places by one `generate` each; return their tokens."""

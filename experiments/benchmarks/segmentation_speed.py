@@ -30,6 +30,8 @@ from pretrain.referring.point_objective import grid_mask
 from pretrain.referring.train import frame_of
 from vlm import checkpoint
 from vlm.decoding.batched_generate import generate_batch
+from vlm.image_features import ImageFeatures
+from vlm.model import PixelVLM
 from vlm.pretrained import RELEASED_SEGMENTER
 from vlm.segmentation.point_prediction import SPACING, PointPromptFormat, PointSampler
 from vlm.segmentation.referring_segmenter import POINT_GRID, ReferringSegmenter, load_segmenter
@@ -89,9 +91,9 @@ class Sides:
     def say(self, words: str) -> list[int]:
         """Return the tokens of the shortest text answer: a word and its end."""
         vlm = self.text
-        language, pixels = PointPromptFormat.of(vlm), vlm.preprocess(np.repeat(self.stack, vlm.history, axis=0)[None])
+        language, features = PointPromptFormat.of(vlm), features_of(vlm, self.stack)
         question = torch.tensor([[[*language.trunk(words), *language.leaf(12, 7)]]])
-        return generate_batch(vlm, pixels, language.shared, question, 2)[0, 0].tolist()
+        return generate_batch(vlm, features, language.shared, question, 2)[0, 0].tolist()
 
     def by_head(self, words: str) -> np.ndarray:
         """Return the mask of the mask head."""
@@ -104,10 +106,15 @@ class Sides:
     def by_points_rightly(self, words: str) -> torch.Tensor:
         """Return the log-odds of points of a model that answers rightly, about one of the frame's largest objects."""
         vlm = self.points.vlm
-        pixels = vlm.preprocess(np.repeat(self.stack, vlm.history, axis=0)[None])
-        asked = OraclePoints(vlm, pixels, PointPromptFormat.of(vlm), words)
+        asked = OraclePoints(vlm, features_of(vlm, self.stack), PointPromptFormat.of(vlm), words)
         asked.truth = self.truths[WORDS.index(words)]
         return asked.mask(self.points.grid, SPACING)
+
+
+@torch.no_grad()
+def features_of(vlm: PixelVLM, frame: np.ndarray) -> ImageFeatures:
+    """Return the features of a frame uint8[1, H, W, 3] that stands still."""
+    return vlm.encode_images(vlm.preprocess(np.repeat(frame, vlm.history, axis=0)[None]))
 
 
 def timed(work: Callable[[str], Any], words: str) -> float:

@@ -1,11 +1,11 @@
-"""Where the images come from that are asked about: recorded games, folders of pictures, and the generator.
+"""Image sources: recorded games, folders of pictures and the synthetic generator.
 
-    data/random-Pong            an episode dataset of `agents.record`; its last games can be held out
+    data/random-Pong            an episode dataset of `agents.record`, or one split of it
     photos/                     a folder of PNG and JPEG files, at any depth
-    synthetic                   the word: images of `pretrain.data.synthetic_images`
+    synthetic                   the word itself: images of `pretrain.data.synthetic_images`
 
-Every image is uint8[H, W, 3]. Greyscale, palette, 16-bit and transparent pictures are converted, transparency over
-black. A picture that cannot be read is left out, counted and named; a folder of nothing else is refused.
+Every image is uint8[H, W, 3]. Greyscale, palette, 16-bit and transparent pictures are converted; transparent pixels
+become black. A folder skips the pictures that cannot be read and reports them.
 """
 
 import os
@@ -16,54 +16,60 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps
 
 from common.errors import UserError
 from envs.episodes import INFO, EpisodeDataset
+from pretrain.data.splits import split_rows
 from pretrain.data.synthetic_images import synthetic_image
 
 SYNTHETIC = "synthetic"
 SUFFIXES = (".png", ".jpg", ".jpeg")
-MOST_PIXELS = 2**25  # 33 million, about 5,800 x 5,800: 100 MB in memory
+MAX_PIXELS = 2**25  # about 5,800 x 5,800: 100 MB in memory
 
 
 class ImageError(UserError):
-    """A picture or a source of pictures that is of no use; the message names it."""
+    """An image or image source that cannot be used; the message names it."""
 
 
 class ImageSource(Protocol):
-    """A numbered set of images."""
+    """An indexed set of images."""
 
     @property
     def name(self) -> str:
-        """What it is called in files and tables."""
+        """Name of the source in files and tables."""
         ...
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> np.ndarray:
-        """Return uint8[H, W, 3]."""
+    def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        """Return one image."""
         ...
 
-    def stack(self, index: int, history: int) -> np.ndarray:
-        """Return the image and what was seen before it, oldest first, uint8[history, H, W, 3]."""
+    def frame_stack(self, index: int, history: int) -> UInt8[np.ndarray, "history H W 3"]:
+        """Return an image and the frames before it, oldest first."""
         ...
 
 
 class StillImageSource(ABC):
-    """Images without a past: the image itself stands for it."""
+    """Images without earlier frames; a frame stack repeats the image."""
 
     @abstractmethod
-    def image(self, index: int) -> np.ndarray:
-        """Return uint8[H, W, 3]."""
+    def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        """Return one image."""
 
-    def stack(self, index: int, history: int) -> np.ndarray:
-        """Return uint8[history, H, W, 3], all the same."""
+    def frame_stack(self, index: int, history: int) -> UInt8[np.ndarray, "history H W 3"]:
+        """Return the image `history` times."""
         return np.stack([self.image(index)] * history)
 
 
-def read_image(file: Path) -> np.ndarray:
-    """Return a picture file as uint8[H, W, 3]; `ImageError` says what is wrong with it."""
+def read_image(file: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """Return a PNG or JPEG file as RGB.
+
+    Raises:
+        ImageError: the file is missing, empty, damaged, too large or of another format.
+    """
     file = Path(file)
     if not file.is_file():
         raise ImageError(f"expected a PNG or JPEG file, got {file}, which is not a file")
@@ -74,18 +80,18 @@ def read_image(file: Path) -> np.ndarray:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # sizes are checked here
             with Image.open(file, formats=("PNG", "JPEG")) as picture:
                 width, height = picture.size
-                if width * height > MOST_PIXELS:
-                    raise ImageError(f"{file}: expected at most {MOST_PIXELS:,} pixels, got {width} x {height}")
+                if width * height > MAX_PIXELS:
+                    raise ImageError(f"{file}: expected at most {MAX_PIXELS:,} pixels, got {width} x {height}")
                 return _to_rgb(picture)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{file}: expected at most {MOST_PIXELS:,} pixels; {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:  # a PNG with a broken chunk is a SyntaxError to Pillow
+        raise ImageError(f"{file}: expected at most {MAX_PIXELS:,} pixels; {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError on a broken PNG chunk
         raise ImageError(f"{file} is not a PNG or JPEG picture, or is damaged: {str(error).splitlines()[0]}") from error
 
 
 def _to_rgb(picture: Image.Image) -> np.ndarray:
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # 16 bits of grey
+    if picture.mode.startswith("I"):  # 16-bit grey
         grey = np.asarray(picture).astype(np.int64).clip(0, 65535) // 257
         return np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
     if "A" in picture.mode or "transparency" in picture.info:
@@ -95,51 +101,46 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
 
 
 class EpisodeFrames:
-    """The frames of a recorded dataset, or of some of its games.
+    """The frames of one split of a recorded dataset.
 
     Args:
         path: a directory of `agents.record`.
-        held_out: how many games at the end of the dataset are held out.
-        which: "all", "training" (without the games held out) or "held out" (those alone).
+        split: "train", "val" or "all".
+        num_val: validation games at the end of the dataset.
     """
 
-    def __init__(self, path: Path, held_out: int = 0, which: str = "all"):
+    def __init__(self, path: Path, split: str = "all", num_val: int = 0):
         self.data = EpisodeDataset(path)
         self.name = self.data.info.game
-        first = np.unique(self.data.starts)
-        if which != "all" and not 0 < held_out < len(first):
-            raise ImageError(f"{path} holds {len(first)} games: expected from 1 to {len(first) - 1} held out")
-        border = int(first[-held_out]) if which != "all" else 0
-        self._first: int = 0 if which == "training" else border
-        self._end: int = border if which == "training" else len(self.data)
+        self.rows = split_rows(self.data, split, num_val)
 
     def __len__(self) -> int:
-        return self._end - self._first
+        return len(self.rows)
 
-    def image(self, index: int) -> np.ndarray:
-        """Return a frame, uint8[H, W, 3]."""
-        return self.data.frame(self._first + index)
+    def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        """Return one frame."""
+        return self.data.frame(self.rows[index])
 
-    def stack(self, index: int, history: int) -> np.ndarray:
-        """Return the last frames up to this one, uint8[history, H, W, 3]; see `EpisodeDataset.frames`."""
-        return self.data.frames(self._first + index, history)
+    def frame_stack(self, index: int, history: int) -> UInt8[np.ndarray, "history H W 3"]:
+        """Return the last frames up to this one, oldest first; see `EpisodeDataset.frames`."""
+        return self.data.frames(self.rows[index], history)
 
-    def moved(self, index: int) -> np.ndarray:
-        """Return bool[H, W]: the pixels that differ from the frame before; none at the start of a game."""
-        row = self._first + index
-        before = max(row - 1, int(self.data.starts[row]))
-        return (self.data.frame(row) != self.data.frame(before)).any(-1)
+    def motion_mask(self, index: int) -> Bool[np.ndarray, "H W"]:
+        """Return the pixels that differ from the previous frame; none at the start of a game."""
+        row = self.rows[index]
+        previous = max(row - 1, self.data.starts[row])
+        return (self.data.frame(row) != self.data.frame(previous)).any(-1)
 
 
 class ImageFolder(StillImageSource):
-    """The pictures below a folder, in the order of their names; `skipped` tells which could not be read, and why."""
+    """The pictures in a folder and its subfolders, sorted by path; `skipped` lists why files could not be read."""
 
     def __init__(self, path: Path):
         path = Path(path)
         self.name = path.name
         if not path.is_dir():
             raise ImageError(f"expected a folder of PNG or JPEG files, got {path}")
-        found = sorted(Path(place) / file for place, _, files in os.walk(path) for file in files)
+        found = sorted(Path(folder) / file for folder, _, files in os.walk(path) for file in files)
         found = [file for file in found if file.suffix.lower() in SUFFIXES]
         if not found:
             raise ImageError(f"expected PNG or JPEG files in {path}, found none")
@@ -157,14 +158,14 @@ class ImageFolder(StillImageSource):
     def __len__(self) -> int:
         return len(self.files)
 
-    def image(self, index: int) -> np.ndarray:
-        """Return a picture, uint8[H, W, 3]."""
+    def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        """Return one picture."""
         return read_image(self.files[index])
 
 
 @dataclass(frozen=True)
 class SyntheticImages(StillImageSource):
-    """Images of the generator; number `index` is drawn from the seed and the index alone, at a given level."""
+    """Generated images; image `index` depends on the seed and the index alone."""
 
     seed: int
     height: int = 210
@@ -176,19 +177,22 @@ class SyntheticImages(StillImageSource):
     def __len__(self) -> int:
         return self.count
 
-    def image(self, index: int) -> np.ndarray:
-        """Return uint8[height, width, 3]."""
+    def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        """Return one image."""
         return synthetic_image(np.random.default_rng([self.seed, index]), self.height, self.width, self.level)
 
 
-def open_source(place: str, held_out: int = 0, which: str = "all", seed: int = 0) -> ImageSource:
-    """Return the images of a place: the word `synthetic`, an episode dataset or a folder of pictures."""
-    if place == SYNTHETIC:
+def open_image_source(location: str, split: str = "all", num_val: int = 0, seed: int = 0) -> ImageSource:
+    """Return the source at a location: the word `synthetic`, an episode dataset or a folder of pictures.
+
+    `split` and `num_val` apply to episode datasets, `seed` to synthetic images.
+    """
+    if location == SYNTHETIC:
         return SyntheticImages(seed)
-    if (Path(place) / INFO).exists():
-        return EpisodeFrames(Path(place), held_out, which)
-    folder = ImageFolder(Path(place))
+    if (Path(location) / INFO).exists():
+        return EpisodeFrames(Path(location), split, num_val)
+    folder = ImageFolder(Path(location))
     if folder.skipped:
-        print(f"{len(folder.skipped)} of {len(folder.skipped) + len(folder)} pictures in {place} left out:")
+        print(f"skipped {len(folder.skipped)} of {len(folder.skipped) + len(folder)} pictures in {location}:")
         print("\n".join(f"  {reason}" for reason in folder.skipped))
     return folder

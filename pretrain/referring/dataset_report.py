@@ -1,36 +1,62 @@
-"""What of the sets of referring expressions lies in a folder, what is missing, and how many there are of each.
+"""Report of the referring data sets in a folder: files found and missing, and counts beside the published ones.
 
-Published numbers: refs and images are those of TensorFlow Datasets' `ref_coco` (its README); the expressions of
+    python -m pretrain.referring.dataset_report --data data/refer
+    python -m pretrain.referring.dataset_report --data data/refer --images coco/train2014 --out data/refer/report.json
+
+For every data set and partition it lists the missing files with their expected paths, and how many refs, expressions
+and images each split has. The exit code is 2 if no split is usable. The layout is that of
+`pretrain.referring.refer_files`; the images are COCO's `train2014`.
+
+Published counts: refs and images are those of TensorFlow Datasets' `ref_coco` (its README); the expressions of
 RefCOCO's splits those of FlagEval's page on it. The expressions of each split of RefCOCO+ and of RefCOCOg (umd) are as
-papers count them and add up to 141,564 and 95,010; no single page that lists them was at hand to compare with.
+papers count them and add up to 141,564 and 95,010; no page that lists them per split was available to compare.
 """
 
-from collections.abc import Iterable
+import json
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import tyro
+
+from common.command import run
 from common.errors import UserError
+from common.files import write_text_atomically
+from pretrain.referring.refcoco import MAX_NAMED_IMAGES
 from pretrain.referring.refer_files import (
     HUB_NAMES,
     PARTITIONS,
     SPLITS,
     Ref,
-    image_folder,
+    ReferError,
+    image_dir,
     in_split,
     instances_file,
-    list_pictures,
+    list_images,
     parquet_files,
     read_parquet,
     read_refer,
     refs_file,
 )
 
-NAMED = 3  # of the images that are missing
+
+@dataclass
+class Args:
+    """Report the referring data sets in a folder."""
+
+    data: Path
+    """The folder that holds refcoco, refcoco+, refcocog and images."""
+    images: Path | None = None
+    """The folder of COCO's train2014, if it is not in --data."""
+    out: Path | None = None
+    """A JSON file for the report."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many refs, expressions and images there are; None where no number is published."""
+    """Numbers of refs, expressions and images; None if none is published."""
 
     refs: int | None
     expressions: int | None
@@ -58,89 +84,106 @@ PUBLISHED = {
 
 
 def count(refs: Iterable[Ref]) -> Counts:
-    """Return how many refs, expressions and images there are."""
+    """Return the numbers of refs, expressions and images."""
     refs = list(refs)
-    return Counts(len(refs), sum(len(ref.sentences) for ref in refs), len({ref.image for ref in refs}))
+    return Counts(len(refs), sum(len(ref.sentences) for ref in refs), len({ref.file_name for ref in refs}))
 
 
-def inspect(root: Path, images: Path | None = None) -> list[dict]:
-    """Return a row for every set and form: `dataset`, `partition`, `form`, `missing` or `damaged`, `splits`.
+def inspect(root: Path, images: Path | None = None) -> list[dict[str, Any]]:
+    """Return a row for every data set and form: `dataset`, `partition`, `form`, `missing` or `damaged`, and `splits`.
 
-    `missing` names the files that are expected and not there; each of `splits` has its numbers, the published ones and
-    how many of its pictures are missing. Splits whose pictures are all missing cannot be used.
+    `missing` lists the expected files that are not there; each of `splits` has its counts, the published ones and the
+    number of its missing images.
     """
-    there = list_pictures(image_folder(root, images))
-    rows = [_inspect_refer(root, d, p, there) for d, known in PARTITIONS.items() for p in known]
-    return rows + [_inspect_parquet(root, dataset, there) for dataset in PARTITIONS]
+    available = list_images(image_dir(root, images))
+    refer = [_inspect_refer(root, dataset, p, available) for dataset, known in PARTITIONS.items() for p in known]
+    return refer + [_inspect_parquet(root, dataset, available) for dataset in PARTITIONS]
 
 
-def _inspect_refer(root: Path, dataset: str, partition: str, pictures: set[str]) -> dict:
+def _inspect_refer(root: Path, dataset: str, partition: str, available: set[str]) -> dict[str, Any]:
+    files = (refs_file(root, dataset, partition), instances_file(root, dataset))
+    missing = [str(file) for file in files if not file.is_file()]
     row = {"dataset": dataset, "partition": partition, "form": "REFER", "splits": []}
-    expected = (refs_file(root, dataset, partition), instances_file(root, dataset))
-    missing = [str(file) for file in expected if not file.is_file()]
+    return _inspect(row, missing, lambda: read_refer(root, dataset, partition), available)
+
+
+def _inspect_parquet(root: Path, dataset: str, available: set[str]) -> dict[str, Any]:
+    pattern = Path(root) / dataset / "data" / "*.parquet"
+    missing = [] if parquet_files(root, dataset) else [f"{pattern} (of jxu124/{HUB_NAMES[dataset]})"]
+    row = {"dataset": dataset, "partition": PARTITIONS[dataset][0], "form": "Parquet", "splits": []}
+    return _inspect(row, missing, lambda: read_parquet(root, dataset), available)
+
+
+def _inspect(
+    row: dict[str, Any], missing: list[str], read: Callable[[], list[Ref]], available: set[str]
+) -> dict[str, Any]:
     if missing:
         return {**row, "missing": missing}
     try:
-        refs = read_refer(root, dataset, partition)
+        return {**row, "splits": _inspect_splits(read(), row["dataset"], row["partition"], available)}
     except UserError as error:
         return {**row, "damaged": str(error)}
-    return {**row, "splits": _inspect_splits(refs, dataset, partition, pictures)}
 
 
-def _inspect_parquet(root: Path, dataset: str, pictures: set[str]) -> dict:
-    partition = PARTITIONS[dataset][0]
-    row = {"dataset": dataset, "partition": partition, "form": "Parquet", "splits": []}
-    if not parquet_files(root, dataset):
-        place = Path(root) / dataset / "data" / "*.parquet"
-        return {**row, "missing": [f"{place} (of jxu124/{HUB_NAMES[dataset]})"]}
-    try:
-        refs = read_parquet(root, dataset)
-    except UserError as error:
-        return {**row, "damaged": str(error)}
-    return {**row, "splits": _inspect_splits(refs, dataset, partition, pictures)}
-
-
-def _inspect_splits(refs: list[Ref], dataset: str, partition: str, pictures: set[str]) -> list[dict]:
+def _inspect_splits(refs: list[Ref], dataset: str, partition: str, available: set[str]) -> list[dict[str, Any]]:
     rows = []
     for split in SPLITS:
         if (published := PUBLISHED.get((dataset, partition, split))) is None:
             continue
-        own = [ref for ref in refs if in_split(ref.split, split)]
-        missing = sorted({ref.image for ref in own} - pictures)
-        numbers = {"split": split, "found": asdict(count(own)), "published": asdict(published)}
-        rows.append({**numbers, "pictures_missing": len(missing), "first_missing": missing[:NAMED]})
+        selected = [ref for ref in refs if in_split(ref.split, split)]
+        missing = sorted({ref.file_name for ref in selected} - available)
+        counts = {"split": split, "found": asdict(count(selected)), "published": asdict(published)}
+        rows.append({**counts, "images_missing": len(missing), "first_missing": missing[:MAX_NAMED_IMAGES]})
     return rows
 
 
-def usable(rows: Iterable[dict]) -> list[str]:
-    """Return the names of what can be used of the rows of `inspect`: splits with a picture or more."""
+def usable_splits(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the names of the splits in rows of `inspect` that have at least one image."""
     return [
         f"{row['dataset']} {row['partition']} {part['split']}"
         for row in rows
         for part in row["splits"]
-        if part["found"]["images"] > part["pictures_missing"]
+        if part["found"]["images"] > part["images_missing"]
     ]
 
 
-def describe(rows: list[dict]) -> str:
-    """Return the rows of `inspect` as text, a block for each set and form."""
-    return "\n".join(line for row in rows for line in _describe(row))
-
-
-def _describe(row: dict) -> list[str]:
+def _describe(row: dict[str, Any]) -> list[str]:
     head = f"{row['dataset']}, partition {row['partition']}, {row['form']} form:"
     if "missing" in row:
         return [f"{head} missing", *(f"  expected {file}" for file in row["missing"])]
     if "damaged" in row:
         return [f"{head} refused", f"  {row['damaged']}"]
-    return [f"{head} found; numbers are followed by the published ones", *map(_describe_split, row["splits"])]
+    return [f"{head} found; published counts in parentheses", *map(_describe_split, row["splits"])]
 
 
-def _describe_split(part: dict) -> str:
-    numbers = ", ".join(
+def _describe_split(part: dict[str, Any]) -> str:
+    counts = ", ".join(
         f"{value:,} {name} ({'-' if part['published'][name] is None else format(part['published'][name], ',')})"
         for name, value in part["found"].items()
     )
-    missing = f"; {part['pictures_missing']:,} pictures missing: " + ", ".join(part["first_missing"])
-    more = " ..." if part["pictures_missing"] > NAMED else ""
-    return f"  {part['split']:5s} {numbers}{missing + more if part['pictures_missing'] else ''}"
+    missing = f"; {part['images_missing']:,} images missing: " + ", ".join(part["first_missing"])
+    more = " ..." if part["images_missing"] > MAX_NAMED_IMAGES else ""
+    return f"  {part['split']:5s} {counts}{missing + more if part['images_missing'] else ''}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see the module's docstring."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    if not args.data.is_dir():
+        raise ReferError(f"expected a folder with refcoco, refcoco+ or refcocog in it, got {args.data}")
+    folder = image_dir(args.data, args.images)
+    print(
+        f"images: {len(list_images(folder)):,} files in {folder}" if folder.is_dir() else f"expected images in {folder}"
+    )
+    rows = inspect(args.data, args.images)
+    print("\n".join(line for row in rows for line in _describe(row)))
+    usable = usable_splits(rows)
+    print(f"usable: {', '.join(usable) if usable else 'nothing; the lines above list the expected files'}")
+    if args.out:
+        report = {"images": str(folder), "usable": usable, "rows": rows}
+        write_text_atomically(args.out, json.dumps(report, indent=1) + "\n")
+    return 0 if usable else 2
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

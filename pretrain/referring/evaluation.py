@@ -1,15 +1,14 @@
-"""Score a model's masks for referring expressions: cIoU, gIoU and precision at the pictures' own size.
+"""Evaluate referring segmentation: cIoU, gIoU and precision at the images' own size.
 
-    python -m pretrain.referring.evaluation --data data/refer --dataset refcoco --split testA --checkpoint runs/refer/last
+    python -m pretrain.referring.evaluation --data data/refer --dataset refcoco --checkpoint runs/refer/last
     python -m pretrain.referring.evaluation --data data/random-Carnival data/random-Pong --checkpoint runs/refer/last
-    accelerate launch --multi_gpu --num_processes 2 -m pretrain.referring.evaluation ...  # the same numbers, in half the time
-    torchrun --nproc-per-node 2 -m pretrain.referring.evaluation ...                      # the same; on CPUs too
+    python -m pretrain.referring.evaluation --data data/refer --dataset refcoco --predictions FILE
+    accelerate launch --multi_gpu --num_processes 2 -m pretrain.referring.evaluation ...  # the same metrics
+    torchrun --nproc-per-node 2 -m pretrain.referring.evaluation ...                      # on CPUs too
 
-Answers go to `answers.jsonl` as packed run lengths (`pretrain.referring.mask_predictions`), which `--answers FILE` scores again
-without a model; the figures (`pretrain.referring.segmentation_metrics`) to `refer.json`; a few pictures, truth beside answer, with them.
-An expression without an answer counts as an empty mask, and one that means nothing in its picture is to be answered by
-an empty mask. No answer is shown to the model: the mask head answers the expression itself, and points are the
-probability of a 1 against a 0 as the next word.
+Writes `predictions.jsonl` (`pretrain.referring.mask_predictions`), which `--predictions FILE` scores again without a
+model, `metrics.json` (`pretrain.referring.segmentation_metrics`), and a few images, target beside prediction. A missing
+prediction counts as an empty mask; an empty mask is right for an expression without a target.
 """
 
 import json
@@ -17,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import tyro
@@ -29,10 +28,11 @@ from tqdm import tqdm
 from common.command import run
 from common.errors import UserError
 from common.results import new_result, write_result
-from pretrain.referring.coco_masks import COMPATS
-from pretrain.referring.mask_predictions import MaskPrediction, read_predictions, write_predictions
+from pretrain.referring.coco_masks import COMPAT_MODES
+from pretrain.referring.mask_predictions import MaskPrediction, read_predictions, score_predictions, write_predictions
 from pretrain.referring.recorded_games import GameReferringDataset
 from pretrain.referring.refcoco import RefCocoDataset
+from pretrain.referring.samples import ReferringSample, ReferringTestSet
 from pretrain.referring.segmentation_metrics import Confusion, confusion, segmentation_metrics
 from pretrain.referring.train import GAMES
 from vlm import checkpoint
@@ -43,169 +43,118 @@ from vlm.segmentation.referring_segmenter import ReferringSegmenter, load_segmen
 
 @dataclass
 class Args:
-    """Score masks for referring expressions."""
+    """Evaluate referring segmentation."""
 
     data: tuple[Path, ...]
     """The folder of REFER's layout; with --dataset games, directories of recorded games."""
-    out: Path = Path("runs/refer-eval")
-    """Where answers, figures and pictures go."""
+    out: Path = Path("runs/referring-evaluation")
+    """The directory for predictions, metrics and images."""
     dataset: str = GAMES
     """refcoco, refcoco+, refcocog, or games."""
     split: str = "test"
-    """train, val, test, testA or testB; of games train, val, test, or all for games that no training saw."""
+    """train, val, test, testA or testB; of games train, val, test, or all for held-out games."""
     checkpoint: Path | None = None
-    """A model with a mask head."""
-    answers: Path | None = None
-    """A file of answers to score in place of a model."""
+    """A model trained by `pretrain.referring`."""
+    predictions: Path | None = None
+    """A file of predictions to score instead of a model."""
     count: int = 600
-    """Expressions about games, drawn from the seed."""
-    hold: int = 1
-    """Games of each dataset held out for testing, and as many for choosing, as in training."""
-    absent: float = 0.1
-    """Share of expressions about games that mean nothing in their frame."""
+    """Number of expressions, for games."""
+    val_episodes: int = 1
+    """Games of each data set in its validation split, and as many in its test split; as in training."""
+    no_target_fraction: float = 0.1
+    """Fraction of expressions without a target in their frame, for games."""
     seed: int = 1000
-    """Seed of which."""
+    """Seed of the expressions, for games."""
     compat: str = "plain"
-    """lisa reproduces the convention of LISA's own evaluation."""
-    pictures: int = 8
-    """Overlay pictures to write."""
+    """lisa reproduces LISA's own evaluation."""
+    num_images: int = 8
+    """Images to write, with target and prediction drawn in."""
 
     def __post_init__(self) -> None:
-        if (self.checkpoint is None) == (self.answers is None):
-            raise UserError("expected either --checkpoint or --answers")
-        if self.compat not in COMPATS:
-            raise UserError(f"expected --compat {' or '.join(COMPATS)}, got {self.compat!r}")
+        if (self.checkpoint is None) == (self.predictions is None):
+            raise UserError("expected either --checkpoint or --predictions")
+        if self.compat not in COMPAT_MODES:
+            raise UserError(f"expected --compat {' or '.join(COMPAT_MODES)}, got {self.compat!r}")
         if self.dataset != GAMES and len(self.data) != 1:
             raise UserError(f"expected one folder of REFER's layout for {self.dataset}, got {len(self.data)}")
 
 
-@dataclass(frozen=True)
-class Item:
-    """An expression to answer. sent_id, ref_id: its numbers; image: uint8[history or 1, H, W, 3]; truth: its mask."""
-
-    sent_id: int
-    ref_id: int
-    words: str
-    image: np.ndarray
-    truth: np.ndarray
-
-
-class Items(Protocol):
-    """A numbered set of items."""
-
-    def __len__(self) -> int: ...
-
-    def item(self, index: int) -> Item:
-        """Return one."""
-        ...
+def load_test_set(args: Args, history: int) -> ReferringTestSet:
+    """Return the expressions to evaluate on."""
+    if args.dataset == GAMES:
+        return GameReferringDataset(
+            args.data, args.split, args.count, history, args.val_episodes, args.no_target_fraction, args.seed
+        )
+    data = RefCocoDataset(args.data[0], args.dataset, args.split, compat=args.compat)
+    if data.note:
+        print(data.note, file=sys.stderr)
+    return data
 
 
-class ReferItems:
-    """The expressions of a split of REFER's layout."""
-
-    def __init__(self, args: Args):
-        self.data = RefCocoDataset(args.data[0], args.dataset, args.split, compat=args.compat)
-        if self.data.note:
-            print(self.data.note, file=sys.stderr)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def item(self, index: int) -> Item:
-        """Return one."""
-        expression, image, mask = (found := self.data[index]).expression, found.image, found.mask
-        return Item(expression.sent_id, expression.ref_id, expression.text, image[None], mask)
-
-
-class GameItems:
-    """Expressions about frames of recorded games."""
-
-    def __init__(self, args: Args, history: int):
-        self.data = GameReferringDataset(args.data, args.split, args.count, history, args.hold, args.absent, args.seed)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def item(self, index: int) -> Item:
-        """Return one."""
-        found = self.data[index]
-        return Item(index, index, found.words, found.stack, found.mask)
-
-
-def open_items(args: Args, history: int) -> Items:
-    """Return what is to be answered."""
-    return GameItems(args, history) if args.dataset == GAMES else ReferItems(args)
-
-
-def answer(
-    args: Args, segmenter: ReferringSegmenter, items: Items, state: PartialState
+def predict_all(
+    args: Args, segmenter: ReferringSegmenter, data: ReferringTestSet, state: PartialState
 ) -> list[tuple[MaskPrediction, Confusion]]:
-    """Return every item's answer and how it overlaps the truth, in order; processes share the items by ranges."""
-    with state.split_between_processes(list(range(len(items)))) as own:
-        found = list(_answer_some(args, segmenter, items, own, state.is_main_process))
-    return gather_object(found) if state.num_processes > 1 else found
+    """Return the prediction and the pixel counts of every expression, in order; each process takes a range of them."""
+    with state.split_between_processes(list(range(len(data)))) as indices:
+        results = list(_predict(args, segmenter, data, indices, verbose=state.is_main_process))
+    return gather_object(results) if state.num_processes > 1 else results
 
 
-def _answer_some(
-    args: Args, segmenter: ReferringSegmenter, items: Items, own: list[int], told: bool
+def _predict(
+    args: Args, segmenter: ReferringSegmenter, data: ReferringTestSet, indices: list[int], verbose: bool
 ) -> Iterator[tuple[MaskPrediction, Confusion]]:
-    for index in tqdm(own, desc="find", unit="expression", disable=not told):
-        item = items.item(index)
-        mask = segmenter.find(item.image, [item.words])[0] > 0.5
-        if index < args.pictures:
-            args.out.mkdir(parents=True, exist_ok=True)
-            name = "".join(letter if letter.isalnum() else "-" for letter in item.words)
-            picture = np.concatenate([draw_mask(item.image[-1], m) for m in (item.truth > 0, mask)], axis=1)
-            Image.fromarray(picture).save(args.out / f"{index:04d}-{name}.png")
-        yield MaskPrediction.of(item.sent_id, item.ref_id, mask), confusion(mask, item.truth, args.compat)
+    for index in tqdm(indices, desc="predict", unit="expression", disable=not verbose):
+        sample = data[index]
+        mask = segmenter.find(sample.frames, sample.expressions)[0] > 0.5
+        if index < args.num_images:
+            _save_image(args.out, index, sample, mask)
+        prediction = MaskPrediction.of(sample.sent_ids[0], sample.ref_ids[0], mask)
+        yield prediction, confusion(mask, sample.masks[0], args.compat)
 
 
-def score_file(args: Args, items: Items) -> list[Confusion]:
-    """Return how the answers of a file overlap the truth, in the order of the items."""
-    assert args.answers
-    given, found = read_predictions(args.answers), []
-    for index in range(len(items)):
-        item = items.item(index)
-        mask = given[item.sent_id].mask if item.sent_id in given else None
-        found.append(confusion(mask, item.truth, args.compat))
-    return found
+def _save_image(directory: Path, index: int, sample: ReferringSample, mask: np.ndarray) -> None:
+    """Write an image with the target drawn in, beside the same with the prediction."""
+    directory.mkdir(parents=True, exist_ok=True)
+    name = "".join(letter if letter.isalnum() else "-" for letter in sample.expressions[0])
+    sides = [draw_mask(sample.frames[-1], drawn) for drawn in (sample.masks[0] > 0, mask)]
+    Image.fromarray(np.concatenate(sides, axis=1)).save(directory / f"{index:04d}-{name}.png")
 
 
 def evaluate(args: Args) -> dict[str, Any] | None:
-    """Answer and score; return the row of figures, in the main process alone."""
-    state = PartialState(cpu=best_device().type == "cpu")  # or several processes on CPUs know nothing of each other
+    """Predict, score and write the results; return the row of metrics in the main process, None in others."""
+    state = PartialState(cpu=best_device().type == "cpu")  # without cpu=True, CPU processes do not find each other
     row: dict[str, Any] = {
         "dataset": args.dataset,
         "split": args.split,
-        "convention": args.compat,
-        "processes": state.num_processes,
+        "compat": args.compat,
+        "num_processes": state.num_processes,
     }
     if args.checkpoint:
         segmenter = load_segmenter(args.checkpoint)
-        row["answered"] = segmenter.way
-        found = answer(args, segmenter, open_items(args, segmenter.vlm.history), state)
-        overlaps = [one for _, one in found]
-        row["checkpoint"] = checkpoint.content_hash(args.checkpoint)
+        results = predict_all(args, segmenter, load_test_set(args, segmenter.vlm.history), state)
+        confusions = [counts for _, counts in results]
+        row |= {"method": segmenter.way, "checkpoint": checkpoint.content_hash(args.checkpoint)}
         if state.is_main_process:
-            write_predictions(args.out / "answers.jsonl", (one for one, _ in found))
+            write_predictions(args.out / "predictions.jsonl", (prediction for prediction, _ in results))
     else:
-        overlaps = score_file(args, open_items(args, 1))
-        row["answered"] = str(args.answers)
+        assert args.predictions
+        confusions = score_predictions(load_test_set(args, 1), read_predictions(args.predictions), args.compat)
+        row["method"] = str(args.predictions)
     if not state.is_main_process:
         return None
-    row |= segmentation_metrics(overlaps, args.compat)
-    result = new_result("refer-eval", None, [args.seed])
+    row |= segmentation_metrics(confusions, args.compat)
+    result = new_result("referring-evaluation", None, [args.seed])
     result["rows"] = [row]
-    write_result(args.out / "refer.json", result)
+    write_result(args.out / "metrics.json", result)
     return row
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
+    """Run the command; see the module's docstring."""
     row = evaluate(args := tyro.cli(Args, args=argv, description=__doc__))
     if row is not None:
         print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, indent=1))
-        print(f"answers, figures and pictures are in {args.out}")
+        print(f"predictions, metrics and images are in {args.out}")
     return 0
 
 

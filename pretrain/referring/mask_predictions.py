@@ -1,6 +1,6 @@
-"""Masks that a model answered with, in a file: scored later, without the model, to the same figures.
+"""Predicted masks in a JSON Lines file, to be scored later without the model.
 
-One line of JSON for each expression, its mask as COCO's packed run lengths, null where the model gave none:
+One line for each expression, its mask as COCO's compressed RLE, null if the model gave none:
 
     {"sent_id": 12, "ref_id": 3, "mask": {"size": [480, 640], "counts": "..."}}
 """
@@ -12,81 +12,88 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from common.files import atomic_file
 from pretrain.referring.coco_masks import MaskError, decode_mask, encode_mask
-from pretrain.referring.refcoco import RefCocoDataset
-from pretrain.referring.segmentation_metrics import confusion, segmentation_metrics
+from pretrain.referring.samples import ReferringTestSet
+from pretrain.referring.segmentation_metrics import Confusion, confusion
 
 
 @dataclass(frozen=True)
 class MaskPrediction:
-    """The answer to one expression; runs: the mask as packed run lengths, None where there was none."""
+    """The prediction for one expression."""
 
     sent_id: int
     ref_id: int
-    runs: dict[str, Any] | None
+    rle: dict[str, Any] | None
+    """The mask, compressed; None if it is missing."""
 
     @classmethod
-    def of(cls, sent_id: int, ref_id: int, mask: np.ndarray | None) -> "MaskPrediction":
-        """Return the answer that holds a mask bool[H, W], or none."""
+    def of(cls, sent_id: int, ref_id: int, mask: Bool[np.ndarray, "H W"] | None) -> "MaskPrediction":
+        """Return the prediction of a mask, or of none."""
         return cls(sent_id, ref_id, None if mask is None else encode_mask(mask))
 
     @property
-    def mask(self) -> np.ndarray | None:
-        """The mask, bool[H, W], or None."""
-        return None if self.runs is None else decode_mask(self.runs)
+    def mask(self) -> Bool[np.ndarray, "H W"] | None:
+        """The mask, or None if it is missing."""
+        return None if self.rle is None else decode_mask(self.rle)
 
 
-def write_predictions(file: Path, answers: Iterable[MaskPrediction]) -> int:
-    """Write answers as they come, so that a reader finds all or none of them; return how many there were."""
-    count = 0
+def write_predictions(file: Path, predictions: Iterable[MaskPrediction]) -> None:
+    """Write predictions as they come; the file appears when all are written."""
     with atomic_file(file) as temporary, temporary.open("w") as stream:
-        for answer in answers:
-            row = {"sent_id": answer.sent_id, "ref_id": answer.ref_id, "mask": answer.runs}
+        for prediction in predictions:
+            row = {"sent_id": prediction.sent_id, "ref_id": prediction.ref_id, "mask": prediction.rle}
             stream.write(json.dumps(row) + "\n")
-            count += 1
-    return count
 
 
 def read_predictions(file: Path) -> dict[int, MaskPrediction]:
-    """Return the answers of a file by their `sent_id`; masks stay packed until they are asked for.
+    """Return the predictions of a file by their `sent_id`.
 
     Raises:
-        MaskError: the file is missing, a line is damaged or an expression is answered twice; the message names it.
+        MaskError: the file is missing, a line is damaged or an expression occurs twice; the message names it.
     """
     file = Path(file)
     if not file.is_file():
-        raise MaskError(f"expected a file of answers, one line of JSON each, got {file}")
-    answers: dict[int, MaskPrediction] = {}
+        raise MaskError(f"expected a file of predictions, one line of JSON each, got {file}")
+    predictions: dict[int, MaskPrediction] = {}
     with file.open() as stream:
         for number, line in enumerate(stream, 1):
             try:
                 row = json.loads(line)
-                answer = MaskPrediction(int(row["sent_id"]), int(row["ref_id"]), row["mask"])
-                answer.mask  # noqa: B018  a damaged mask is to be found here, where its line is known
+                prediction = MaskPrediction(int(row["sent_id"]), int(row["ref_id"]), row["mask"])
+                prediction.mask  # noqa: B018  decoded here, where the line of a damaged mask is known
             except (MaskError, ValueError, KeyError, TypeError) as error:
                 raise MaskError(f"{file}, line {number} is damaged: {type(error).__name__}: {error}") from error
-            if answer.sent_id in answers:
-                raise MaskError(f"{file}, line {number}: expression {answer.sent_id} is answered a second time")
-            answers[answer.sent_id] = answer
-    return answers
+            if prediction.sent_id in predictions:
+                raise MaskError(f"{file}, line {number}: expression {prediction.sent_id} has a second prediction")
+            predictions[prediction.sent_id] = prediction
+    return predictions
 
 
-def score_predictions(data: RefCocoDataset, answers: dict[int, MaskPrediction]) -> dict[str, float]:
-    """Return the figures of `pretrain.referring.segmentation_metrics` under the convention of `data`; no answer counts as empty.
+def score_predictions(
+    data: ReferringTestSet, predictions: dict[int, MaskPrediction], compat: str = "plain"
+) -> list[Confusion]:
+    """Return the pixel counts of each expression of a test set; a missing prediction counts as an empty mask.
+
+    Args:
+        data: the test set, whose masks follow the convention `compat`.
+        predictions: by `sent_id`, of `read_predictions`.
+        compat: "plain" or "lisa", see `pretrain.referring.segmentation_metrics`.
 
     Raises:
-        MaskError: an answer is to an expression that `data` does not hold, or differs from its picture in size.
+        MaskError: a prediction is for another expression, or its size is not that of its image.
     """
-    strange = answers.keys() - {expression.sent_id for expression in data.expressions}
-    if strange:
+    confusions, unused = [], set(predictions)
+    for index in range(len(data)):
+        sample = data[index]
+        prediction = predictions.get(sample.sent_ids[0])
+        unused.discard(sample.sent_ids[0])
+        confusions.append(confusion(prediction.mask if prediction else None, sample.masks[0], compat))
+    if unused:
         raise MaskError(
-            f"expected answers to {data.name}, got {len(strange)} to expressions that it does not hold, "
-            f"the first {min(strange)}; score them with the split that they were made for"
+            f"expected predictions for {data.name}, got {len(unused)} for expressions that it does not hold, "
+            f"the first {min(unused)}; score them on the split that they were made for"
         )
-    found = (answers.get(expression.sent_id) for expression in data.expressions)
-    masks = (None if answer is None else answer.mask for answer in found)
-    return segmentation_metrics(
-        (confusion(mask, data.mask(i), data.compat) for i, mask in enumerate(masks)), data.compat
-    )
+    return confusions

@@ -1,13 +1,11 @@
-"""Referring expressions made from recorded games: a frame, words that single one object out, and its mask.
+"""Referring expressions about frames of recorded games, with the mask of the one object that each refers to.
 
-    train, val, test        by whole games: the last `hold` of a dataset are for testing, the `hold` before for choosing
-    all                     of games that are held out whole
-
-Item i is drawn from the seed and i alone. Some expressions mean nothing in the frame, so that their mask is empty.
+Splits are of whole games, see `pretrain.data.splits`. The seed and i alone decide item i. Some expressions have no
+target in their frame, so that their mask is empty (generalized referring segmentation, Liu et al. 2023, GRES).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,98 +14,66 @@ from common.errors import UserError
 from envs.episodes import EpisodeDataset
 from envs.expressions import draw_expression, list_expressions
 from envs.objects import find_objects
+from pretrain.data.splits import SPLITS, split_rows
 from pretrain.referring.samples import ReferringSample
 
-SPLITS = ("train", "val", "test", "all")
-TRIES = 50  # frames looked at for one that holds something to single out
-
-
-@dataclass(frozen=True)
-class GameReferringExample:
-    """An expression about a frame.
-
-    words, kind: of `envs.expressions.Expression`; game: whose frame it is; stack: uint8[history, H, W, 3], the frame
-    and what came before it; mask: bool[H, W], empty where the words mean nothing in it.
-    """
-
-    words: str
-    kind: str
-    game: str
-    stack: np.ndarray
-    mask: np.ndarray
-
-
-def split_rows_by_game(data: EpisodeDataset, split: str, hold: int) -> np.ndarray:
-    """Return the rows of a split, int[N]; `UserError` for an unknown split or too few games."""
-    if split not in SPLITS:
-        raise UserError(f"expected a split ({', '.join(SPLITS)}), got {split!r}")
-    rows, firsts = np.arange(len(data)), np.unique(data.starts)
-    if split == "all":
-        return rows
-    if len(firsts) <= 2 * hold:
-        raise UserError(
-            f"expected more than {2 * hold} games in {data.path} to hold {hold} out twice, got {len(firsts)}"
-        )
-    val, test = firsts[-2 * hold], firsts[-hold]
-    bounds = {"train": (0, val), "val": (val, test), "test": (test, len(data))}
-    first, end = bounds[split]
-    return rows[first:end]
+MAX_ATTEMPTS = 50  # frames tried for one with an object that can be singled out
 
 
 class GameReferringDataset:
-    """`count` expressions about frames of recorded games, equally many of each dataset.
+    """`count` expressions about frames of recorded games, equally many of each data set.
 
     Args:
-        places: directories of `agents.record`, one or more a game.
-        split: one of `SPLITS`.
-        count: how many.
-        history: frames that a model sees.
-        hold: games held out of each dataset for choosing, and as many for testing.
-        absent: the share of expressions that mean nothing in their frame.
-        seed: of all drawing; each split draws its own.
+        paths: directories of `agents.record`, one or more a game.
+        split: one of `SPLITS`; "all" is for games held out as a whole.
+        count: the number of expressions.
+        history: frames that the model sees.
+        val_episodes: games of each data set in its validation split, and as many in its test split.
+        no_target_fraction: the probability of an expression without a target.
+        seed: of all random draws; each split has its own.
     """
 
     def __init__(
         self,
-        places: Sequence[Path],
+        paths: Sequence[Path],
         split: str,
         count: int,
         history: int = 1,
-        hold: int = 1,
-        absent: float = 0.1,
+        val_episodes: int = 1,
+        no_target_fraction: float = 0.1,
         seed: int = 0,
     ):
-        if not places:
+        if not paths:
             raise UserError("expected directories of recorded games, got none")
-        self.sets = [EpisodeDataset(place) for place in places]
-        self.rows = [split_rows_by_game(data, split, hold) for data in self.sets]
-        self.count, self.history, self.absent = count, history, absent
+        self.name = f"games-{split}"
+        self.datasets = [EpisodeDataset(path) for path in paths]
+        self.rows = [split_rows(data, split, val_episodes, val_episodes) for data in self.datasets]
+        self.count, self.history, self.no_target_fraction = count, history, no_target_fraction
         self._seed = (seed, SPLITS.index(split))
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> GameReferringExample:
+    def __getitem__(self, index: int) -> ReferringSample:
         rng = np.random.default_rng([*self._seed, index])
-        data = self.sets[index % len(self.sets)]
-        drawn = self.draw(rng, 1, index % len(self.sets))
-        return GameReferringExample(drawn.words[0], drawn.kinds[0], data.info.game, drawn.stack, drawn.masks[0])
+        sample = self.draw(rng, 1, index % len(self.datasets))
+        return replace(sample, sent_ids=(index,), ref_ids=(index,))
 
-    def draw(self, rng: np.random.Generator, count: int, which: int | None = None) -> ReferringSample:
-        """Return `count` expressions about one frame, of dataset number `which` or of one that is drawn."""
-        which = int(rng.integers(len(self.sets))) if which is None else which
-        data, game = self.sets[which], self.sets[which].info.game
-        for _ in range(TRIES):
-            row = int(rng.choice(self.rows[which]))
+    def draw(self, rng: np.random.Generator, count: int, dataset: int | None = None) -> ReferringSample:
+        """Return `count` expressions about one frame, of data set number `dataset` or of a random one."""
+        dataset = int(rng.integers(len(self.datasets))) if dataset is None else dataset
+        data, game = self.datasets[dataset], self.datasets[dataset].info.game
+        for _ in range(MAX_ATTEMPTS):
+            row = int(rng.choice(self.rows[dataset]))
             frame = data.frame(row)
             objects = find_objects(frame, game)
-            listed = list_expressions(objects)
-            found = [draw_expression(objects, rng, self.absent, listed) for _ in range(count)]
-            expressions = [expression for expression in found if expression is not None]
+            candidates = list_expressions(objects)
+            drawn = [draw_expression(objects, rng, self.no_target_fraction, candidates) for _ in range(count)]
+            expressions = [expression for expression in drawn if expression is not None]
             if len(expressions) < count:
                 continue
-            nothing = np.zeros(frame.shape[:2], dtype=bool)
-            masks = [nothing if e.target is None else objects[e.target].mask for e in expressions]
+            empty = np.zeros(frame.shape[:2], dtype=bool)
+            masks = np.stack([empty if e.target is None else objects[e.target].mask for e in expressions])
             words, kinds = (tuple(getattr(e, name) for e in expressions) for name in ("words", "kind"))
-            return ReferringSample(data.frames(row, self.history), words, np.stack(masks), kinds)
-        raise UserError(f"{data.path}: no object can be singled out in {TRIES} of its frames")
+            return ReferringSample(data.frames(row, self.history), words, masks, game, kinds)
+        raise UserError(f"{data.path}: no object can be singled out in {MAX_ATTEMPTS} of its frames")

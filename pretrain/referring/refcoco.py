@@ -1,83 +1,58 @@
-"""Referring expressions of RefCOCO, RefCOCO+ and RefCOCOg: an image, words, and the mask of what they mean.
+"""RefCOCO, RefCOCO+ and RefCOCOg: expressions, images of COCO's `train2014`, and masks.
 
-    python -m pretrain.referring.refcoco --data data/refer
-    python -m pretrain.referring.refcoco --data data/refer --images coco/train2014 --out data/refer/check.json
-
-The command tells, for every set and partition, what of it lies in a folder, which file is missing and where it is
-expected, and how many refs, expressions and images each split has beside the published numbers. Its exit code is 2
-where nothing can be used. The layout is that of `pretrain.referring.refer_files`. The images are COCO's `train2014`.
+The layout on disk is that of `pretrain.referring.refer_files`; `pretrain.referring.dataset_report` lists what is there.
 """
 
-import json
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
+from jaxtyping import Bool, UInt8
 
-from common.command import run
 from common.errors import UserError
-from common.files import write_text_atomically
-from pretrain.data.images import StillImageSource, read_image
+from pretrain.data.images import read_image
 from pretrain.referring.coco_masks import check_compat, decode_segmentation
-from pretrain.referring.dataset_report import NAMED, describe, inspect, usable
 from pretrain.referring.refer_files import (
     Ref,
     ReferError,
     find_dataset,
     find_partition,
     find_split,
-    image_folder,
+    image_dir,
     in_split,
-    list_pictures,
+    list_images,
     read_refs,
 )
+from pretrain.referring.samples import ReferringSample
+
+MAX_NAMED_IMAGES = 3  # of the missing ones, in messages
 
 
 @dataclass(frozen=True)
-class Expression:
-    """Words that mean one object of an image.
+class RefExpression:
+    """A text that refers to one object of an image."""
 
-    image: the picture's file; ref_id: the object's number; sent_id: the expression's own; split: as the file spells it.
-    """
-
-    text: str
-    image: Path
-    ref_id: int
     sent_id: int
-    split: str
+    text: str
+    ref: Ref
 
 
-@dataclass(frozen=True)
-class RefCocoExample:
-    """An expression with its image uint8[H, W, 3] and the mask of what it means, bool[H, W].
+class RefCocoDataset:
+    """The expressions of a split in the order of its file; images and masks are decoded on access.
 
-    Under `compat="lisa"` the mask is uint8[H, W] and 2 or more where polygons of the object overlap.
-    """
-
-    expression: Expression
-    image: np.ndarray
-    mask: np.ndarray
-
-
-class RefCocoDataset(StillImageSource):
-    """The expressions of a split in the order of its file; images and masks are made when they are asked for.
-
-    Expressions whose picture is missing are left out; `missing` names the pictures and `left_out` counts the
-    expressions. `index` counts expressions everywhere.
+    Expressions whose image is missing are left out: `missing_images` lists the images, `num_left_out` counts the
+    expressions. An index is always an expression's.
 
     Args:
-        root: the folder of the layout, see `pretrain.referring.refer_files`.
+        root: the folder of the layout.
         dataset: refcoco, refcoco+ or refcocog, in any spelling.
         split: train, val, testA, testB or test, matched as REFER does.
-        partition: unc, umd or google; None for the usual one.
-        images: the folder of COCO's train2014, where it is not in `root`.
+        partition: unc, umd or google; by default unc, and umd for refcocog.
+        images: the folder of COCO's train2014 if it is not in `root`.
         compat: "plain", or "lisa" for masks that add overlapping polygons up.
 
     Raises:
-        ReferError: files are missing or damaged, the split is empty, or all of its pictures are missing.
+        ReferError: files are missing or damaged, the split is empty, or all of its images are missing.
     """
 
     def __init__(
@@ -90,38 +65,53 @@ class RefCocoDataset(StillImageSource):
         compat: str = "plain",
     ):
         check_compat(compat)
-        self.dataset, self.split = find_dataset(dataset), find_split(split)
-        self.partition = find_partition(self.dataset, partition)
-        self.name = f"{self.dataset}-{self.partition}-{self.split}"
-        self.compat, self.pictures = compat, image_folder(root, images)
-        refs = select(read_refs(root, self.dataset, self.partition), self.split, f"{self.dataset} {self.partition}")
-        there = list_pictures(self.pictures)
-        self.missing = sorted({ref.image for ref in refs} - there)
-        self._refs: list[Ref] = [ref for ref in refs if ref.image in there for _ in ref.sentences]
-        self.expressions = [words for ref in refs if ref.image in there for words in _expressions(ref, self.pictures)]
-        self.left_out = sum(len(ref.sentences) for ref in refs) - len(self.expressions)
+        dataset, split = find_dataset(dataset), find_split(split)
+        partition = find_partition(dataset, partition)
+        self.name, self.compat, self.image_dir = f"{dataset}-{partition}-{split}", compat, image_dir(root, images)
+        refs = _select(read_refs(root, dataset, partition), split, f"{dataset} {partition}")
+        available = list_images(self.image_dir)
+        self.missing_images = sorted({ref.file_name for ref in refs} - available)
+        self.expressions = [
+            RefExpression(sent_id, text, ref)
+            for ref in refs
+            if ref.file_name in available
+            for sent_id, text in ref.sentences
+        ]
+        self.num_left_out = sum(len(ref.sentences) for ref in refs) - len(self.expressions)
         if not self.expressions:
-            raise ReferError(f"none of the pictures of {self.name} is in {self.pictures}; the first: {refs[0].image}")
+            raise ReferError(
+                f"none of the images of {self.name} is in {self.image_dir}; the first: {refs[0].file_name}"
+            )
 
     def __len__(self) -> int:
         return len(self.expressions)
 
-    def __getitem__(self, index: int) -> RefCocoExample:
-        return RefCocoExample(self.expressions[index], self.image(index), self.mask(index))
+    def __getitem__(self, index: int) -> ReferringSample:
+        item = self.expressions[index]
+        return ReferringSample(
+            self.image(index)[None],
+            (item.text,),
+            self.mask(index)[None],
+            source=item.ref.file_name,
+            sent_ids=(item.sent_id,),
+            ref_ids=(item.ref.ref_id,),
+        )
 
-    def image(self, index: int) -> np.ndarray:
-        """Return an expression's picture, uint8[H, W, 3]; `ReferError` where its size is not that of its masks."""
-        image, ref = read_image(self.expressions[index].image), self._refs[index]
+    def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        """Return an expression's image; `ReferError` if its size is not that of its annotation."""
+        ref = self.expressions[index].ref
+        file = self.image_dir / ref.file_name
+        image = read_image(file)
         if image.shape[:2] != (ref.height, ref.width):
             raise ReferError(
-                f"{self.expressions[index].image}: expected {ref.height} x {ref.width} pixels as the annotations say, "
+                f"{file}: expected {ref.height} x {ref.width} pixels as the annotations say, "
                 f"got {image.shape[0]} x {image.shape[1]}"
             )
         return image
 
-    def mask(self, index: int) -> np.ndarray:
-        """Return the mask of what an expression means, at the picture's size; bool, or uint8 under "lisa"."""
-        ref = self._refs[index]
+    def mask(self, index: int) -> Bool[np.ndarray, "H W"] | UInt8[np.ndarray, "H W"]:
+        """Return an expression's mask at its image's size; bool, or uint8 under "lisa"."""
+        ref = self.expressions[index].ref
         try:
             return decode_segmentation(ref.segmentation, ref.height, ref.width, self.compat)
         except UserError as error:
@@ -129,64 +119,21 @@ class RefCocoDataset(StillImageSource):
 
     @property
     def note(self) -> str:
-        """What was left out, fit to print; empty where nothing was."""
-        if not self.missing:
+        """What was left out, one line to print; empty if nothing was."""
+        if not self.missing_images:
             return ""
-        rest = f" and {len(self.missing) - NAMED} more" if len(self.missing) > NAMED else ""
-        names = ", ".join(self.missing[:NAMED])
+        rest = len(self.missing_images) - MAX_NAMED_IMAGES
+        names = ", ".join(self.missing_images[:MAX_NAMED_IMAGES]) + (f" and {rest} more" if rest > 0 else "")
         return (
-            f"{self.name}: {len(self.missing)} pictures missing in {self.pictures} and {self.left_out} expressions "
-            f"left out: {names}{rest}"
+            f"{self.name}: {len(self.missing_images)} images missing in {self.image_dir} and {self.num_left_out} "
+            f"expressions left out: {names}"
         )
 
 
-def _expressions(ref: Ref, pictures: Path) -> list[Expression]:
-    return [Expression(text, pictures / ref.image, ref.ref_id, number, ref.split) for number, text in ref.sentences]
-
-
-def select(refs: Sequence[Ref], split: str, name: str) -> list[Ref]:
-    """Return the refs of a split; where there are none, `ReferError` names the splits there are."""
-    found = [ref for ref in refs if ref.sentences and in_split(ref.split, split)]
-    if not found:
-        there = ", ".join(sorted({ref.split for ref in refs})) or "none"
-        raise ReferError(f"{name} has no expressions in the split {split}; its splits: {there}")
-    return found
-
-
-@dataclass
-class Args:
-    """Check a folder of referring expressions."""
-
-    data: Path
-    """The folder that holds refcoco, refcoco+, refcocog and images."""
-    images: Path | None = None
-    """The folder of COCO's train2014, where it lies elsewhere."""
-    out: Path | None = None
-    """A JSON for what was found."""
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    if not args.data.is_dir():
-        raise ReferError(f"expected a folder with refcoco, refcoco+ or refcocog in it, got {args.data}")
-    folder = image_folder(args.data, args.images)
-    print(
-        f"pictures: {len(list_pictures(folder)):,} files in {folder}"
-        if folder.is_dir()
-        else f"expected pictures in {folder}"
-    )
-    rows = inspect(args.data, args.images)
-    print(describe(rows))
-    found = usable(rows)
-    print(f"usable: {', '.join(found)}" if found else "usable: nothing; the lines above tell what is expected where")
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(
-            args.out, json.dumps({"images": str(folder), "usable": found, "rows": rows}, indent=1) + "\n"
-        )
-    return 0 if found else 2
-
-
-if __name__ == "__main__":
-    sys.exit(run(main))
+def _select(refs: list[Ref], split: str, name: str) -> list[Ref]:
+    """Return the refs of a split; if there are none, `ReferError` lists the splits."""
+    selected = [ref for ref in refs if ref.sentences and in_split(ref.split, split)]
+    if not selected:
+        splits = ", ".join(sorted({ref.split for ref in refs})) or "none"
+        raise ReferError(f"{name} has no expressions in the split {split}; its splits: {splits}")
+    return selected

@@ -1,4 +1,4 @@
-"""Pickles of plain values only: what a list of referring expressions needs, and nothing that could run."""
+"""A restricted unpickler: reads containers, text and numbers, and runs nothing."""
 
 import pickle
 from pathlib import Path
@@ -6,44 +6,44 @@ from typing import Any
 
 from common.errors import UserError
 
-PLAIN = frozenset({"set", "frozenset", "list", "dict", "tuple", "str", "int", "float", "bool"})
-BUILTINS = ("builtins", "__builtin__")  # the second is Python 2's name, in which REFER's files were written
+SAFE_TYPES = frozenset({"set", "frozenset", "list", "dict", "tuple", "str", "int", "float", "bool"})
+BUILTINS = ("builtins", "__builtin__")  # the second is Python 2's name, which REFER's files use
 
 
 class PickleError(UserError):
-    """A pickle that is damaged or holds more than plain values; the message names it."""
+    """A pickle that is missing, damaged or unsafe; the message names it."""
 
 
 class _ForbiddenError(pickle.UnpicklingError):
-    """A pickle asked for something that is not plain."""
+    """A pickle refers to a global outside `SAFE_TYPES`."""
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class _SafeUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module in BUILTINS and name in PLAIN:
+        if module in BUILTINS and name in SAFE_TYPES:
             return super().find_class(module, name)
         raise _ForbiddenError(f"{module}.{name}")
 
 
 def load_safe_pickle(file: Path) -> Any:
-    """Return what a pickle holds: containers, text, numbers, booleans and None.
+    """Return the content of a pickle: containers, text, numbers, booleans and None.
 
-    A pickle may name any function and have it called while it is read. Here such a name is refused before anything of
-    it is imported or called.
+    A pickle can name any function and have it called while it is read. Other globals than `SAFE_TYPES` are refused
+    before they are imported or called.
 
     Raises:
-        PickleError: the pickle is missing or damaged, or names something else; the message tells which.
+        PickleError: the pickle is missing, damaged or refers to another global.
     """
     file = Path(file)
     if not file.is_file():
         raise PickleError(f"expected a pickle at {file}, found none")
     with file.open("rb") as stream:
         try:
-            return _PlainUnpickler(stream, encoding="utf-8").load()
+            return _SafeUnpickler(stream, encoding="utf-8").load()
         except _ForbiddenError as error:
             raise PickleError(
                 f"{file} refused: expected plain lists, dicts, text and numbers, got the global {error}, "
-                "which was not run; take the file from another source"
+                "which was not run; get the file from another source"
             ) from error
         except Exception as error:  # a damaged pickle can raise nearly anything, as pickle's documentation says
             raise PickleError(f"{file} is not a pickle, or is damaged: {type(error).__name__}: {error}") from error

@@ -21,7 +21,7 @@ from envs.games import find_game
 
 def test_it_shoots_green_pipes_one_after_the_other():
     with EmulatorEnvs(find_game("Carnival"), 1) as envs:
-        marksman = SearchAgent(envs, find_search("marksman", envs), "marksman")
+        marksman = SearchAgent(envs, find_search("carnival-expert", envs), "carnival-expert")
         pipes = []
         for turn in play_games(marksman, envs, [600]):
             if turn.reward in (200, 800):
@@ -79,6 +79,6 @@ def test_ways_take_as_long_as_they_are_said_to(offset):
 def test_another_game_is_refused():
     with (
         EmulatorEnvs(find_game("Pong"), 1) as envs,
-        pytest.raises(UserError, match="expected Carnival for a marksman, got Pong"),
+        pytest.raises(UserError, match="expected Carnival for carnival-expert, got Pong"),
     ):
-        find_search("marksman", envs)
+        find_search("carnival-expert", envs)

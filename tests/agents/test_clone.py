@@ -207,13 +207,13 @@ def test_a_readout_of_less_than_nothing_is_refused(taught, tmp_path, capsys):
     assert "--readout must be at least 0, got -1.0" in capsys.readouterr().err
 
 
-def test_a_readout_reads_every_game_off_the_tokens_that_the_model_saw_last():
+def test_a_readout_reads_every_game_off_the_image_tokens():
     vlm = build("tiny")
     readout = AuxiliaryActionHead(vlm, {"Carnival": (214, 160, 6), "MsPacman": (250, 160, 9)})
     for rows, game, actions in ((214, "Carnival", 6), (250, "MsPacman", 9)):
         frames = np.random.default_rng(rows).integers(0, 256, (3, 2, rows, 160, 3), dtype=np.uint8)
-        tokens = vlm.image_embeddings(vlm.preprocess(frames))
-        log_probs = readout(game)
+        tokens = vlm.encode_images(vlm.preprocess(frames)).tokens
+        log_probs = readout(game, tokens)
         assert torch.equal(log_probs, readout.nets[game](tokens.flatten(1)).log_softmax(-1))
         assert log_probs.shape == (3, actions)
 

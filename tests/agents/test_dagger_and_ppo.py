@@ -46,7 +46,7 @@ def test_rounds_aggregate_recordings_and_a_killed_run_comes_to_the_same_weights(
     first, second = (
         checkpoint.read_training(tmp_path / "whole" / f"round-{number}" / "trained" / "last") for number in range(2)
     )
-    assert [data["agent"] for data in first["datasets"]] == ["vlm taught by pathfinder"]
+    assert [data["agent"] for data in first["datasets"]] == ["vlm labelled by mspacman-expert"]
     assert len(second["datasets"]) == 2
     assert second["arguments"]["learning_rate"] == pytest.approx(0.7 * first["arguments"]["learning_rate"])
     lesson, steps = clone.BehaviorCloningObjective.forward, []
@@ -70,7 +70,7 @@ def test_rounds_aggregate_recordings_and_a_killed_run_comes_to_the_same_weights(
     results = [json.loads((tmp_path / run / "improve.json").read_text())["rows"] for run in ("whole", "killed")]
     assert results[0] == results[1]
     ceiling, *rounds = results[0]
-    assert (ceiling["ceiling_of"], ceiling["agree"]) == ("MsPacman", 1.0)  # a pathfinder draws nothing
+    assert (ceiling["ceiling_of"], ceiling["agree"]) == ("MsPacman", 1.0)  # the expert draws nothing
     assert [(row["round"], row["labels"]) for row in rounds] == [(0, 30), (1, 30)]
 
 
@@ -120,7 +120,7 @@ def test_games_are_those_asked_for_or_all_that_were_taught(tiny, tmp_path):
         (("--episodes", "0"), "--episodes must be at least 1, got 0"),
         (("--fall", "0"), r"--fall in (0, 1]"),
         (("--record-seed", "899"), "must stay below 900"),
-        (("--teacher", "vlm:runs/a"), "expected --teacher planner, pathfinder, marksman, tracker, got 'vlm:runs/a'"),
+        (("--teacher", "vlm:runs/a"), "paddle-expert, got 'vlm:runs/a'"),
         (("--rewards", "none"), "expected --rewards sign, root, raw, got 'none'"),
         (("--discount", "2"), "--discount must be from 0 to 1, got 2"),
     ],
@@ -161,7 +161,7 @@ class Pictures:
     frame_shape = (64, 64, 3)
 
     def __init__(self, n):
-        self.n, self.game = n, find_game("Pong")
+        self.num_envs, self.game = n, find_game("Pong")
         self.rngs, self.left = [np.random.default_rng(0)] * n, np.zeros(n, int)
         self.wanted = np.zeros(n, int)
 
@@ -173,7 +173,7 @@ class Pictures:
         return self.frames()
 
     def frames(self):
-        frames = np.zeros((self.n, *self.frame_shape), np.uint8)
+        frames = np.zeros((self.num_envs, *self.frame_shape), np.uint8)
         for lane, wanted in enumerate(self.wanted):
             row, column = divmod(int(wanted), 2)
             frames[lane, 32 * row : 32 * row + 32, 32 * column : 32 * column + 32] = 200
@@ -184,7 +184,7 @@ class Pictures:
         self.left -= 1
         self.wanted = np.array([rng.integers(4) for rng in self.rngs])
         ended = self.left == 0
-        return Step(self.frames(), rewards, ended, np.zeros(self.n, bool), np.zeros(self.n, np.int64))
+        return Step(self.frames(), rewards, ended, np.zeros(self.num_envs, bool), np.zeros(self.num_envs, np.int64))
 
 
 def learner(lanes=16, **changes):

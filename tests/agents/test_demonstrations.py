@@ -23,7 +23,7 @@ def test_games_are_recorded_by_their_teachers_once_and_cloned_into_one_policy(tm
     training = json.loads((tmp_path / "a" / "last" / "training.json").read_text())
     assert training["games"] == ["MsPacman", "Pong"]
     places = {place.name: place for place in (tmp_path / "data").iterdir() if place.is_dir()}
-    assert set(places) == {"tracker-Pong", "pathfinder-MsPacman"}
+    assert set(places) == {"paddle-expert-Pong", "mspacman-expert-MsPacman"}
     for place in places.values():
         data = EpisodeDataset(place)
         assert len(data.seeds) == 1

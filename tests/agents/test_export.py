@@ -1,4 +1,4 @@
-"""What ships is what was chosen: the best temperature by play, at half size."""
+"""Export chooses the temperature that plays best and stores the weights that played."""
 
 import pytest
 
@@ -12,29 +12,29 @@ def command(*arguments):
     return run(lambda: export.main([str(argument) for argument in arguments]))
 
 
-def test_the_temperature_that_plays_best_ships_with_the_weights_that_played(tmp_path, monkeypatch):
-    scored = [("Carnival", 10760.7), ("MsPacman", 1241.0), ("Carnival", 20.0)]  # the last is a student's own games
+def test_the_temperature_that_plays_best_is_exported_with_the_weights_that_played(tmp_path, monkeypatch):
+    scored = [("Carnival", 10760.7), ("MsPacman", 1241.0), ("Carnival", 20.0)]  # the last is a learner's own episodes
     datasets = [{"game": game, "mean_score": score} for game, score in scored]
     checkpoint.save(build("tiny", 1), tmp_path / "model", {"games": ["Carnival", "MsPacman"], "datasets": datasets})
     played = []
 
-    def scores(vlm, game, protocol, games, temperature, engine):
+    def scores(vlm, game, protocol, episodes, temperature, engine):
         played.append(vlm)
         random = {"Carnival": 760.7, "MsPacman": 241.0}[game]
-        return [random + {("Carnival", 0.0): 5000.0, ("MsPacman", 0.5): 900.0}.get((game, temperature), 0.0)] * games
+        return [random + {("Carnival", 0.0): 5000.0, ("MsPacman", 0.5): 900.0}.get((game, temperature), 0.0)] * episodes
 
     monkeypatch.setattr(export, "evaluate_policy", scores)
-    arguments = ("--checkpoint", tmp_path / "model", "--out", tmp_path / "shipped", "--temperatures", 0, 0.5)
-    assert command(*arguments, "--games", 2) == 0
-    play = checkpoint.read_training(tmp_path / "shipped")["play"]
+    arguments = ("--checkpoint", tmp_path / "model", "--out", tmp_path / "exported", "--temperatures", 0, 0.5)
+    assert command(*arguments, "--episodes", 2) == 0
+    play = checkpoint.read_training(tmp_path / "exported")["play"]
     assert play["temperature"] == 0.5  # (0 + 0.9) / 2 against (0.5 + 0) / 2
-    assert [trial["of_teacher"] for trial in play["trials"]] == pytest.approx([0.25, 0.45])
-    shipped = checkpoint.load(tmp_path / "shipped").model.state_dict()
-    assert all((shipped[name] == tensor).all() for name, tensor in played[0].model.state_dict().items())
+    assert [found["expert_normalized_score"] for found in play["evaluations"]] == pytest.approx([0.25, 0.45])
+    exported = checkpoint.load(tmp_path / "exported").model.state_dict()
+    assert all((exported[name] == tensor).all() for name, tensor in played[0].model.state_dict().items())
 
 
 def test_a_checkpoint_that_was_not_trained_to_play_is_refused(tmp_path, capsys):
     checkpoint.save(build("tiny", 1), tmp_path / "model", {})
-    assert command("--checkpoint", tmp_path / "model", "--out", tmp_path / "shipped") == 2
+    assert command("--checkpoint", tmp_path / "model", "--out", tmp_path / "exported") == 2
     assert "was not trained to play" in capsys.readouterr().err
-    assert not (tmp_path / "shipped").exists()
+    assert not (tmp_path / "exported").exists()

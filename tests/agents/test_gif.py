@@ -1,4 +1,4 @@
-"""A clip is what a video shows from where it was asked to begin, at the video's own speed."""
+"""A clip holds the video from its start on, at the video's own speed."""
 
 import imageio.v2 as imageio
 import numpy as np
@@ -11,14 +11,14 @@ from common.command import run
 
 @pytest.fixture
 def video(tmp_path):
-    """A video of 30 pictures, 15 a second: a white square that moves 16 columns to the right in each second."""
+    """A video of 30 frames at 15 fps: a white square that moves 16 columns to the right each second."""
     file = tmp_path / "video.mp4"
     with imageio.get_writer(file, format="FFMPEG", fps=15, codec="libx264", macro_block_size=16) as writer:
         for number in range(30):
-            picture = np.zeros((64, 64, 3), np.uint8)
+            frame = np.zeros((64, 64, 3), np.uint8)
             left = 16 * (number // 15)
-            picture[16:32, left : left + 16] = 255
-            writer.append_data(picture)
+            frame[16:32, left : left + 16] = 255
+            writer.append_data(frame)
     return file
 
 
@@ -26,19 +26,19 @@ def command(*arguments):
     return run(lambda: gif.main([str(argument) for argument in arguments]))
 
 
-def test_a_clip_begins_where_it_is_asked_to_and_runs_at_the_videos_speed(video, tmp_path, capsys):
+def test_a_clip_starts_at_its_start_and_keeps_the_videos_speed(video, tmp_path, capsys):
     out = tmp_path / "new" / "clip.gif"
-    assert command("--video", video, "--out", out, "--start", 0.6, "--seconds", 0.8, "--rate", 5) == 0
-    assert "4 pictures" in capsys.readouterr().out
+    assert command("--video", video, "--out", out, "--start", 0.6, "--seconds", 0.8, "--fps", 5) == 0
+    assert "4 frames" in capsys.readouterr().out
     lefts, times = [], []
     with Image.open(out) as found:
         assert found.info["loop"] == 0
-        for picture in ImageSequence.Iterator(found):
-            shown = np.asarray(picture.convert("L")).astype(int)
+        for frame in ImageSequence.Iterator(found):
+            shown = np.asarray(frame.convert("L")).astype(int)
             assert shown.shape == (32, 32)
             lefts.append(int((shown[12] > 128).argmax()))
-            times.append(picture.info["duration"])
-    assert lefts == [0, 8]  # alike pictures are one, shown for longer
+            times.append(frame.info["duration"])
+    assert lefts == [0, 8]  # equal frames are merged into one of longer duration
     assert times == [400, 400]
     assert [file.name for file in out.parent.iterdir()] == ["clip.gif"]
 
@@ -48,15 +48,15 @@ def test_a_clip_begins_where_it_is_asked_to_and_runs_at_the_videos_speed(video, 
     [
         (("--start", 9), "ends before --start 9.0"),
         (("--scale", 0), "--scale must be above 0, got 0.0"),
-        (("--colours", 1), "--colours must be from 2 to 256, got 1"),
+        (("--colors", 1), "--colors must be from 2 to 256, got 1"),
     ],
 )
-def test_what_cannot_be_cut_is_told_in_one_line(video, tmp_path, capsys, arguments, message):
+def test_a_clip_that_cannot_be_cut_is_refused_in_one_line(video, tmp_path, capsys, arguments, message):
     assert command("--video", video, "--out", tmp_path / "clip.gif", *arguments) == 2
     assert message in capsys.readouterr().err
 
 
-def test_what_is_no_video_is_refused_by_name(tmp_path, capsys):
+def test_a_file_that_is_no_video_is_refused_by_name(tmp_path, capsys):
     assert command("--video", tmp_path / "none.mp4", "--out", tmp_path / "clip.gif") == 2
     assert "there is no video" in capsys.readouterr().err
     (tmp_path / "bad.mp4").write_bytes(b"no video")

@@ -130,7 +130,7 @@ def test_the_heading_is_the_way_that_the_player_goes():
 
 def test_it_plays_far_better_than_random():
     with EmulatorEnvs(PACMAN, 1) as envs:
-        agent = SearchAgent(envs, find_search("pathfinder", envs), "pathfinder")
+        agent = SearchAgent(envs, find_search("mspacman-expert", envs), "mspacman-expert")
         scores = []
         for turn in play_games(agent, envs, [3]):
             scores.append(turn.score)
@@ -145,7 +145,7 @@ def test_another_game_is_refused():
         EmulatorEnvs(find_game("Pong"), 1) as envs,
         pytest.raises(UserError, match=r"expected Ms\. Pac-Man .*got Pong"),
     ):
-        find_search("pathfinder", envs)
+        find_search("mspacman-expert", envs)
 
 
 def test_the_nearest_node_of_a_pixel():

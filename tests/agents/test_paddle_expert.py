@@ -25,7 +25,7 @@ def points(agent, envs, decisions):
 @pytest.mark.parametrize(("name", "better"), [("Pong", 3), ("Breakout", 5)])
 def test_it_plays_far_better_than_random(name, better):
     with EmulatorEnvs(find_game(name), 1) as envs:
-        tracker = points(SearchAgent(envs, find_search("tracker", envs), "tracker"), envs, 200)
+        tracker = points(SearchAgent(envs, find_search("paddle-expert", envs), "paddle-expert"), envs, 200)
         assert tracker >= points(RandomAgent(envs.action_names), envs, 200) + better
 
 
@@ -54,6 +54,6 @@ def test_it_serves_where_no_ball_is_in_play_and_leaves_the_game_as_it_was(name):
 def test_another_game_is_refused():
     with (
         EmulatorEnvs(find_game("Tennis"), 1) as envs,
-        pytest.raises(UserError, match="expected Pong or Breakout for a tracker, got Tennis"),
+        pytest.raises(UserError, match="expected Pong or Breakout for paddle-expert, got Tennis"),
     ):
-        find_search("tracker", envs)
+        find_search("paddle-expert", envs)

@@ -1,4 +1,4 @@
-"""Playing films true games, scores them, tells mistakes in one line and loses nothing when it is stopped."""
+"""Play films and scores true games, reports mistakes in one line and keeps what an interrupted run recorded."""
 
 import json
 
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from agents import play, video
-from agents.video import OverlayFrame, check_video, draw_turn
+from agents.rollout import Transition
+from agents.video import OverlayFrame, Panel, check_video, draw_transition
 from common.command import run
 from common.errors import UserError
 from vlm import checkpoint
@@ -30,27 +31,27 @@ def read_frames(out):
         return np.stack([frame for frame in reader])
 
 
-def test_the_vlm_plays_is_filmed_and_scored(tiny, tmp_path, capsys):
+def test_the_vlm_is_filmed_and_scored(tiny, tmp_path, capsys):
     assert command("--checkpoint", tiny, "--max-frames", 120, "--out", tmp_path) == 0
     result = read_json(tmp_path)
     (row,) = result["rows"]
     assert result["protocol"]["name"] == "machado2018"
-    assert row["decisions"] == 30
+    assert row["steps"] == 30
     assert row["scores"] == []
-    assert len(row["scores_of_cut_games"]) == 1
+    assert len(row["unfinished_scores"]) == 1
     assert row["invalid"] == 0
-    assert row["decisions_per_second"] > 0
+    assert row["steps_per_second"] > 0
     assert read_frames(tmp_path).shape[0] == 30
-    told = capsys.readouterr().out
-    assert "no human score of Carnival exists" in told
-    assert "IQN, 200 M frames" in told
+    output = capsys.readouterr().out
+    assert "no human score of Carnival exists" in output
+    assert "IQN, 200 M frames" in output
 
 
-def test_committed_scores_are_told_one_line_for_each_temperature(tmp_path, monkeypatch, capsys):
+def test_committed_scores_are_printed_with_one_line_for_each_temperature(tmp_path, monkeypatch, capsys):
     scores = [("random", None, 1), ("random", None, 3), ("vlm", 0, 10), ("vlm", 0.5, 100), ("vlm", 0.5, 300)]
     rows = [{"agent": a, "game": "Carnival", "temperature": t, "scores": [s]} for a, t, s in scores]
     (tmp_path / "committed.json").write_text(json.dumps({"rows": rows}))
-    monkeypatch.setattr("agents.play.SCORES", tmp_path / "committed.json")
+    monkeypatch.setattr("agents.play.COMMITTED_SCORES", tmp_path / "committed.json")
     assert command("--agent", "random", "--max-frames", 40, "--no-video", "--out", tmp_path / "out") == 0
     lines = [line.split("(committed)") for line in capsys.readouterr().out.splitlines() if "(committed)" in line]
     assert [(name.strip(), rest.split()[0]) for name, rest in lines] == [
@@ -60,12 +61,12 @@ def test_committed_scores_are_told_one_line_for_each_temperature(tmp_path, monke
     ]
 
 
-def test_the_same_seed_gives_the_same_score_and_the_same_pictures(tiny, tmp_path):
+def test_the_same_seed_gives_the_same_score_and_the_same_video(tiny, tmp_path):
     outs = [tmp_path / "a", tmp_path / "b"]
     for out in outs:
         command("--checkpoint", tiny, "--temperature", 1, "--max-frames", 100, "--seed", 3, "--out", out)
     assert np.array_equal(*[read_frames(out) for out in outs])
-    assert read_json(outs[0])["rows"][0]["scores_of_cut_games"] == read_json(outs[1])["rows"][0]["scores_of_cut_games"]
+    assert read_json(outs[0])["rows"][0]["unfinished_scores"] == read_json(outs[1])["rows"][0]["unfinished_scores"]
 
 
 def test_a_whole_game_of_random_play_has_a_score(tmp_path):
@@ -76,33 +77,30 @@ def test_a_whole_game_of_random_play_has_a_score(tmp_path):
     assert not list(tmp_path.glob("*.mp4"))
 
 
-def test_a_game_that_the_model_was_not_trained_on_is_played_and_said_so(tiny, tmp_path, capsys):
+def test_each_game_has_a_video_of_its_own(tmp_path):
+    assert command("--agent", "random", "--episodes", 2, "--max-frames", 40, "--out", tmp_path) == 0
+    videos = read_json(tmp_path)["rows"][0]["videos"]
+    assert sorted(videos) == sorted(str(file) for file in tmp_path.glob("*.mp4"))
+    assert len(set(videos)) == 2
+
+
+def test_a_game_that_the_model_was_not_trained_on_is_played_with_a_note(tiny, tmp_path, capsys):
     assert command("--game", "pong", "--checkpoint", tiny, "--max-frames", 40, "--out", tmp_path, "--no-video") == 0
     assert "was not trained on Pong, only on Carnival" in capsys.readouterr().out
 
 
-def test_free_generation_counts_what_it_cannot_parse(tiny, tmp_path):
-    arguments = (
-        "--checkpoint",
-        tiny,
-        "--decode",
-        "generate",
-        "--max-frames",
-        24,
-        "--no-video",
-        "--out",
-        tmp_path,
-    )
-    assert command(*arguments) == 0
+def test_free_generation_counts_invalid_answers(tiny, tmp_path):
+    arguments = ("--checkpoint", tiny, "--decode", "generate", "--max-frames", 24, "--no-video")
+    assert command(*arguments, "--out", tmp_path) == 0
     assert read_json(tmp_path)["rows"][0]["invalid"] == 1.0
 
 
-def test_ctrl_c_keeps_a_video_that_plays_and_a_result_that_says_so(tiny, tmp_path, monkeypatch):
-    film = video.VideoWriter.step
+def test_ctrl_c_keeps_a_video_that_plays_and_marks_the_result_as_interrupted(tiny, tmp_path, monkeypatch):
+    step = video.VideoWriter.step
 
-    def interrupted_after_ten(self, turn, *shown):
-        film(self, turn, *shown)
-        if turn.step == 9:
+    def interrupted_after_ten(self, transition, *overlay):
+        step(self, transition, *overlay)
+        if transition.step == 9:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(play.VideoWriter, "step", interrupted_after_ten)
@@ -113,14 +111,14 @@ def test_ctrl_c_keeps_a_video_that_plays_and_a_result_that_says_so(tiny, tmp_pat
     assert result["rows"][0]["scores"] == []
 
 
-def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing_half_written(tiny, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_reported_in_one_line_and_leaves_no_unfinished_file(tiny, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("imageio.plugins.ffmpeg.FfmpegFormat.Writer._append_data", full)
     assert command("--checkpoint", tiny, "--out", tmp_path) == 2
-    told = capsys.readouterr().err
-    assert "is the disk full?" in told.splitlines()[-1]
+    output = capsys.readouterr().err
+    assert "is the disk full?" in output.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -141,56 +139,66 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing_half_written(tiny, 
 )
 def test_each_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
     assert command("--out", tmp_path / "out", *arguments) == 2
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert told.startswith("error: ")
-    assert message in told
+    output = capsys.readouterr().err.strip().splitlines()[-1]
+    assert output.startswith("error: ")
+    assert message in output
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-def test_an_out_folder_that_cannot_be_written_is_told(tmp_path, capsys):
+def test_an_output_directory_that_cannot_be_written_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert command("--out", tmp_path / "file" / "below") == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_bars_show_probabilities_as_they_are_and_values_from_worst_to_best():
+def test_bars_show_probabilities_unchanged_and_values_from_worst_to_best():
     assert video.bar_lengths(np.array([0.25, 0.75]), 2).tolist() == [0.25, 0.75]
     bars = video.bar_lengths(np.array([-np.inf, -10.0, 30.0, 10.0]), 4)
     assert bars == pytest.approx([0, 0, 1, 0.5], abs=1e-6)
     assert video.bar_lengths(None, 3).tolist() == [0, 0, 0]
 
 
-def test_the_left_of_a_picture_is_the_true_frame():
-    from agents.rollout import Transition
-
+def test_the_left_of_a_video_frame_is_the_true_frame():
     frame = np.random.default_rng(0).integers(0, 256, (210, 160, 3), dtype=np.uint8)
-    turn = Transition(0, 1, 5, frame, 1, "up", np.array([0.2, 0.8]), False, 10.0, 30.0, False, False)
-    picture = draw_turn(turn, "Ms. Pac-Man", "vlm", ("noop", "up"))
-    top = (picture.shape[0] - 630) // 2
-    assert np.array_equal(picture[top : top + 630 : 3, :480:3], frame)
-    assert picture.shape[0] % 16 == picture.shape[1] % 16 == 0
+    transition = Transition(0, 1, 5, frame, 1, "up", np.array([0.2, 0.8]), False, 10.0, 30.0, False, False)
+    image = draw_transition(transition, Panel("Ms. Pac-Man", "vlm", ("noop", "up"), 4))
+    top = (image.shape[0] - 630) // 2
+    assert np.array_equal(image[top : top + 630 : 3, :480:3], frame)
+    assert image.shape[0] % 16 == image.shape[1] % 16 == 0
 
 
-def test_what_a_viewer_asks_for_is_drawn_on_the_frame_and_told(monkeypatch):
-    from agents.rollout import Transition
+def black(step):
+    """A transition with a black frame."""
+    frame = np.zeros((210, 160, 3), np.uint8)
+    return Transition(0, 1, step, frame, 0, "noop", None, False, 0.0, 0.0, False, False)
 
-    turn = Transition(0, 1, 5, np.zeros((210, 160, 3), np.uint8), 0, "noop", None, False, 0.0, 0.0, False, False)
+
+def test_the_panels_time_counts_emulator_frames():
+    def image(step, frame_skip):
+        return draw_transition(black(step), Panel("Pong", "vlm", ("noop",), frame_skip))
+
+    assert np.array_equal(image(450, 4), image(900, 2))  # both half a minute
+    assert not np.array_equal(image(900, 4), image(900, 2))
+
+
+def test_a_highlighted_mask_is_drawn_on_the_frame_and_named_in_the_panel():
     mask = np.zeros((210, 160), bool)
     mask[100:110, 50:60] = True
-    plain, shown = (draw_turn(turn, "Pong", "vlm", ("noop",), what) for what in (None, OverlayFrame("the ball", mask)))
+    panel = Panel("Pong", "vlm", ("noop",), 4)
+    plain, shown = (draw_transition(black(5), panel, found) for found in (None, OverlayFrame("the ball", mask)))
     top = (shown.shape[0] - 630) // 2
     rows, columns = np.nonzero((shown[top : top + 630, :480] == SHOWN).all(-1))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (300, 329, 150, 179)
     assert len(rows) == 4 * 29
-    assert (plain[:, 480:] != shown[:, 480:]).any()  # the panel tells the words
+    assert (plain[:, 480:] != shown[:, 480:]).any()
 
 
-def test_a_highlight_finds_by_masks_of_its_own_memory_and_films_them(segmenter, tmp_path, capsys):
+def test_a_highlight_is_segmented_and_filmed(segmenter, tmp_path, capsys):
     words = ("--highlight", "the duck", "--segmenter", segmenter)
     assert command("--agent", "random", "--max-frames", 40, "--out", tmp_path, *words) == 0
     frames = read_frames(tmp_path)
     assert len(frames) == 10
-    assert read_frames(tmp_path)[:, -30:-12, 490:].max() > 100  # the words, at the panel's foot
+    assert read_frames(tmp_path)[:, -30:-12, 490:].max() > 100  # the expression, at the panel's foot
     assert command("--out", tmp_path, "--highlight", "the duck", "--segmenter", segmenter.parent / "plain") == 2
     assert "expected a checkpoint that was taught masks" in capsys.readouterr().err
     assert command("--out", tmp_path, "--highlight", "x", "--no-video") == 2
@@ -199,7 +207,7 @@ def test_a_highlight_finds_by_masks_of_its_own_memory_and_films_them(segmenter, 
 
 @pytest.fixture
 def segmenter(tmp_path):
-    """A checkpoint that was taught masks, a little, and beside it one that was not."""
+    """A segmentation checkpoint, and beside it one without masks."""
     for name, training in (("finder", {"points": 3}), ("plain", {})):
         checkpoint.save(build("tiny"), tmp_path / "runs" / name, training)
     return tmp_path / "runs" / "finder"
@@ -210,5 +218,5 @@ def test_a_video_that_lacks_frames_is_refused(tmp_path):
         for _ in range(5):
             writer.append_data(np.zeros((32, 32, 3), np.uint8))
     check_video(tmp_path / "v.mp4", 5)
-    with pytest.raises(UserError, match="holds 5 frames where 6 were filmed"):
+    with pytest.raises(UserError, match="holds 5 frames where 6 were written"):
         check_video(tmp_path / "v.mp4", 6)

@@ -36,9 +36,10 @@ def test_greedy_play_takes_the_answer_that_the_model_finds_most_probable():
     agent.reset([1, 2])
     seen = frames(2)
     actions = agent.act(seen)
-    pixels = TINY.preprocess(np.stack([seen, seen], axis=1))
+    features = TINY.encode_images(TINY.preprocess(np.stack([seen, seen], axis=1)))
     with torch.no_grad():
-        expected = CandidateScorer(TINY, action_prompt("Carnival", NAMES), NAMES).log_probs(pixels).softmax(-1).numpy()
+        log_probs = CandidateScorer(TINY, action_prompt("Carnival", NAMES), NAMES).log_probs(features)
+    expected = log_probs.softmax(-1).numpy()
     assert np.abs(actions.scores - expected).max() < 1e-5
     assert actions.indices.tolist() == expected.argmax(1).tolist()
     assert actions.texts == tuple(NAMES[i] for i in actions.indices)

@@ -1,8 +1,9 @@
-"""Episodes are checked, stored without loss, whole or not at all."""
+"""Episodes are checked, and stored completely and without loss, or not at all."""
 
 import numpy as np
 import pytest
 from datasets import load_dataset
+from jaxtyping import UInt8
 
 from common.errors import UserError
 from envs.episodes import DatasetError, DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
@@ -45,11 +46,13 @@ def stored(tmp_path):
     return tmp_path / "set", episodes
 
 
-def test_what_was_stored_is_read_back_bit_by_bit(stored):
+def test_stored_episodes_are_read_back_bit_by_bit(stored):
     path, episodes = stored
     data = EpisodeDataset(path)
     assert len(data) == 8
     assert np.array_equal(np.stack([data.frame(i) for i in range(8)]), np.concatenate([e.frames for e in episodes]))
+    for name, annotation in EpisodeDataset.__annotations__.items():
+        assert isinstance(getattr(data, name), annotation)
     assert np.array_equal(data.actions, np.concatenate([e.actions for e in episodes]))
     assert np.array_equal(data.action_values[:5], episodes[0].action_values)
     assert np.isnan(data.action_values[5:]).all()
@@ -57,16 +60,17 @@ def test_what_was_stored_is_read_back_bit_by_bit(stored):
     assert data.info == make_info()
 
 
-def test_history_repeats_the_first_frame_of_a_game_and_never_reaches_into_another(stored):
+def test_history_repeats_the_first_frame_of_an_episode_and_never_crosses_into_another(stored):
     path, (first, second) = stored
     data = EpisodeDataset(path)
+    assert isinstance(data.frames(4, 3), UInt8[np.ndarray, "3 10 8 3"])
     assert np.array_equal(data.frames(0, 2), first.frames[[0, 0]])
     assert np.array_equal(data.frames(4, 3), first.frames[[2, 3, 4]])
     assert np.array_equal(data.frames(5, 2), second.frames[[0, 0]])
     assert np.array_equal(data.frames(6, 2), second.frames[[0, 1]])
 
 
-def test_plain_datasets_loads_the_directory(stored, tmp_path):
+def test_hugging_face_datasets_loads_the_directory(stored, tmp_path):
     path, episodes = stored
     rows = load_dataset("parquet", data_files=str(path / "data" / "*.parquet"), cache_dir=tmp_path / "cache")["train"]
     assert len(rows) == 8
@@ -74,7 +78,7 @@ def test_plain_datasets_loads_the_directory(stored, tmp_path):
     assert [row["terminated"] for row in rows] == [False] * 4 + [True] + [False] * 2 + [True]
 
 
-def test_a_writer_goes_on_where_another_stopped(stored):
+def test_a_second_writer_adds_to_the_directory(stored):
     path, _ = stored
     writer = EpisodeWriter(path, make_info(commit="later"))
     assert writer.seeds() == {1, 2}
@@ -82,14 +86,14 @@ def test_a_writer_goes_on_where_another_stopped(stored):
     assert len(EpisodeDataset(path)) == 13
 
 
-def test_a_game_half_written_is_not_there(stored):
+def test_a_partly_written_episode_is_ignored(stored):
     path, _ = stored
     (path / "data" / ".episode-00000003.parquet.1").write_bytes(b"half")
     assert EpisodeDataset(path).seeds == [1, 2]
 
 
 @pytest.mark.parametrize("changes", [{"game": "Pong"}, {"agent": "planner"}, {"action_names": ("noop",)}])
-def test_games_of_another_kind_are_refused(stored, changes):
+def test_episodes_of_different_data_are_refused(stored, changes):
     with pytest.raises(DatasetError, match="needs a directory of its own"):
         EpisodeWriter(stored[0], make_info(**changes))
 
@@ -119,6 +123,6 @@ def test_a_missing_dataset_is_named(tmp_path):
         ({"terminated": False}, "either terminated or truncated"),
     ],
 )
-def test_an_episode_that_contradicts_itself_is_refused(changes, message):
+def test_an_inconsistent_episode_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         make_episode(1, **changes)

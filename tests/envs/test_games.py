@@ -1,4 +1,4 @@
-"""Games are found by any reasonable spelling, and refused with the nearest."""
+"""Games are found by any spelling; unknown names are refused with the nearest."""
 
 import pytest
 
@@ -25,12 +25,12 @@ from envs.games import (
         "MsPacmanNoFrameskip-v4",
     ],
 )
-def test_ms_pacman_is_one_game_under_all_its_spellings(spelling):
+def test_every_spelling_of_ms_pacman_finds_one_game(spelling):
     assert find_game(spelling).rom == "ms_pacman"
 
 
 @pytest.mark.parametrize(("spelling", "name"), [("Q*bert", "Qbert"), ("space invaders", "SpaceInvaders")])
-def test_titles_with_signs_and_blanks_are_found(spelling, name):
+def test_titles_with_punctuation_and_spaces_are_found(spelling, name):
     assert find_game(spelling).name == name
 
 
@@ -55,7 +55,7 @@ def test_an_unknown_game_is_refused_with_the_nearest_names():
 
 
 @pytest.mark.parametrize("name", ["combat", "Joust", "ALE/MazeCraze-v5", "warlords"])
-def test_a_game_for_two_is_refused_by_name(name):
+def test_a_two_player_game_is_refused(name):
     with pytest.raises(MultiPlayerGameError, match="needs two players"):
         find_game(name)
 

@@ -21,8 +21,8 @@ def test_an_unknown_protocol_is_refused_with_the_known_ones():
         find_protocol("machado")
 
 
-def test_no_two_games_of_published_seeds_share_an_emulator_seed():
-    seeds = [game for seed in (0, 1, 999, 1000, 1999) for game in episode_seeds(seed, 10_000)]
+def test_no_two_episodes_share_an_emulator_seed():
+    seeds = [episode for seed in (0, 1, 999, 1000, 1999) for episode in episode_seeds(seed, 10_000)]
     assert len(set(seeds)) == len(seeds)
 
 

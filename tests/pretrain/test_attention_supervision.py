@@ -40,7 +40,7 @@ def make(preset="tiny-clip", **more):
 def test_what_is_watched_is_the_attention_of_the_library(preset):
     vlm, questions = make(preset)
     batch, shared, found = questions[0], questions.language.shared, {}
-    pixels, (images, count, length) = vlm.preprocess(batch["frames"]), batch["read"].shape
+    features, (images, count, length) = vlm.encode_images(vlm.preprocess(batch["frames"])), batch["read"].shape
     vlm.model.set_attn_implementation("eager")
     hooks = [
         vlm.decoder.layers[layer].self_attn.register_forward_hook(
@@ -48,11 +48,11 @@ def test_what_is_watched_is_the_attention_of_the_library(preset):
         )
         for layer in LAYERS
     ]
-    forward_packed(vlm, pixels, shared, batch["read"], "mask")
+    forward_packed(vlm, features, shared, batch["read"], "mask")
     for hook in hooks:
         hook.remove()
-    states, looks = forward_packed_with_attention(vlm, pixels, shared, batch["read"], LAYERS)
-    assert torch.equal(states, forward_packed(vlm, pixels, shared, batch["read"]))
+    states, looks = forward_packed_with_attention(vlm, features, shared, batch["read"], LAYERS)
+    assert torch.equal(states, forward_packed(vlm, features, shared, batch["read"]))
     for layer in LAYERS:
         all_of_it = found[layer][:, :, -count * length :].unflatten(2, (count, length))  # [B, heads, K, L, P + K * L]
         prefix = all_of_it.shape[-1] - count * length

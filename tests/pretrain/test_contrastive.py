@@ -12,7 +12,6 @@ from pretrain.contrastive import (
     Args,
     CaptionPairs,
     ContrastiveObjective,
-    holdout_rows,
     pad_to_square,
     start_clip,
     train_contrastive,
@@ -30,15 +29,6 @@ def tiny(two_games, out, **changes):
 def pairs(two_games, args):
     sets = [EpisodeDataset(path) for path in two_games]
     return CaptionPairs(sets, build_clip("tiny-clip", caption_tokenizer()), args)
-
-
-def test_the_last_episodes_are_held_out(two_games):
-    data = EpisodeDataset(two_games[0])
-    train, held = holdout_rows(data, 1)
-    assert train.tolist() == list(range(30))
-    assert held.tolist() == list(range(30, 40))
-    with pytest.raises(UserError, match=r"expected more than 4 episodes in .*Pong.* got 4"):
-        holdout_rows(data, 4)
 
 
 def test_a_batch_is_drawn_from_seed_and_step_alone_in_equal_shares_of_games(two_games, tmp_path):

@@ -1,20 +1,29 @@
-"""Images come from games, folders and the generator; what cannot be read is skipped and named, or refused."""
+"""Images come from games, folders and the generator; unreadable files are skipped and named, or refused."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from envs.episodes import DatasetInfo, Episode, EpisodeWriter
+from common.errors import UserError
+from envs.episodes import DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
 from envs.protocol import MACHADO2018
 from pretrain.data.augmentation import (
     augment,
     augment_geometry,
+    box_downsample,
     crop_or_resize,
     jitter_colors,
     randomize_palette,
-    shrink,
 )
-from pretrain.data.images import EpisodeFrames, ImageError, ImageFolder, SyntheticImages, open_source, read_image
+from pretrain.data.images import (
+    EpisodeFrames,
+    ImageError,
+    ImageFolder,
+    SyntheticImages,
+    open_image_source,
+    read_image,
+)
+from pretrain.data.splits import split_rows
 from pretrain.data.synthetic_images import KINDS, synthetic_image
 
 
@@ -39,21 +48,35 @@ def save(array, file, **options):
     return file
 
 
-def test_games_that_are_held_out_are_not_trained_on(games):
-    training, held_out = (EpisodeFrames(games, 1, which) for which in ("training", "held out"))
-    assert [training.image(i)[0, 0, 0] for i in range(len(training))] == [0, 0, 10, 10]
-    assert [held_out.image(i)[0, 0, 0] for i in range(len(held_out))] == [20, 20]
-    with pytest.raises(ImageError, match="holds 3 games: expected from 1 to 2 held out"):
-        EpisodeFrames(games, 3, "training")
+def test_validation_games_are_not_trained_on(games):
+    train, val = (EpisodeFrames(games, split, 1) for split in ("train", "val"))
+    assert [train.image(i)[0, 0, 0] for i in range(len(train))] == [0, 0, 10, 10]
+    assert [val.image(i)[0, 0, 0] for i in range(len(val))] == [20, 20]
+    assert len(EpisodeFrames(games)) == len(EpisodeFrames(games, "train")) == 6
 
 
-def test_what_moved_is_what_differs_from_the_frame_before_in_the_same_game(games):
-    frames = EpisodeFrames(games, 1, "held out")
-    assert not frames.moved(0).any()
-    assert np.argwhere(frames.moved(1)).tolist() == [[1, 2]]
+def test_splits_are_of_whole_games_and_share_none(two_games):
+    data = EpisodeDataset(two_games[0])
+    parts = {split: split_rows(data, split, 1, 1) for split in ("train", "val", "test")}
+    games = {split: set(data.starts[rows].tolist()) for split, rows in parts.items()}
+    assert [len(games[split]) for split in ("train", "val", "test")] == [2, 1, 1]
+    assert np.concatenate([parts["train"], parts["val"], parts["test"]]).tolist() == list(range(len(data)))
+    assert split_rows(data, "all", 9).tolist() == list(range(len(data)))
+    with pytest.raises(UserError, match="holds 4 games: expected from 1 to 3 held out, got 4"):
+        split_rows(data, "test", 2, 2)
+    with pytest.raises(UserError, match="expected from 1 to 3 held out, got 0"):
+        split_rows(data, "val", 0)
+    with pytest.raises(UserError, match=r"expected a split \(train, val, test, all\), got 'testA'"):
+        split_rows(data, "testA", 1)
 
 
-def test_pictures_of_every_mode_are_read_as_three_bytes_a_pixel(tmp_path, picture):
+def test_the_motion_mask_holds_the_pixels_that_differ_from_the_previous_frame_of_the_same_game(games):
+    frames = EpisodeFrames(games, "val", 1)
+    assert not frames.motion_mask(0).any()
+    assert np.argwhere(frames.motion_mask(1)).tolist() == [[1, 2]]
+
+
+def test_pictures_of_every_mode_are_read_as_rgb(tmp_path, picture):
     assert np.array_equal(read_image(save(picture, tmp_path / "rgb.png")), picture)
     grey = read_image(save(picture[..., 0], tmp_path / "grey.png"))
     assert np.array_equal(grey, picture[..., :1].repeat(3, axis=2))
@@ -70,29 +93,29 @@ def test_a_picture_too_large_to_hold_is_refused_before_it_is_decoded(tmp_path):
         read_image(tmp_path / "huge.png")
 
 
-def test_broken_pictures_are_left_out_and_named(tmp_path, picture, capsys):
+def test_broken_pictures_are_skipped_and_named(tmp_path, picture, capsys):
     folder = tmp_path / "folder" / "deeper"
     folder.mkdir(parents=True)
     whole = save(np.tile(picture, (20, 20, 1)), folder / "a.png")
     (folder / "b.png").write_bytes(whole.read_bytes()[:300])
     (folder / "c.JPG").touch()
     (folder / "d.png").write_text("no picture")
-    (folder / "notes.txt").write_text("not looked at")
-    source = open_source(str(tmp_path / "folder"))
+    (folder / "notes.txt").write_text("not a picture")
+    source = open_image_source(str(tmp_path / "folder"))
     assert [file.name for file in source.files] == ["a.png"]
-    said = capsys.readouterr().out
-    assert "3 of 4 pictures" in said
-    assert all(name in said for name in ("b.png", "c.JPG is empty", "d.png"))
+    output = capsys.readouterr().out
+    assert "3 of 4 pictures" in output
+    assert all(name in output for name in ("b.png", "c.JPG is empty", "d.png"))
     whole.unlink()
     with pytest.raises(ImageError, match="none of the 3 pictures in"):
         ImageFolder(tmp_path / "folder")
 
 
-def test_places_without_pictures_are_refused(tmp_path):
+def test_locations_without_pictures_are_refused(tmp_path):
     with pytest.raises(ImageError, match="expected a folder"):
-        open_source(str(tmp_path / "missing"))
+        open_image_source(str(tmp_path / "missing"))
     with pytest.raises(ImageError, match="found none"):
-        open_source(str(tmp_path))
+        open_image_source(str(tmp_path))
     with pytest.raises(ImageError, match="which is not a file"):
         read_image(tmp_path)
 
@@ -105,7 +128,7 @@ def test_every_kind_of_synthetic_image_has_its_size_and_something_on_it(kind):
         assert len(np.unique(image.reshape(-1, 3), axis=0)) > 1
 
 
-def test_synthetic_images_depend_on_seed_and_index_alone_and_are_flat_at_level_zero():
+def test_synthetic_images_depend_on_seed_and_index_alone_and_are_plain_at_level_zero():
     source = SyntheticImages(3)
     assert np.array_equal(source.image(5), source.image(5))
     assert not np.array_equal(source.image(5), source.image(6))
@@ -114,17 +137,17 @@ def test_synthetic_images_depend_on_seed_and_index_alone_and_are_flat_at_level_z
     assert (flat == flat[0, 0]).all()
 
 
-def test_an_image_is_brought_to_size_by_whole_factors():
+def test_an_image_is_resized_by_whole_factors():
     image = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
     assert np.array_equal(crop_or_resize(image, 4, 4), image)
-    assert np.array_equal(crop_or_resize(image, 2, 2), shrink(image, 2))
-    assert shrink(image, 2)[0, 0].tolist() == [8, 8, 10]  # the means of 0, 3, 12, 15 and so on: 7.5, 8.5, 9.5
+    assert np.array_equal(crop_or_resize(image, 2, 2), box_downsample(image, 2))
+    assert box_downsample(image, 2)[0, 0].tolist() == [8, 8, 10]  # the means of 0, 3, 12, 15 and so on: 7.5, 8.5, 9.5
     assert np.array_equal(crop_or_resize(image, 8, 6), image.repeat(2, axis=0).repeat(2, axis=1)[:, 1:7])
     drawn = {crop_or_resize(image, 3, 3, np.random.default_rng(seed))[0, 0, 0] for seed in range(20)}
     assert drawn == {0, 3, 12, 15}
 
 
-def test_a_remapped_image_keeps_its_shapes_and_loses_its_colours(picture):
+def test_a_random_palette_keeps_shapes_and_changes_colors(picture):
     flat = np.zeros((6, 5, 3), np.uint8)
     flat[2:4, 1:3] = (9, 9, 9)
     changed = randomize_palette(flat, np.random.default_rng(0))
@@ -136,7 +159,7 @@ def test_a_remapped_image_keeps_its_shapes_and_loses_its_colours(picture):
     assert np.array_equal(randomize_palette(many, np.random.default_rng(0)), many)
 
 
-def test_changed_colours_are_one_function_of_the_old_ones_and_changed_places_keep_the_colours(picture):
+def test_color_jitter_maps_equal_colors_to_equal_colors_and_geometry_keeps_the_colors(picture):
     twice = np.concatenate([picture, picture])
     changed = jitter_colors(twice, np.random.default_rng(2))
     assert np.array_equal(changed[:6], changed[6:])
@@ -147,18 +170,18 @@ def test_changed_colours_are_one_function_of_the_old_ones_and_changed_places_kee
         assert {*map(tuple, moved.reshape(-1, 3))} <= {*map(tuple, picture.reshape(-1, 3))}
 
 
-def test_augmentation_depends_on_its_generator_alone_and_at_strength_zero_does_nothing(picture):
+def test_augmentation_depends_on_its_generator_alone_and_with_probability_zero_does_nothing(picture):
     one, two = (augment(picture, np.random.default_rng(7)) for _ in range(2))
     assert np.array_equal(one, two)
     assert not np.array_equal(one, picture)
-    assert np.array_equal(augment(picture, np.random.default_rng(7), strength=0), picture)
+    assert np.array_equal(augment(picture, np.random.default_rng(7), probability=0), picture)
 
 
-def test_a_frame_and_its_past_are_changed_alike(picture):
-    past = picture[::-1].copy()
+def test_all_frames_of_a_stack_are_augmented_alike(picture):
+    previous = picture[::-1].copy()
     for seed in range(6):
-        both = augment(np.stack([past, picture]), np.random.default_rng(seed))
+        both = augment(np.stack([previous, picture]), np.random.default_rng(seed))
         same = augment(np.stack([picture, picture]), np.random.default_rng(seed))
         assert both.shape == (2, 6, 5, 3)
         assert np.array_equal(same[0], same[1])
-    assert np.array_equal(crop_or_resize(np.stack([past, picture]), 3, 2)[1], crop_or_resize(picture, 3, 2))
+    assert np.array_equal(crop_or_resize(np.stack([previous, picture]), 3, 2)[1], crop_or_resize(picture, 3, 2))

@@ -1,4 +1,4 @@
-"""Measures agree with what a reader can work out by hand."""
+"""Metrics agree with values worked out by hand."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,10 @@ from pretrain.metrics import (
     blurred,
     cells_containing,
     mean_absolute_error,
-    mean_colour,
+    mean_color,
     patch_mean_image,
     psnr,
-    rare_pixels,
+    rare_color_mask,
     ssim,
 )
 
@@ -20,11 +20,11 @@ def image():
     return np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
 
 
-def test_errors_are_means_over_places_for_each_channel():
+def test_errors_are_means_over_pixels_for_each_channel():
     true = np.zeros((1, 2, 3), np.uint8)
-    rebuilt = np.array([[[10, 0, 255], [30, 4, 255]]], np.uint8)
-    assert mean_absolute_error(rebuilt, true).tolist() == [20, 2, 255]
-    assert mean_absolute_error(true, rebuilt).tolist() == [20, 2, 255]
+    predicted = np.array([[[10, 0, 255], [30, 4, 255]]], np.uint8)
+    assert mean_absolute_error(predicted, true).tolist() == [20, 2, 255]
+    assert mean_absolute_error(true, predicted).tolist() == [20, 2, 255]
 
 
 def test_psnr_is_infinite_for_the_same_image_and_0_for_the_opposite_of_black():
@@ -54,12 +54,12 @@ def test_ssim_is_1_for_the_same_image_and_follows_its_definition_window_by_windo
     assert np.isfinite(ssim(image[:1, :1], noisy[:1, :1]))
 
 
-def test_the_mean_colour_counts_every_image_once():
+def test_the_mean_color_counts_every_image_once():
     small, large = np.full((1, 1, 3), 10, np.uint8), np.full((9, 9, 3), 30, np.uint8)
-    assert mean_colour([small, large]).tolist() == [20, 20, 20]
+    assert mean_color([small, large]).tolist() == [20, 20, 20]
 
 
-def test_the_patch_mean_of_a_place_is_that_of_the_patch_below_its_middle(image):
+def test_a_grid_cell_gets_the_mean_of_the_patch_that_holds_its_center(image):
     found = patch_mean_image(image, 8, 6, 4)  # cells of 4 x 5 pixels
     assert found.shape == (6, 4, 3)
     assert found[0, 0] == pytest.approx(image[:8, :8].reshape(-1, 3).mean(0))
@@ -67,7 +67,7 @@ def test_the_patch_mean_of_a_place_is_that_of_the_patch_below_its_middle(image):
     assert found[2, 1] == pytest.approx(image[8:16, :8].reshape(-1, 3).mean(0))  # middle at 10, 7.5
 
 
-def test_what_is_blurred_keeps_its_layout_and_loses_its_contours():
+def test_a_blurred_image_keeps_its_layout_and_loses_its_contours():
     halves = np.zeros((32, 32, 3), np.uint8)
     halves[:, 16:] = 200
     spots = np.zeros((32, 32, 3), np.uint8)
@@ -77,10 +77,10 @@ def test_what_is_blurred_keeps_its_layout_and_loses_its_contours():
     assert blurred(spots)[0, 0, 0] == 50
 
 
-def test_rare_colours_and_the_places_of_a_grid_that_hold_them():
+def test_rare_colors_and_the_grid_cells_that_contain_them():
     image = np.zeros((20, 20, 3), np.uint8)
     image[10:] = 90
     image[3, 17] = 255
-    mask = rare_pixels(image)
+    mask = rare_color_mask(image)
     assert np.argwhere(mask).tolist() == [[3, 17]]
     assert np.argwhere(cells_containing(mask, 4, 4)).tolist() == [[0, 3]]

@@ -66,7 +66,7 @@ def test_a_batch_asks_true_questions_and_depends_on_seed_and_step_alone(two_game
 
 def test_one_batch_is_learnt_and_then_found_by_asking_every_place(two_games):
     vlm = build("tiny", seed=1)
-    source = GameReferringDataset(two_games, "train", 1, vlm.history, absent=0)
+    source = GameReferringDataset(two_games, "train", 1, vlm.history, no_target_fraction=0)
     batch = PointQADataset(vlm, source, 1, 2, 1, seed=0, grid=8, points=64)[0]
     lesson = PointObjective(vlm, bf16=False)
     optimizer = torch.optim.AdamW(vlm.model.parameters(), lr=5e-3)
@@ -79,7 +79,8 @@ def test_one_batch_is_learnt_and_then_found_by_asking_every_place(two_games):
     assert first["right"] < 0.8
     assert out["right"] > 0.95
     drawn = source.draw(np.random.default_rng([0, 0, 0x901]), 1)
-    odds = predict_points(vlm, vlm.preprocess(drawn.stack[None]), drawn.words, 8, spacing=1)[0].numpy()
+    features = vlm.encode_images(vlm.preprocess(drawn.frames[None]))
+    odds = predict_points(vlm, features, drawn.expressions, 8, spacing=1)[0].numpy()
     texts = vlm.tokenizer.batch_decode(batch["read"][0, 0])
     asked = np.array([[int(part) for part in text.split("]")[0].split(",")] for text in texts])
     truth = grid_mask(drawn.masks[0], 8)[asked[:, 0], asked[:, 1]]
@@ -89,12 +90,13 @@ def test_one_batch_is_learnt_and_then_found_by_asking_every_place(two_games):
 
 def test_shifted_odds_say_1_as_often_as_it_is_true_of_a_picture(two_games):
     vlm = build("tiny", seed=1)
-    source = GameReferringDataset(two_games, "train", 1, vlm.history, absent=0)
+    source = GameReferringDataset(two_games, "train", 1, vlm.history, no_target_fraction=0)
     shift = calibrate_logit_bias(vlm, source, 16, seed=0, pictures=24, places=32)
     rng, said, true = np.random.default_rng(5), [], []
     for _ in range(24):
         drawn = source.draw(rng, 1)
-        odds = predict_points(vlm, vlm.preprocess(drawn.stack[None]), drawn.words, 16, shift=shift)
+        features = vlm.encode_images(vlm.preprocess(drawn.frames[None]))
+        odds = predict_points(vlm, features, drawn.expressions, 16, shift=shift)
         said.append(odds.sigmoid().mean().item())
         true.append(grid_mask(drawn.masks[0], 16).mean())
     assert 0 < np.mean(true) < 0.1
@@ -105,7 +107,7 @@ def test_shifted_odds_say_1_as_often_as_it_is_true_of_a_picture(two_games):
 def watched(two_games):
     """A model of three layers and a batch of questions to it, whose expressions have different lengths."""
     vlm = build("tiny-clip", seed=1)
-    source = GameReferringDataset(two_games, "train", 1, vlm.history, absent=0)
+    source = GameReferringDataset(two_games, "train", 1, vlm.history, no_target_fraction=0)
     batches = PointQADataset(vlm, source, 20, 2, 3, seed=0, grid=64, points=5)
     return vlm, next(batch for batch in map(batches.__getitem__, range(20)) if len(batch["lengths"].unique()) > 1)
 

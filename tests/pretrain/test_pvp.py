@@ -294,5 +294,5 @@ def test_every_second_frame_of_a_game_is_shown_as_a_still_picture(blocks):
     known = EpisodeFrames(blocks)
     moving = [stack for stack in drawn if (stack[0] != stack[1]).any()]
     assert 15 < len(moving) < 40  # the first of six frames has none before it either
-    pairs = [known.stack(index, 2) for index in range(len(known))]
+    pairs = [known.frame_stack(index, 2) for index in range(len(known))]
     assert all(any((stack == pair).all() for pair in pairs) for stack in moving)

@@ -39,7 +39,7 @@ def picture(tmp_path):
 def oracle(monkeypatch):
     """Answers of row, column and 7 in place of a model's, but for row 1, where none can be parsed."""
 
-    def answer(vlm, images, shared, questions, max_new_tokens, lengths, chunk):
+    def answer(vlm, features, shared, questions, max_new_tokens, lengths, chunk):
         answers = []
         for text in vlm.tokenizer.batch_decode(questions[0]):
             row, column = (int(number) for number in text.partition("]")[0].split(","))
@@ -68,7 +68,7 @@ def test_expected_values_are_those_of_the_model_asked_alone(oracle):
     image = np.random.default_rng(1).integers(0, 256, (1, 30, 22, 3), dtype=np.uint8)
     found = predict_pixels(vlm, image, grid_coordinates(1, 2), language, chunk=1)
     pixels = vlm.preprocess(image[None])
-    prompt = pixel_prompt(0, 1).replace("<image>", "<image>" * vlm.image_embeddings(pixels).shape[1])
+    prompt = pixel_prompt(0, 1).replace("<image>", "<image>" * vlm.encode_images(pixels).tokens.shape[1])
     ids = torch.tensor([vlm.tokenizer(prompt + "0,1,", add_special_tokens=False)["input_ids"]])
     logits = vlm.model(input_ids=ids, pixel_values=pixels).logits[0, [-5, -3, -1]][:, language.numbers]
     wanted = logits.softmax(-1) @ torch.arange(256.0)
@@ -81,8 +81,8 @@ def test_figures_follow_from_the_answers_and_count_what_cannot_be_parsed_as_blac
     greedy = np.array([[10, 20, 30], [-1, -1, -1], [5, 5, 8], [-1, -1, -1]])
     expected = np.full((4, 3), 6.0)
     out = prediction_metrics(PixelPrediction(greedy, expected), true, np.array([[False, False], [True, False]]))
-    assert out["invalid"] == 0.5
-    assert out["exact"] == 0.25  # black that was not said is not exact
+    assert out["parse_failure_rate"] == 0.5
+    assert out["exact_match"] == 0.25  # black that was not said is not exact
     assert out["mae"] == pytest.approx((3 + 27) / 12)
     assert out["mae_blue"] == pytest.approx(12 / 4)
     assert out["mae_small_objects"] == 1
@@ -104,7 +104,7 @@ def test_a_users_picture_is_rebuilt_by_every_model_beside_its_floors(taught, pic
     out = tmp_path / "rebuilt"
     assert main(["--image", str(picture), "--checkpoint", *map(str, taught), "--grid", "6", "--out", str(out)]) == 0
     rows = json.loads((out / "reconstruct.json").read_text())["rows"]
-    assert [row.get("checkpoint") or row["floor"] for row in rows] == [
+    assert [row.get("checkpoint") or row["baseline"] for row in rows] == [
         "image mean", "blurred", "patch mean", "frozen", "adapted",
     ]  # fmt: skip
     assert all(row["n"] == 36 for row in rows)
@@ -114,7 +114,7 @@ def test_a_users_picture_is_rebuilt_by_every_model_beside_its_floors(taught, pic
     assert list(out.glob("events.out.tfevents.*"))
     said = capsys.readouterr().out
     assert "frozen" in said
-    assert "invalid" in said
+    assert "unparsed" in said
 
 
 def test_a_folder_is_drawn_from_by_its_seed(taught, picture, tmp_path):

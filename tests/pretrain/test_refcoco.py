@@ -1,9 +1,8 @@
-"""Referring expressions are read as they lie on disk, run nothing, and tell what is missing."""
+"""RefCOCO is read from REFER's files and from Parquet; damaged, unsafe and missing files are reported by name."""
 
 import json
 import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -13,8 +12,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from pretrain.referring.coco_masks import MaskError, decode_mask, decode_segmentation, encode_mask
-from pretrain.referring.dataset_report import PUBLISHED, inspect
-from pretrain.referring.refcoco import RefCocoDataset, main
+from pretrain.referring.dataset_report import PUBLISHED, inspect, main
+from pretrain.referring.refcoco import RefCocoDataset
 from pretrain.referring.refer_files import IMAGES, ReferError, find_dataset, find_partition, find_split, in_split
 from pretrain.referring.safe_pickle import PickleError, load_safe_pickle
 
@@ -116,25 +115,20 @@ def write_parquet(folder, splits, in_list):
 
 
 @pytest.mark.parametrize("split", ["train", "val", "testA", "testB"])
-def test_an_expression_has_its_text_its_picture_and_its_mask(root, split):
+def test_an_expression_has_its_text_its_image_and_its_mask(root, split):
     data = RefCocoDataset(root, "refcoco", split)
     ann_id = next(ann_id for ann_id, own in UNC.items() if own == split)
-    assert (len(data), data.name, data.note, data.left_out) == (2, f"refcoco-unc-{split}", "", 0)
+    assert (len(data), data.name, data.note, data.num_left_out) == (2, f"refcoco-unc-{split}", "", 0)
     first, second = data[0], data[1]
-    assert [item.expression.text for item in (first, second)] == [f"the thing {ann_id}", f"the object {ann_id}"]
+    assert first.expressions + second.expressions == (f"the thing {ann_id}", f"the object {ann_id}")
     number = list(UNC).index(ann_id)
-    assert (first.expression.ref_id, first.expression.sent_id, second.expression.sent_id) == (
-        number,
-        2 * number,
-        2 * number + 1,
-    )
-    assert first.expression.split == split
-    assert first.expression.image == root / IMAGES / NAMES[ann_id > 102]
-    assert (first.image.shape, first.image.dtype) == ((HEIGHT, WIDTH, 3), np.uint8)
-    assert abs(int(first.image[0, 0, 0]) - (50 if ann_id < 103 else 150)) < 3
-    assert first.mask.dtype == bool
-    assert np.array_equal(first.mask, MASKS[ann_id])
-    assert data.stack(0, 3).shape == (3, HEIGHT, WIDTH, 3)
+    assert (first.ref_ids, first.sent_ids, second.sent_ids) == ((number,), (2 * number,), (2 * number + 1,))
+    assert data.expressions[0].ref.split == split
+    assert first.source == NAMES[ann_id > 102]
+    assert (first.frames.shape, first.frames.dtype) == ((1, HEIGHT, WIDTH, 3), np.uint8)
+    assert abs(int(first.frames[0, 0, 0, 0]) - (50 if ann_id < 103 else 150)) < 3
+    assert first.masks.dtype == bool
+    assert np.array_equal(first.masks, MASKS[ann_id][None])
 
 
 def test_splits_are_matched_as_refer_does(root):
@@ -164,10 +158,10 @@ def test_the_parquet_form_gives_the_same_expressions(root, tmp_path):
             assert order.keys() == {words.text for words in one.expressions}
             for i, words in enumerate(one.expressions):
                 assert np.array_equal(one.mask(i), two.mask(order[words.text]))
-                assert words.image == two.expressions[order[words.text]].image
+                assert words.ref.file_name == two.expressions[order[words.text]].ref.file_name
 
 
-def test_names_are_forgiven_their_spelling_and_mended_where_they_are_wrong():
+def test_names_are_matched_in_any_spelling_and_unknown_ones_get_a_suggestion():
     assert [find_dataset(name) for name in ("RefCOCO", "refcocoplus", "RefCOCO+", "refcoco_g")] == [
         "refcoco",
         "refcoco+",
@@ -208,7 +202,7 @@ def test_a_pickle_with_a_payload_is_refused_and_runs_nothing(root, tmp_path, pro
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_pickles_of_plain_values_are_read_whole(tmp_path, protocol):
+def test_pickles_of_plain_values_are_read(tmp_path, protocol):
     values = [{"a": (1, 2.5, None, True), "b": {1, 2}, "c": frozenset("x"), "d": "naïve"}, [-(2**70)]]
     (tmp_path / "p").write_bytes(pickle.dumps(values, protocol=protocol))
     assert load_safe_pickle(tmp_path / "p") == values
@@ -230,7 +224,10 @@ def test_damaged_files_are_named(root):
         (kept[:50], r"refs\(unc\).p is not a pickle, or is damaged"),
         (pickle.dumps({"a": 1}), r"refs\(unc\).p is damaged: expected a list of dicts, got dict"),
         (pickle.dumps([{"ref_id": 5}]), r"refs\(unc\).p is damaged: ref 5: KeyError: 'image_id'"),
-        (pickle.dumps([{**refs(UNC)[0], "ann_id": 9}]), r"means annotation 9, which .*instances.json does not hold"),
+        (
+            pickle.dumps([{**refs(UNC)[0], "ann_id": 9}]),
+            r"refers to annotation 9, which .*instances.json does not hold",
+        ),
     ):
         refs_of.write_bytes(words)
         with pytest.raises((ReferError, PickleError), match=expected):
@@ -262,27 +259,25 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
         RefCocoDataset(tmp_path, "refcoco", "train")
 
 
-def test_pictures_that_are_missing_are_counted_and_named_and_all_missing_is_refused(root):
+def test_missing_images_are_counted_and_named_and_a_split_without_images_is_refused(root):
     write_set(root, "refcoco", "unc", dict.fromkeys(UNC, "val"))
     (root / IMAGES / NAMES[1]).unlink()
     data = RefCocoDataset(root, "refcoco", "val")
-    assert (len(data), data.missing, data.left_out) == (4, [NAMES[1]], 4)
-    assert data.note == (
-        f"refcoco-unc-val: 1 pictures missing in {root / IMAGES} and 4 expressions left out: {NAMES[1]}"
-    )
+    assert (len(data), data.missing_images, data.num_left_out) == (4, [NAMES[1]], 4)
+    assert data.note == (f"refcoco-unc-val: 1 images missing in {root / IMAGES} and 4 expressions left out: {NAMES[1]}")
     assert np.array_equal(data.mask(2), OVERLAP)
     (root / IMAGES / NAMES[0]).unlink()
-    with pytest.raises(ReferError, match=r"none of the pictures of refcoco-unc-val is in .*; the first: COCO_train"):
+    with pytest.raises(ReferError, match=r"none of the images of refcoco-unc-val is in .*; the first: COCO_train"):
         RefCocoDataset(root, "refcoco", "val")
 
 
-def test_a_picture_of_another_size_is_refused(root):
+def test_an_image_of_another_size_is_refused(root):
     Image.fromarray(np.zeros((HEIGHT, WIDTH + 1, 3), np.uint8)).save(root / IMAGES / NAMES[0])
     with pytest.raises(ReferError, match="expected 20 x 30 pixels as the annotations say, got 20 x 31"):
         RefCocoDataset(root, "refcoco", "val").image(0)
 
 
-def test_overlapping_polygons_are_one_object_and_add_up_in_lisas_convention(root):
+def test_overlapping_polygons_merge_and_add_up_in_lisas_convention(root):
     assert np.array_equal(RefCocoDataset(root, "refcoco", "val").mask(0), OVERLAP)
     mask = RefCocoDataset(root, "refcoco", "val", compat="lisa").mask(0)
     assert mask.dtype == np.uint8
@@ -292,7 +287,7 @@ def test_overlapping_polygons_are_one_object_and_add_up_in_lisas_convention(root
         RefCocoDataset(root, "refcoco", "val", compat="gsva")
 
 
-def test_every_spelling_of_a_mask_is_decoded():
+def test_every_form_of_a_segmentation_is_decoded():
     counts = [0]
     for value in RING.T.reshape(-1):
         if bool(len(counts) % 2) == bool(value):
@@ -334,44 +329,44 @@ def test_every_spelling_of_a_mask_is_decoded():
         (None, "expected polygons or run lengths, got NoneType"),
     ],
 )
-def test_segmentations_that_are_no_masks_are_refused(segmentation, expected):
+def test_invalid_segmentations_are_refused(segmentation, expected):
     with pytest.raises(MaskError, match=expected):
         decode_segmentation(segmentation, HEIGHT, WIDTH)
 
 
-def test_the_check_tells_what_is_there_and_what_is_expected_where(root, tmp_path, capsys):
+def test_the_report_lists_files_found_and_missing_with_their_counts(root, tmp_path, capsys):
     (root / IMAGES / NAMES[1]).unlink()
     write_parquet(root / "refcoco" / "data", UNC, in_list=False)
-    assert main(["--data", str(root), "--out", str(tmp_path / "check.json")]) == 0
-    said = capsys.readouterr().out
-    assert f"pictures: 1 files in {root / IMAGES}" in said
-    assert "refcoco, partition unc, REFER form: found" in said
-    assert "refcoco, partition unc, Parquet form: found" in said
-    assert "  train 1 refs (42,404), 2 expressions (120,624), 1 images (16,994)\n" in said
-    assert f"  testB 1 refs (1,810), 2 expressions (5,095), 1 images (750); 1 pictures missing: {NAMES[1]}\n" in said
-    assert f"refcocog, partition google, REFER form: missing\n  expected {root}/refcocog/refs(google).p\n" in said
-    assert f"expected {root}/refcoco+/data/*.parquet (of jxu124/refcocoplus)" in said
-    assert "usable: refcoco unc train, refcoco unc val, refcoco+ unc train" in said
-    written = json.loads((tmp_path / "check.json").read_text())
+    assert main(["--data", str(root), "--out", str(tmp_path / "report.json")]) == 0
+    output = capsys.readouterr().out
+    assert f"images: 1 files in {root / IMAGES}" in output
+    assert "refcoco, partition unc, REFER form: found" in output
+    assert "refcoco, partition unc, Parquet form: found" in output
+    assert "  train 1 refs (42,404), 2 expressions (120,624), 1 images (16,994)\n" in output
+    assert f"  testB 1 refs (1,810), 2 expressions (5,095), 1 images (750); 1 images missing: {NAMES[1]}\n" in output
+    assert f"refcocog, partition google, REFER form: missing\n  expected {root}/refcocog/refs(google).p\n" in output
+    assert f"expected {root}/refcoco+/data/*.parquet (of jxu124/refcocoplus)" in output
+    assert "usable: refcoco unc train, refcoco unc val, refcoco+ unc train" in output
+    written = json.loads((tmp_path / "report.json").read_text())
     assert written["rows"] == inspect(root)
     assert "refcoco unc testB" not in written["usable"]
 
 
-def test_the_check_fails_where_nothing_is_usable(tmp_path, capsys):
+def test_the_report_fails_if_no_split_is_usable(tmp_path, capsys):
     assert main(["--data", str(tmp_path)]) == 2
-    said = capsys.readouterr().out
-    assert f"expected pictures in {tmp_path / IMAGES}" in said
+    output = capsys.readouterr().out
+    assert f"expected images in {tmp_path / IMAGES}" in output
     for name in ("refcoco/refs(unc).p", "refcoco+/refs(unc).p", "refcocog/refs(umd).p", "refcocog/instances.json"):
-        assert f"expected {tmp_path / name}" in said
-    assert "usable: nothing" in said
+        assert f"expected {tmp_path / name}" in output
+    assert "usable: nothing" in output
     write_set(tmp_path, "refcoco", "unc", UNC)
-    assert main(["--data", str(tmp_path)]) == 2  # expressions without a picture
-    assert "1 pictures missing" in capsys.readouterr().out
+    assert main(["--data", str(tmp_path)]) == 2  # expressions without an image
+    assert "1 images missing" in capsys.readouterr().out
     with pytest.raises(ReferError, match="expected a folder with refcoco"):
         main(["--data", str(tmp_path / "nowhere")])
 
 
-def test_the_published_numbers_add_up_to_the_published_totals():
+def test_published_counts_add_up_to_the_published_totals():
     totals = {"refcoco": (19994, 142210), "refcoco+": (19992, 141564), "refcocog": (25799, 95010)}
     for dataset, (images, expressions) in totals.items():
         own = [counts for key, counts in PUBLISHED.items() if key[0] == dataset and key[1] != "google"]
@@ -379,9 +374,10 @@ def test_the_published_numbers_add_up_to_the_published_totals():
         assert sum(counts.expressions for counts in own) == expressions
 
 
-def test_pictures_may_lie_elsewhere(root, tmp_path):
+def test_images_may_be_in_another_folder(root, tmp_path):
     write_images(tmp_path / "coco")
     for name in NAMES:
         (root / IMAGES / name).unlink()
     data = RefCocoDataset(root, "refcoco", "val", images=tmp_path / "coco")
-    assert data.expressions[0].image == Path(tmp_path / "coco" / NAMES[0])
+    assert data[0].source == NAMES[0]
+    assert data.image_dir == tmp_path / "coco"

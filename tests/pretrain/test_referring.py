@@ -93,7 +93,7 @@ def test_one_batch_is_learnt_and_the_figure_is_the_iou_of_what_is_meant(two_game
     vlm = build("tiny", seed=1)
     torch.manual_seed(0)
     head = MaskHead.of(vlm, 16)
-    batch = ReferringDataset(vlm, GameReferringDataset(two_games, "train", 1, vlm.history, absent=0), 1, 2, 1, seed=0)[
+    batch = ReferringDataset(vlm, GameReferringDataset(two_games, "train", 1, vlm.history, no_target_fraction=0), 1, 2, 1, seed=0)[
         0
     ]
     lesson = MaskHeadObjective(vlm, head, bf16=False)
@@ -206,9 +206,9 @@ def test_both_ways_are_taught_in_turns_to_one_model_that_is_asked_in_either(two_
 def test_refcoco_is_trained_on_at_one_size_and_masks_go_with_pictures(refcoco, tmp_path):
     args = small((refcoco,), tmp_path / "run", dataset="RefCOCO", split="train", size=(64, 48), expressions=2)
     drawn = open_referring_source(args, 2).draw(np.random.default_rng(0), 3)
-    assert drawn.stack.shape == (2, 64, 48, 3)
-    assert sorted(set(drawn.words)) == ["object", "thing"]
-    red = (drawn.stack[-1] == (200, 30, 30)).all(-1)
+    assert drawn.frames.shape == (2, 64, 48, 3)
+    assert sorted(set(drawn.expressions)) == ["object", "thing"]
+    red = (drawn.frames[-1] == (200, 30, 30)).all(-1)
     assert (drawn.masks == red).mean() > 0.98
     last = train_referring(args)
     assert load_segmenter(last).size == (64, 48)

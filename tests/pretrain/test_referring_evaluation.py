@@ -1,4 +1,4 @@
-"""Masks are scored from end to end, from a file without a model, and by two processes to the same numbers."""
+"""Evaluation of a model, of a file of predictions, and by two processes gives the same metrics."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.protocol import MACHADO2018
 from pretrain.referring.evaluation import Args, evaluate, main
 from pretrain.referring.refer_files import IMAGES
-from pretrain.referring.train import Args as Taught
+from pretrain.referring.train import Args as TrainArgs
 from pretrain.referring.train import train_referring
 from vlm.segmentation.referring_segmenter import ReferringSegmenter
 
@@ -36,11 +36,11 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def taught(data, tmp_path_factory):
-    """A model with a mask head that has hardly learnt anything."""
+def trained(data, tmp_path_factory):
+    """A model with a mask head, hardly trained."""
     run = tmp_path_factory.mktemp("runs") / "refer"
     return train_referring(
-        Taught(
+        TrainArgs(
             out=run, data=(data,), preset="tiny", steps=2, images=2, save_every=2, warmup_steps=1, workers=0, width=8
         )
     )
@@ -48,7 +48,7 @@ def taught(data, tmp_path_factory):
 
 @pytest.fixture
 def refer(tmp_path):
-    """RefCOCO in REFER's layout: one picture, one object, two expressions of the split testA."""
+    """RefCOCO in REFER's layout: one image, one object, two expressions of the split testA."""
     (tmp_path / IMAGES).mkdir(parents=True)
     (tmp_path / "refcoco").mkdir()
     Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(tmp_path / IMAGES / "COCO_train2014_000000000011.jpg")
@@ -67,41 +67,47 @@ def refer(tmp_path):
     return tmp_path
 
 
-def figures(row):
+def metrics(row):
     return {
         k: v for k, v in row.items() if k in ("ciou", "giou", "miou", "p50", "p90", "n", "missing", "n_acc", "t_acc")
     }
 
 
-def test_games_are_scored_and_a_file_of_answers_gives_the_same_figures(data, taught, tmp_path, capsys):
-    words = ["--data", str(data), "--checkpoint", str(taught), "--count", "12", "--out", str(tmp_path / "a")]
-    assert main([*words, "--pictures", "2", "--absent", "0.3"]) == 0
-    row = json.loads((tmp_path / "a" / "refer.json").read_text())["rows"][0]
+def test_games_are_scored_and_a_file_of_predictions_gives_the_same_metrics(data, trained, tmp_path, capsys):
+    words = ["--data", str(data), "--checkpoint", str(trained), "--count", "12", "--out", str(tmp_path / "a")]
+    assert main([*words, "--num-images", "2", "--no-target-fraction", "0.3"]) == 0
+    row = json.loads((tmp_path / "a" / "metrics.json").read_text())["rows"][0]
     assert row["n"] == 12
     assert row["missing"] == 0
     assert 0 <= row["ciou"] <= 1
     assert 0 <= row["n_acc"] <= 1
     assert len(list((tmp_path / "a").glob("*.png"))) == 2
-    again = evaluate(Args((data,), tmp_path / "b", answers=tmp_path / "a" / "answers.jsonl", count=12, absent=0.3))
-    assert figures(again) == figures(row)
-    lines = (tmp_path / "a" / "answers.jsonl").read_text().splitlines()
+    again = evaluate(
+        Args(
+            (data,), tmp_path / "b", predictions=tmp_path / "a" / "predictions.jsonl", count=12, no_target_fraction=0.3
+        )
+    )
+    assert metrics(again) == metrics(row)
+    lines = (tmp_path / "a" / "predictions.jsonl").read_text().splitlines()
     (tmp_path / "fewer.jsonl").write_text("\n".join(lines[:9]))
-    fewer = evaluate(Args((data,), tmp_path / "c", answers=tmp_path / "fewer.jsonl", count=12, absent=0.3))
+    fewer = evaluate(
+        Args((data,), tmp_path / "c", predictions=tmp_path / "fewer.jsonl", count=12, no_target_fraction=0.3)
+    )
     assert (fewer["n"], fewer["missing"]) == (12, 3)
 
 
-def test_refers_own_layout_is_scored_at_the_pictures_size(refer, taught, tmp_path, monkeypatch):
-    def right(self, stack, words):
+def test_refcoco_is_scored_at_the_images_own_size(refer, trained, tmp_path, monkeypatch):
+    def perfect(self, stack, words):
         assert stack.shape == (1, 40, 60, 3)
         found = np.zeros((1, 40, 60), np.float32)
         found[0, 5:25, 5:25] = 0.9
         return found
 
-    args = Args((refer,), tmp_path / "out", dataset="refcoco", split="testA", checkpoint=taught)
-    blind = evaluate(args)
-    assert (blind["n"], blind["dataset"], blind["convention"]) == (2, "refcoco", "plain")
-    monkeypatch.setattr(ReferringSegmenter, "find", right)
-    assert figures(evaluate(args)) == {
+    args = Args((refer,), tmp_path / "out", dataset="refcoco", split="testA", checkpoint=trained)
+    untrained = evaluate(args)
+    assert (untrained["n"], untrained["dataset"], untrained["compat"]) == (2, "refcoco", "plain")
+    monkeypatch.setattr(ReferringSegmenter, "find", perfect)
+    assert metrics(evaluate(args)) == {
         "ciou": 1,
         "giou": 1,
         "miou": 1,
@@ -116,21 +122,21 @@ def test_refers_own_layout_is_scored_at_the_pictures_size(refer, taught, tmp_pat
 @pytest.mark.parametrize(
     "launcher", ["torch.distributed.run --nproc-per-node 2", "accelerate.commands.launch --multi_gpu --num_processes 2"]
 )
-def test_two_processes_give_the_same_numbers_as_one(data, taught, tmp_path, launcher):
-    words = ["--data", str(data), "--checkpoint", str(taught), "--count", "7", "--pictures", "0"]
-    alone = evaluate(Args((data,), tmp_path / "one", checkpoint=taught, count=7, pictures=0))
+def test_two_processes_give_the_same_metrics_as_one(data, trained, tmp_path, launcher):
+    words = ["--data", str(data), "--checkpoint", str(trained), "--count", "7", "--num-images", "0"]
+    alone = evaluate(Args((data,), tmp_path / "one", checkpoint=trained, count=7, num_images=0))
     command = [sys.executable, "-m", *launcher.split(), "-m", "pretrain.referring.evaluation", *words]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--out", str(tmp_path / "two")], check=True, env=env, capture_output=True)
-    both = json.loads((tmp_path / "two" / "refer.json").read_text())["rows"][0]
-    assert figures(both) == figures(alone)
-    assert (alone["processes"], both["processes"]) == (1, 2)
-    one, two = ((tmp_path / name / "answers.jsonl").read_text() for name in ("one", "two"))
+    both = json.loads((tmp_path / "two" / "metrics.json").read_text())["rows"][0]
+    assert metrics(both) == metrics(alone)
+    assert (alone["num_processes"], both["num_processes"]) == (1, 2)
+    one, two = ((tmp_path / name / "predictions.jsonl").read_text() for name in ("one", "two"))
     assert one == two
 
 
 def test_contradictory_settings_are_refused(tmp_path):
-    with pytest.raises(UserError, match="expected either --checkpoint or --answers"):
+    with pytest.raises(UserError, match="expected either --checkpoint or --predictions"):
         Args((tmp_path,))
     with pytest.raises(UserError, match="expected --compat plain or lisa, got 'gres'"):
         Args((tmp_path,), checkpoint=tmp_path, compat="gres")

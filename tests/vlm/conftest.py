@@ -50,6 +50,10 @@ class Family:
     shared: torch.Tensor
     prefix: list[list[int]]
 
+    def features(self):
+        """What the model makes of both images."""
+        return self.vlm.encode_images(self.images)
+
     def inputs(self, image: int, tokens: list[int]) -> dict[str, torch.Tensor]:
         """What the class's own forward and `generate` take for one question about one image."""
         ids = torch.tensor([[*self.prefix[image], *tokens]])

@@ -27,7 +27,7 @@ def alone(family):
 
 def together(family, **settings):
     questions, lengths = pad_token_lists(QUESTIONS, pad=3)
-    return generate_batch(family.vlm, family.images, family.shared, questions, NEW, lengths, **settings)
+    return generate_batch(family.vlm, family.features(), family.shared, questions, NEW, lengths, **settings)
 
 
 def test_answers_are_those_of_generate_to_the_token(make_family):
@@ -76,4 +76,4 @@ def test_decoding_stops_when_all_have_ended(build_family):
 def test_lengths_of_another_shape_are_refused(build_family):
     family = build_family("llava")
     with pytest.raises(UserError, match=r"expected questions int\[B, K, L\], lengths int\[B, K\]"):
-        generate_batch(family.vlm, family.images, family.shared, torch.ones(2, 3, 4).long(), 1, torch.ones(2, 2))
+        generate_batch(family.vlm, family.features(), family.shared, torch.ones(2, 3, 4).long(), 1, torch.ones(2, 2))

@@ -42,18 +42,18 @@ def test_one_pass_equals_scoring_each_answer_on_its_own(preset, choices, attenti
     alone = torch.stack([score_alone(vlm, pixels, PROMPT, choice) for choice in choices], dim=1)
     vlm.set_attn_implementation(attention)
     with torch.no_grad():
-        together = CandidateScorer(vlm, PROMPT, choices).log_probs(pixels)
+        together = CandidateScorer(vlm, PROMPT, choices).log_probs(vlm.encode_images(pixels))
     assert (together - alone).abs().max() < 1e-4
 
 
 @torch.no_grad()
 def test_keeping_the_text_changes_nothing():
     vlm = build("nano", seed=2)
-    pixels = images(vlm, 3)
+    features = vlm.encode_images(images(vlm, 3))
     kept = CandidateScorer(vlm, PROMPT, PACMAN, cache_prompt=True)
-    whole = CandidateScorer(vlm, PROMPT, PACMAN).log_probs(pixels)
+    whole = CandidateScorer(vlm, PROMPT, PACMAN).log_probs(features)
     for _ in range(2):
-        assert (kept.log_probs(pixels) - whole).abs().max() < 1e-4
+        assert (kept.log_probs(features) - whole).abs().max() < 1e-4
 
 
 @torch.no_grad()
@@ -61,15 +61,16 @@ def test_scores_agree_between_batch_sizes():
     vlm = build("nano", seed=3)
     pixels = images(vlm, 16)
     scorer = CandidateScorer(vlm, PROMPT, PACMAN, cache_prompt=True)
-    at_once = scorer.log_probs(pixels)
+    at_once = scorer.log_probs(vlm.encode_images(pixels))
     for size in (1, 4):
-        parts = torch.cat([scorer.log_probs(part) for part in pixels.split(size)])
+        parts = torch.cat([scorer.log_probs(vlm.encode_images(part)) for part in pixels.split(size)])
         assert (parts - at_once).abs().max() < 1e-3
 
 
 def test_gradients_reach_every_role():
     vlm = build("tiny")
-    CandidateScorer(vlm, PROMPT, PACMAN, cache_prompt=True).log_probs(images(vlm, 1))[0, 0].backward()
+    features = vlm.encode_images(images(vlm, 1))
+    CandidateScorer(vlm, PROMPT, PACMAN, cache_prompt=True).log_probs(features)[0, 0].backward()
     for role in (vlm.encoder, vlm.connector, vlm.decoder):
         assert any(p.grad is not None and p.grad.abs().max() > 0 for p in role.parameters())
 
@@ -80,7 +81,7 @@ def test_overfitting_four_frames_brings_the_loss_near_zero():
     scorer = CandidateScorer(vlm, PROMPT, PACMAN)
     optimizer = torch.optim.Adam(vlm.model.parameters(), lr=3e-3)
     for _ in range(200):
-        loss = -scorer.log_probs(pixels)[torch.arange(4), answers].mean()
+        loss = -scorer.log_probs(vlm.encode_images(pixels))[torch.arange(4), answers].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -36,7 +36,7 @@ def test_plain_transformers_loads_it_too(saved):
     frames = np.zeros((1, 2, 210, 160, 3), dtype=np.uint8)
     with torch.no_grad():
         theirs = torch.stack(list(model.get_image_features(pixel_values=vlm.preprocess(frames)).pooler_output))
-        ours = vlm.image_embeddings(vlm.preprocess(frames))
+        ours = vlm.encode_images(vlm.preprocess(frames)).tokens
     assert torch.equal(theirs, ours)
     assert len(tokenizer) == len(vlm.tokenizer)
 

@@ -81,7 +81,7 @@ def test_a_llava_of_the_same_preset_starts_from_the_tower():
     tower = CLIP.model.vision_model.state_dict()
     assert all(torch.equal(tensor, tower[name]) for name, tensor in vlm.encoder.state_dict().items())
     tokens = CLIP.model.vision_model(CLIP.preprocess(FRAMES), output_hidden_states=True).hidden_states[-2][:, 1:]
-    assert torch.equal(vlm.image_embeddings(vlm.preprocess(FRAMES)), vlm.connector(tokens))
+    assert torch.equal(vlm.encode_images(vlm.preprocess(FRAMES)).tokens, vlm.connector(tokens))
 
 
 def test_an_encoder_of_another_shape_is_refused():

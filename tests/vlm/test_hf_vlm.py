@@ -113,7 +113,7 @@ def test_packed_questions_get_what_the_classs_own_prompt_gets(place):
     assert vlm.bos_ids == [1]
     shared = torch.tensor(vlm.tokenizer(PIXEL_PREFIX, add_special_tokens=False)["input_ids"])
     asked = [vlm.tokenizer(f"{n},7] rgb: [", add_special_tokens=False)["input_ids"] for n in (3, 4)]
-    states = forward_packed(vlm, vlm.preprocess(frames()), shared, torch.tensor([asked] * 2))
+    states = forward_packed(vlm, vlm.encode_images(vlm.preprocess(frames())), shared, torch.tensor([asked] * 2))
     head = vlm.model.get_output_embeddings()
     for image in range(2):
         for number in range(2):
@@ -125,7 +125,7 @@ def test_packed_questions_get_what_the_classs_own_prompt_gets(place):
 def test_scores_of_answers_are_those_of_the_classs_own_forward(place):
     vlm = checkpoint.load(place)
     seen, names = vlm.preprocess(frames(1)), ("up", "down")
-    found = CandidateScorer(vlm, f"{IMAGE} go :", names).log_probs(seen)[0]
+    found = CandidateScorer(vlm, f"{IMAGE} go :", names).log_probs(vlm.encode_images(seen))[0]
     ids = prompt_ids(vlm, f"{IMAGE} go :", vlm.image_ids(seen))
     for number, name in enumerate(names):
         answer = [*vlm.tokenizer(name, add_special_tokens=False)["input_ids"], 2]

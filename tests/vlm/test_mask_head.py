@@ -12,9 +12,9 @@ from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
 from vlm.presets import build
 from vlm.segmentation.mask_head import (
-    FeatureExtractor,
     MaskHead,
     dense_patch_embedding,
+    encoder_maps,
     expression_states,
     expression_tokens,
 )
@@ -39,45 +39,38 @@ def scene(seed=0, history=2):
 def parts(request):
     vlm = build(request.param, seed=1)
     torch.manual_seed(0)
-    return vlm, MaskHead.of(vlm, width=16), FeatureExtractor(vlm)
+    return vlm, MaskHead.of(vlm, width=16)
 
 
 def test_maps_are_the_encoders_own_of_each_size_the_finest_first():
     vlm = build("tiny")
-    maps = FeatureExtractor(vlm)
-    vlm.image_embeddings(vlm.preprocess(scene()[0]))
-    assert [tuple(found.shape) for found in maps.take()] == [
+    pixels = vlm.preprocess(scene()[0])
+    assert [tuple(found.shape) for found in encoder_maps(vlm, encode(vlm, pixels))] == [
         (2, 16, 56, 40), (2, 16, 28, 20), (2, 16, 14, 10), (2, 32, 7, 5),
     ]  # fmt: skip
-    with pytest.raises(UserError, match="a model that has read an image"):
-        maps.take()
+    with pytest.raises(UserError, match="expected features with the encoder's hidden states"):
+        encoder_maps(vlm, vlm.encode_images(pixels))
 
 
 @torch.no_grad()
 def test_a_tower_of_one_coarse_map_is_looked_at_closer_with_its_own_patch_embedding():
     vlm = build("tiny-clip", seed=1)
-    maps, pixels = FeatureExtractor(vlm), vlm.preprocess(scene(history=1)[0])
-    closer, middle, last = maps_of(vlm, maps, pixels)
+    pixels = vlm.preprocess(scene(history=1)[0])
+    closer, middle, last = encoder_maps(vlm, encode(vlm, pixels))
     assert (closer.shape, middle.shape, last.shape) == ((2, 32, 36, 36), (2, 32, 6, 6), (2, 32, 6, 6))
     embedding = vlm.encoder.embeddings.patch_embedding
     assert torch.allclose(dense_patch_embedding(embedding, pixels)[:, :, 2, 3], closer[:, :, 2, 3])
     shifted = torch.nn.functional.pad(pixels, (15, 0, 15, 0))[..., :216, :216]  # patches of 36 around places of 6
     assert torch.allclose(embedding(shifted), closer[:, :, ::6, ::6], atol=1e-5)
-    maps.close()
-    vlm.image_embeddings(pixels)
-    with pytest.raises(UserError, match="a model that has read an image"):
-        maps.take()
 
 
 @torch.no_grad()
 def test_what_no_picture_fills_is_left_out_and_the_pictures_mask_is_the_same(parts):
-    vlm, head, maps = parts
+    vlm, head = parts
     pixels, (height, width) = vlm.preprocess(scene(history=vlm.history)[0][:, :, :120, :100]), (120, 100)
-    asked = expression_tokens(vlm, WORDS)
-    states = expression_states(vlm, pixels, *asked)
-    whole = maps.take()
-    expression_states(vlm, pixels, *asked)
-    cut = maps.take((height, width))
+    features = encode(vlm, pixels)
+    states = expression_states(vlm, features, *expression_tokens(vlm, WORDS))
+    whole, cut = encoder_maps(vlm, features), encoder_maps(vlm, features, (height, width))
     assert cut[0].shape[3] < whole[0].shape[3]
     assert all(torch.equal(one, other) for one, other in zip(cut[1:], whole[1:], strict=True))
     found, truth = (head(seen, *states)[..., :height, :width] for seen in (cut, whole))
@@ -87,23 +80,23 @@ def test_what_no_picture_fills_is_left_out_and_the_pictures_mask_is_the_same(par
 
 @torch.no_grad()
 def test_an_expression_says_where_by_waves_alone(parts):
-    vlm, head, maps = parts
+    vlm, head = parts
     head.query.weight.zero_()
     head.query.bias.zero_()
     head.query.bias[head.shape.fine] = 5.0  # half a turn down the image: the sine is 1 in the middle, 0 at the ends
     pixels = vlm.preprocess(scene(history=vlm.history)[0])
-    states = expression_states(vlm, pixels, *expression_tokens(vlm, WORDS))
-    logits = head(maps.take(), *states)
+    features = encode(vlm, pixels)
+    logits = head(encoder_maps(vlm, features), *expression_states(vlm, features, *expression_tokens(vlm, WORDS)))
     assert torch.allclose(logits, logits[:1, :1, :, :1])
     middle = logits.shape[2] // 2
     assert torch.allclose(logits[0, 0, [0, middle], 0], torch.tensor([0.0, 5.0]))
 
 
 def test_logits_cover_every_pixel_and_gradients_reach_encoder_and_decoder(parts):
-    vlm, head, maps = parts
+    vlm, head = parts
     pixels = vlm.preprocess(scene(history=vlm.history)[0])
-    states = expression_states(vlm, pixels, *expression_tokens(vlm, WORDS))
-    logits = head(maps.take(), *states)
+    features = encode(vlm, pixels)
+    logits = head(encoder_maps(vlm, features), *expression_states(vlm, features, *expression_tokens(vlm, WORDS)))
     assert logits.shape == (2, 2, *pixels.shape[2:])
     logits.square().mean().backward()
     for part in (vlm.encoder, vlm.decoder, head):
@@ -112,7 +105,7 @@ def test_logits_cover_every_pixel_and_gradients_reach_encoder_and_decoder(parts)
 
 @torch.no_grad()
 def test_expressions_asked_together_get_what_each_gets_alone(parts):
-    vlm, head, _ = parts
+    vlm, head = parts
     segmenter, image = ReferringSegmenter(vlm, head), scene(history=vlm.history)[0][0]
     together = segmenter.find(image, WORDS[1])
     alone = [segmenter.find(image, [words])[0] for words in WORDS[1]]
@@ -124,12 +117,13 @@ def test_expressions_asked_together_get_what_each_gets_alone(parts):
 def test_one_batch_is_learnt_by_heart_by_its_words(tmp_path):
     vlm = build("tiny", seed=0)
     torch.manual_seed(0)
-    head, maps = MaskHead.of(vlm, width=16), FeatureExtractor(vlm)
+    head = MaskHead.of(vlm, width=16)
     frames, masks = scene()
     pixels, asked = vlm.preprocess(frames), expression_tokens(vlm, [["the red object", "the cyan object"]] * 2)
     optimizer = torch.optim.AdamW([*vlm.model.parameters(), *head.parameters()], lr=5e-3)
     for _ in range(400):
-        logits = head(maps_of(vlm, maps, pixels), *expression_states(vlm, pixels, *asked))[..., :210, :160]
+        features = encode(vlm, pixels)
+        logits = head(encoder_maps(vlm, features), *expression_states(vlm, features, *asked))[..., :210, :160]
         loss = functional.binary_cross_entropy_with_logits(logits, masks.float(), pos_weight=torch.tensor(4.0))
         optimizer.zero_grad()
         loss.backward()
@@ -141,7 +135,7 @@ def test_one_batch_is_learnt_by_heart_by_its_words(tmp_path):
 
 
 def test_a_picture_of_another_size_is_brought_to_the_taught_one_and_its_mask_back(parts):
-    vlm, head, _ = parts
+    vlm, head = parts
     segmenter = ReferringSegmenter(vlm, head, size=(96, 64))
     picture = np.random.default_rng(0).integers(0, 256, (1, 301, 200, 3), dtype=np.uint8)
     found = segmenter.find(picture, WORDS[0])
@@ -149,13 +143,12 @@ def test_a_picture_of_another_size_is_brought_to_the_taught_one_and_its_mask_bac
     assert 0 <= found.min() <= found.max() <= 1
 
 
-def maps_of(vlm, maps, pixels):
-    vlm.image_embeddings(pixels)
-    return maps.take()
+def encode(vlm, pixels):
+    return vlm.encode_images(pixels, output_hidden_states=True)
 
 
 def test_a_head_lies_beside_its_model_which_plain_transformers_loads(parts, tmp_path):
-    vlm, head, _ = parts
+    vlm, head = parts
     checkpoint.save(vlm, tmp_path / "run")
     with pytest.raises(
         CheckpointError, match=r"expected a checkpoint that was taught masks \(`pretrain.referring`\), got"
@@ -174,7 +167,7 @@ def test_a_head_lies_beside_its_model_which_plain_transformers_loads(parts, tmp_
 
 
 def test_a_head_of_another_version_is_refused_by_name(parts, tmp_path):
-    _, head, _ = parts
+    _, head = parts
     head.save(tmp_path)
     weights = {name.replace("unfold.", "unfold.1."): tensor for name, tensor in head.state_dict().items()}
     save_file(weights, tmp_path / "mask_head.safetensors")

@@ -59,7 +59,7 @@ def test_games_of_nearly_one_height_share_a_shape(height, rows):
 
 
 def test_a_frame_becomes_35_image_tokens():
-    assert TINY.image_embeddings(TINY.preprocess(noise((1, 2, 214, 160, 3)))).shape[:2] == (1, 35)
+    assert TINY.encode_images(TINY.preprocess(noise((1, 2, 214, 160, 3)))).tokens.shape[:2] == (1, 35)
 
 
 @torch.no_grad()
@@ -67,9 +67,9 @@ def test_a_frame_becomes_35_image_tokens():
 @pytest.mark.parametrize("age", [0, 1])
 def test_one_pixel_of_any_frame_of_history_changes_what_the_decoder_reads(place, age):
     frames = np.zeros((1, 2, 214, 160, 3), dtype=np.uint8)
-    dark = TINY.image_embeddings(TINY.preprocess(frames))
+    dark = TINY.encode_images(TINY.preprocess(frames)).tokens
     frames[0, age, *place] = 255
-    assert (TINY.image_embeddings(TINY.preprocess(frames)) - dark).abs().max() > 1e-5
+    assert (TINY.encode_images(TINY.preprocess(frames)).tokens - dark).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 210, 160, 3), (2, 210, 160, 3)])
@@ -96,9 +96,9 @@ def test_batch_norms_stay_at_rest_in_training():
     vlm = build("tiny")
     norms = [module for module in vlm.encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     pixels = vlm.preprocess(noise((4, 2, 210, 160, 3)))
-    still = vlm.image_embeddings(pixels)
+    still = vlm.encode_images(pixels).tokens
     vlm.model.train()
-    assert torch.equal(vlm.image_embeddings(pixels), still)
+    assert torch.equal(vlm.encode_images(pixels).tokens, still)
     assert len(norms) > 6
     assert all((norm.running_mean == 0).all() and (norm.running_var == 1).all() for norm in norms)
 

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from common.errors import UserError
 from vlm.decoding.packing import PackedLayout, forward_packed, pad_token_lists
-from vlm.decoding.prefix import Prefix
+from vlm.decoding.prefix import encode_prefix
 
 QUESTIONS = [
     [[11, 35, 12, 13, 21, 22], [14, 21, 23], [15, 16, 17, 24, 25]],
@@ -29,7 +29,7 @@ def separate_loss(family):
 def packed_loss(family, method):
     """All questions in one reading."""
     questions, lengths = pad_token_lists(QUESTIONS, pad=3)
-    states = forward_packed(family.vlm, family.images, family.shared, questions, method)
+    states = forward_packed(family.vlm, family.features(), family.shared, questions, method)
     logits = family.vlm.model.get_output_embeddings()(states)[:, :, :-1]
     counts = torch.arange(1, questions.shape[2]) < lengths[..., None]
     return functional.cross_entropy(logits[counts], questions[:, :, 1:][counts])
@@ -68,14 +68,14 @@ def test_padding_neither_counts_nor_is_seen(make_family, method):
     other, _ = pad_token_lists(QUESTIONS, pad=40)
     real = torch.arange(questions.shape[2]) < lengths[..., None]
     with torch.no_grad():
-        one, two = (forward_packed(family.vlm, family.images, family.shared, q, method) for q in (questions, other))
+        one, two = (forward_packed(family.vlm, family.features(), family.shared, q, method) for q in (questions, other))
     assert torch.equal(one[real], two[real])
     assert not torch.equal(one[~real], two[~real])
 
 
 def test_an_image_takes_fewer_positions_than_tokens_where_axes_count_apart(build_family):
     family = build_family("qwen2.5-vl")
-    prefix = Prefix.of(family.vlm, family.images, family.shared, 2)
+    prefix = encode_prefix(family.vlm, family.features(), family.shared)
     # two words, 2 x 3 image tokens from position 2 on, three words behind the largest
     assert prefix.positions[:, 0].tolist() == [
         [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 7],
@@ -84,7 +84,7 @@ def test_an_image_takes_fewer_positions_than_tokens_where_axes_count_apart(build
     ]
     assert prefix.position_ids_after(torch.arange(2)).tolist() == [[[8, 9], [8, 9]]] * 3
     # without the three words, a question follows the largest of the image's positions, whichever axis has it
-    prefix = Prefix.of(family.vlm, family.images, family.shared[:, :8], 2)
+    prefix = encode_prefix(family.vlm, family.features(), family.shared[:, :8])
     assert prefix.position_ids_after(torch.arange(2)).tolist() == [[[5, 6], [5, 6]]] * 3
 
 
@@ -158,4 +158,4 @@ def test_an_image_in_a_question_is_refused(build_family):
     family = build_family("llava")
     questions = torch.full((2, 1, 3), family.vlm.model.config.image_token_id)
     with pytest.raises(UserError, match="got one with an image's placeholder"):
-        forward_packed(family.vlm, family.images, family.shared, questions)
+        forward_packed(family.vlm, family.features(), family.shared, questions)

@@ -43,7 +43,7 @@ def test_a_question_is_the_labs_and_its_end_one_token(vlm):
 @torch.no_grad()
 def test_the_whole_grid_gets_what_each_place_gets_alone(vlm):
     language, pixels = PointPromptFormat.of(vlm), vlm.preprocess(picture(vlm))
-    odds = predict_points(vlm, pixels, EXPRESSIONS, 5, spacing=1)
+    odds = predict_points(vlm, vlm.encode_images(pixels), EXPRESSIONS, 5, spacing=1)
     assert odds.shape == (2, 5, 5)
     for number, row, column in ((0, 0, 0), (0, 4, 2), (1, 3, 4), (1, 2, 0)):
         logits = plain_logits(vlm, pixels, language, EXPRESSIONS[number], row, column)
@@ -54,7 +54,7 @@ def test_the_whole_grid_gets_what_each_place_gets_alone(vlm):
 
 @torch.no_grad()
 def test_places_between_are_asked_where_it_is_not_clear_and_only_there(vlm, monkeypatch):
-    pixels = vlm.preprocess(picture(vlm))
+    features = vlm.encode_images(vlm.preprocess(picture(vlm)))
     truth, asked = torch.full((9, 9), -5.0), []
     truth[:3, :4] = 5.0
 
@@ -63,15 +63,15 @@ def test_places_between_are_asked_where_it_is_not_clear_and_only_there(vlm, monk
         return truth[tuple(places.T)]
 
     monkeypatch.setattr(point_prediction.PointSampler, "ask", answer)
-    assert torch.equal(predict_points(vlm, pixels, EXPRESSIONS[:1], 9)[0], truth)
+    assert torch.equal(predict_points(vlm, features, EXPRESSIONS[:1], 9)[0], truth)
     assert len({tuple(place) for place in asked}) == len(asked) < 81
     assert [8, 7] not in asked
 
 
 @torch.no_grad()
 def test_of_what_is_in_doubt_as_many_again_are_asked_as_at_first_and_the_most_doubtful(vlm, monkeypatch):
-    pixels = vlm.preprocess(picture(vlm))
-    whole = predict_points(vlm, pixels, EXPRESSIONS[:1], 9, spacing=1)[0]  # untaught: all in doubt
+    features = vlm.encode_images(vlm.preprocess(picture(vlm)))
+    whole = predict_points(vlm, features, EXPRESSIONS[:1], 9, spacing=1)[0]  # untaught: all in doubt
     asked, work = [], point_prediction.PointSampler.ask
 
     def answer(self, places):
@@ -79,7 +79,7 @@ def test_of_what_is_in_doubt_as_many_again_are_asked_as_at_first_and_the_most_do
         return work(self, places)
 
     monkeypatch.setattr(point_prediction.PointSampler, "ask", answer)
-    found = predict_points(vlm, pixels, EXPRESSIONS[:1], 9)[0]
+    found = predict_points(vlm, features, EXPRESSIONS[:1], 9)[0]
     assert [len(places) for places in asked] == [25, 25]
     seen = torch.zeros(9, 9, dtype=torch.bool)
     seen[tuple(torch.cat(asked).T)] = True
@@ -115,7 +115,7 @@ def test_leaves_behind_trunks_of_several_lengths_get_what_each_path_gets_alone(v
     trunks, lengths = pad_token_lists([[language.trunk(words) for words in EXPRESSIONS]] * 2, language.pad)
     assert lengths[0, 0] < lengths[0, 1]
     leaves = torch.tensor([[[language.leaf(*place) for place in places]] * 2] * 2)
-    states = forward_packed_tree(vlm, pixels, language.shared, trunks, lengths, leaves)
+    states = forward_packed_tree(vlm, vlm.encode_images(pixels), language.shared, trunks, lengths, leaves)
     assert states.shape[:4] == leaves.shape
     head = vlm.model.get_output_embeddings()
     for image, number, place in ((0, 0, 0), (0, 1, 2), (1, 0, 2), (1, 1, 1)):
@@ -128,7 +128,7 @@ def test_gradients_of_branches_are_those_of_separate_sequences(vlm):
     places, head = [(0, 1), (3, 2)], vlm.model.get_output_embeddings()
     trunks, lengths = pad_token_lists([[language.trunk(words) for words in EXPRESSIONS]], language.pad)
     leaves = torch.tensor([[[language.leaf(*place) for place in places]] * 2])
-    states = forward_packed_tree(vlm, pixels, language.shared, trunks, lengths, leaves)
+    states = forward_packed_tree(vlm, vlm.encode_images(pixels), language.shared, trunks, lengths, leaves)
     head(states[..., -1, :]).log_softmax(-1)[..., 7].sum().backward()
     packed = {name: p.grad.clone() for name, p in vlm.model.named_parameters() if p.grad is not None}
     vlm.model.zero_grad()
@@ -160,7 +160,7 @@ def test_a_checkpoint_that_was_taught_points_is_asked_for_points(vlm, tmp_path):
     segmenter = load_segmenter(tmp_path / "run")
     assert segmenter.way.startswith("points of a grid of 4")
     found = segmenter.find(picture(vlm)[0], EXPRESSIONS)
-    odds = predict_points(vlm, vlm.preprocess(picture(vlm)), EXPRESSIONS, 4)
+    odds = predict_points(vlm, vlm.encode_images(vlm.preprocess(picture(vlm))), EXPRESSIONS, 4)
     assert found.shape == (2, 70, 64)
     assert found[0, 0, 0] == pytest.approx(float(odds[0, 0, 0].sigmoid()), abs=1e-5)
     assert found.max() <= float(odds.max().sigmoid()) + 1e-6

@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from common.errors import UserError
 from vlm.decoding.packing import forward_packed
-from vlm.decoding.prefix import Prefix
+from vlm.decoding.prefix import encode_prefix
 from vlm.decoding.shared_prefix_attention import NAME, SharedPrefixKV, causal_mask, forward_with_shared_prefix
 
 
@@ -29,7 +29,7 @@ def read(vlm, prefix, rows, tokens):
 @torch.no_grad()
 def test_no_row_gets_a_copy_of_the_prefix(build_family):
     family = build_family("llava")
-    prefix, given = Prefix.of(family.vlm, family.images, family.shared, 2), []
+    prefix, given = encode_prefix(family.vlm, family.features(), family.shared), []
     family.vlm.decoder.layers[0].self_attn.register_forward_pre_hook(
         lambda _, __, kwargs: given.append(kwargs.get("trunk")), with_kwargs=True
     )
@@ -48,19 +48,19 @@ def test_the_decoders_own_attention_is_back_afterwards(build_family):
     before = config._attn_implementation
     during = []
     family.vlm.decoder.layers[0].register_forward_pre_hook(lambda *_: during.append(config._attn_implementation))
-    forward_packed(family.vlm, family.images, family.shared, torch.full((2, 3, 4), 7), "cache")
+    forward_packed(family.vlm, family.features(), family.shared, torch.full((2, 3, 4), 7), "cache")
     assert during == [before, NAME]
     assert config._attn_implementation == before
 
     family.vlm.decoder.norm.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        forward_packed(family.vlm, family.images, family.shared, torch.full((2, 3, 4), 7), "cache")
+        forward_packed(family.vlm, family.features(), family.shared, torch.full((2, 3, 4), 7), "cache")
     assert config._attn_implementation == before
 
 
 def test_attention_that_is_more_than_a_softmax_is_refused(build_family):
     family = build_family("llava")
-    prefix = Prefix.of(family.vlm, family.images, family.shared, 2)
+    prefix = encode_prefix(family.vlm, family.features(), family.shared)
     layer = family.vlm.decoder.layers[0].self_attn
     layer.register_forward_pre_hook(
         lambda _, args, kwargs: (args, {**kwargs, "softcap": 30.0} if "trunk" in kwargs else kwargs), with_kwargs=True
@@ -71,7 +71,7 @@ def test_attention_that_is_more_than_a_softmax_is_refused(build_family):
 
 def test_a_decoder_that_attends_in_its_own_way_is_refused(build_family, monkeypatch):
     family = build_family("llava")
-    prefix = Prefix.of(family.vlm, family.images, family.shared, 2)
+    prefix = encode_prefix(family.vlm, family.features(), family.shared)
     monkeypatch.setattr(type(family.vlm.decoder), "_supports_attention_backend", False)
     with pytest.raises(UserError, match="computes attention in a way of its own; pack by mask instead"):
         read(family.vlm, prefix, 4, 3)
@@ -79,7 +79,7 @@ def test_a_decoder_that_attends_in_its_own_way_is_refused(build_family, monkeypa
 
 def test_a_decoder_that_keeps_the_prefix_from_its_attention_is_refused(build_family):
     family = build_family("llava")
-    prefix = Prefix.of(family.vlm, family.images, family.shared, 2)
+    prefix = encode_prefix(family.vlm, family.features(), family.shared)
     family.vlm.decoder.layers[0].self_attn.register_forward_pre_hook(
         lambda _, args, kwargs: (args, {name: kwargs[name] for name in kwargs if name != "trunk"}), with_kwargs=True
     )

@@ -14,15 +14,16 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from common.errors import UserError
-from vlm.decoding.prefix import Images, Prefix, embed_text, gather_cache_rows
+from vlm.decoding.prefix import Prefix, embed_text, encode_prefix, gather_cache_rows
 from vlm.decoding.shared_prefix_attention import SharedPrefixKV, causal_mask, forward_with_shared_prefix
+from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 
 
 @torch.no_grad()
 def generate_batch(
     vlm: PixelVLM,
-    images: Images,
+    features: ImageFeatures,
     shared: Tensor,
     questions: Tensor,
     max_new_tokens: int,
@@ -33,8 +34,8 @@ def generate_batch(
 
     Args:
         vlm: the model.
-        images: of `PixelVLM.pixels`, or the class's own image inputs by name; see `Prefix.of`.
-        shared: int[S] or int[B, S], what comes before every question; see `Prefix.of`.
+        features: of B images, by `PixelVLM.encode_images`.
+        shared: int[S] or int[B, S], what comes before every question; see `encode_prefix`.
         questions: int[B, K, L], padded on the right.
         max_new_tokens: where an answer is cut that has not ended; it ends as `generation_config` says.
         lengths: int[B, K], the questions' lengths; all L by default.
@@ -49,7 +50,7 @@ def generate_batch(
     """
     if max_new_tokens < 1:
         raise UserError(f"expected answers of at least 1 token, got {max_new_tokens}")
-    asked = _Asked(vlm, CachedPrefix.of(vlm, images, shared, len(questions)), questions, lengths)
+    asked = _Asked(vlm, CachedPrefix.of(vlm, features, shared), questions, lengths)
     answers = [asked.answer(columns, max_new_tokens) for columns in asked.split(chunk)]
     longest = max(part.shape[-1] for part in answers)
     padded = [functional.pad(part, (0, longest - part.shape[-1]), value=_padding(vlm)) for part in answers]
@@ -64,9 +65,9 @@ class CachedPrefix:
     trunk: SharedPrefixKV
 
     @classmethod
-    def of(cls, vlm: PixelVLM, images: Images, shared: Tensor, batch: int) -> "CachedPrefix":
-        """Read what stands before every question; see `Prefix.of`."""
-        prefix = Prefix.of(vlm, images, shared, batch)
+    def of(cls, vlm: PixelVLM, features: ImageFeatures, shared: Tensor) -> "CachedPrefix":
+        """Read what stands before every question; see `encode_prefix`."""
+        prefix = encode_prefix(vlm, features, shared)
         return cls(prefix, SharedPrefixKV.of(prefix.cache(vlm)))
 
 

@@ -24,6 +24,7 @@ from transformers import DynamicCache, PretrainedConfig
 from common.errors import UserError
 from vlm.decoding.prefix import forward_with_cache
 from vlm.hf_vlm import uses_mrope
+from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.prompts import IMAGE
 
@@ -88,14 +89,14 @@ class CandidateScorer:
     def _tokens(self, text: str) -> list[int]:
         return self.vlm.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def log_probs(self, pixels: Tensor) -> Tensor:
-        """Return float32[B, C]: the log-probability of every answer, its end included, for `PixelVLM.pixels`."""
-        return self.read(pixels)[0]
+    def log_probs(self, features: ImageFeatures) -> Tensor:
+        """Return float32[B, C]: the log-probability of every answer about each of B images, its end included."""
+        return self.forward(features)[0]
 
-    def read(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: ImageFeatures) -> tuple[Tensor, Tensor]:
         """Return what `log_probs` does, and the decoder's state at the prompt's end, [B, D]."""
         vlm = self.vlm
-        image = vlm.image_embeddings(pixels)  # [B, N, D]
+        image = features.with_markers(vlm.embed, vlm.model.config.image_token_id)  # [B, N, D]
         batch, device = len(image), image.device
         tail = torch.tensor([*self._after, *self.trie.tokens], device=device)
         embeddings = torch.cat([image, vlm.embed(tail).expand(batch, -1, -1).to(image.dtype)], dim=1)

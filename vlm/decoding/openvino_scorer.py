@@ -27,12 +27,24 @@ class _Pass(nn.Module):
         self.model, self.scorer = scorer.vlm.model, scorer
 
     def forward(self, frames: Tensor) -> Tensor:
-        return self.scorer.log_probs(self.scorer.vlm.preprocess(frames))
+        vlm = self.scorer.vlm
+        return self.scorer.log_probs(vlm.encode_images(vlm.preprocess(frames)))
 
 
 def native_precision() -> str:
     """Return bf16 where the processor computes it natively, else f32."""
     return "bf16" if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+
+
+class _Bounded(nn.Module):
+    """An activation with an idle upper bound behind it."""
+
+    def __init__(self, activation: nn.Module):
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.activation(input).clamp(max=LARGEST)
 
 
 @contextmanager
@@ -42,16 +54,19 @@ def _plain_activations(model: nn.Module) -> Iterator[None]:
     OpenVINO 2026.4 replaces a Llama's feed-forward part by one kernel of its own, which divides by zero in bfloat16
     for widths such as 704 and ends the process. The bound keeps that replacement from being found.
     """
-    hooks = [
-        module.register_forward_hook(lambda _, __, made: made.clamp(max=LARGEST))
-        for module in model.modules()
-        if "silu" in type(module).__name__.lower()
+    activations = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if "silu" in type(child).__name__.lower()
     ]
     try:
+        for parent, name, child in activations:
+            setattr(parent, name, _Bounded(child))
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for parent, name, child in activations:
+            setattr(parent, name, child)
 
 
 class OpenVinoScorer:
@@ -65,12 +80,9 @@ class OpenVinoScorer:
         example = torch.from_numpy(frames)
         with torch.no_grad(), warnings.catch_warnings(), _plain_activations(scorer.vlm.decoder):
             warnings.simplefilter("ignore")  # tracing warns of every shape it takes for fixed; here all are
-            scorer.log_probs(
-                scorer.vlm.preprocess(example)
-            )  # reads the text that the scorer keeps, no part of the graph
-            graph = openvino.convert_model(
-                _Pass(scorer).eval(), example_input=(example,), input=[(frames.shape, openvino.Type.u8)]
-            )
+            traced = _Pass(scorer).eval()
+            traced(example)  # reads the text that the scorer keeps, no part of the graph
+            graph = openvino.convert_model(traced, example_input=(example,), input=[(frames.shape, openvino.Type.u8)])
         settings = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),

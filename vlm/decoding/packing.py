@@ -24,8 +24,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from common.errors import UserError
-from vlm.decoding.prefix import Images, Prefix, embed_text
+from vlm.decoding.prefix import Prefix, embed_text, encode_prefix
 from vlm.decoding.shared_prefix_attention import SharedPrefixKV, causal_mask, forward_with_shared_prefix
+from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 
 
@@ -52,13 +53,15 @@ class PackedLayout:
         return torch.zeros(total, total, dtype=dtype, device=device).masked_fill(~sees, blind)[None, None]
 
 
-def forward_packed(vlm: PixelVLM, images: Images, shared: Tensor, questions: Tensor, method: str = "cache") -> Tensor:
+def forward_packed(
+    vlm: PixelVLM, features: ImageFeatures, shared: Tensor, questions: Tensor, method: str = "cache"
+) -> Tensor:
     """Read K questions behind each of B images, with each image read once.
 
     Args:
         vlm: the model; `vlm.decoding.prefix.check_sharable` tells which classes will do.
-        images: of `PixelVLM.pixels`, or the class's own image inputs by name; see `Prefix.of`.
-        shared: int[S] or int[B, S], what comes before every question; see `Prefix.of`.
+        features: of B images, by `PixelVLM.encode_images`.
+        shared: int[S] or int[B, S], what comes before every question; see `encode_prefix`.
         questions: int[B, K, L], the questions' tokens, and their answers' in training; see `pad_token_lists`.
         method: cache, the faster one, or mask, which gradient checkpointing asks for; the same states.
 
@@ -74,11 +77,11 @@ def forward_packed(vlm: PixelVLM, images: Images, shared: Tensor, questions: Ten
         raise UserError(f"expected questions int[B, K, L], got {list(questions.shape)}")
     if method not in _METHODS:
         raise UserError(f"expected a method ({', '.join(_METHODS)}), got {method!r}")
-    return _METHODS[method](vlm, Prefix.of(vlm, images, shared, len(questions)), questions)
+    return _METHODS[method](vlm, encode_prefix(vlm, features, shared), questions)
 
 
 def forward_packed_with_attention(
-    vlm: PixelVLM, images: Images, shared: Tensor, questions: Tensor, layers: Sequence[int]
+    vlm: PixelVLM, features: ImageFeatures, shared: Tensor, questions: Tensor, layers: Sequence[int]
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Return what `forward_packed` does, by cache, and what the questions' tokens look at in some layers.
 
@@ -86,7 +89,7 @@ def forward_packed_with_attention(
         States [B, K, L, D], and by the index of each layer weights of the attention [B, K, L, heads, P + L]: of the
         image's tokens and `shared`'s, then of the question's own.
     """
-    prefix = Prefix.of(vlm, images, shared, len(questions))
+    prefix = encode_prefix(vlm, features, shared)
     trunk = SharedPrefixKV.of(prefix.cache(vlm), layers)
     states = _read_behind(vlm, prefix, trunk, questions)
     return states, {
@@ -135,7 +138,7 @@ def _read_behind(vlm: PixelVLM, prefix: Prefix, trunk: SharedPrefixKV, questions
 
 
 def forward_packed_tree(
-    vlm: PixelVLM, images: Images, shared: Tensor, trunks: Tensor, lengths: Tensor, leaves: Tensor
+    vlm: PixelVLM, features: ImageFeatures, shared: Tensor, trunks: Tensor, lengths: Tensor, leaves: Tensor
 ) -> Tensor:
     """Read K leaves behind each of E trunks behind each of B images, equal to reading each path by itself.
 
@@ -145,8 +148,8 @@ def forward_packed_tree(
 
     Args:
         vlm: the model; `vlm.decoding.prefix.check_sharable` tells which classes will do.
-        images: of `PixelVLM.pixels`, or the class's own image inputs by name; see `Prefix.of`.
-        shared: int[S] or int[B, S], what comes before every trunk; see `Prefix.of`.
+        features: of B images, by `PixelVLM.encode_images`.
+        shared: int[S] or int[B, S], what comes before every trunk; see `encode_prefix`.
         trunks: int[B, E, T], padded on the right.
         lengths: int[B, E], the trunks' lengths.
         leaves: int[B, E, K, L], padded on the right.
@@ -154,7 +157,7 @@ def forward_packed_tree(
     Returns:
         The decoder's last states of the leaves' tokens, [B, E, K, L, D]; those of padding mean nothing.
     """
-    prefix = Prefix.of(vlm, images, shared, len(trunks))
+    prefix = encode_prefix(vlm, features, shared)
     layout = PackedTreeLayout(prefix.length, lengths, trunks.shape[2], leaves.shape[2], leaves.shape[3])
     words = torch.cat([trunks.flatten(1), leaves.flatten(1)], dim=1)
     embeddings = torch.cat([prefix.embeddings, embed_text(vlm, words).to(prefix.embeddings.dtype)], dim=1)

@@ -15,10 +15,9 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from common.errors import UserError
-from vlm.hf_vlm import ImageInputs, uses_mrope
+from vlm.hf_vlm import uses_mrope
+from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
-
-Images = Tensor | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,32 +30,6 @@ class Prefix:
 
     embeddings: Tensor
     positions: Tensor
-
-    @classmethod
-    def of(cls, vlm: PixelVLM, images: Images, shared: Tensor, batch: int) -> "Prefix":
-        """Encode the images and put them where `shared` has their placeholders.
-
-        Args:
-            vlm: the model, of any class that `require_prefix_sharing` admits.
-            images: `pixel_values`, or the class's own image inputs by name (`pixel_attention_mask`, ...).
-            shared: int[S], the same for all, or int[B, S]; unpadded. Either the class's whole prompt with one
-                placeholder for each image token, as its processor writes it, or, with none, what follows the image.
-            batch: B.
-
-        Raises:
-            UserError: the class cannot share a prefix, or image tokens and placeholders do not match.
-        """
-        require_prefix_sharing(vlm.model)
-        inputs = {"pixel_values": images} if isinstance(images, Tensor) else dict(images)
-        features = vlm.model.get_image_features(**inputs).pooler_output
-        features = torch.cat([one.flatten(0, -2) for one in features])  # [all image tokens, D]
-        if isinstance(images, ImageInputs):
-            shared = _behind_image(vlm, images, shared)
-        ids = _with_placeholders(shared, vlm.model.config.image_token_id, len(features), batch)  # [B, P]
-        place = ids == vlm.model.config.image_token_id
-        text = vlm.embed(ids.masked_fill(place, 0))
-        embeddings = text.masked_scatter(place[..., None], features.to(text.dtype)).to(vlm.dtype)
-        return cls(embeddings, _positions(vlm.model, ids, place, inputs))
 
     @property
     def length(self) -> int:
@@ -93,6 +66,29 @@ class Prefix:
                 f"{cache.get_seq_length()}: gradient checkpointing forbids a cache; turn it off or pack by mask"
             )
         return cache
+
+
+def encode_prefix(vlm: PixelVLM, features: ImageFeatures, shared: Tensor) -> Prefix:
+    """Return the prefixes of B images: their tokens where `shared` has their placeholders.
+
+    Args:
+        vlm: the model, of any class that `require_prefix_sharing` admits.
+        features: of B images.
+        shared: int[S], the same for all, or int[B, S]; unpadded. Either the class's whole prompt with one
+            placeholder for each image token, as its processor writes it, or, with none, what follows the image.
+
+    Raises:
+        UserError: the class cannot share a prefix, or image tokens and placeholders do not match.
+    """
+    require_prefix_sharing(vlm.model)
+    if features.image_ids is not None:
+        shared = _behind_image(vlm, features.image_ids, shared)
+    ids = _with_placeholders(shared, vlm.model.config.image_token_id, features.tokens)  # [B, P]
+    is_image = ids == vlm.model.config.image_token_id
+    text = vlm.embed(ids.masked_fill(is_image, 0))
+    tokens = features.tokens.flatten(0, 1).to(text.dtype)
+    embeddings = text.masked_scatter(is_image[..., None], tokens).to(vlm.dtype)
+    return Prefix(embeddings, _positions(vlm.model, ids, is_image, features.inputs))
 
 
 def forward_with_cache(
@@ -151,27 +147,26 @@ def require_prefix_sharing(model: PreTrainedModel) -> None:
         raise UserError(f"{type(plain).__name__} cannot read many questions behind one image: {reason}")
 
 
-def _behind_image(vlm: PixelVLM, images: ImageInputs, shared: Tensor) -> Tensor:
+def _behind_image(vlm: PixelVLM, image_ids: Tensor, shared: Tensor) -> Tensor:
     """Return `shared` with what its model writes for an image in front, if it has no image in it."""
     if (shared == vlm.model.config.image_token_id).any():
         return shared
-    front = torch.cat([torch.tensor(vlm.bos_ids, dtype=torch.long, device=images.ids.device), images.ids])
+    front = torch.cat([torch.tensor(vlm.bos_ids, dtype=torch.long, device=image_ids.device), image_ids])
     return torch.cat([front.expand(*shared.shape[:-1], -1), shared.to(front.device)], dim=-1)
 
 
-def _with_placeholders(shared: Tensor, image_token: int, image_tokens: int, batch: int) -> Tensor:
-    """Return int[B, P], with an image in front of what has no placeholder; the counts must match."""
+def _with_placeholders(shared: Tensor, image_token: int, tokens: Tensor) -> Tensor:
+    """Return int[B, P], with an image in front of what has no placeholder; the counts must match `tokens` [B, N, D]."""
+    batch, count = tokens.shape[:2]
     if not (shared == image_token).any():
-        if image_tokens % batch:
-            raise UserError(f"expected as many image tokens for each of {batch} images, got {image_tokens} in all")
-        front = torch.full((image_tokens // batch,), image_token, device=shared.device)
+        front = torch.full((count,), image_token, device=shared.device)
         shared = torch.cat([front.expand(*shared.shape[:-1], -1), shared], dim=-1)
     if shared.ndim == 2 and len(shared) != batch:
         raise UserError(f"expected a shared text for each of {batch} images, got {len(shared)}")
     ids = shared.expand(batch, -1)
     places = int((ids == image_token).sum())
-    if places != image_tokens:
-        raise UserError(f"expected {image_tokens} image placeholders in {batch} shared texts, got {places}")
+    if places != batch * count:
+        raise UserError(f"expected {batch * count} image placeholders in {batch} shared texts, got {places}")
     return ids
 
 

@@ -10,7 +10,7 @@ of its own. A tower of one coarse map is looked at closer: its own patch embeddi
 strides. How a place is unfolded is the same for all expressions, so that what objects look like is learnt from all of
 them, and an expression has to say only which: how they look, and where. Where is a sum of waves over rows and of waves
 over columns, whose sizes the expression gives: without them a head has to learn from masks what a place is, and takes
-several times as long (`experiments/LOG.md`).
+several times as long (`docs/log/`).
 """
 
 import json
@@ -27,6 +27,7 @@ from torch.nn import functional
 from common.errors import UserError
 from vlm.checkpoint import CheckpointError
 from vlm.decoding.packing import forward_packed, pad_token_lists
+from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.prompts import MASK_PREFIX, mask_question
 
@@ -52,56 +53,35 @@ class MaskHeadConfig:
     waves: int = 6
 
 
-class FeatureExtractor:
-    """Catches the maps that a model's encoder makes while the model reads an image, the finest first.
+def encoder_maps(vlm: PixelVLM, features: ImageFeatures, valid_size: tuple[int, int] | None = None) -> list[Tensor]:
+    """Return the encoder's maps [B, C, h, w] of images, the finest first, of sizes that never grow.
 
-    Of an encoder of several strides, the last map of each; of a tower of patches of one size, its patch embedding in
-    strides of at most `CLOSE` pixels, the states of the layer in the middle and those of the last.
+    Of an encoder of several strides, the last map of each; of a tower of patches of one size, its dense patch embedding
+    (`dense_patch_embedding`), the hidden states of the middle layer and those of the last.
+
+    Args:
+        vlm: the model.
+        features: encoded with `output_hidden_states`.
+        valid_size: rows and columns of the image, where it does not fill what the encoder reads. The finest map then
+            ends where nothing behind it is seen in the image's mask.
     """
-
-    def __init__(self, vlm: PixelVLM):
-        self._caught: list[Tensor] = []
-        self._pixels: list[Tensor] = []
-        self._embedding = _patch_embedding(vlm.encoder)
-        self._hooks = (
-            vlm.encoder.register_forward_pre_hook(self._before, with_kwargs=True),
-            vlm.encoder.register_forward_hook(self._catch),
-        )
-
-    def _before(self, _module: nn.Module, inputs: tuple, words: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        self._pixels = [inputs[0] if inputs else words["pixel_values"]]
-        return inputs, {**words, "output_hidden_states": True}
-
-    def _catch(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        states = [state if state.ndim == 4 else _to_map(state) for state in output.hidden_states]
-        sizes = [tuple(state.shape[2:]) for state in states]
-        if len(set(sizes)) == 1:
-            states = [states[len(states) // 2], states[-1]]
-        else:
-            states = [state for number, state in enumerate(states) if sizes[number] not in sizes[number + 1 :]]
-        self._caught = states
-
-    def take(self, shown: tuple[int, int] | None = None) -> list[Tensor]:
-        """Return the maps [B, C, h, w] of the last image read, of sizes that never grow.
-
-        `shown`: rows and columns of the picture, where it does not fill what the encoder reads. The finest map then
-        ends where nothing behind it is seen in the picture's mask.
-        """
-        if not self._caught:
-            raise UserError("expected a model that has read an image")
-        (caught, self._caught), pixels = (self._caught, []), self._pixels.pop()
-        if self._embedding is not None:
-            return [dense_patch_embedding(self._embedding, pixels, shown), *caught]
-        if shown:
-            strides = (whole // places for whole, places in zip(pixels.shape[2:], caught[0].shape[2:], strict=True))
-            rows, columns = (seen_places(n, stride) for n, stride in zip(shown, strides, strict=True))
-            caught[0] = caught[0][:, :, :rows, :columns]
-        return caught
-
-    def close(self) -> None:
-        """Let the encoder go."""
-        for hook in self._hooks:
-            hook.remove()
+    if not features.hidden_states:
+        raise UserError("expected features with the encoder's hidden states: encode_images(..., True)")
+    pixels = features.inputs["pixel_values"]
+    maps = [state if state.ndim == 4 else _to_map(state) for state in features.hidden_states]
+    sizes = [tuple(state.shape[2:]) for state in maps]
+    if len(set(sizes)) == 1:
+        maps = [maps[len(maps) // 2], maps[-1]]
+    else:
+        maps = [state for index, state in enumerate(maps) if sizes[index] not in sizes[index + 1 :]]
+    embedding = _patch_embedding(vlm.encoder)
+    if embedding is not None:
+        return [dense_patch_embedding(embedding, pixels, valid_size), *maps]
+    if valid_size:
+        strides = (whole // places for whole, places in zip(pixels.shape[2:], maps[0].shape[2:], strict=True))
+        rows, columns = (seen_places(n, stride) for n, stride in zip(valid_size, strides, strict=True))
+        maps[0] = maps[0][:, :, :rows, :columns]
+    return maps
 
 
 def _patch_embedding(encoder: nn.Module) -> nn.Conv2d | None:
@@ -184,11 +164,8 @@ class MaskHead(nn.Module):
                 f"{type(vlm.model).__name__} reads images through its own processor, "
                 "whose maps a mask head cannot place; ask for points in text (--mask points)"
             )
-        maps = FeatureExtractor(vlm)
         with torch.no_grad():
-            vlm.image_embeddings(pixels)
-        found = maps.take()
-        maps.close()
+            found = encoder_maps(vlm, vlm.encode_images(pixels, output_hidden_states=True))
         widths, strides = tuple(m.shape[1] for m in found), tuple(pixels.shape[2] // m.shape[2] for m in found)
         return cls(MaskHeadConfig(widths, strides, vlm.model.get_input_embeddings().embedding_dim, width))
 
@@ -196,7 +173,7 @@ class MaskHead(nn.Module):
         """Return logits float32[B, K, rows, columns], of the pixels that the finest map covers.
 
         Args:
-            maps: the encoder's, [B, C, h, w] each, the finest first, which may end earlier (`FeatureExtractor.take`).
+            maps: the encoder's, [B, C, h, w] each, the finest first, which may end earlier (`encoder_maps`).
             states, shares: of `expression_states`.
         """
         seen: Tensor | None = None
@@ -281,13 +258,14 @@ def expression_tokens(vlm: PixelVLM, expressions: Sequence[Sequence[str]]) -> tu
 
 
 def expression_states(
-    vlm: PixelVLM, pixels: Tensor, shared: Tensor, questions: Tensor, lengths: Tensor
+    vlm: PixelVLM, features: ImageFeatures, shared: Tensor, questions: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the decoder's states over each expression, [B, K, L, D], and their shares float[B, K, L], 0 at padding.
 
     An image is read once for all expressions about it. The words share a half evenly, and the state behind them, which
     has read them all, has the other half.
     """
-    hidden = forward_packed(vlm, pixels, shared.to(pixels.device), questions.to(pixels.device))
+    device = features.tokens.device
+    hidden = forward_packed(vlm, features, shared.to(device), questions.to(device))
     place, lengths = torch.arange(hidden.shape[2], device=hidden.device), lengths.to(hidden.device)[..., None]
     return hidden, ((place < lengths) / lengths + (place == lengths - 1)) / 2

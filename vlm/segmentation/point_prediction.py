@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from common.errors import UserError
 from vlm.decoding.batched_generate import CachedPrefix, last_hidden_states
 from vlm.decoding.packing import pad_token_lists
+from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.prompts import MASK_PREFIX, POINT_ANSWERS, POINT_END, point_prompt
 
@@ -79,13 +80,18 @@ class PointPromptFormat:
 
 @torch.no_grad()
 def predict_points(
-    vlm: PixelVLM, pixels: Tensor, expressions: Sequence[str], grid: int, spacing: int = SPACING, shift: float = 0.0
+    vlm: PixelVLM,
+    features: ImageFeatures,
+    expressions: Sequence[str],
+    grid: int,
+    spacing: int = SPACING,
+    shift: float = 0.0,
 ) -> Tensor:
     """Return float32[K, grid, grid]: the log-odds of 1 against 0 at each place, for each expression.
 
     Args:
         vlm: the model.
-        pixels: of `PixelVLM.pixels`, of one image.
+        features: of one image, by `PixelVLM.encode_images`.
         expressions: K of them.
         grid: places along each side.
         spacing: from one place that is asked to the next; what lies between is asked where it is least clear, and else
@@ -93,7 +99,8 @@ def predict_points(
         shift: what is added to all log-odds, of `pretrain.referring.point_objective.fit_shift`.
     """
     language = PointPromptFormat.of(vlm)
-    return torch.stack([PointSampler(vlm, pixels, language, words, shift).mask(grid, spacing) for words in expressions])
+    samplers = (PointSampler(vlm, features, language, words, shift) for words in expressions)
+    return torch.stack([sampler.mask(grid, spacing) for sampler in samplers])
 
 
 class PointSampler:
@@ -101,16 +108,18 @@ class PointSampler:
 
     Args:
         vlm: the model.
-        pixels: of `PixelVLM.pixels`, of one image.
+        features: of one image, by `PixelVLM.encode_images`.
         language: the model's.
         words: the expression.
         shift: what is added to all log-odds.
     """
 
-    def __init__(self, vlm: PixelVLM, pixels: Tensor, language: PointPromptFormat, words: str, shift: float = 0.0):
+    def __init__(
+        self, vlm: PixelVLM, features: ImageFeatures, language: PointPromptFormat, words: str, shift: float = 0.0
+    ):
         self.vlm, self.language, self.shift = vlm, language, shift
         shared = torch.cat([language.shared, torch.tensor(language.trunk(words))])
-        self.read = CachedPrefix.of(vlm, pixels, shared.to(vlm.device), 1)
+        self.read = CachedPrefix.of(vlm, features, shared.to(vlm.device))
 
     def mask(self, grid: int, spacing: int) -> Tensor:
         """Return the log-odds float32[grid, grid]."""

@@ -19,7 +19,7 @@ from torch.nn import functional
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
 from vlm.model import PixelVLM
-from vlm.segmentation.mask_head import SHAPE, FeatureExtractor, MaskHead, expression_states, expression_tokens
+from vlm.segmentation.mask_head import SHAPE, MaskHead, encoder_maps, expression_states, expression_tokens
 from vlm.segmentation.point_prediction import predict_points
 from vlm.training_resolution import resize_image, training_resolution
 
@@ -46,7 +46,6 @@ class ReferringSegmenter:
         shift: float = 0.0,
     ):
         self.vlm, self.head, self.grid, self.size, self.shift = vlm, head, grid, size, shift
-        self._maps = FeatureExtractor(vlm) if head else None
 
     @property
     def way(self) -> str:
@@ -70,14 +69,15 @@ class ReferringSegmenter:
 
     def _by_head(self, shown: np.ndarray, words: Sequence[str]) -> Tensor:
         assert self.head is not None
-        assert self._maps is not None
-        pixels = self.vlm.preprocess(shown[None])
-        states = expression_states(self.vlm, pixels, *expression_tokens(self.vlm, [words]))
+        features = self.vlm.encode_images(self.vlm.preprocess(shown[None]), output_hidden_states=True)
+        states = expression_states(self.vlm, features, *expression_tokens(self.vlm, [words]))
         height, width = shown.shape[1:3]
-        return self.head(self._maps.take((height, width)), *states)[0, :, :height, :width]
+        maps = encoder_maps(self.vlm, features, (height, width))
+        return self.head(maps, *states)[0, :, :height, :width]
 
     def _by_points(self, shown: np.ndarray, words: Sequence[str]) -> Tensor:
-        found = predict_points(self.vlm, self.vlm.preprocess(shown[None]), words, self.grid, shift=self.shift)
+        features = self.vlm.encode_images(self.vlm.preprocess(shown[None]))
+        found = predict_points(self.vlm, features, words, self.grid, shift=self.shift)
         return resize_logits(found, *shown.shape[1:3])
 
 

@@ -1,0 +1,40 @@
+"""What a vision-language model makes of images: encoded once, then passed to every function that reads them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Encoder and connector output for B images of one size."""
+
+    tokens: Tensor
+    """[B, N, D]: the connector's output, which the decoder reads at an image's placeholders."""
+    inputs: Mapping[str, Tensor]
+    """The class's own image inputs by name; M-RoPE positions and dense patch embeddings need them."""
+    hidden_states: tuple[Tensor, ...] = ()
+    """The encoder's hidden states, if they were requested."""
+    image_ids: Tensor | None = None
+    """int[P]: the token ids of one image in a prompt, markers included; None where an image is its N placeholders."""
+
+    def with_markers(self, embed: Callable[[Tensor], Tensor], image_token_id: int) -> Tensor:
+        """Return [B, P, D]: the embeddings of each image in a prompt, with those of the markers around its tokens."""
+        if self.image_ids is None:
+            return self.tokens
+        is_image = self.image_ids == image_token_id
+        text = embed(self.image_ids.masked_fill(is_image, 0)).expand(len(self.tokens), -1, -1)
+        return text.masked_scatter(is_image[:, None], self.tokens.flatten(0, 1).to(text.dtype))
+
+
+def stack_image_tokens(outputs: Sequence[Tensor], batch: int) -> Tensor:
+    """Return [B, N, D] of the image tokens [..., D] of B images, or of their tiles in the images' order."""
+    rows = [output.flatten(0, -2) for output in outputs]
+    total = sum(len(row) for row in rows)
+    if total % batch or (len(rows) == batch and any(len(row) != total // batch for row in rows)):
+        raise UserError(f"expected as many image tokens for each of {batch} images, got {total} in all")
+    return torch.stack(rows) if len(rows) == batch else torch.cat(rows).unflatten(0, (batch, -1))
