@@ -100,7 +100,7 @@ class GameBatch(Batch):
     game: str
     frames: UInt8[Tensor, "B history H W 3"]
     targets: Float[Tensor, "B A"]
-    weights: Float[Tensor, "B"]
+    weights: Float[Tensor, " B"]
 
 
 @dataclass(frozen=True)

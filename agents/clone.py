@@ -29,7 +29,7 @@ from vlm import checkpoint
 from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.training.config import named_config, parse_config
-from vlm.training.fit import AUXILIARY, fit, load_auxiliary
+from vlm.training.fit import AUXILIARY, fit, load_auxiliary, trainer_options
 from vlm.training.mixture import Mixture
 from vlm.training.objective import Objective
 
@@ -97,6 +97,9 @@ def clone(config: CloneConfig) -> Path:
     """Train; return the directory of the best checkpoint, or of the last where none was chosen by play."""
     if not config.data.data:
         raise UserError("expected --data, recorded games, or --games, whose demonstrations are recorded first")
+    every, save = config.selection.eval_every, int(trainer_options(config.run.trainer)["save_steps"])
+    if every % save:
+        raise UserError(f"--eval-every {every} must be a multiple of save_steps, {save} (--trainer save_steps=N)")
     datasets = load_datasets(config)
     vlm = start_model(config)
     mixture, metadata = clone_mixture(vlm, datasets, config), clone_metadata(config, datasets)

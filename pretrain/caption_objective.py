@@ -17,8 +17,8 @@ from envs.games import find_game
 from pretrain.data.augmentation import crop_or_resize
 from pretrain.data.frame_captions import describe_frame, write_caption
 from pretrain.data.images import EpisodeFrames
-from pretrain.pvp_prompts import IGNORE_INDEX
-from vlm.decoding.packing import forward_packed, pad_rows
+from pretrain.pvp_prompts import IGNORE_INDEX, pad_rows
+from vlm.decoding.packing import forward_packed
 from vlm.model import PixelVLM
 from vlm.prompts import CAPTION_PREFIX
 from vlm.training.objective import Batch, Losses, Objective, encode_frames
@@ -67,7 +67,7 @@ class CaptionSampler:
         if not data.data:
             raise UserError("expected directories of recorded games to describe, got none")
         split = "train" if data.val_episodes else "all"
-        self.sources = [EpisodeFrames(Path(place), data.val_episodes, split) for place in data.data]
+        self.sources = [EpisodeFrames(Path(place), split, data.val_episodes) for place in data.data]
         self.data, self.tokenizer, self.history = data, vlm.tokenizer, vlm.history
         self.pad = vlm.tokenizer.eos_token_id if vlm.tokenizer.pad_token_id is None else vlm.tokenizer.pad_token_id
 
@@ -76,7 +76,7 @@ class CaptionSampler:
         stacks, rows = [], []
         for _ in range(self.data.images):
             source = self.sources[int(rng.integers(len(self.sources)))]
-            stack = source.stack(int(rng.integers(len(source))), self.history)
+            stack = source.frame_stack(int(rng.integers(len(source))), self.history)
             objects, title = describe_frame(stack[-1], source.name), find_game(source.name).title
             stacks.append(crop_or_resize(stack, *self.data.size))
             rows.append(self._tokens([write_caption(objects, title, rng) for _ in range(self.data.captions)]))

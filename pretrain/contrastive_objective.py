@@ -13,9 +13,12 @@ from common.command import require_at_least
 from common.errors import UserError
 from envs.episodes import EpisodeDataset
 from envs.games import find_game
-from pretrain.data.frame_captions import NO_TITLE_PROB, DetectedObject, describe_frame, write_caption
+from pretrain.data.frame_captions import DetectedObject, describe_frame, write_caption
+from pretrain.data.splits import split_rows
 from vlm.clip import PixelClip
 from vlm.training.objective import Batch, Losses, Objective
+
+NO_TITLE_PROB = 0.3  # of a caption that leaves the game out, so that the objects have to be seen
 
 
 @dataclass(frozen=True)
@@ -54,22 +57,6 @@ class ContrastiveBatch(Batch):
     tokens: Int[Tensor, "B L"]
 
 
-def holdout_rows(data: EpisodeDataset, val_episodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows to train on, int[N], and those of the last `val_episodes` episodes, int[M].
-
-    Raises:
-        UserError: the dataset has no more episodes than are held out.
-    """
-    firsts = np.unique(data.starts)
-    if len(firsts) <= val_episodes:
-        raise UserError(
-            f"expected more than {val_episodes} episodes in {data.path}, since as many are held out; got {len(firsts)}"
-        )
-    rows = np.arange(len(data))
-    held_out = data.starts >= firsts[-val_episodes]
-    return rows[~held_out], rows[held_out]
-
-
 def pad_to_square(frame: np.ndarray, size: int) -> np.ndarray:
     """Return a frame uint8[H, W, 3] in the upper left of a black square uint8[size, size, 3], as `preprocess` pads."""
     height, width, _ = frame.shape
@@ -93,7 +80,7 @@ class ContrastiveSampler:
     def __init__(self, datasets: list[EpisodeDataset], clip: PixelClip, data: ContrastiveData, steps: int):
         assert clip.square_size is not None
         self.datasets, self.clip, self.size, self.data, self.steps = datasets, clip, clip.square_size, data, steps
-        self.rows = [holdout_rows(dataset, data.val_episodes)[0] for dataset in datasets]
+        self.rows = [split_rows(dataset, "train", data.val_episodes) for dataset in datasets]
         self.titles = [find_game(dataset.info.game).title for dataset in datasets]
         for dataset in datasets:
             try:

@@ -24,7 +24,7 @@ from common.errors import UserError
 from envs.episodes import INFO
 from pretrain.caption_objective import CaptionData, CaptionObjective
 from pretrain.data.frame_captions import caption_tokenizer
-from pretrain.data.images import open_source
+from pretrain.data.images import open_image_source
 from pretrain.pvp_config import CONFIGS, PvpConfig, PvpData
 from pretrain.pvp_objective import ImageSampler, PvpObjective, PvpSampler
 from pretrain.pvp_prompts import PixelPromptFormat, parse_grid
@@ -60,9 +60,9 @@ def pvp_objective(vlm: PixelVLM, data: PvpData, steps: int) -> PvpObjective:
     """Return pixel value prediction as an objective of a training of so many steps."""
     if not data.data and data.synthetic < 1:
         raise UserError("--data is missing; only --synthetic 1 goes without")
-    prompts = PixelPromptFormat.from_model(vlm, data.order)
+    prompts = PixelPromptFormat.of(vlm, data.order)
     split = "train" if data.val_episodes else "all"
-    sources = [open_source(place, data.val_episodes, split) for place in data.data]
+    sources = [open_image_source(place, split, data.val_episodes) for place in data.data]
     images = ImageSampler(sources, data.size, vlm.history, data.augmentation, data.synthetic, data.curriculum_fraction)
     sampler = PvpSampler(images, prompts, data.grid, steps, data.images, data.questions, data.shuffle_targets)
     return PvpObjective(vlm, sampler, prompts, data.label_std, data.attention_supervision_weight)

@@ -19,8 +19,8 @@ from common.errors import UserError
 from pretrain.data.augmentation import augment, crop_or_resize
 from pretrain.data.images import ImageSource
 from pretrain.data.synthetic_images import synthetic_image
-from pretrain.pvp_prompts import IGNORE_INDEX, PixelPromptFormat, downsample_grid, sample_coordinates
-from vlm.decoding.packing import forward_packed, forward_packed_with_attention, pad_rows
+from pretrain.pvp_prompts import IGNORE_INDEX, PixelPromptFormat, downsample_grid, pad_rows, sample_coordinates
+from vlm.decoding.packing import forward_packed, forward_packed_with_attention
 from vlm.model import PixelVLM
 from vlm.training.attention_supervision import (
     SUPERVISED_LAYERS,
@@ -69,7 +69,7 @@ class ImageSampler:
         if rng.random() < self.synthetic:
             return np.stack([synthetic_image(rng, *self.size, level)] * self.history)
         source = self.sources[int(rng.integers(len(self.sources)))]
-        stack = crop_or_resize(source.stack(int(rng.integers(len(source))), self.history), *self.size, rng)
+        stack = crop_or_resize(source.frame_stack(int(rng.integers(len(source))), self.history), *self.size, rng)
         if self.history > 1 and rng.random() < STATIC_PROB:
             stack = np.stack([stack[-1]] * self.history)
         return augment(stack, rng, self.augmentation * level)
@@ -133,7 +133,7 @@ class PvpSampler:
         values = downsample_grid(image, self.grid)
         places = sample_coordinates(values, self.questions, rng)
         fractions = ((places + 0.5) / values.shape[:2]).astype(np.float32)
-        return *self.prompts.training_sequences(places, values[places[:, 0], places[:, 1]]), fractions
+        return *self.prompts.lesson(places, values[places[:, 0], places[:, 1]]), fractions
 
 
 def gaussian_targets(std: float) -> Float[Tensor, "256 256"]:
@@ -205,7 +205,7 @@ class PvpObjective(Objective[PixelVLM, PvpBatch]):
             image_tokens=target_patch_index(self._edges[height, width], batch.coordinates, height, width),
         )
 
-    def answer_loss(self, logits: Float[Tensor, "A V"], answers: Int[Tensor, "A"]) -> Tensor:
+    def answer_loss(self, logits: Float[Tensor, "A V"], answers: Int[Tensor, " A"]) -> Tensor:
         """Return the mean cross-entropy of answer tokens, against Gaussian targets for numbers where asked for."""
         if self.targets is None or self.prompts.numbers is None:
             return functional.cross_entropy(logits, answers)
@@ -234,7 +234,7 @@ class PvpObjective(Objective[PixelVLM, PvpBatch]):
         return metrics
 
 
-def number_values(number_tokens: Int[Tensor, "256"], tokens: Tensor, vocab_size: int) -> Tensor:
+def number_values(number_tokens: Int[Tensor, " 256"], tokens: Tensor, vocab_size: int) -> Tensor:
     """Return int of the tokens' shape: the number that each token stands for, -1 where it is none."""
     values = torch.full((vocab_size,), -1, device=tokens.device)
     values[number_tokens] = torch.arange(256, device=tokens.device)

@@ -37,7 +37,7 @@ from vlm.model import PixelVLM
 from vlm.precision import in_bfloat16
 from vlm.presets import build
 from vlm.prompts import IMAGE, PIXEL_PREFIX, pixel_answer, pixel_prompt
-from vlm.training.trainer import Objective
+from vlm.precision import autocast
 
 ANSWER_TOKENS = 6  # three numbers, two commas and the closing bracket
 HEIGHT, WIDTH = 210, 160
@@ -109,7 +109,9 @@ class Training(Asking):
 
     def __init__(self, args: Args):
         super().__init__(args)
-        self.lesson = Objective(self.vlm, args.bf16, "sdpa")
+        self.vlm.set_attn_implementation("sdpa")
+        self.vlm.model.to(memory_format=torch.channels_last)
+        self.bf16 = args.bf16
         places = self.rng.integers([HEIGHT, WIDTH], size=(args.images, args.questions, 2)).tolist()
         self.asked = [[(r, c, self.frames[i, -1, r, c].tolist()) for r, c in rows] for i, rows in enumerate(places)]
 
@@ -117,7 +119,7 @@ class Training(Asking):
         """Go through all questions about each image; return the loss."""
         rows = [[self.question(r, c) + self.encode(pixel_answer(rgb)) for r, c, rgb in row] for row in self.asked]
         tokens = torch.tensor(rows, device=self.device)  # [B, K, L]
-        with self.lesson.autocast():
+        with autocast(self.vlm.device, self.bf16):
             features = self.vlm.encode_images(self.vlm.preprocess(self.frames))
             states = forward_packed(self.vlm, features, self.shared, tokens[:, :, :-1], method)
             logits = self.vlm.model.get_output_embeddings()(states[:, :, -ANSWER_TOKENS:]).float()
@@ -131,7 +133,7 @@ class Training(Asking):
         ids = torch.tensor(rows, device=self.device)
         labels = ids.clone()
         labels[:, :-ANSWER_TOKENS] = -100
-        with self.lesson.autocast():
+        with autocast(self.vlm.device, self.bf16):
             done = self.vlm.model(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),

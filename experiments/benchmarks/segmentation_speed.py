@@ -27,7 +27,7 @@ from common.errors import UserError
 from common.results import new_result, write_result
 from envs.objects import find_objects
 from pretrain.referring.point_objective import grid_mask
-from pretrain.referring.train import frame_of
+from pretrain.referring.show import first_frame
 from vlm import checkpoint
 from vlm.decoding.batched_generate import generate_batch
 from vlm.image_features import ImageFeatures
@@ -84,7 +84,7 @@ class Sides:
         )
         self.points.grid = args.grid
         self.head = load_segmenter(args.checkpoint)
-        self.stack = frame_of(GAME, 0)[None]
+        self.stack = first_frame(GAME, 0)[None]
         things = sorted(find_objects(self.stack[0], GAME), key=lambda thing: -thing.size)
         self.truths = [torch.from_numpy(grid_mask(thing.mask, args.grid)) for thing in things[: len(WORDS)]]
 

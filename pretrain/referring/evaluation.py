@@ -34,7 +34,7 @@ from pretrain.referring.recorded_games import GameReferringDataset
 from pretrain.referring.refcoco import RefCocoDataset
 from pretrain.referring.samples import ReferringSample, ReferringTestSet
 from pretrain.referring.segmentation_metrics import Confusion, confusion, segmentation_metrics
-from pretrain.referring.train import GAMES
+from pretrain.referring.config import GAMES
 from vlm import checkpoint
 from vlm.device import best_device
 from vlm.segmentation.mask_drawing import draw_mask

@@ -21,10 +21,10 @@ from torch.nn import functional
 from vlm.image_features import ImageFeatures
 
 from common.errors import UserError
-from pretrain.pvp_prompts import IGNORE_INDEX
+from pretrain.pvp_prompts import IGNORE_INDEX, pad_rows
 from pretrain.referring.mask_objective import pad_stack
 from pretrain.referring.samples import ReferringSource
-from vlm.decoding.packing import forward_packed_tree, forward_packed_with_attention, pad_rows, pad_token_lists
+from vlm.decoding.packing import forward_packed_tree, forward_packed_with_attention, pad_token_lists
 from vlm.model import PixelVLM
 from vlm.segmentation.point_prediction import PointPromptFormat, PointSampler
 from vlm.training.attention_supervision import (
@@ -120,7 +120,7 @@ class PointQuestionSampler:
         input_ids, labels, points = zip(*questions, strict=True)
         scale = np.array([sample.masks.shape[1:] for sample in samples for _ in sample.masks]) / frames.shape[2:4]
         fractions = (np.stack(points) + 0.5) / self.grid * scale[:, None]
-        expressions = [[self.prompts.expression_tokens(words) for words in sample.expressions] for sample in samples]
+        expressions = [[self.prompts.trunk(words) for words in sample.expressions] for sample in samples]
         prefix_ids, prefix_lengths = pad_token_lists(expressions, self.prompts.pad)
         shape = (self.images, self.expressions)
         return PointBatch(
@@ -138,7 +138,7 @@ class PointQuestionSampler:
         own, others = grid_mask(mask, self.grid), grid_mask(union, self.grid)
         input_ids, labels, points = [], [], sample_points(own, others, self.points, rng)
         for row, column in points:
-            tokens = self.prompts.point_tokens(row, column)
+            tokens = self.prompts.leaf(row, column)
             answer = int(self.prompts.answers[int(own[row, column])])
             input_ids.append([*tokens, answer])
             labels.append([IGNORE_INDEX] * (len(tokens) - 1) + [answer, self.prompts.end])
@@ -161,7 +161,7 @@ class PointObjective(Objective[PixelVLM, PointBatch]):
         self.prompts, self.attention_supervision = prompts, attention_supervision
         if attention_supervision:
             require_attention_access(vlm)
-            if len(prompts.point_tokens(0, 0)) != len(prompts.point_tokens(255, 255)):
+            if len(prompts.leaf(0, 0)) != len(prompts.leaf(255, 255)):
                 raise UserError("--attention-supervision-weight needs numbers that are single tokens")
 
     def encode(self, batch: PointBatch) -> ImageFeatures:
@@ -224,13 +224,13 @@ def calibrate_logit_bias(
         images: to look at, with one expression each.
         points: asked about in each, sampled uniformly.
     """
-    rng, prompts = np.random.default_rng([seed, 0x5F]), PointPromptFormat.from_model(vlm)
+    rng, prompts = np.random.default_rng([seed, 0x5F]), PointPromptFormat.of(vlm)
     logits, truth = [], []
     for _ in range(images):
         sample = source.draw(rng, 1)
         asked = rng.integers(grid, size=(points, 2))
         features = encode_frames(vlm, torch.from_numpy(sample.frames[None]))
-        answers = PointSampler(vlm, features, prompts, sample.expressions[0]).predict(torch.from_numpy(asked))
+        answers = PointSampler(vlm, features, prompts, sample.expressions[0]).ask(torch.from_numpy(asked))
         logits.append(answers.numpy().astype(np.float64))
         truth.append(grid_mask(sample.masks[0], grid)[asked[:, 0], asked[:, 1]])
     share, found = np.clip(np.mean(truth), 1e-4, 1 - 1e-4), np.concatenate(logits)
