@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import tyro
 
 from agents.checkpoint_selection import SELECTION_SEED, evaluate_policy
@@ -58,7 +59,7 @@ def export_policy(args: Args) -> dict[str, Any]:
     if not expert_scores:
         raise UserError(f"{args.checkpoint} was not trained to play: its training.json names no datasets")
     with tempfile.TemporaryDirectory() as directory:
-        checkpoint.save(checkpoint.load(args.checkpoint), Path(directory) / "half", half=True)
+        checkpoint.save(checkpoint.load(args.checkpoint), Path(directory) / "half", dtype=torch.bfloat16)
         vlm = checkpoint.load(Path(directory) / "half")
     evaluations = [evaluate(args, vlm, protocol, expert_scores, temperature) for temperature in args.temperatures]
     best = max(evaluations, key=lambda evaluation: evaluation["expert_normalized_score"])
@@ -68,7 +69,7 @@ def export_policy(args: Args) -> dict[str, Any]:
         "episodes": args.episodes,
         "evaluations": evaluations,
     }
-    checkpoint.save(vlm, args.out, {**training, "play": play}, half=True)
+    checkpoint.save(vlm, args.out, {**training, "play": play}, dtype=torch.bfloat16)
     return play
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as parquet
 from datasets import Dataset, Features, Image, List, Value
-from jaxtyping import Float32, Int, Int64, UInt8
+from jaxtyping import Bool, Float32, Int, Int64, UInt8
 from PIL import Image as PilImage
 
 from common.errors import UserError
@@ -186,6 +186,8 @@ class EpisodeDataset:
     actions: Int64[np.ndarray, " rows"]
     rewards: Float32[np.ndarray, " rows"]
     action_values: Float32[np.ndarray, "rows actions"]
+    terminated: Bool[np.ndarray, " rows"]
+    truncated: Bool[np.ndarray, " rows"]
     starts: Int64[np.ndarray, " rows"]
 
     def __init__(self, path: Path):
@@ -198,8 +200,10 @@ class EpisodeDataset:
         lengths = [table.num_rows for table in tables]
         first = np.cumsum([0, *lengths[:-1]])
         self._pngs = [png for table in tables for png in table["frame"].combine_chunks().field("bytes").to_pylist()]
-        self.actions = np.concatenate([table["action"].to_numpy() for table in tables])
-        self.rewards = np.concatenate([table["reward"].to_numpy() for table in tables])
+        self.actions, self.rewards, self.terminated, self.truncated = (
+            np.concatenate([table[name].to_numpy() for table in tables])
+            for name in ("action", "reward", "terminated", "truncated")
+        )
         self.action_values = np.concatenate([self._values(table) for table in tables])
         self.starts = np.repeat(first, lengths)
         self.seeds = [int(table["episode"][0].as_py()) for table in tables]

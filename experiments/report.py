@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from agents.score import all_normalised, summarise
+from agents.score_table import human_normalized_scores, summarize
 from common.command import run
 from common.errors import UserError
 from common.results import RESULTS, read_result
@@ -362,7 +362,7 @@ def shares_table(agent: str, shares: dict[str, float]) -> Table:
 def score_section(result: Result, anchor: str, title: str, videos: Sequence[Medium] = ()) -> Section:
     """Return a part on play; where several games were played, with what they sum up to."""
     tables, plots = [], []
-    table = summarise(result["rows"])
+    table = summarize(result["rows"])
     for name in dict.fromkeys(line["game"] for line in table):
         lines = [
             Line(
@@ -380,7 +380,8 @@ def score_section(result: Result, anchor: str, title: str, videos: Sequence[Medi
         lines += [Line(f"{r.agent} ({r.protocol}; {r.source})", {"mean": f"{r.score:,.0f}"}) for r in known]
         tables.append(Table(find_game(name).title, ("mean", "IQM", "games"), lines))
         plots.append(plot_profiles(agent_games(result["rows"], name), find_game(name).title))
-    tables += [shares_table(agent, shares) for agent, shares in all_normalised(table).items() if len(shares) > 2]
+    normalized = human_normalized_scores(table)
+    tables += [shares_table(agent, shares) for agent, shares in normalized.items() if len(shares) > 2]
     return Section(
         anchor,
         title,

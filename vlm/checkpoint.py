@@ -1,11 +1,11 @@
-"""One directory that reloads everything in one call, and that plain transformers loads as well.
+"""A checkpoint directory: one call saves or loads it, and plain transformers loads it too.
 
     config.json, model.safetensors    transformers' own; `AutoModelForImageTextToText.from_pretrained(DIR)`
     tokenizer.json, ...               transformers' own; `AutoTokenizer.from_pretrained(DIR)`
-    pvplay.json                       what is metadata: the kind of checkpoint, and its `vlm.model.View` of frames
-    training.json                     how it was made: commands, seeds, commit, games, figures
+    pvplay.json                       metadata: the kind of model and its `ImageConfig`
+    training.json                     provenance: arguments, seeds, commit, games, metrics
 
-A checkpoint is written aside and moved into place whole.
+A checkpoint is written into a temporary directory and renamed when complete.
 """
 
 import dataclasses
@@ -22,10 +22,11 @@ from common.errors import UserError
 from common.files import atomic_directory
 from vlm.device import best_device, is_main_process
 from vlm.hf_vlm import PretrainedVLM, looks_like_id
-from vlm.model import ImageConfig, PixelModel, PixelVLM
+from vlm.image_input import ImageConfig
+from vlm.model import PixelModel, PixelVLM
 
 METADATA, TRAINING, WEIGHTS = "pvplay.json", "training.json", "model.safetensors"
-OLD_NAMES = {  # what checkpoints of version 0.1 call a key or a kind
+OLD_NAMES = {  # keys and kinds in checkpoints of version 0.1
     "canvas": "square_size",
     "motion": "frame_diff_scale",
     "places": "coordinate_channels",
@@ -34,6 +35,7 @@ OLD_NAMES = {  # what checkpoints of version 0.1 call a key or a kind
     "points_shift": "logit_bias",
     "moved": "parameter_updates",
 }
+LOAD_ERRORS = (SafetensorError, OSError, ValueError, KeyError, RuntimeError, ImportError)
 
 Model = TypeVar("Model", bound=PixelModel)
 
@@ -42,17 +44,22 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or of another kind; the message names the file."""
 
 
-def save(vlm: PixelModel, directory: Path, training: dict[str, Any] | None = None, half: bool = False) -> None:
-    """Write a checkpoint; an old one of that name is replaced when the new one is whole.
+def save(
+    vlm: PixelModel, directory: Path, training: dict[str, Any] | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """Write a checkpoint atomically, replacing an existing one; only the main process writes.
 
-    With `half` the weights are stored in bfloat16, half the size, and read back into float32. Of several processes of a
-    run the first one writes.
+    Args:
+        vlm: the model.
+        directory: where to write.
+        training: the content of `training.json`.
+        dtype: the type of the stored weights, the model's own by default. `load` returns float32 in either case.
     """
     if not is_main_process():
         return
     weights = vlm.model.state_dict()
-    if half:
-        weights = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
+    if dtype is not None:
+        weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     metadata = {"kind": vlm.kind, **dataclasses.asdict(vlm.image_config)}
     with atomic_directory(directory) as temporary:
         vlm.model.save_pretrained(temporary, state_dict=weights)
@@ -62,9 +69,14 @@ def save(vlm: PixelModel, directory: Path, training: dict[str, Any] | None = Non
 
 
 def load(directory: Path, device: torch.device | None = None) -> PixelVLM:
-    """Return the model of a checkpoint, in float32, ready to be asked, on a GPU if there is one or on `device`.
+    """Return the model of a checkpoint, in float32 and evaluation mode.
 
-    A checkpoint is one of metadata, a directory of transformers' own files, or the id of a model on the hub.
+    Args:
+        directory: a checkpoint, a directory of transformers' own files, or the id of a model on the hub.
+        device: where to put the model; by default a GPU if there is one.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another kind.
     """
     vlm = _load(Path(directory))
     vlm.model.to(device or best_device())
@@ -72,55 +84,58 @@ def load(directory: Path, device: torch.device | None = None) -> PixelVLM:
 
 
 def _load(directory: Path) -> PixelVLM:
-    plain = directory / "config.json"
     if (directory / METADATA).is_file() and _kind(_read_json(directory, METADATA)) != PretrainedVLM.kind:
         return load_as(PixelVLM, directory)
-    if plain.is_file() or (not directory.exists() and looks_like_id(str(directory))):
+    if (directory / "config.json").is_file() or (not directory.exists() and looks_like_id(str(directory))):
         return load_pretrained(str(directory))
     return load_as(PixelVLM, directory)
 
 
 def load_pretrained(name: str) -> PretrainedVLM:
-    """Return a model of others, by its directory or its id; `CheckpointError` if it is no vision-language model."""
+    """Return a pretrained model by its directory or hub id; `CheckpointError` if it is no vision-language model."""
     try:
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(name)
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"expected a vision-language model of transformers at {name}: {first}") from error
+    except LOAD_ERRORS as error:
+        raise CheckpointError(
+            f"expected a vision-language model of transformers at {name}: {_first_line(error)}"
+        ) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise CheckpointError(f"expected a processor of images and text at {name}, got {type(processor).__name__}")
     return PretrainedVLM(model.eval(), processor)
 
 
-def load_as(form: type[Model], directory: Path) -> Model:
-    """Return what a checkpoint of one of our forms holds, in float32 on the CPU."""
+def load_as(model_class: type[Model], directory: Path) -> Model:
+    """Return the model of a checkpoint of a given class, in float32 on the CPU; raises as `load` does."""
     directory = Path(directory)
     metadata = _read_json(directory, METADATA)
-    if _kind(metadata) != form.kind:
+    if _kind(metadata) != model_class.kind:
         raise CheckpointError(
-            f"{directory / METADATA}: expected a checkpoint of kind {form.kind}, got {_kind(metadata)}"
+            f"{directory / METADATA}: expected a checkpoint of kind {model_class.kind}, got {_kind(metadata)}"
         )
     if not (directory / WEIGHTS).is_file():
-        raise CheckpointError(f"{directory} is not a whole checkpoint: {WEIGHTS} is missing")
+        raise CheckpointError(f"{directory} is incomplete: {WEIGHTS} is missing")
     try:
-        model, report = form.library.from_pretrained(
+        model, report = model_class.auto_class.from_pretrained(
             directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{directory / WEIGHTS} or a file beside it is damaged: {first}") from error
-    lacking = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
-    if lacking:
-        raise CheckpointError(f"{directory / WEIGHTS} does not fit its config.json: {', '.join(lacking[:3])}")
-    return form(model.eval(), tokenizer, _image_config(directory, metadata))
+    except LOAD_ERRORS as error:
+        raise CheckpointError(f"{directory / WEIGHTS} or a file beside it is damaged: {_first_line(error)}") from error
+    mismatched = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
+    if mismatched:
+        raise CheckpointError(f"{directory / WEIGHTS} does not fit its config.json: {', '.join(mismatched[:3])}")
+    return model_class(model.eval(), tokenizer, _image_config(directory, metadata))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _image_config(directory: Path, metadata: dict[str, Any]) -> ImageConfig:
     known = {field.name for field in dataclasses.fields(ImageConfig)}
-    if strange := sorted(set(metadata) - known - {"kind"}):
-        raise CheckpointError(f"{directory / METADATA}: expected {', '.join(sorted(known))}, got {', '.join(strange)}")
+    if unknown := sorted(set(metadata) - known - {"kind"}):
+        raise CheckpointError(f"{directory / METADATA}: expected {', '.join(sorted(known))}, got {', '.join(unknown)}")
     return ImageConfig(**{name: value for name, value in metadata.items() if name in known})
 
 
@@ -145,7 +160,7 @@ def _read_json(directory: Path, name: str) -> dict[str, Any]:
 
 
 def read_training(directory: Path) -> dict[str, Any]:
-    """Return how a checkpoint was made; of a model of others, nothing is known."""
+    """Return the `training.json` of a checkpoint; empty for a pretrained model without one."""
     directory = Path(directory)
     if not (directory / TRAINING).is_file() and (
         looks_like_id(str(directory)) or (directory / "config.json").is_file()
@@ -156,10 +171,10 @@ def read_training(directory: Path) -> dict[str, Any]:
 
 def content_hash(directory: Path) -> str:
     """Return the first 12 hexadecimal digits of the SHA-256 of a checkpoint's weights: its name in results."""
-    files = sorted(Path(directory).glob("model*.safetensors"))  # large models come in several
+    files = sorted(Path(directory).glob("model*.safetensors"))  # large models are sharded
     if not files:
         raise CheckpointError(f"expected a checkpoint directory with {WEIGHTS} in it, got {directory}")
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in files:
-        found.update(file.read_bytes())
-    return found.hexdigest()[:12]
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]

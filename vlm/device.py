@@ -1,4 +1,4 @@
-"""Where a model that is asked or trained goes: to a GPU if there is one; and which of several processes this one is."""
+"""The device of a model, and which of several processes this one is."""
 
 import os
 
@@ -6,17 +6,17 @@ import torch
 
 
 def best_device() -> torch.device:
-    """Return this process's GPU, or the CPU where there is none."""
+    """Return this process's GPU, or the CPU if there is none."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def device_name(device: torch.device) -> str:
-    """Return what a device is called in results: a GPU by its model, else cpu."""
+    """Return a device's name in results: the model of a GPU, else cpu."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def world_size() -> int:
-    """Return how many processes a launcher (`torchrun`, `accelerate launch`) started for this run; 1 without one."""
+    """Return the number of processes that a launcher (`torchrun`, `accelerate launch`) started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

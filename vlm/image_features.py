@@ -1,9 +1,10 @@
-"""What a vision-language model makes of images: encoded once, then passed to every function that reads them."""
+"""The encoder's view of images: computed once, then passed to every function that reads it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from common.errors import UserError
@@ -13,17 +14,17 @@ from common.errors import UserError
 class ImageFeatures:
     """Encoder and connector output for B images of one size."""
 
-    tokens: Tensor
-    """[B, N, D]: the connector's output, which the decoder reads at an image's placeholders."""
+    tokens: Float[Tensor, "B N D"]
+    """The connector's output, which the decoder reads at an image's placeholders."""
     inputs: Mapping[str, Tensor]
     """The class's own image inputs by name; M-RoPE positions and dense patch embeddings need them."""
     hidden_states: tuple[Tensor, ...] = ()
     """The encoder's hidden states, if they were requested."""
-    image_ids: Tensor | None = None
-    """int[P]: the token ids of one image in a prompt, markers included; None where an image is its N placeholders."""
+    image_ids: Int[Tensor, " P"] | None = None
+    """The token ids of one image in a prompt, markers included; None where an image is its N placeholders."""
 
-    def with_markers(self, embed: Callable[[Tensor], Tensor], image_token_id: int) -> Tensor:
-        """Return [B, P, D]: the embeddings of each image in a prompt, with those of the markers around its tokens."""
+    def with_markers(self, embed: Callable[[Tensor], Tensor], image_token_id: int) -> Float[Tensor, "B P D"]:
+        """Return the embeddings of each image in a prompt, those of the markers around its tokens included."""
         if self.image_ids is None:
             return self.tokens
         is_image = self.image_ids == image_token_id
@@ -31,10 +32,10 @@ class ImageFeatures:
         return text.masked_scatter(is_image[:, None], self.tokens.flatten(0, 1).to(text.dtype))
 
 
-def stack_image_tokens(outputs: Sequence[Tensor], batch: int) -> Tensor:
-    """Return [B, N, D] of the image tokens [..., D] of B images, or of their tiles in the images' order."""
+def stack_image_tokens(outputs: Sequence[Float[Tensor, "... D"]], batch: int) -> Float[Tensor, "B N D"]:
+    """Return the tokens of B images, given those of each image, or of each tile in the images' order."""
     rows = [output.flatten(0, -2) for output in outputs]
     total = sum(len(row) for row in rows)
     if total % batch or (len(rows) == batch and any(len(row) != total // batch for row in rows)):
-        raise UserError(f"expected as many image tokens for each of {batch} images, got {total} in all")
+        raise UserError(f"expected the same number of image tokens for each of {batch} images, got {total} in all")
     return torch.stack(rows) if len(rows) == batch else torch.cat(rows).unflatten(0, (batch, -1))

@@ -1,8 +1,8 @@
-"""Whether bfloat16 is worth computing in: several times as fast where it is native, half as fast where it is not."""
+"""Whether to compute in bfloat16: several times as fast where it is native, half as fast where it is emulated."""
 
 import torch
 
-NATIVE = ("amx_bf16", "avx512_bf16", "bf16")  # what x86 and ARM processors call it
+NATIVE = ("amx_bf16", "avx512_bf16", "bf16")  # its names on x86 and ARM processors
 
 
 def native_bfloat16(device: torch.device) -> bool:
@@ -11,15 +11,15 @@ def native_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    able = torch.cpu.get_capabilities()
-    return any(able.get(name, False) for name in NATIVE)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in NATIVE)
 
 
 def in_bfloat16(device: torch.device, bf16: bool | None) -> bool:
-    """Return whether to compute in bfloat16: as asked, and where None is asked, where it is native."""
+    """Return whether to compute in bfloat16: as requested, or for None where it is native."""
     return native_bfloat16(device) if bf16 is None else bf16
 
 
 def autocast(device: torch.device, bf16: bool | None) -> torch.autocast:
-    """Return a context that computes in bfloat16 where that is safe, if `in_bfloat16`."""
+    """Return the autocast context that computes in bfloat16 if `in_bfloat16`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(device, bf16))

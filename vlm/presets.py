@@ -1,17 +1,17 @@
-"""Model sizes as data, and how a model of each is built.
+"""Model sizes as data, and the functions that build a model of each.
 
-All presets are transformers' own FastVLM (Vasu et al. 2025) around a ResNet (He et al. 2016), whose last map's places
-are the image tokens: convolutions read every pixel of the native frame at strides 2 to 32, and 7 x 5 tokens of 32 x 32
-pixels reach a small Llama. The batch norms are at rest (`vlm.model.RestingNorm`). Norms over the channels of every
-place, which most newer encoders have, make an empty place as loud as the player's: with them the same frames were
-learnt ten times as slowly or not at all (`experiments/LOG.md`). Frames of the past lie on the channels, so that motion
-costs no tokens.
+Most presets are FastVLM (Vasu et al. 2025) around a ResNet (He et al. 2016). Convolutions read every pixel of the
+native frame at strides 2 to 32; the cells of the last map, 7 x 5 of 32 x 32 pixels, are the image tokens of a small
+Llama. The frames of a history are stacked along channels, so that motion costs no tokens. Batch norms have fixed
+statistics (`vlm.layers.FixedStatsBatchNorm2d`). Norms over the channels of each position, as in most newer encoders,
+amplify empty background to the level of the player: with them the same frames took ten times as long to learn, or
+were not learned at all (`docs/log/`).
 
-Any vision-language model of transformers can take their place, by its directory or its id (`vlm.hf_vlm`).
+Presets with a `square_size` have the architecture of the PVP paper: LLaVA (Liu et al. 2023) around a CLIP vision
+transformer (Radford et al. 2021) over square patches, each an image token, taken from the last layer but one. They can
+start from a tower trained by `pretrain.contrastive` (`vlm.clip.load_vision_tower`).
 
-Presets with a square_size have the paper's own architecture instead: LLaVA (Liu et al. 2023) around a CLIP vision
-transformer (Radford et al. 2021) over square patches, of whose last layer but one every patch is an image token. It can
-start from a tower that `pretrain.contrastive` has trained (`vlm.clip.adopt_tower`).
+Any vision-language model of transformers can replace a preset, by its directory or hub id (`vlm.hf_vlm`).
 """
 
 import difflib
@@ -31,42 +31,42 @@ from transformers import (
 )
 
 from common.errors import UserError
-from vlm.model import ImageConfig, PixelVLM
+from vlm.image_input import ImageConfig
+from vlm.model import PixelVLM
 from vlm.positional_heads import init_positional_heads
 from vlm.tokenizer import build_tokenizer
 
 
 @dataclass(frozen=True)
 class Preset:
-    """The dimensions of a model.
-
-    widths: of the ResNet's stem and of its stages, at strides 4, 8, 16, ..., and depths: blocks of each stage; or one
-    width, depth and number of heads of a CLIP tower; text_*: of the decoder; spread: standard deviation of the initial
-    weights, about one over the root of the widths, since the library's default is made for widths ten times as large;
-    view: how it is shown frames; patch: the side of a CLIP tower's patches, in pixels; rope: the base of the decoder's
-    rotary positions, the larger the more of a head is free to match content far away; head_width: of each of the
-    decoder's heads, 0 for the width shared by them; looks: whether half of them begin by looking at places
-    (`vlm.positional_heads`).
-    """
+    """The dimensions of a model: an encoder, a ResNet or a CLIP tower, and a Llama decoder (`text_*`)."""
 
     widths: tuple[int, ...]
+    """Channels of the ResNet's stem and of its stages, at strides 4, 8, 16, ...; or the one width of a CLIP tower."""
     depths: tuple[int, ...]
+    """Blocks of each stage of the ResNet; or the number of layers of a CLIP tower."""
     text_width: int
     text_layers: int
     text_heads: int
     text_mlp: int
     initializer_range: float
+    """Standard deviation of initial weights, about 1 / sqrt(width); transformers' default suits ten times the width."""
     image_config: ImageConfig
     heads: int = 1
+    """Attention heads of a CLIP tower."""
     patch: int = 18
+    """Side of a CLIP tower's patches, in pixels."""
     rope_theta: float = 10_000.0
+    """Base of the decoder's rotary positions; the larger, the more of a head is free to match distant content."""
     head_width: int = 0
+    """Width of each decoder head; 0 divides `text_width` among the heads."""
     positional_heads: bool = False
+    """Whether half of the decoder's heads start as fixed relative offsets (`vlm.positional_heads`)."""
 
 
 FRAME_STACK_INPUT = ImageConfig(history=2, frame_diff_scale=8, coordinate_channels=True)
 SQUARE_INPUT = ImageConfig(square_size=216)
-IMAGE_TOKENS = 35  # of a frame of up to 224 rows, as most games have, in a model without a square_size: 7 rows of 5
+IMAGE_TOKENS = 35  # 7 x 5, of a frame of up to 224 rows, as of most games, without a square
 
 PRESETS = {
     "tiny": Preset((16, 16, 16, 32), (1, 1, 1), 32, 1, 2, 64, 0.1, FRAME_STACK_INPUT),
@@ -102,9 +102,9 @@ def find_preset(name: str) -> Preset:
 
 
 def build(name: str, seed: int = 0, tokenizer: PreTrainedTokenizerFast | None = None) -> PixelVLM:
-    """Return a model of a preset with random weights drawn from `seed`, in float32, on the CPU.
+    """Return a model of a preset with random weights from `seed`, in float32 on the CPU.
 
-    `tokenizer` is one of `vlm.tokenizer.build_tokenizer`'s with more words, if there is need of them.
+    `tokenizer` is one of `vlm.tokenizer.build_tokenizer`, by default without extra words.
     """
     preset, tokenizer = find_preset(name), tokenizer or build_tokenizer()
     parts = {
@@ -139,7 +139,7 @@ def _build_llava(preset: Preset, parts: dict[str, Any]) -> LlavaForConditionalGe
 
 
 def vision_config(preset: Preset) -> ResNetConfig | CLIPVisionConfig:
-    """Return the configuration of a preset's encoder."""
+    """Return the encoder's configuration."""
     if preset.image_config.square_size:
         return CLIPVisionConfig(
             num_channels=preset.image_config.channels,
@@ -160,11 +160,11 @@ def vision_config(preset: Preset) -> ResNetConfig | CLIPVisionConfig:
         layer_type="basic",
         hidden_act="relu",
         downsample_in_first_stage=True,
-        hidden_size=stages[-1],  # the connector asks for the width of the features
+        hidden_size=stages[-1],  # read by the connector
     )
 
 
-def _text_config(preset: Preset, tokenizer) -> LlamaConfig:
+def _text_config(preset: Preset, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=preset.text_width,

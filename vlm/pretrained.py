@@ -1,11 +1,11 @@
-"""Where the checkpoints lie that the repository ships; known without importing torch."""
+"""The released checkpoints; known without importing torch."""
 
 from pathlib import Path
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
-RELEASED_POLICY = WEIGHTS / "policy"  # plays
-RELEASED_PVP = WEIGHTS / "nano-policy"  # plays, Carnival above all, and answers for pixels as well
-RELEASED_EXPERT = WEIGHTS / "micro-play"  # an earlier stage of the policy, whom the pupils of `games_nano` copy
+RELEASED_POLICY = WEIGHTS / "policy"  # the best player
+RELEASED_PVP = WEIGHTS / "nano-policy"  # plays, Carnival above all, and predicts pixel values
+RELEASED_EXPERT = WEIGHTS / "micro-play"  # an earlier stage of the policy, cloned in `experiments.studies.games_nano`
 RELEASED_CLIP = WEIGHTS / "nano-clip"  # the semantic encoder that `experiments.studies.pvp_nano` starts from
-RELEASED_CAPTIONER = WEIGHTS / "micro"  # taught captions alone, which `experiments.studies.games_nano` starts from
-RELEASED_SEGMENTER = WEIGHTS / "nano-refer"  # finds what words mean, by its mask head and by points
+RELEASED_CAPTIONER = WEIGHTS / "micro"  # trained on captions only; `experiments.studies.games_nano` starts from it
+RELEASED_SEGMENTER = WEIGHTS / "nano-refer"  # referring segmentation, by mask head and by points

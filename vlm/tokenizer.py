@@ -1,8 +1,7 @@
-"""A small tokenizer of our own: words of the prompts, actions and numbers as single tokens, letters for the rest.
+"""The presets' tokenizer: prompt words, actions and the numbers 0 to 255 are single tokens; the rest is spelled.
 
-Text is lower-cased and split at blanks and punctuation. A word that is not in the vocabulary (the title of a game,
-say) is spelt letter by letter, so that any text can be written; what cannot be spelt either is `<unk>`. Numbers from
-0 to 255, the pixel values and coordinates, are one token each.
+Text is lower-cased and split at whitespace and punctuation. A word outside the vocabulary, such as a game's title, is
+spelled letter by letter; characters other than letters and digits become `<unk>`.
 """
 
 import string
@@ -14,88 +13,32 @@ from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 PUNCTUATION = (",", ":", ".", "[", "]", "?", "'", "*", "-", "(", ")", "/", "!", "&", "+")
-# The fixed parts of a question about a place are one token each, so that a question is short.
-PLACE_PARTS = ("[reconstruct] loc: [", "] rgb: [", "] mask:")
+# The fixed parts of a prompt with coordinates are one token each, so that it is short.
+COORDINATE_PROMPT_PARTS = ("[reconstruct] loc: [", "] rgb: [", "] mask:")
 ACTIONS = ("noop", "fire", "up", "down", "left", "right")
-PROMPT_WORDS = (
-    "play",
-    "action",
-    "reconstruct",
-    "segmentation",
-    "caption",
-    "loc",
-    "rgb",
-    "mask",
-    "game",
-    "frame",
+PROMPT_WORDS = "play action reconstruct segmentation caption loc rgb mask game frame"
+CAPTION_WORDS = (
+    "a an the and of in on at to is are with no above below left-most right-most top bottom middle large "
+    "small red green blue yellow white black grey orange pink purple brown cyan object objects ghost "
+    "pellet rabbit duck owl bullet gun player enemy ball paddle ship"
 )
-CAPTION_WORDS = [
-    "a",
-    "an",
-    "the",
-    "and",
-    "of",
-    "in",
-    "on",
-    "at",
-    "to",
-    "is",
-    "are",
-    "with",
-    "no",
-    "above",
-    "below",
-    "left-most",
-    "right-most",
-    "top",
-    "bottom",
-    "middle",
-    "large",
-    "small",
-    "red",
-    "green",
-    "blue",
-    "yellow",
-    "white",
-    "black",
-    "grey",
-    "orange",
-    "pink",
-    "purple",
-    "brown",
-    "cyan",
-    "object",
-    "objects",
-    "ghost",
-    "pellet",
-    "rabbit",
-    "duck",
-    "owl",
-    "bullet",
-    "gun",
-    "player",
-    "enemy",
-    "ball",
-    "paddle",
-    "ship",
-]
 
 
 def _vocabulary() -> dict[str, int]:
-    words = [*SPECIAL, *PUNCTUATION, *ACTIONS, *PROMPT_WORDS, *CAPTION_WORDS]
+    words = [*SPECIAL, *PUNCTUATION, *ACTIONS, *PROMPT_WORDS.split(), *CAPTION_WORDS.split()]
     words += [str(number) for number in range(256)]
     words += list(string.ascii_lowercase) + [f"##{letter}" for letter in string.ascii_lowercase + string.digits]
     return {word: index for index, word in enumerate(dict.fromkeys(words))}
 
 
-def build_tokenizer(more_words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+def build_tokenizer(extra_words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """Return the tokenizer; it saves and loads as any of transformers' own.
 
-    `more_words`, in lower case, become single tokens after all others, and the end of a text another token `<end>`,
-    the last: CLIP's text model takes an end token of id 2 for a mistake of its past and looks for the largest id.
+    `extra_words`, in lower case, become single tokens after all others. With them, `<end>` with the largest id ends a
+    text: for an end token of id 2, CLIP's text model follows an old bug and pools at the largest id of a text instead.
     """
     vocabulary = _vocabulary()
-    for word in more_words:
+    for word in extra_words:
         vocabulary.setdefault(word, len(vocabulary))
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="<unk>", max_input_chars_per_word=40))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -103,8 +46,8 @@ def build_tokenizer(more_words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[^a-z0-9]"), "isolated")]
     )
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    tokenizer.add_tokens([AddedToken(part, normalized=False) for part in PLACE_PARTS])
-    end = "<end>" if more_words else "</s>"
+    tokenizer.add_tokens([AddedToken(part, normalized=False) for part in COORDINATE_PROMPT_PARTS])
+    end = "<end>" if extra_words else "</s>"
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

@@ -1,23 +1,24 @@
-"""The size of the pictures that a model was taught on: others are brought to it before they are asked about."""
+"""The image size that a checkpoint was trained on; other images are resized to it."""
 
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from vlm import checkpoint
 
 
 def training_resolution(directory: Path) -> tuple[int, int] | None:
-    """Return the rows and columns of the images that a checkpoint was taught on, if it tells."""
+    """Return the rows and columns of a checkpoint's training images, if its `training.json` has them."""
     size = checkpoint.read_training(directory).get("arguments", {}).get("size")
     return (int(size[0]), int(size[1])) if size else None
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """Return a whole image uint8[H, W, 3] at a size, by area where it shrinks and by nearest pixel where it grows."""
+def resize_image(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int] | None) -> UInt8[np.ndarray, "h w 3"]:
+    """Return an image resized by box filter if a side shrinks, else by nearest pixel; unchanged if `size` is None."""
     if size is None or image.shape[:2] == size:
         return image
     shrinks = image.shape[0] > size[0] or image.shape[1] > size[1]
-    how = Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST
-    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), how))
+    resampling = Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), resampling))

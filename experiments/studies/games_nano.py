@@ -169,7 +169,7 @@ def teach_captions(setting: ExperimentConfig) -> Path:
     )
     vlm = checkpoint.load(taught)
     init_number_embeddings(vlm)
-    checkpoint.save(vlm, setting.frames.start, checkpoint.read_training(taught), half=True)
+    checkpoint.save(vlm, setting.frames.start, checkpoint.read_training(taught), dtype=torch.bfloat16)
     return setting.frames.start
 
 

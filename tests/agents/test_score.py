@@ -1,4 +1,4 @@
-"""Scores are raw, resumable row by row, and their intervals are what a reader can check."""
+"""Scores are raw and resumable row by row; their intervals can be checked by hand."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agents import score
-from agents.score import interval, summarise
+from agents.score_table import format_human_normalized, human_normalized_scores, mean_interval, summarize
 from common.command import run
 
 
@@ -16,7 +16,7 @@ def command(*arguments):
 
 @pytest.fixture
 def short_games(monkeypatch):
-    """Cut games at 400 emulator frames, so that a test of bookkeeping does not play on."""
+    """Cut games at 400 emulator frames, for speed."""
     from dataclasses import replace
 
     from envs.protocol import PROTOCOLS
@@ -45,17 +45,27 @@ def test_rows_hold_raw_scores_and_a_second_run_plays_only_what_is_missing(tmp_pa
     assert "IQN, 200 M frames" in capsys.readouterr().out
 
 
-def test_scores_do_not_depend_on_the_lanes(tmp_path, short_games):
+def test_a_file_with_old_keys_is_resumed(tmp_path, short_games, monkeypatch):
+    out = tmp_path / "scores.json"
+    arguments = ("--agents", "random", "--games", "pong", "--episodes", 1, "--out", out)
+    assert command(*arguments, "--seeds", 1) == 0
+    out.write_text(out.read_text().replace('"steps', '"decisions'))
+    assert command(*arguments, "--seeds", 1, 2) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["seed"], row["steps"]) for row in rows] == [(1, 100), (2, 100)]
+
+
+def test_scores_do_not_depend_on_the_number_of_environments(tmp_path, short_games):
     rows = []
-    for lanes in (1, 3):
-        out = tmp_path / f"{lanes}.json"
-        arguments = ("--agents", "random", "--games", "Carnival", "--episodes", 3, "--seeds", 4, "--lanes", lanes)
+    for num_envs in (1, 3):
+        out = tmp_path / f"{num_envs}.json"
+        arguments = ("--agents", "random", "--games", "Carnival", "--episodes", 3, "--seeds", 4, "--num-envs", num_envs)
         assert command(*arguments, "--out", out) == 0
         rows.append(json.loads(out.read_text())["rows"][0]["scores"])
     assert rows[0] == rows[1]
 
 
-def test_a_vlm_has_a_row_for_each_temperature_under_its_checkpoints_hash(tmp_path, short_games, tiny):
+def test_a_vlm_has_a_row_for_each_temperature_with_its_checkpoints_hash(tmp_path, short_games, tiny):
     out = tmp_path / "vlm.json"
     arguments = ("--agents", f"vlm:{tiny}", "--games", "Carnival", "--episodes", 1, "--seeds", 1, "--out", out)
     assert command(*arguments, "--temperatures", 0, 0.5) == 0
@@ -65,47 +75,41 @@ def test_a_vlm_has_a_row_for_each_temperature_under_its_checkpoints_hash(tmp_pat
     assert all(row["invalid"] == 0 for row in rows)
 
 
-def test_the_mean_of_constant_scores_has_no_spread_and_intervals_hold_the_mean():
-    assert interval([[5.0, 5.0], [5.0, 5.0]]) == (5.0, 5.0, 5.0)
+def test_an_interval_is_that_of_a_normal_distribution_and_empty_for_constant_scores():
+    assert mean_interval([[5.0, 5.0], [5.0, 5.0]]) == (5.0, 5.0, 5.0)
     games = [list(np.random.default_rng(seed).normal(100, 10, 30)) for seed in range(3)]
-    mean, low, high = interval(games)
+    mean, low, high = mean_interval(games)
     assert mean == pytest.approx(np.mean(games))
     spread = np.std(games) / np.sqrt(90)
     assert mean - low == pytest.approx(1.96 * spread, rel=0.25)
     assert high - mean == pytest.approx(1.96 * spread, rel=0.25)
-    assert interval(games) == (mean, low, high)
+    assert mean_interval(games) == (mean, low, high)
 
 
-def test_a_summary_joins_seeds_and_keeps_agents_apart():
+def test_a_summary_pools_seeds_and_keeps_agents_apart():
     def row(agent, seed, scores):
-        return {
-            "agent": agent,
-            "game": "Pong",
-            "seed": seed,
-            "scores": scores,
-            "invalid": 0.0,
-            "decisions_per_second": 1.0,
-        }
+        counts = {"invalid": 0.0, "steps_per_second": 1.0}
+        return {"agent": agent, "game": "Pong", "seed": seed, "scores": scores, **counts}
 
-    table = summarise(
+    table = summarize(
         [row("random", 1, [1.0, 3.0, 5.0, 7.0]), row("random", 2, [1.0, 3.0, 5.0, 7.0]), row("planner", 1, [9.0] * 4)]
     )
     assert [(line["agent"], line["mean"], line["games"], line["seeds"]) for line in table] == [
         ("planner", 9, 4, 1),
         ("random", 4, 8, 2),
     ]
-    assert (table[1]["median"], table[1]["iqm"], table[1]["least"], table[1]["most"]) == (4, 4, 1, 7)
+    assert (table[1]["median"], table[1]["iqm"], table[1]["min"], table[1]["max"]) == (4, 4, 1, 7)
 
 
-def test_several_games_are_summed_up_between_random_play_and_a_person():
+def test_human_normalized_scores_are_0_for_random_and_1_for_human_play():
     def line(agent, game, mean):
         return {"agent": agent, "game": game, "mean": mean}
 
     pong, freeway = (-20.2 + 14.6) / 2, 29.6
     table = [line("vlm", "Pong", pong), line("vlm", "Freeway", freeway), line("vlm", "Carnival", 9000)]
-    assert score.normalised(table, "vlm") == pytest.approx({"Pong": 0.5, "Freeway": 1.0})
-    assert score.normalised_text(table)[1].split()[:2] == ["vlm", "0.75"]
-    assert score.normalised_text(table[:1]) == []
+    assert human_normalized_scores(table)["vlm"] == pytest.approx({"Pong": 0.5, "Freeway": 1.0})
+    assert format_human_normalized(table)[1].split()[:2] == ["vlm", "0.75"]
+    assert format_human_normalized(table[:1]) == []
 
 
 @pytest.mark.parametrize(
@@ -126,7 +130,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, capsys, changes, messag
     assert not (tmp_path / "s.json").exists()
 
 
-def test_scores_under_another_protocol_are_not_mixed(tmp_path, short_games, capsys):
+def test_scores_under_two_protocols_are_not_mixed(tmp_path, short_games, capsys):
     out = tmp_path / "s.json"
     arguments = ("--agents", "random", "--games", "Pong", "--episodes", 1, "--out", out)
     assert command(*arguments) == 0

@@ -1,4 +1,4 @@
-"""Minari sets come in as our datasets and ours go out as theirs, with game, protocol and frames intact."""
+"""Minari datasets are imported and exported with game, protocol and frames intact."""
 
 import json
 from copy import deepcopy
@@ -20,7 +20,7 @@ from envs.minari_sets import MinariError, export_minari, import_minari
 from envs.protocol import MACHADO2018, MNIH2015, Protocol
 
 BREAKOUT = find_game("Breakout")
-PLAIN = Protocol("plain", 0.0, 4, 0, False, 160)  # 40 decisions, each the same whatever the seed
+PLAIN = Protocol("plain", 0.0, 4, 0, False, 160)  # 40 steps, the same for every seed
 ID = "atari/breakout/random-v0"
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Minari asks for author, e-mail, ...
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Minari asks fo
 
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch):
-    """An empty home for Minari sets, and no way to download any."""
+    """An empty directory of Minari datasets, and no downloads."""
 
     def refuse(dataset_id):
         raise ConnectionError(f"the hub cannot be reached\nfor {dataset_id}")
@@ -39,7 +39,7 @@ def root(tmp_path, monkeypatch):
 
 
 def play_gymnasium(seed, **settings):
-    """Play random actions in gymnasium's own environment; return one game as Minari records it."""
+    """Play random actions in gymnasium's environment; return one episode as Minari records it."""
     env = gymnasium.make("ALE/Breakout-v5", **settings)
     rng = np.random.default_rng(seed)
     frames, actions, rewards, ends = [env.reset(seed=seed)[0]], [], [], []
@@ -92,47 +92,35 @@ def make_spec(env_id="ALE/Breakout-v5", **kwargs):
 
 
 def record_breakout(path, seeds=(11, 12), values=True):
-    """Record games under `PLAIN` as `agents.record` would; return them."""
+    """Record episodes under `PLAIN` as `agents.record` does; return them."""
     info = DatasetInfo("Breakout", ("noop", "fire", "right", "left"), PLAIN, "random", "planner", "abc", {"a": "1"})
     writer = EpisodeWriter(path, info)
-    rng = np.random.default_rng(1)  # its first game scores
+    rng = np.random.default_rng(1)  # its first episode scores
     episodes = []
     for seed in seeds:
         with EmulatorEnvs(BREAKOUT, 1, PLAIN) as envs:
-            frames, actions, rewards = (
-                [envs.reset([seed])[0]],
-                np.array([rng.integers(4) for _ in range(40)]),
-                [],
-            )
+            frames, rewards = [envs.reset([seed])[0]], []
+            actions = np.array([rng.integers(4) for _ in range(40)])
             for action in actions:
                 step = envs.step(np.array([action]))
                 frames.append(step.frames[0])
                 rewards.append(step.rewards[0])
-        taught = rng.random((40, 4)).astype(np.float32)
-        taught[5] = np.nan
-        episodes.append(
-            Episode(
-                np.stack(frames[:-1]),
-                actions,
-                np.array(rewards),
-                taught if values else None,
-                False,
-                True,
-                seed,
-            )
-        )
+        labelled = rng.random((40, 4)).astype(np.float32)
+        labelled[5] = np.nan
+        labels = labelled if values else None
+        episodes.append(Episode(np.stack(frames[:-1]), actions, np.array(rewards), labels, False, True, seed))
         writer.append(episodes[-1])
     return info, episodes
 
 
 @pytest.fixture
 def published(root):
-    """A set as Minari publishes them, but small: gymnasium's own frames, sticky 0, a cap in decisions."""
+    """A small dataset as Minari publishes them: gymnasium's frames, no sticky actions, a limit in steps."""
     games = [play_gymnasium(seed, repeat_action_probability=0, max_episode_steps=40) for seed in (9, 5)]  # 9 scores
     return make_set([buffer for _, buffer in games], games[0][0]), [buffer for _, buffer in games]
 
 
-def test_an_imported_set_holds_the_frames_actions_and_rewards_of_its_games(published, tmp_path):
+def test_an_import_has_the_frames_actions_and_rewards_of_the_published_episodes(published, tmp_path):
     _, buffers = published
     assert import_minari(ID, tmp_path / "out") == 2
     data = EpisodeDataset(tmp_path / "out")
@@ -145,7 +133,7 @@ def test_an_imported_set_holds_the_frames_actions_and_rewards_of_its_games(publi
     assert np.isnan(data.action_values).all()
 
 
-def test_an_import_recovers_game_protocol_player_and_source(published, tmp_path):
+def test_an_import_recovers_game_protocol_agent_and_source(published, tmp_path):
     import_minari(ID, tmp_path / "out")
     info = EpisodeDataset(tmp_path / "out").info
     assert info.game == "Breakout"
@@ -157,7 +145,7 @@ def test_an_import_recovers_game_protocol_player_and_source(published, tmp_path)
     assert info.labels is None
 
 
-def test_imported_actions_earn_the_same_rewards_in_our_own_lanes(published, tmp_path):
+def test_imported_actions_earn_the_same_rewards_in_our_environments(published, tmp_path):
     import_minari(ID, tmp_path / "out")
     data = EpisodeDataset(tmp_path / "out")
     with EmulatorEnvs(BREAKOUT, 1, data.info.protocol) as envs:
@@ -168,7 +156,7 @@ def test_imported_actions_earn_the_same_rewards_in_our_own_lanes(published, tmp_
     assert [bool(step.truncated[0]) for step in steps] == [False] * 39 + [True]
 
 
-def test_an_import_cut_short_goes_on_where_it_stopped(published, tmp_path):
+def test_an_interrupted_import_resumes(published, tmp_path):
     import_minari(ID, tmp_path / "out")
     (tmp_path / "out" / "data" / "episode-00000001.parquet").unlink()
     kept = tmp_path / "out" / "data" / "episode-00000000.parquet"
@@ -179,36 +167,36 @@ def test_an_import_cut_short_goes_on_where_it_stopped(published, tmp_path):
     assert len(EpisodeDataset(tmp_path / "out")) == 80
 
 
-def test_lossy_frames_are_told_in_the_info(tmp_path):
+def test_the_info_records_lossy_frames(tmp_path):
     make_set([make_buffer()], make_spec(), jpeg=True)
     import_minari(ID, tmp_path / "out")
     assert EpisodeDataset(tmp_path / "out").info.versions["frames"] == "JPEG, not exact"
 
 
-def test_the_default_environment_is_recognised_as_machado2018(tmp_path):
+def test_the_default_environment_has_the_protocol_machado2018(tmp_path):
     make_set([make_buffer()], make_spec())
     import_minari(ID, tmp_path / "out")
     assert EpisodeDataset(tmp_path / "out").info.protocol == MACHADO2018
 
 
-def test_a_game_without_a_cap_is_not_cut_off_by_ours(tmp_path):
+def test_an_episode_without_a_frame_limit_is_not_truncated(tmp_path):
     make_set([make_buffer()], make_spec(max_num_frames_per_episode=None))
     import_minari(ID, tmp_path / "out")
-    for lanes in (AtariEnvs, EmulatorEnvs):
-        with lanes(BREAKOUT, 1, EpisodeDataset(tmp_path / "out").info.protocol) as envs:
+    for make in (AtariEnvs, EmulatorEnvs):
+        with make(BREAKOUT, 1, EpisodeDataset(tmp_path / "out").info.protocol) as envs:
             envs.reset([1])
             assert not any(envs.step(np.array([0])).truncated[0] for _ in range(5))
 
 
 @pytest.mark.parametrize(("terminated", "expected"), [(True, (1, 0)), (False, (0, 1))])
-def test_a_game_that_did_not_end_counts_as_cut_off(tmp_path, terminated, expected):
+def test_an_episode_that_is_not_terminated_is_truncated(tmp_path, terminated, expected):
     make_set([make_buffer(terminated=terminated)], make_spec())
     import_minari(ID, tmp_path / "out")
-    flags = minari_sets._read_ends(tmp_path / "out", 0)
-    assert tuple(int(flag.sum()) for flag in flags) == expected
+    data = EpisodeDataset(tmp_path / "out")
+    assert (data.terminated.sum(), data.truncated.sum()) == expected
 
 
-def test_what_was_exported_comes_back_bit_by_bit(tmp_path):
+def test_an_exported_dataset_is_imported_bit_by_bit(tmp_path):
     info, _ = record_breakout(tmp_path / "ours")
     assert export_minari(tmp_path / "ours", ID) == 2
     assert import_minari(ID, tmp_path / "back") == 2
@@ -219,12 +207,11 @@ def test_what_was_exported_comes_back_bit_by_bit(tmp_path):
     assert np.array_equal(back.rewards, ours.rewards)
     assert np.array_equal(back.action_values, ours.action_values, equal_nan=True)
     assert all(np.array_equal(back.frame(row), ours.frame(row)) for row in range(len(ours)))
-    for seed in ours.seeds:
-        old, new = (minari_sets._read_ends(path, seed) for path in (ours.path, back.path))
-        assert np.array_equal(old, new)
+    assert np.array_equal(back.terminated, ours.terminated)
+    assert np.array_equal(back.truncated, ours.truncated)
 
 
-def test_an_export_keeps_the_no_op_starts_that_gymnasium_has_no_word_for(tmp_path):
+def test_an_export_keeps_no_op_starts_which_gymnasium_lacks(tmp_path):
     info, episodes = record_breakout(tmp_path / "ours", seeds=[3], values=False)
     writer = EpisodeWriter(tmp_path / "mnih", replace(info, protocol=MNIH2015, labels=None))
     writer.append(episodes[0])
@@ -234,7 +221,7 @@ def test_an_export_keeps_the_no_op_starts_that_gymnasium_has_no_word_for(tmp_pat
     assert np.isnan(EpisodeDataset(tmp_path / "back").action_values).all()
 
 
-def test_plain_minari_reads_an_export(tmp_path):
+def test_minari_reads_an_export(tmp_path):
     _, episodes = record_breakout(tmp_path / "ours")
     export_minari(tmp_path / "ours", ID)
     data = minari.load_dataset(ID)
@@ -250,7 +237,7 @@ def test_plain_minari_reads_an_export(tmp_path):
         assert len(stored.infos["action_values"]) == 41
 
 
-def test_the_environment_recovered_from_an_export_plays_the_same_game(tmp_path):
+def test_the_environment_recovered_from_an_export_plays_the_same_episode(tmp_path):
     _, episodes = record_breakout(tmp_path / "ours")
     export_minari(tmp_path / "ours", ID)
     env = minari.load_dataset(ID).recover_environment()
@@ -261,25 +248,24 @@ def test_the_environment_recovered_from_an_export_plays_the_same_game(tmp_path):
     assert [truncated for *_, truncated, _ in steps] == [False] * 39 + [True]
 
 
-def test_a_taken_name_is_not_overwritten(tmp_path):
+def test_an_existing_minari_dataset_is_not_overwritten(tmp_path):
     record_breakout(tmp_path / "ours", seeds=[1])
     export_minari(tmp_path / "ours", ID)
-    with pytest.raises(MinariError, match=f"a Minari set {ID} exists at .*; choose another name or version"):
+    with pytest.raises(MinariError, match=f"a Minari dataset {ID} exists at .*; choose another name or version"):
         export_minari(tmp_path / "ours", ID)
 
 
-def test_an_export_that_fails_leaves_no_set_behind(tmp_path, root, monkeypatch):
+def test_a_failed_export_leaves_nothing_behind(tmp_path, root, monkeypatch):
     record_breakout(tmp_path / "ours")
-    file = tmp_path / "ours" / "data" / "episode-00000012.parquet"
-    read = minari_sets._read_ends
+    make_buffer = minari_sets._make_buffer
 
-    def read_until_damaged(path, seed):
+    def fail_at_the_second(data, seed, start, stop):
         if seed == 12:
-            file.write_bytes(b"gone")
-        return read(path, seed)
+            raise OSError("disk full")
+        return make_buffer(data, seed, start, stop)
 
-    monkeypatch.setattr(minari_sets, "_read_ends", read_until_damaged)
-    with pytest.raises(DatasetError, match=r"episode-00000012\.parquet is damaged"):
+    monkeypatch.setattr(minari_sets, "_make_buffer", fail_at_the_second)
+    with pytest.raises(OSError, match="disk full"):
         export_minari(tmp_path / "ours", ID)
     assert list(root.iterdir()) == []
 
@@ -291,24 +277,24 @@ def test_a_missing_dataset_is_not_exported(tmp_path, root):
 
 
 @pytest.mark.parametrize("dataset_id", ["atari/mspacman/expert", "../other-v0", "", "a b-v1", "x/y-v1"])
-def test_an_id_that_minari_would_refuse_is_refused(tmp_path, dataset_id):
+def test_an_invalid_id_is_refused(tmp_path, dataset_id):
     for act in (lambda: import_minari(dataset_id, tmp_path), lambda: export_minari(tmp_path, dataset_id)):
         with pytest.raises(MinariError, match="expected a Minari id with a version, such as"):
             act()
 
 
-def test_a_set_that_is_neither_here_nor_to_be_had_names_the_reason_and_the_nearest(tmp_path):
+def test_a_missing_dataset_is_refused_with_the_reason_and_the_nearest(tmp_path):
     make_set([make_buffer()], make_spec())
     message = (
-        r"^no Minari set atari/breakout/expert-v0 here, and none came: the hub cannot be reached; "
-        r"nearest of those here: atari/breakout/random-v0$"
+        r"^no local Minari dataset atari/breakout/expert-v0, and no download: the hub cannot be reached; "
+        r"nearest local ones: atari/breakout/random-v0$"
     )
     with pytest.raises(MinariError, match=message):
         import_minari("atari/breakout/expert-v0", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_set_that_is_not_here_is_downloaded(tmp_path, monkeypatch):
+def test_a_dataset_that_is_not_local_is_downloaded(tmp_path, monkeypatch):
     def download(dataset_id):
         make_set([make_buffer()], make_spec(), dataset_id)
 
@@ -319,12 +305,12 @@ def test_a_set_that_is_not_here_is_downloaded(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (None, "does not say which environment it was played in"),
-        ("CartPole-v1", f"expected a Minari set of an Atari game, got {ID} of CartPole-v1"),
+        (None, "does not name its environment"),
+        ("CartPole-v1", f"expected a Minari dataset of an Atari game, got {ID} of CartPole-v1"),
         (make_spec(frameskip=(2, 5)), rf"expected a fixed frame skip, but {ID} skips \[2, 5\] frames"),
         (
             make_spec(mode=4, difficulty=1),
-            f"expected the game as it starts, but {ID} sets its mode and difficulty",
+            f"expected the default game, but {ID} sets its mode and difficulty",
         ),
         (
             make_spec(full_action_space=True),
@@ -334,18 +320,18 @@ def test_a_set_that_is_not_here_is_downloaded(tmp_path, monkeypatch):
     ],
     ids=["none", "not Atari", "random skip", "mode", "actions", "screen"],
 )
-def test_a_set_of_anything_but_a_plain_atari_game_is_refused(tmp_path, spec, message):
+def test_a_dataset_of_anything_but_an_unmodified_atari_game_is_refused(tmp_path, spec, message):
     make_set([make_buffer()], gymnasium.spec(spec) if isinstance(spec, str) else spec)
     with pytest.raises(MinariError, match=message):
         import_minari(ID, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_set_played_through_a_wrapper_that_may_change_it_is_refused(tmp_path):
+def test_a_dataset_recorded_through_a_wrapper_is_refused(tmp_path):
     clip = WrapperSpec("ClipReward", "gymnasium.wrappers:ClipReward", {"min_reward": -1, "max_reward": 1})
     spec = EnvSpec("ALE/Breakout-v5", "ale_py.env:AtariEnv", kwargs={"game": "breakout"}, additional_wrappers=(clip,))
     make_set([make_buffer()], spec)
-    with pytest.raises(MinariError, match=f"expected the plain game, but {ID} was played through ClipReward"):
+    with pytest.raises(MinariError, match=f"expected the unwrapped game, but {ID} was recorded through ClipReward"):
         import_minari(ID, tmp_path / "out")
 
 
@@ -359,7 +345,7 @@ def test_grey_frames_are_refused(tmp_path):
     ("game", "error", "message"),
     [("nonesuch", UnknownGameError, "got 'nonesuch'"), ("joust", MultiPlayerGameError, "needs two players")],
 )
-def test_a_game_that_cannot_be_played_is_refused_by_name(tmp_path, root, game, error, message):
+def test_an_unknown_or_two_player_game_is_refused(tmp_path, root, game, error, message):
     make_set([make_buffer()], make_spec())
     file = root / ID / "data" / "metadata.json"
     file.write_text(file.read_text().replace(r"\"game\": \"breakout\"", rf"\"game\": \"{game}\""))
@@ -367,40 +353,40 @@ def test_a_game_that_cannot_be_played_is_refused_by_name(tmp_path, root, game, e
         import_minari(ID, tmp_path / "out")
 
 
-def test_a_game_that_contradicts_itself_is_named(tmp_path):
+def test_an_inconsistent_episode_is_named(tmp_path):
     make_set([make_buffer(), make_buffer(actions=np.array([0, 9, 0]))], make_spec())
-    with pytest.raises(MinariError, match=f"{ID}, game 1 is damaged: expected actions from 0 to 3, got 0 to 9"):
+    with pytest.raises(MinariError, match=f"{ID}, episode 1 is damaged: expected actions from 0 to 3, got 0 to 9"):
         import_minari(ID, tmp_path / "out")
     assert EpisodeDataset(tmp_path / "out").seeds == [0]
 
 
 @pytest.mark.parametrize("file", ["main_data.hdf5", "metadata.json"])
 @pytest.mark.parametrize("content", [None, b"{"], ids=["gone", "broken"])
-def test_a_damaged_set_is_named(tmp_path, root, file, content):
+def test_a_damaged_dataset_is_named(tmp_path, root, file, content):
     make_set([make_buffer()], make_spec())
     damaged = root / ID / "data" / file
     damaged.unlink() if content is None else damaged.write_bytes(content)
-    with pytest.raises(MinariError, match=rf"^Minari set {ID}.* is damaged: \S"):
+    with pytest.raises(MinariError, match=rf"^Minari dataset {ID}.* is damaged: \S"):
         import_minari(ID, tmp_path / "out")
 
 
-def test_an_export_with_a_forged_info_is_refused(tmp_path, root):
+def test_an_export_with_inconsistent_metadata_is_refused(tmp_path, root):
     record_breakout(tmp_path / "ours", seeds=[1])
     export_minari(tmp_path / "ours", ID)
     file = root / ID / "data" / "metadata.json"
     metadata = json.loads(file.read_text())
     file.write_text(json.dumps({**metadata, "pvplay": {**metadata["pvplay"], "game": "Pong"}}))
-    with pytest.raises(MinariError, match="says it holds Pong, but its environment is Breakout"):
+    with pytest.raises(MinariError, match=r"the metadata of .* names Pong, but its environment is Breakout"):
         import_minari(ID, tmp_path / "out")
 
 
-def test_a_set_does_not_mix_with_games_of_another_player(published, tmp_path):
+def test_an_import_does_not_mix_with_episodes_of_another_agent(published, tmp_path):
     record_breakout(tmp_path / "ours", seeds=[1])
     with pytest.raises(DatasetError, match="needs a directory of its own"):
         import_minari(ID, tmp_path / "ours")
 
 
-def test_refusals_are_mistakes_of_the_user_in_one_line(tmp_path):
+def test_a_refusal_is_a_user_error_of_one_line(tmp_path):
     with pytest.raises(UserError) as caught:
         import_minari("atari/breakout/expert-v0", tmp_path)
     assert "\n" not in str(caught.value)

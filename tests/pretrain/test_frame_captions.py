@@ -8,7 +8,7 @@ import pytest
 from envs.games import list_games
 from envs.objects import COLOURS
 from pretrain.data.frame_captions import DetectedObject, caption_tokenizer, describe_frame, write_caption
-from vlm.clip import LONGEST
+from vlm.clip import MAX_TEXT_LENGTH
 
 RED, BLUE = (200, 72, 72), (66, 114, 194)
 
@@ -86,4 +86,4 @@ def test_the_tokenizer_has_whole_words_for_titles_and_colors_and_its_end_token_i
         assert "<unk>" not in pieces
         assert any(letter.isdigit() for letter in text) or not any(piece.startswith("##") for piece in pieces), text
     assert tokenizer.eos_token_id == len(tokenizer) - 1
-    assert max(len(tokenizer(caption)["input_ids"]) for caption in captions(TWO_RED)) < LONGEST
+    assert max(len(tokenizer(caption)["input_ids"]) for caption in captions(TWO_RED)) < MAX_TEXT_LENGTH

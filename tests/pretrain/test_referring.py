@@ -190,7 +190,7 @@ def test_points_in_text_are_taught_and_shown_without_a_head(two_games, tmp_path,
 
 
 def test_both_ways_are_taught_in_turns_to_one_model_that_is_asked_in_either(two_games, tmp_path):
-    last = train_referring(small(two_games, tmp_path / "run", mask="both", grid=8, points=3, steps=4, half=True))
+    last = train_referring(small(two_games, tmp_path / "run", mask="both", grid=8, points=3, steps=4, dtype="bfloat16"))
     head, points = load_segmenter(last), load_segmenter(last, by_points=True)
     assert (head.way, points.way) == ("mask head", "points of a grid of 8, the probability of 1 against 0")
     frame = np.zeros((1, 210, 160, 3), np.uint8)

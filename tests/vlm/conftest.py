@@ -20,7 +20,8 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from vlm.model import ImageConfig, PixelVLM
+from vlm.image_input import ImageConfig
+from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.prompts import PIXEL_PREFIX
 

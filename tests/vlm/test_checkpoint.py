@@ -43,7 +43,7 @@ def test_plain_transformers_loads_it_too(saved):
 
 def test_half_precision_takes_half_the_room_and_stays_near(saved, tmp_path):
     vlm, path = saved
-    checkpoint.save(vlm, tmp_path / "half", half=True)
+    checkpoint.save(vlm, tmp_path / "half", dtype=torch.bfloat16)
     sizes = [(place / "model.safetensors").stat().st_size for place in (tmp_path / "half", path)]
     assert sizes[0] < 0.7 * sizes[1]
     loaded = checkpoint.load(tmp_path / "half")

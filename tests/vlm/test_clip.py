@@ -8,7 +8,7 @@ from transformers import CLIPModel
 from common.errors import UserError
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
-from vlm.clip import LONGEST, build_clip, load_clip, load_vision_tower
+from vlm.clip import MAX_TEXT_LENGTH, build_clip, load_clip, load_vision_tower
 from vlm.presets import build
 from vlm.tokenizer import build_tokenizer
 
@@ -47,7 +47,7 @@ def test_a_text_reads_the_same_alone_and_padded_beside_a_longer_one():
 
 def test_a_text_too_long_is_cut_but_keeps_its_end():
     tokens = CLIP.tokenize(["owls " * 200])
-    assert tokens.shape == (1, LONGEST)
+    assert tokens.shape == (1, MAX_TEXT_LENGTH)
     assert tokens[0, -1] == CLIP.tokenizer.eos_token_id
 
 

@@ -95,7 +95,7 @@ def frames(count=2):
 
 def plain_logits(vlm, frames, words):
     """The class's own forward over one whole prompt, as its processor and tokenizer write it."""
-    inputs = vlm.processor(text=[vlm._token], images=list(frames[:, 0]), return_tensors="pt", add_special_tokens=False)
+    inputs = vlm.processor(text=[vlm._image_token], images=list(frames[:, 0]), return_tensors="pt", add_special_tokens=False)
     ids = torch.tensor([[1, *inputs.pop("input_ids")[0].tolist(), *words]])
     inputs.pop("attention_mask")
     return vlm.model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0, -1]
@@ -161,10 +161,10 @@ def test_it_is_taught_pixels_and_masks_and_asked_for_them_as_ours_are(place, tmp
         image=(tmp_path / "frame.png",), checkpoint=(last,), grid="4", out=tmp_path / "seen", chunk=16
     )
     rows = reconstruct.reconstruct(asked)
-    assert any(row.get("n") == 16 and row.get("invalid") is not None for row in rows)
+    assert any(row.get("n") == 16 and row.get("parse_failure_rate") is not None for row in rows)
     with pytest.raises(UserError, match="whose maps a mask head cannot place; ask for points"):
         MaskHead.of(checkpoint.load(last))
-    found = ReferringSegmenter(checkpoint.load(last), None, 3).find(frames(1)[0], ["the red ghost"])
+    found = ReferringSegmenter(checkpoint.load(last), None, 3).predict(frames(1)[0], ["the red ghost"])
     assert found.shape == (1, 40, 30)
 
 

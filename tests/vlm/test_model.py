@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from vlm.model import StridedPointwiseConv2d
+from vlm.layers import StridedPointwiseConv2d
 from vlm.presets import build
 
 TINY = build("tiny")

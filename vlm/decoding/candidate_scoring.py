@@ -164,6 +164,6 @@ def prompt_ids(vlm: PixelVLM, prompt: str, image_ids: Sequence[int]) -> list[int
 def generate_text(vlm: PixelVLM, pixels: Any, prompt: str, max_new_tokens: int = 8) -> list[str]:
     """Return what the model says, greedily and freely, to a prompt about each image."""
     prompted = torch.tensor(prompt_ids(vlm, prompt, vlm.image_ids(pixels)), device=vlm.device)
-    ids = prompted.expand(len(pixels) if isinstance(pixels, Tensor) else pixels.count, -1)
+    ids = prompted.expand(len(pixels) if isinstance(pixels, Tensor) else pixels.num_images, -1)
     said = vlm.model.generate(**vlm.generate_inputs(ids, pixels), max_new_tokens=max_new_tokens, do_sample=False)
     return [vlm.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True).strip() for row in said]

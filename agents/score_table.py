@@ -1,0 +1,113 @@
+"""Tables and plots of scores: means with intervals, beside published and human scores."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from agents.registry import parse_agent_id
+from common.intervals import bootstrap_interval
+from envs.games import find_game
+from envs.reference_scores import all_references
+
+BOOTSTRAP_REPETITIONS = 2000
+
+
+def mean_interval(scores: list[list[float]]) -> tuple[float, float, float]:
+    """Return (mean, low, high): the mean score and its 95 % bootstrap interval, for the scores of every seed.
+
+    rliable resamples runs of tasks; here a run is an episode and a task is a seed.
+    """
+    matrix = np.array(list(zip(*scores, strict=False)))  # [episodes, seeds]
+    return bootstrap_interval(matrix, np.mean, BOOTSTRAP_REPETITIONS)
+
+
+def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one line for each agent on each game, with the seeds pooled; the best of a game first."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        key = (row["game"], row["agent"], row.get("checkpoint"), row.get("decode"), row.get("temperature"))
+        groups.setdefault(key, []).append(row)
+    table = []
+    for (game, agent_id, _, decode, temperature), group in groups.items():
+        mean, low, high = mean_interval([row["scores"] for row in group])
+        scores = np.sort(np.concatenate([row["scores"] for row in group]))
+        quarter = len(scores) // 4
+        agent_type, path = parse_agent_id(agent_id)
+        agent = f"{agent_type}:{Path(path).name}" if path else agent_id
+        settings = "" if temperature is None else f" {decode}, temperature {temperature:g}"
+        table.append(
+            {
+                "game": game, "agent": agent + settings, "mean": mean, "low": low, "high": high,
+                "median": float(np.median(scores)), "iqm": float(scores[quarter : len(scores) - quarter].mean()),
+                "min": float(scores[0]), "max": float(scores[-1]), "games": len(scores), "seeds": len(group),
+                "invalid": float(np.mean([row["invalid"] for row in group])),
+                "steps_per_second": float(np.mean([row["steps_per_second"] for row in group])),
+                "note": group[0].get("note", ""),
+            }
+        )  # fmt: skip
+    return sorted(table, key=lambda line: (line["game"], -line["mean"]))
+
+
+def format_table(result: dict[str, Any]) -> str:
+    """Return the scores with their intervals, beside the published ones, as text."""
+    lines = [f"protocol {result['protocol']['name']}, mean with 95 % bootstrap interval"]
+    table = summarize(result["rows"])
+    for name in dict.fromkeys(line["game"] for line in table):
+        game = find_game(name)
+        head = f"{'mean':>8}{'interval':>18}{'IQM':>8}{'median':>8}{'games':>7}{'steps/s':>9}"
+        lines.append(f"\n{game.title:<34}{head}")
+        lines += [_format_line(line) for line in table if line["game"] == name]
+        lines += [f"  {r.agent:<32}{r.score:>8,.0f}  {r.protocol}; {r.source}" for r in all_references(game)]
+    return "\n".join([*lines, *format_human_normalized(table)])
+
+
+def _format_line(line: dict[str, Any]) -> str:
+    bounds = f"[{line['low']:,.0f}, {line['high']:,.0f}]"
+    figures = f"{line['mean']:>8,.0f}{bounds:>18}{line['iqm']:>8,.0f}{line['median']:>8,.0f}"
+    invalid = f"  {line['invalid']:.1%} invalid answers" if line["invalid"] else ""
+    return f"  {line['agent']:<32}{figures}{line['games']:>7}{line['steps_per_second']:>9.0f}  {line['note']}{invalid}"
+
+
+def human_normalized_scores(table: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the human-normalized score of each agent on each game that has a human and a random reference score."""
+    found: dict[str, dict[str, float]] = {line["agent"]: {} for line in table}
+    for line in table:
+        references = {row.agent: row.score for row in all_references(find_game(line["game"]))}
+        if {"random", "human"} <= set(references):
+            span = references["human"] - references["random"]
+            found[line["agent"]][line["game"]] = (line["mean"] - references["random"]) / span
+    return found
+
+
+def format_human_normalized(table: list[dict[str, Any]]) -> list[str]:
+    """Return a line with the median over games for each agent that has at least two, under a heading."""
+    lines = []
+    for agent, scores in human_normalized_scores(table).items():
+        if len(scores) > 1:
+            each = ", ".join(f"{game} {score:.2f}" for game, score in scores.items())
+            lines.append(f"  {agent:<32}{np.median(list(scores.values())):>8.2f}  {each}")
+    return ["\nhuman-normalized score, median over games (0: random, 1: human)", *lines] if lines else []
+
+
+def plot(result: dict[str, Any], file: Path) -> None:
+    """Draw each game's mean scores with their intervals, the published ones as lines."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    table = summarize(result["rows"])
+    games = list(dict.fromkeys(line["game"] for line in table))
+    figure, axes = pyplot.subplots(1, len(games), figsize=(5.5 * len(games), 3.8), squeeze=False, layout="constrained")
+    for axis, game in zip(axes[0], games, strict=True):
+        lines = [line for line in table if line["game"] == game][::-1]
+        means = [line["mean"] for line in lines]
+        errors = [[line["mean"] - line["low"] for line in lines], [line["high"] - line["mean"] for line in lines]]
+        axis.barh([line["agent"] for line in lines], means, xerr=errors, color="#4c72b0", capsize=3)
+        for known in all_references(find_game(game)):
+            axis.axvline(known.score, color="#999999", linewidth=0.8, linestyle=":")
+            axis.text(known.score, len(lines) - 0.45, known.agent.split(",")[0], rotation=60, fontsize=7)
+        axis.set_title(find_game(game).title, pad=36)
+        axis.set_xlabel("score of a whole game")
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)

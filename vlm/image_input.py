@@ -1,0 +1,82 @@
+"""How frames become the encoder's input; training and play share this code."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How frames become the encoder's input; part of every checkpoint."""
+
+    history: int = 1
+    """Number of frames, the current one included."""
+    square_size: int | None = None
+    """Side of the square that frames are padded to, for an encoder of one input size; None pads to `stride`."""
+    stride: int = 32
+    """Without a square, rows and columns are padded to multiples of this."""
+    frame_diff_scale: float = 1.0
+    """Factor on the differences between frames."""
+    coordinate_channels: bool = False
+    """Whether two channels hold row and column (CoordConv, Liu et al. 2018); a convolution alone infers its position
+    only from the borders."""
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the encoder's input."""
+        return 3 * self.history + 2 * self.coordinate_channels
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of the encoder's input for frames of a size."""
+        if self.square_size is None:
+            return -(-height // self.stride) * self.stride, -(-width // self.stride) * self.stride
+        if max(height, width) > self.square_size:
+            raise UserError(f"expected frames of at most {self.square_size} rows and columns, got {height} x {width}")
+        return self.square_size, self.square_size
+
+
+class ImageInputs(dict[str, Tensor]):
+    """The image inputs of a pretrained model's class by name, for `num_images` images of one size.
+
+    image_ids: the token ids of one image in a prompt: its placeholders, and the markers around and between them.
+    """
+
+    image_ids: Int[Tensor, " P"]
+    num_images: int
+
+
+def preprocess_frames(
+    frames: UInt8[Tensor, "B T H W 3"], config: ImageConfig, dtype: torch.dtype
+) -> Float[Tensor, "B C rows columns"]:
+    """Return the encoder's input; see `PixelModel.preprocess`."""
+    rows, columns = config.padded_size(*frames.shape[2:4])
+    scaled = [frames[:, index].to(dtype) * (1 / 256) for index in range(config.history)]  # [B, H, W, 3] each
+    current, *earlier = reversed(scaled)
+    differences = [(current - frame) * config.frame_diff_scale for frame in reversed(earlier)]
+    planes = [current, *differences]
+    if config.coordinate_channels:
+        planes.append(_coordinates(rows, columns, frames.device).to(dtype).expand(len(frames), -1, -1, -1))
+    # channels last in memory, the layout of frames and the faster one for convolutions
+    return _pad_and_concat(planes, rows, columns).permute(0, 3, 1, 2)
+
+
+def _coordinates(rows: int, columns: int, device: torch.device) -> Float[Tensor, "rows columns 2"]:
+    """Return each pixel's row and column, scaled to (-2, 2)."""
+    y, x = (torch.arange(n, device=device).add(0.5).div(n / 4).sub(2) for n in (rows, columns))
+    return torch.stack([y[:, None].expand(rows, columns), x.expand(rows, columns)], dim=-1)
+
+
+def _pad_and_concat(planes: list[Tensor], rows: int, columns: int) -> Float[Tensor, "B rows columns C"]:
+    """Return planes [B, H, W, C_i] concatenated along channels, zero-padded at the bottom and right."""
+    if torch.jit.is_tracing():  # a trace cannot record writes into slices, and fuses concatenation well
+        padding = [(0, 0, 0, columns - plane.shape[2], 0, rows - plane.shape[1]) for plane in planes]
+        return torch.cat([functional.pad(plane, by) for plane, by in zip(planes, padding, strict=True)], dim=-1)
+    output = planes[0].new_zeros(len(planes[0]), rows, columns, sum(plane.shape[-1] for plane in planes))
+    for plane, part in zip(planes, output.split([plane.shape[-1] for plane in planes], dim=-1), strict=True):
+        part[:, : plane.shape[1], : plane.shape[2]] = plane
+    return output
