@@ -190,20 +190,25 @@ def training_arguments(run: RunConfig) -> tuple[TrainingArguments, bool | None]:
     """
     options = trainer_options(run.trainer)
     bf16 = _parse_bool(options, "bf16")
-    arguments = [argument for name, value in options.items() for argument in (f"--{name}", value)]
+    options |= {
+        "output_dir": str(run.out / "checkpoints"),
+        "seed": str(run.seed),
+        "per_device_train_batch_size": "1",  # an item is a whole batch
+        "remove_unused_columns": "false",
+    }
+    if world_size() > 1:
+        options["ddp_find_unused_parameters"] = "true"  # a step may leave an auxiliary module out
+        if best_device().type == "cpu":
+            options["use_cpu"] = "true"  # else the processes do not find each other
     try:
-        (parsed,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(
-            ["--output_dir", str(run.out / "checkpoints"), "--seed", str(run.seed), *arguments]
+        (arguments,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(
+            [word for name, value in options.items() for word in (f"--{name}", value)]
         )
     except (ValueError, SystemExit) as error:
         raise UserError(f"--trainer {' '.join(run.trainer)}: {error}") from error
-    batches = world_size() * parsed.gradient_accumulation_steps  # of an optimizer step
-    parsed.max_steps = max(1, run.steps // batches)
-    parsed.per_device_train_batch_size = 1  # an item is a whole batch
-    parsed.remove_unused_columns = False
-    parsed.ddp_find_unused_parameters = world_size() > 1 or None  # a step may leave an auxiliary module out
-    parsed.use_cpu = world_size() > 1 and best_device().type == "cpu"  # else processes do not find each other
-    return parsed, bf16
+    batches_per_step = world_size() * arguments.gradient_accumulation_steps
+    arguments.max_steps = max(1, run.steps // batches_per_step)
+    return arguments, bf16
 
 
 def newest_complete_checkpoint(directory: Path) -> Path | None:
