@@ -2,69 +2,44 @@
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from common.errors import UserError
-from envs.episodes import DatasetInfo, Episode, EpisodeWriter
-from envs.protocol import MACHADO2018
+from pretrain.referring.config import CONFIGS
 from pretrain.referring.evaluation import Args, evaluate, main
-from pretrain.referring.refer_files import IMAGES
-from pretrain.referring.train import Args as TrainArgs
 from pretrain.referring.train import train_referring
 from vlm.segmentation.referring_segmenter import ReferringSegmenter
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(record_frames, tmp_path_factory):
     """Four games of six frames, each with up to four squares."""
-    place, rng = tmp_path_factory.mktemp("data") / "Pong", np.random.default_rng(0)
-    writer = EpisodeWriter(place, DatasetInfo("Pong", ("noop",), MACHADO2018, "random", None, "abc", {}))
-    for seed in range(4):
-        frames = np.zeros((6, 210, 160, 3), np.uint8)
-        for frame in frames:
-            for cell in rng.permutation(9)[: rng.integers(1, 5)]:
-                row, column = 30 + 60 * (cell // 3), 20 + 50 * (cell % 3)
-                frame[row : row + 12, column : column + 12] = rng.choice([(200, 72, 72), (66, 158, 130)])
-        writer.append(Episode(frames, np.zeros(6, int), np.zeros(6, np.float32), None, True, False, seed))
-    return place
+    rng, games = np.random.default_rng(0), np.zeros((4, 6, 210, 160, 3), np.uint8)
+    for frame in games.reshape(-1, 210, 160, 3):
+        for cell in rng.permutation(9)[: rng.integers(1, 5)]:
+            row, column = 30 + 60 * (cell // 3), 20 + 50 * (cell % 3)
+            frame[row : row + 12, column : column + 12] = rng.choice([(200, 72, 72), (66, 158, 130)])
+    return record_frames(tmp_path_factory.mktemp("data") / "Pong", "Pong", games)
 
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     """A model with a mask head, hardly trained."""
-    run = tmp_path_factory.mktemp("runs") / "refer"
-    return train_referring(
-        TrainArgs(
-            out=run, data=(data,), preset="tiny", steps=2, images=2, save_every=2, warmup_steps=1, workers=0, width=8
-        )
-    )
+    config = CONFIGS["default"].replace(
+        out=tmp_path_factory.mktemp("runs") / "refer", data=(data,), preset="tiny", steps=2, images=2,
+        hidden_channels=8, trainer=("warmup_steps=1", "dataloader_num_workers=0"),
+    )  # fmt: skip
+    return train_referring(config)
 
 
 @pytest.fixture
-def refer(tmp_path):
+def refer(write_refcoco):
     """RefCOCO in REFER's layout: one image, one object, two expressions of the split testA."""
-    (tmp_path / IMAGES).mkdir(parents=True)
-    (tmp_path / "refcoco").mkdir()
-    Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(tmp_path / IMAGES / "COCO_train2014_000000000011.jpg")
-    sentences = [{"sent_id": i, "raw": w, "sent": w, "tokens": [w]} for i, w in enumerate(("thing", "object"))]
-    ref = {"ref_id": 1, "ann_id": 5, "category_id": 1, "image_id": 11, "file_name": "x", "split": "testA"}
-    (tmp_path / "refcoco" / "refs(unc).p").write_bytes(
-        pickle.dumps([{**ref, "sent_ids": [0, 1], "sentences": sentences}])
-    )
-    square = [[5, 5, 25, 5, 25, 25, 5, 25]]
-    found = {
-        "images": [{"id": 11, "file_name": "COCO_train2014_000000000011.jpg", "height": 40, "width": 60}],
-        "annotations": [{"id": 5, "image_id": 11, "category_id": 1, "segmentation": square}],
-        "categories": [{"id": 1, "name": "thing"}],
-    }
-    (tmp_path / "refcoco" / "instances.json").write_text(json.dumps(found))
-    return tmp_path
+    return write_refcoco("testA", (40, 60), 5, 5, 25, 25)
 
 
 def metrics(row):

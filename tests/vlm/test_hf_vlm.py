@@ -24,6 +24,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 
 from common.errors import UserError
 from pretrain import pvp, reconstruct
+from pretrain.pvp_config import CONFIGS
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
 from vlm.decoding.candidate_scoring import CandidateScorer, generate_text, prompt_ids
@@ -95,13 +96,15 @@ def frames(count=2):
 
 def plain_logits(vlm, frames, words):
     """The class's own forward over one whole prompt, as its processor and tokenizer write it."""
-    inputs = vlm.processor(text=[vlm._image_token], images=list(frames[:, 0]), return_tensors="pt", add_special_tokens=False)
+    inputs = vlm.processor(
+        text=[vlm._image_token], images=list(frames[:, 0]), return_tensors="pt", add_special_tokens=False
+    )
     ids = torch.tensor([[1, *inputs.pop("input_ids")[0].tolist(), *words]])
     inputs.pop("attention_mask")
     return vlm.model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0, -1]
 
 
-def test_a_gaze_is_refused_where_image_tokens_are_not_known_by_place(place):
+def test_attention_supervision_is_refused_where_image_tokens_are_not_known_by_place(place):
     with pytest.raises(UserError, match="a model of ours"):
         require_attention_access(checkpoint.load(place))
 
@@ -150,13 +153,13 @@ def test_it_speaks_and_goes_through_a_checkpoint_with_its_processor(place, tmp_p
 
 def test_it_is_taught_pixels_and_masks_and_asked_for_them_as_ours_are(place, tmp_path):
     Image.fromarray(frames()[0, 0]).save(tmp_path / "frame.png")
-    short = {"steps": 2, "images": 2, "save_every": 2, "warmup_steps": 1, "workers": 0, "init": place}
-    args = pvp.Args(
-        out=tmp_path / "run", synthetic=1, size=(40, 30), grid="8", questions=3, decoder="lora", lora_rank=2, **short
-    )
-    last = pvp.train_pvp(args)
-    moved = checkpoint.read_training(last)["parameter_updates"]
-    assert all(moved[role]["changed"] > 0 for role in ("encoder", "connector", "decoder"))
+    config = CONFIGS["default"].replace(
+        out=tmp_path / "run", init=place, synthetic=1, size=(40, 30), grid="8", images=2, questions=3, decoder="lora",
+        lora_rank=2, steps=2, trainer=("save_steps=2", "warmup_steps=1", "dataloader_num_workers=0"),
+    )  # fmt: skip
+    last = pvp.train_pvp(config)
+    updates = checkpoint.read_training(last)["parameter_updates"]
+    assert all(updates[role]["changed"] > 0 for role in ("encoder", "connector", "decoder"))
     asked = reconstruct.Args(
         image=(tmp_path / "frame.png",), checkpoint=(last,), grid="4", out=tmp_path / "seen", chunk=16
     )
