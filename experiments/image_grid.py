@@ -1,4 +1,4 @@
-"""Many pictures on one: rows of pictures on white, each beside the one before it."""
+"""Several images on one sheet."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,17 @@ from PIL import Image
 
 
 def image_grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image | None:
-    """Return pictures laid in rows, or None if there is none."""
+    """Return rows of images side by side on white, or None if there is none."""
     rows = [row for row in rows if row]
     if not rows:
         return None
-    heights = [max(picture.height for picture in row) for row in rows]
-    laid = Image.new("RGB", (max(sum(picture.width for picture in row) for row in rows), sum(heights)), "white")
+    heights = [max(image.height for image in row) for row in rows]
+    sheet = Image.new("RGB", (max(sum(image.width for image in row) for row in rows), sum(heights)), "white")
     top = 0
     for row, height in zip(rows, heights, strict=True):
         left = 0
-        for picture in row:
-            laid.paste(picture, (left, top))
-            left += picture.width
+        for image in row:
+            sheet.paste(image, (left, top))
+            left += image.width
         top += height
-    return laid
+    return sheet

@@ -33,7 +33,12 @@ class CaptionConfig(TrainConfig):
     data: CaptionData = CaptionData()
 
 
-CONFIGS = {"default": CaptionConfig(RunConfig(UNSET_OUT), optimizer=OptimizerConfig(encoder_learning_rate=1e-3))}
+_DEFAULT = CaptionConfig(RunConfig(UNSET_OUT), optimizer=OptimizerConfig(encoder_learning_rate=1e-3))
+CONFIGS = {
+    "default": _DEFAULT,
+    # the study games-nano: the released captioner that it starts from
+    "games-nano": _DEFAULT.replace(preset="micro", val_episodes=2, steps=400, trainer=("save_steps=100",)),
+}
 
 
 def start_model(config: CaptionConfig) -> PixelVLM:

@@ -6,6 +6,7 @@ from pathlib import Path
 from common.command import require_at_least
 from common.errors import UserError
 from pretrain.pvp_prompts import NATIVE, parse_grid
+from vlm.pretrained import RELEASED_CAPTIONER, RELEASED_CLIP
 from vlm.training.config import UNSET_OUT, ModelConfig, RunConfig, TrainConfig
 
 
@@ -91,6 +92,7 @@ CONFIGS = {
     # the study pvp-nano, out of distribution; it trains from the released CLIP's tower
     "pvp-nano": _DEFAULT.replace(
         preset="nano-clip",
+        vision_tower=RELEASED_CLIP,
         sinusoidal_init=True,
         grid="32",
         val_episodes=2,
@@ -107,8 +109,7 @@ CONFIGS = {
     ),
     # the study games-nano: plain frames of the games that are played, from the released captioner
     "games-nano": _DEFAULT.replace(
-        preset="micro",
-        sinusoidal_init=True,
+        init=RELEASED_CAPTIONER,
         grid="32",
         val_episodes=2,
         images=16,
@@ -116,6 +117,6 @@ CONFIGS = {
         label_std=6.0,
         steps=1000,
         encoder_learning_rate=1e-3,
-        trainer=("save_steps=125",),
+        trainer=("warmup_steps=100", "save_steps=125"),
     ),
 }

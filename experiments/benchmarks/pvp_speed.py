@@ -34,10 +34,9 @@ from vlm.decoding.candidate_scoring import prompt_ids
 from vlm.decoding.packing import forward_packed
 from vlm.device import best_device, device_name
 from vlm.model import PixelVLM
-from vlm.precision import in_bfloat16
+from vlm.precision import autocast, in_bfloat16
 from vlm.presets import build
 from vlm.prompts import IMAGE, PIXEL_PREFIX, pixel_answer, pixel_prompt
-from vlm.precision import autocast
 
 ANSWER_TOKENS = 6  # three numbers, two commas and the closing bracket
 HEIGHT, WIDTH = 210, 160

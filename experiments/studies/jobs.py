@@ -1,4 +1,4 @@
-"""A piece of an experiment that is done once."""
+"""A job: the unit of an experiment that runs once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Job:
-    """What gives rows to a result.
+    """One job and its rows.
 
-    key: what tells the job apart, in every row of it; seconds: how long it takes, about; run: does it, going on from
-    where it was interrupted, and returns its rows without the key.
+    key: identifies the job, in every row of it; seconds: about how long it takes; run: does it, resumes it where it was
+    interrupted, and returns its rows without the key.
     """
 
     key: dict[str, Any]

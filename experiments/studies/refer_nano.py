@@ -2,18 +2,17 @@
 
     python -m experiments.run refer-nano
 
-{frozen, adapted} encoder x {no PVP, PVP}, and adapted after PVP with the colours shuffled among images, a control that
-teaches the interface of coordinates and no detail; three seeds; both ways to a mask. A sixth arm, for the head alone,
-carries on what pixels have made of encoder and connector, and begins with a new decoder as arms without PVP do. All
-start from the semantic encoder that the repository ships, and see the same frames, the same expressions in the same
-order and the same number of steps. A frozen encoder stays frozen in both trainings, an adapted one learns in both.
+The conditions of `experiments.studies.conditions` x three seeds x two mask methods. One more condition, for the mask
+head alone, keeps PVP's encoder and connector and starts with a new decoder, as conditions without PVP do. All start
+from the semantic encoder that ships and see the same frames and the same expressions in the same order for the same
+number of steps.
 
-Pixels are taught as in `pvp-nano`, whose models are taken where they are there: on a grid of 32, on frames of games
-without names for their objects. Masks are taught on some of those and on Carnival and Ms. Pac-Man, whose objects have
-names. Head and points are taught apart, each from what pixels have left; points are asked on a grid of 64, since
-through one of 32 small objects cannot be seen, and are told where to look (`vlm.training.attention_supervision`). Rows: cIoU, gIoU and precision
-on games of the test split and on games held out whole; beside them floors that look at no words or at one, and the most
-that points on a grid can reach.
+PVP is that of `pvp-nano`, whose models are reused: on a grid of 32, on frames of games without names for their
+objects. Masks are trained on some of those and on Carnival and Ms. Pac-Man, whose objects have names. The mask head
+and the points-as-text method are trained apart, each from the pre-trained model; points use a grid of 64, since small
+objects vanish on one of 32, and supervised attention (`vlm.training.attention_supervision`). Rows: cIoU, gIoU and
+precision on the test split and on held-out games; baselines that read no words or one; and the upper bound of points
+on a grid.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,19 +22,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from envs.colors import COLORS
 from PIL import Image
 
-from envs.objects import COLOURS, find_objects
+from envs.objects import find_objects
 from experiments.image_grid import image_grid
 from experiments.studies import pvp_nano
-from experiments.studies.conditions import CONDITIONS, ENCODER_ONLY, pretrain_condition, run_dir, seconds_to_start
+from experiments.studies.conditions import CONDITIONS, ENCODER_ONLY, pretrain_condition, pretraining_seconds, run_dir
 from experiments.studies.jobs import Job
 from experiments.studies.pvp_nano import frame_dataset
 from pretrain.reconstruct import comparison_grid
-from pretrain.referring import train
+from pretrain.referring.config import CONFIGS, ReferringConfig
 from pretrain.referring.point_objective import grid_mask
-from pretrain.referring.recorded_games import GameReferringDataset, GameReferringExample
+from pretrain.referring.recorded_games import GameReferringDataset
+from pretrain.referring.samples import ReferringSample
 from pretrain.referring.segmentation_metrics import Confusion, confusion, segmentation_metrics
+from pretrain.referring.train import train_referring
 from vlm import checkpoint
 from vlm.segmentation.mask_drawing import draw_mask
 from vlm.segmentation.referring_segmenter import load_segmenter
@@ -46,218 +48,182 @@ TEST_SEED = 10_000
 
 @dataclass(frozen=True)
 class MaskMethod:
-    """How masks are taught and asked for in one way.
-
-    name: head or points; steps, warmup_steps: of a training; expressions: about each frame of a step; learning_rate,
-    encoder_learning_rate: at their peak; count: expressions of a test; seconds_a_step, seconds_asked: of a core; arms:
-    that are taught so.
-    """
+    """A way to predict masks, and how it is trained."""
 
     name: Literal["head", "points"]
-    steps: int
-    warmup_steps: int
-    expressions: int
-    learning_rate: float
-    encoder_learning_rate: float
-    count: int
-    seconds_a_step: float
-    seconds_asked: float
-    arms: tuple[tuple[str, str], ...] = CONDITIONS
+    training: ReferringConfig
+    test_expressions: int
+    seconds_per_step: float  # of one core
+    eval_seconds: float
+    conditions: tuple[tuple[str, str], ...] = CONDITIONS
 
 
-HEAD = MaskMethod("head", 1500, 50, 12, 3e-4, 1e-3, 400, 0.5, 60, (*CONDITIONS, ("adapted", ENCODER_ONLY)))
-POINTS = MaskMethod("points", 300, 40, 4, 1e-3, 3e-4, 200, 2.4, 360)
+HEAD = MaskMethod("head", CONFIGS["refer-nano-head"], 400, 0.5, 60, (*CONDITIONS, ("adapted", ENCODER_ONLY)))
+POINTS = MaskMethod("points", CONFIGS["refer-nano-points"], 200, 2.4, 360)
 
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """Everything that the experiment fixes.
+    """All settings of the experiment."""
 
-    frames: how games are recorded, and the encoder and the training of pixels (`experiments.studies.pvp_nano`); taught: where
-    that training lies; games: masks are taught on; strangers: held out whole; ways: to a mask; images: of a step;
-    head_learning_rate: of the mask head; grid, points: of points, places asked about for each expression; gaze: weight
-    of the loss for where they look; pictures: overlays kept of each test.
-    """
-
-    frames: pvp_nano.ExperimentConfig = pvp_nano.NANO
-    taught: Path = Path("runs/pvp-nano")
+    pretraining: pvp_nano.ExperimentConfig = pvp_nano.NANO
+    pretraining_dir: Path = Path("runs/pvp-nano")
     games: tuple[str, ...] = (
         "Carnival", "MsPacman", "Alien", "Assault", "Atlantis", "Breakout", "DemonAttack", "Phoenix", "Pong",
         "SpaceInvaders",
     )  # fmt: skip
-    strangers: tuple[str, ...] = ("Seaquest", "Frostbite", "Asteroids", "Qbert")
-    ways: tuple[MaskMethod, ...] = (HEAD, POINTS)
-    images: int = 6
-    head_learning_rate: float = 1e-3
-    grid: int = 64
-    points: int = 12
-    gaze: float = 1.0
-    pictures: int = 4
-    workers: int = 1
+    held_out_games: tuple[str, ...] = ("Seaquest", "Frostbite", "Asteroids", "Qbert")
+    methods: tuple[MaskMethod, ...] = (HEAD, POINTS)
+    num_overlays: int = 4  # masks saved of each test set
 
 
 NANO = ExperimentConfig()
 
 
-def prepare(setting: ExperimentConfig = NANO) -> None:
-    """Record the frames of every game, where they are not there yet."""
-    pvp_nano.prepare(setting.frames)
+def prepare(config: ExperimentConfig = NANO) -> None:
+    """Record the frames of every game that are missing."""
+    pvp_nano.prepare(config.pretraining)
 
 
-def jobs(seeds: Sequence[int] | None, work: Path, setting: ExperimentConfig = NANO) -> list[Job]:
-    """Return the jobs: floors, then every arm with every seed and both ways to a mask."""
-    found = [Job({"arm": "floors"}, 60, partial(measure_floors, setting))]
-    begun = set()  # what an earlier job starts from is there for a later one
-    for way in setting.ways:
-        arms = [(seed, *arm) for seed in seeds or SEEDS for arm in way.arms]
-        taught = {arm: seconds_to_start(setting.frames, *arm[1:], arm[0], setting.taught) for arm in arms}
-        for seed, encoder, pvp in sorted(arms, key=taught.__getitem__):  # those that have pixels to learn come last
-            key = {"encoder": encoder, "pvp": pvp, "mask": way.name, "seed": seed}
-            place = run_dir(setting.frames, encoder, pvp, seed, setting.taught)
-            start = 0 if place in begun else taught[seed, encoder, pvp]
-            begun.add(place)
-            seconds = start + way.steps * way.seconds_a_step + way.seconds_asked
-            found.append(Job(key, seconds, partial(measure_arm, setting, encoder, pvp, way, seed, work)))
+def jobs(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NANO) -> list[Job]:
+    """Return the jobs: baselines, then every condition with every seed and mask method."""
+    found = [Job({"condition": "baselines"}, 60, partial(measure_baselines, config))]
+    pretrained = set()  # by an earlier job
+    for method in config.methods:
+        runs = [(seed, *condition) for seed in seeds or SEEDS for condition in method.conditions]
+        waits = {
+            (seed, *condition): pretraining_seconds(config.pretraining, *condition, seed, config.pretraining_dir)
+            for seed, *condition in runs
+        }
+        for seed, encoder, pvp in sorted(runs, key=waits.__getitem__):  # those that need PVP come last
+            key = {"encoder": encoder, "pvp": pvp, "mask": method.name, "seed": seed}
+            start = run_dir(config.pretraining, encoder, pvp, seed, config.pretraining_dir)
+            seconds = method.training.run.steps * method.seconds_per_step + method.eval_seconds
+            seconds += 0 if start in pretrained else waits[seed, encoder, pvp]
+            pretrained.add(start)
+            found.append(Job(key, seconds, partial(measure_condition, config, encoder, pvp, method, seed, work)))
     return found
 
 
-def mask_args(
-    setting: ExperimentConfig, encoder: str, way: MaskMethod, seed: int, start: Path, out: Path
-) -> train.Args:
-    """Return the training of masks of one arm."""
-    return train.Args(
-        out=out,
-        data=tuple(frame_dataset(setting.frames, game) for game in setting.games),
-        hold=setting.frames.hold,
-        init=start,
-        mask=way.name,
-        grid=setting.grid,
-        points=setting.points,
-        gaze=setting.gaze if way.name == POINTS.name else 0.0,
-        steps=way.steps,
-        warmup_steps=min(way.warmup_steps, way.steps),
-        images=setting.images,
-        expressions=way.expressions,
-        learning_rate=way.learning_rate,
-        encoder_learning_rate=0.0 if encoder == "frozen" else way.encoder_learning_rate,
-        head_learning_rate=setting.head_learning_rate,
-        save_every=max(1, way.steps // 4),
-        seed=seed,
-        workers=setting.workers,
-    )
+def mask_config(
+    config: ExperimentConfig, encoder: str, method: MaskMethod, seed: int, init: Path, out: Path
+) -> ReferringConfig:
+    """Return the training of masks of one condition."""
+    data = tuple(frame_dataset(config.pretraining, game) for game in config.games)
+    val_episodes = config.pretraining.training.data.val_episodes
+    training = method.training.replace(data=data, val_episodes=val_episodes, out=out, init=init, seed=seed)
+    return training.replace(encoder_learning_rate=0.0) if encoder == "frozen" else training
 
 
-def open_tests(setting: ExperimentConfig, way: MaskMethod, history: int = 1) -> dict[str, GameReferringDataset]:
-    """Return the expressions that every arm is asked, by the name of their set."""
-    trained, strange = (
-        [frame_dataset(setting.frames, game) for game in games] for games in (setting.games, setting.strangers)
+def load_test_sets(config: ExperimentConfig, method: MaskMethod, history: int = 1) -> dict[str, GameReferringDataset]:
+    """Return the test expressions of all conditions by the name of their set."""
+    seen, unseen = (
+        [frame_dataset(config.pretraining, game) for game in games] for games in (config.games, config.held_out_games)
     )
-    fixed = {"count": way.count, "history": history, "seed": TEST_SEED}
+    fixed = {"count": method.test_expressions, "history": history, "seed": TEST_SEED}
     return {
-        "test": GameReferringDataset(trained, "test", hold=setting.frames.hold, **fixed),
-        "held-out games": GameReferringDataset(strange, "all", **fixed),
+        "test": GameReferringDataset(seen, "test", val_episodes=config.pretraining.training.data.val_episodes, **fixed),
+        "held-out games": GameReferringDataset(unseen, "all", **fixed),
     }
 
 
-def teach_masks(setting: ExperimentConfig, encoder: str, pvp: str, way: MaskMethod, seed: int, work: Path) -> Path:
-    """Return the checkpoint of one arm and way, trained now or gone on with if it is not there."""
-    start = pretrain_condition(setting.frames, encoder, pvp, seed, setting.taught)
-    out = work / f"masks-{encoder}-{pvp}-{way.name}-{seed}"
-    return (
-        out / "last"
-        if (out / "last").exists()
-        else train.train_referring(mask_args(setting, encoder, way, seed, start, out))
-    )
+def train_masks(config: ExperimentConfig, encoder: str, pvp: str, method: MaskMethod, seed: int, work: Path) -> Path:
+    """Return the checkpoint of one condition and method; train or resume it if it is missing."""
+    start = pretrain_condition(config.pretraining, encoder, pvp, seed, config.pretraining_dir)
+    out = work / f"masks-{encoder}-{pvp}-{method.name}-{seed}"
+    if (out / "last").exists():
+        return out / "last"
+    return train_referring(mask_config(config, encoder, method, seed, start, out))
 
 
-def measure_arm(
-    setting: ExperimentConfig, encoder: str, pvp: str, way: MaskMethod, seed: int, work: Path
+def measure_condition(
+    config: ExperimentConfig, encoder: str, pvp: str, method: MaskMethod, seed: int, work: Path
 ) -> list[dict[str, Any]]:
-    """Train one arm, or go on with it; return a row for each test."""
-    last = teach_masks(setting, encoder, pvp, way, seed, work)
+    """Train one condition, or resume it; return a row for each test set."""
+    last = train_masks(config, encoder, pvp, method, seed, work)
     segmenter, rows = load_segmenter(last), []
-    segmenter.shift = 0.0  # the published rows are of the odds as they were taught, for places drawn as in training
-    for name, test in open_tests(setting, way, segmenter.vlm.history).items():
+    segmenter.logit_bias = 0.0  # published rows use the logits as trained, without the correction for sampled points
+    for name, test in load_test_sets(config, method, segmenter.vlm.history).items():
         found: list[Confusion] = []
         for index in range(len(test)):
             item = test[index]
-            mask = segmenter.find(item.stack, [item.words])[0] > 0.5
-            found.append(confusion(mask, item.mask))
-            if index < setting.pictures:
+            mask = segmenter.predict(item.frames, item.expressions)[0] > 0.5
+            found.append(confusion(mask, item.masks[0]))
+            if index < config.num_overlays:
                 np.save(last.parent / f"{name}-{index}.npy", mask)
         rows.append({"set": name, "checkpoint": checkpoint.content_hash(last), **segmentation_metrics(found)})
     return rows
 
 
-def draw(seeds: Sequence[int] | None, work: Path, setting: ExperimentConfig = NANO) -> Image.Image | None:
-    """Return the first items of every test, each the truth beside the masks of a seed's arms in the first way.
+def draw(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NANO) -> Image.Image | None:
+    """Return the first items of every test set: the truth, then the masks of one seed's conditions in the first method.
 
-    The first seed is shown whose arms lie in `work`, all of them, or else the one that has most; None if none has any.
+    Shows the seed with the most conditions in `work`, the first of equals. Returns None if there is none.
     """
-    way = setting.ways[0]
-    has = {seed: _arms_with_masks(work, seed, way) for seed in seeds or SEEDS}
+    method = config.methods[0]
+    has = {seed: _runs_with_masks(work, seed, method) for seed in seeds or SEEDS}
     seed = max(has, key=lambda seed: (len(has[seed]), -seed))
     if not has[seed]:
         return None
     return image_grid(
-        [[_beside(test, name, index, has[seed])] for name, test in open_tests(setting, way).items()
-         for index in range(setting.pictures)]
+        [[_compare(test, name, index, has[seed])] for name, test in load_test_sets(config, method).items()
+         for index in range(config.num_overlays)]
     )  # fmt: skip
 
 
-def _arms_with_masks(work: Path, seed: int, way: MaskMethod) -> dict[str, Path]:
-    places = {f"{arm[0]}, {arm[1]}": work / f"masks-{arm[0]}-{arm[1]}-{way.name}-{seed}" for arm in way.arms}
-    return {name: place for name, place in places.items() if any(place.glob("*.npy"))}
+def _runs_with_masks(work: Path, seed: int, method: MaskMethod) -> dict[str, Path]:
+    runs = {f"{e}, {pvp}": work / f"masks-{e}-{pvp}-{method.name}-{seed}" for e, pvp in method.conditions}
+    return {name: run for name, run in runs.items() if any(run.glob("*.npy"))}
 
 
-def _beside(test: GameReferringDataset, name: str, index: int, arms: dict[str, Path]) -> Image.Image:
+def _compare(test: GameReferringDataset, name: str, index: int, runs: dict[str, Path]) -> Image.Image:
     item = test[index]
-    masks = {arm: np.load(place / f"{name}-{index}.npy") for arm, place in arms.items()}
-    sides = {arm: draw_mask(item.stack[-1], mask, scale=1) for arm, mask in masks.items()}
-    return comparison_grid({item.words: draw_mask(item.stack[-1], item.mask, scale=1), **sides})
+    masks = {item.expressions[0]: item.masks[0]}
+    masks |= {condition: np.load(run / f"{name}-{index}.npy") for condition, run in runs.items()}
+    return comparison_grid({label: draw_mask(item.frames[-1], mask, scale=1) for label, mask in masks.items()})
 
 
-Floor = Callable[[GameReferringExample], np.ndarray]
+Baseline = Callable[[ReferringSample], np.ndarray]
 
 
-def floors(grid: int) -> dict[str, Floor]:
-    """Return what answers without understanding, by name, and the most that a grid of points can reach."""
+def baselines(grid: int) -> dict[str, Baseline]:
+    """Return by name predictors without understanding, and the upper bound of points on a grid."""
     return {
-        "all": lambda item: np.ones(item.mask.shape, bool),
-        "nothing": lambda item: np.zeros(item.mask.shape, bool),
+        "all": lambda item: np.ones(item.masks[0].shape, bool),
+        "nothing": lambda item: np.zeros(item.masks[0].shape, bool),
         "largest object": _largest_object,
-        "every object of the colour": _of_the_colour,
-        f"truth on a grid of {grid}": partial(_through_grid, grid),
+        "every object of the colour": _objects_of_colour,
+        f"truth on a grid of {grid}": partial(_truth_on_grid, grid),
     }
 
 
-def _largest_object(item: GameReferringExample) -> np.ndarray:
-    objects = find_objects(item.stack[-1], item.game)
-    return max(objects, key=lambda thing: thing.size).mask if objects else np.zeros(item.mask.shape, bool)
+def _largest_object(item: ReferringSample) -> np.ndarray:
+    objects = find_objects(item.frames[-1], item.source)
+    return max(objects, key=lambda thing: thing.size).mask if objects else np.zeros(item.masks[0].shape, bool)
 
 
-def _of_the_colour(item: GameReferringExample) -> np.ndarray:
-    """Every object whose colour the words tell, or every object where they tell none."""
-    told = {word for word in item.words.split() if word in COLOURS}
-    mask = np.zeros(item.mask.shape, bool)
-    for thing in find_objects(item.stack[-1], item.game):
-        if not told or thing.colour in told:
+def _objects_of_colour(item: ReferringSample) -> np.ndarray:
+    """Every object of a colour that the expression names, or every object where it names none."""
+    named = {word for word in item.expressions[0].split() if word in COLORS}
+    mask = np.zeros(item.masks[0].shape, bool)
+    for thing in find_objects(item.frames[-1], item.source):
+        if not named or thing.color in named:
             mask |= thing.mask
     return mask
 
 
-def _through_grid(grid: int, item: GameReferringExample) -> np.ndarray:
-    height, width = item.mask.shape
-    coarse = Image.fromarray(grid_mask(item.mask, grid).astype(np.uint8) * 255)
+def _truth_on_grid(grid: int, item: ReferringSample) -> np.ndarray:
+    height, width = item.masks[0].shape
+    coarse = Image.fromarray(grid_mask(item.masks[0], grid).astype(np.uint8) * 255)
     return np.asarray(coarse.resize((width, height), Image.Resampling.BILINEAR)) > 127
 
 
-def measure_floors(setting: ExperimentConfig) -> list[dict[str, Any]]:
-    """Return a row for every floor on every test."""
-    rows = []
-    for name, test in open_tests(setting, setting.ways[0]).items():
+def measure_baselines(config: ExperimentConfig) -> list[dict[str, Any]]:
+    """Return a row for every baseline on every test set."""
+    rows, grid = [], config.methods[-1].training.data.grid
+    for name, test in load_test_sets(config, config.methods[0]).items():
         items = [test[index] for index in range(len(test))]
-        for floor, answer in floors(setting.grid).items():
-            figures = segmentation_metrics([confusion(answer(item), item.mask) for item in items])
-            rows.append({"set": name, "floor": floor, **figures})
+        for baseline, predict in baselines(grid).items():
+            metrics = segmentation_metrics([confusion(predict(item), item.masks[0]) for item in items])
+            rows.append({"set": name, "baseline": baseline, **metrics})
     return rows

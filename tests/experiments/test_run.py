@@ -1,4 +1,4 @@
-"""Named experiments accumulate rows, do nothing twice and go on where they were interrupted."""
+"""Named experiments accumulate rows, repeat no finished job and resume where they were interrupted."""
 
 import json
 import os
@@ -19,17 +19,16 @@ from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.protocol import MACHADO2018
 from experiments import run
 from experiments.run import Args, Experiment, format_duration, main, run_jobs
-from experiments.studies import pvp_nano
+from experiments.statistics import filter_rows
+from experiments.studies.eval_sets import PHOTOGRAPHS, mean_metrics, photographs
 from experiments.studies.jobs import Job
 from experiments.studies.pvp_nano import (
-    FAMILIAR,
-    OPEN,
-    PHOTOGRAPHS,
+    IN_DISTRIBUTION,
+    OUT_OF_DISTRIBUTION,
+    NANO,
     ExperimentConfig,
     draw,
     jobs,
-    mean_figures,
-    photographs,
     prepare,
 )
 from pretrain.data.frame_captions import caption_tokenizer
@@ -47,13 +46,13 @@ def counting(calls, number):
     return Job({"encoder": "frozen", "seed": number}, 60, work)
 
 
-def test_rows_accumulate_and_what_is_finished_is_not_done_again(tmp_path):
-    calls, said = [], []
+def test_rows_accumulate_and_finished_jobs_are_not_repeated(tmp_path):
+    calls, lines = [], []
     work = [counting(calls, number) for number in range(3)]
-    assert run_jobs("pvp-nano", work, tmp_path / "r.json", limit=2, say=said.append) == 2
-    assert "0 of 3 jobs are done; the rest takes about 3 min" in said[0]
-    assert run_jobs("pvp-nano", work, tmp_path / "r.json", say=said.append) == 1
-    assert run_jobs("pvp-nano", work, tmp_path / "r.json", say=said.append) == 0
+    assert run_jobs("pvp-nano", work, tmp_path / "r.json", limit=2, log=lines.append) == 2
+    assert "0 of 3 jobs are done; the rest takes about 3 min" in lines[0]
+    assert run_jobs("pvp-nano", work, tmp_path / "r.json", log=lines.append) == 1
+    assert run_jobs("pvp-nano", work, tmp_path / "r.json", log=lines.append) == 0
     assert calls == [0, 1, 2]
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert [(row["seed"], row["mae"]) for row in rows] == [(0, 0), (0, 0.5), (1, 1), (1, 1.5), (2, 2), (2, 2.5)]
@@ -75,8 +74,8 @@ def square(number):
     return [{"square": number**2}]
 
 
-def test_jobs_in_processes_of_their_own_give_the_same_rows_and_write_logs(tmp_path):
-    work = [Job({"arm": "square", "seed": number}, 1, partial(square, number)) for number in range(3)]
+def test_parallel_jobs_give_the_same_rows_and_write_logs(tmp_path):
+    work = [Job({"condition": "square", "seed": number}, 1, partial(square, number)) for number in range(3)]
     assert run_jobs("other", work, tmp_path / "r.json", processes=2, logs=tmp_path / "logs") == 3
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert sorted((row["seed"], row["square"]) for row in rows) == [(0, 0), (1, 1), (2, 4)]
@@ -85,6 +84,7 @@ def test_jobs_in_processes_of_their_own_give_the_same_rows_and_write_logs(tmp_pa
 
 LINGERING = """
 import os, pathlib, time
+from experiments.studies.eval_sets import PHOTOGRAPHS, mean_metrics, photographs
 from experiments.studies.jobs import Job
 from experiments.run import run_jobs
 
@@ -98,7 +98,7 @@ if __name__ == "__main__":
 """
 
 
-def test_what_a_killed_run_had_begun_ends_with_it(tmp_path):
+def test_workers_of_a_killed_run_end_with_it(tmp_path):
     (tmp_path / "lingering.py").write_text(LINGERING)
     paths = os.pathsep.join([str(ROOT), *sys.path])
     begun = subprocess.Popen([sys.executable, "lingering.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths})
@@ -128,7 +128,7 @@ def fail():
     raise UserError("no data")
 
 
-def test_what_is_wrong_in_a_process_is_said_and_finished_rows_are_kept(tmp_path):
+def test_an_error_in_a_worker_is_raised_and_finished_rows_are_kept(tmp_path):
     work = [Job({"seed": 0}, 1, partial(square, 3)), Job({"seed": 1}, 1, fail)]
     for _ in range(2):  # the second time, the first job is done
         with pytest.raises(UserError, match="no data"):
@@ -136,13 +136,13 @@ def test_what_is_wrong_in_a_process_is_said_and_finished_rows_are_kept(tmp_path)
     assert [row["square"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]] == [9]
 
 
-def test_another_experiments_file_is_not_added_to(tmp_path):
+def test_a_file_of_another_experiment_is_refused(tmp_path):
     run_jobs("other", [counting([], 0)], tmp_path / "r.json")
     with pytest.raises(UserError, match="holds other, expected pvp-nano"):
         run_jobs("pvp-nano", [], tmp_path / "r.json")
 
 
-def test_names_are_checked_and_times_are_told():
+def test_unknown_names_are_refused_and_durations_are_formatted():
     with pytest.raises(UserError, match=r"expected an experiment \(pvp-nano, .*\), got 'pvp'; nearest: pvp-nano"):
         Args("pvp")
     with pytest.raises(UserError, match="--processes must be at least 1, got 0"):
@@ -151,23 +151,23 @@ def test_names_are_checked_and_times_are_told():
     assert format_duration(2 * 3600 + 300) == "2 h 05 min"
 
 
-def test_the_published_experiment_fits_into_four_hours_of_two_cores():
-    whole = jobs(None, pvp_nano.Path("runs"))
-    arms = [job for job in whole if "encoder" in job.key]
-    assert len(arms) == 2 * 2 * 3
-    assert sum(job.seconds for job in whole) / 2 <= 4 * 3600  # two at a time
+@pytest.mark.parametrize("name", run.EXPERIMENTS)
+def test_the_committed_results_hold_every_job_of_their_experiment(name, tmp_path):
+    rows = json.loads((run.RESULTS / f"{name}.json").read_text())["rows"]
+    missing = [job.title for job in run.EXPERIMENTS[name].jobs(None, tmp_path) if not run.is_done(job, rows)]
+    assert missing == []
 
 
-def test_photographs_are_windows_of_real_pictures_and_the_same_every_time():
+def test_photographs_are_windows_of_real_images_and_reproducible():
     found = photographs(2 * len(PHOTOGRAPHS), (210, 160))
     assert all(image.shape == (210, 160, 3) and len(np.unique(image)) > 64 for image in found)
     assert all((one == other).all() for one, other in zip(found, photographs(16, (210, 160)), strict=True))
     assert any((one != other).any() for one, other in zip(found[:8], found[8:], strict=True))
 
 
-def test_means_leave_out_what_is_missing_and_add_up_counts():
+def test_mean_metrics_skip_missing_values_and_add_up_counts():
     rows = [{"mae": 1.0, "psnr": float("inf"), "small": None, "n": 4}, {"mae": 3.0, "psnr": 20.0, "small": 5.0, "n": 6}]
-    assert mean_figures(rows) == {"mae": 2.0, "psnr": 20.0, "small": 5.0, "n": 10}
+    assert mean_metrics(rows) == {"mae": 2.0, "psnr": 20.0, "small": 5.0, "n": 10}
 
 
 def game_frame(rng):
@@ -180,8 +180,8 @@ def game_frame(rng):
 
 
 @pytest.fixture
-def setting(tmp_path):
-    """A setting of seconds, over frames that are already there."""
+def config(tmp_path):
+    """An experiment of seconds, over recorded frames."""
     rng = np.random.default_rng(0)
     for game in ("Pong", "Breakout", "Qbert"):
         info = DatasetInfo(game, ("noop",), MACHADO2018, "random", None, "abc", {})
@@ -191,65 +191,57 @@ def setting(tmp_path):
             writer.append(Episode(frames, np.zeros(12, int), np.zeros(12, np.float32), None, True, False, seed))
     checkpoint.save(build_clip("tiny-clip", caption_tokenizer(), 0), tmp_path / "clip")
     short = {"steps": 4, "images": 2, "questions": 4}
+    training = NANO.training.replace(
+        vision_tower=tmp_path / "clip", preset="tiny-clip", grid="4", val_episodes=1,
+        trainer=("dataloader_num_workers=0", "warmup_steps=1"),
+    )  # fmt: skip
     return ExperimentConfig(
-        games=("Pong", "Breakout"), strangers=("Qbert",), episodes=2, hold=1, data=tmp_path / "data",
-        regimes=(replace(FAMILIAR, **short), replace(OPEN, **short)), tower=tmp_path / "clip", preset="tiny-clip",
-        grid="4", points=2, images_full=2, images_curve=1, places_curve=3, meaning_fit=10, meaning_asked=10, captions=8,
-        workers=0,
+        training, games=("Pong", "Breakout"), held_out_games=("Qbert",), episodes=2, data_dir=tmp_path / "data",
+        regimes=tuple(replace(regime, **short) for regime in (IN_DISTRIBUTION, OUT_OF_DISTRIBUTION)),
+        num_evals=2, eval_images=2, curve_images=1, curve_pixels=3, probe_train_frames=10, probe_test_frames=10,
+        num_captions=8,
     )  # fmt: skip
 
 
-def test_the_experiment_in_small_trains_every_arm_and_goes_on_after_a_kill(setting, tmp_path, monkeypatch):
+def test_a_small_experiment_trains_every_condition_and_resumes_after_a_kill(config, tmp_path, monkeypatch, kill_at_step):
     work, file = tmp_path / "work", tmp_path / "r.json"
-    forward, steps = PvpObjective.forward, []
-
-    def killed_in_the_fourth(self, **batch):
-        steps.append(1)
-        if len(steps) == 4:
-            raise KeyboardInterrupt
-        return forward(self, **batch)
-
-    monkeypatch.setattr(PvpObjective, "forward", killed_in_the_fourth)
+    steps = kill_at_step(PvpObjective, 4)
     small = Experiment(
-        lambda: prepare(setting), lambda seeds, work: jobs(seeds, work, setting), partial(draw, setting=setting)
+        lambda: prepare(config), lambda seeds, work: jobs(seeds, work, config), partial(draw, config=config)
     )
     monkeypatch.setitem(run.EXPERIMENTS, "pvp-nano", small)
     command = ["pvp-nano", "--seeds", "0", "--out", str(file), "--work", str(work), "--processes", "1"]
     with pytest.raises(KeyboardInterrupt):
         main(command)
     assert main(command) == 0
-    assert len(steps) == 4 + 2 + 3 * 4  # the killed arm went on from its second step
+    assert len(steps) == 4 + 2 + 3 * 4  # the killed condition resumed from its second step
     rows = json.loads(file.read_text())["rows"]
-    floors = {(row["regime"], row["set"], row["floor"]) for row in rows if "floor" in row}
-    assert ("open", "synthetic", "image mean") in floors
-    assert ("familiar", "held-out episodes", "training mean") in floors
-    meaning = [row for row in rows if row["set"] == "meaning"]
-    assert [row["encoder"] for row in meaning if row["regime"] == "both"] == ["clip", "random", "pixels"]
-    assert_meaning_stays_where_the_encoder_is_frozen(meaning)
-    detail = [row for row in rows if row["set"] == "detail"]
-    assert [row["encoder"] for row in detail] == ["clip", "random", "adapted", "frozen", "adapted", "frozen"]
-    assert detail[3]["colour"] == pytest.approx(detail[0]["colour"])
-    arms = [
-        row for row in rows if row.get("encoder") in ("frozen", "adapted") and row["set"] not in ("meaning", "detail")
-    ]
-    whole = [row for row in arms if not row["sample"]]
-    assert len(whole) == 2 * (1 + 3)  # two encoders; one set of the familiar regime and three of the open one
-    assert all(row["n"] == 2 * 16 and 0 <= row["invalid"] <= 1 and row["checkpoint"] for row in whole)
-    familiar = [row for row in arms if row["sample"] and row["regime"] == "familiar" and row["encoder"] == "frozen"]
-    assert [row["step"] for row in familiar] == [2, 4]
-    monkeypatch.setattr(PvpObjective, "forward", forward)
+    baselines = {(row["regime"], row["set"], row["baseline"]) for row in rows if "baseline" in row}
+    assert ("out-of-distribution", "synthetic", "image mean") in baselines
+    assert ("in-distribution", "held-out episodes", "training mean") in baselines
+    semantic, patch = ([row for row in rows if row["set"] == name] for name in ("semantic probe", "patch probe"))
+    assert [row["encoder"] for row in semantic if row["regime"] == "both"] == ["clip", "random", "pixels"]
+    assert_semantics_stay_where_the_encoder_is_frozen(semantic)
+    assert [row["encoder"] for row in patch] == ["clip", "random", "adapted", "frozen", "adapted", "frozen"]
+    assert patch[3]["color_mae"] == pytest.approx(patch[0]["color_mae"])
+    trained = [row for row in rows if "sample" in row]
+    whole = [row for row in trained if not row["sample"]]
+    assert len(whole) == 2 * (1 + 3)  # two encoders; one set in distribution and three out of it
+    assert all(row["n"] == 2 * 16 and 0 <= row["parse_failure_rate"] <= 1 and row["checkpoint"] for row in whole)
+    curve = filter_rows(trained, sample=True, regime="in-distribution", encoder="frozen")
+    assert [row["step"] for row in curve] == [2, 4]
     one = comparison_grid(
         {"original": np.zeros((210, 160, 3), np.uint8)} | dict.fromkeys("234", np.zeros((4, 4, 3), np.uint8))
     )
     picture = Image.open(file.with_suffix(".png"))
     assert picture.size == (2 * one.width, 4 * one.height)  # two images of each of four sets
-    assert draw(None, tmp_path, setting) is None
+    assert draw(None, tmp_path, config) is None
 
 
-def assert_meaning_stays_where_the_encoder_is_frozen(meaning):
-    start = next(row for row in meaning if row["encoder"] == "clip")
-    frozen = next(row for row in meaning if row["encoder"] == "frozen")
-    adapted = next(row for row in meaning if row["encoder"] == "adapted")
-    for name in ("top1", "top5", "strange_top5", "count_within"):
+def assert_semantics_stay_where_the_encoder_is_frozen(rows):
+    start = next(row for row in rows if row["encoder"] == "clip")
+    frozen = next(row for row in rows if row["encoder"] == "frozen")
+    adapted = next(row for row in rows if row["encoder"] == "adapted")
+    for name in ("top1", "top5", "ood_top5", "count_within"):
         assert frozen[name] == pytest.approx(start[name])
     assert adapted["count_within"] != pytest.approx(start["count_within"])

@@ -94,6 +94,11 @@ class TrainConfig:
         changed = {name: dataclasses.replace(getattr(self, name), **own) for name, own in sections.items()}
         return dataclasses.replace(self, **changed)
 
+    def with_trainer_options(self, **options: Any) -> Self:
+        """Return a copy with some `--trainer` options set, over those it has."""
+        kept = [option for option in self.run.trainer if option.partition("=")[0] not in options]
+        return self.replace(trainer=(*kept, *(f"{name}={value}" for name, value in options.items())))
+
     def to_flat(self) -> dict[str, Any]:
         """Return every field by its name, as JSON values."""
         flat = {name: getattr(getattr(self, owner), name) for name, owner in field_owners(self).items()}

@@ -1,0 +1,72 @@
+"""Demonstrations of a study: whole games of an expert policy, recorded once."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from agents import record
+from common.files import atomic_directory
+from envs.episodes import INFO
+from vlm import checkpoint
+from vlm.pretrained import RELEASED_EXPERT
+
+
+@dataclass(frozen=True)
+class DemonstratorConfig:
+    """An expert's demonstrations of a game.
+
+    agent: of `agents.registry`, "vlm" for `vlm/weights/micro-play`; random_action_prob: of its play, which shows the
+    learner states that the expert alone does not reach; seed: of the games, below 1000.
+    """
+
+    game: str
+    agent: str
+    episodes: int
+    random_action_prob: float
+    seed: int
+    max_frames: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The agent; a VLM with its content hash, since rows are comparable only under the same expert."""
+        return f"vlm-{checkpoint.content_hash(RELEASED_EXPERT)}" if self.agent == "vlm" else self.agent
+
+    @property
+    def agent_id(self) -> str:
+        """The agent's id in `agents.registry`."""
+        return f"vlm:{RELEASED_EXPERT}" if self.agent == "vlm" else self.agent
+
+
+def record_episodes(config: DemonstratorConfig, folder: Path, engine: str, prefix: str = "") -> Path:
+    """Return the dataset of all episodes of a demonstrator; record them if some are missing."""
+    name = f"{prefix}{config.name}-{config.game}-{config.episodes}-random-actions-{config.random_action_prob:g}"
+    out = folder / name
+    if len(list((out / "data").glob("episode-*.parquet"))) < config.episodes:
+        record.record(
+            record.Args(
+                game=config.game,
+                out=out,
+                agent=config.agent_id,
+                engine=engine,
+                episodes=config.episodes,
+                seed=config.seed,
+                random_action_prob=config.random_action_prob,
+                max_frames=config.max_frames,
+            )
+        )
+    return out
+
+
+def first_episodes(dataset: Path, episodes: int) -> Path:
+    """Return the first episodes of a dataset as a dataset."""
+    out = dataset.with_name(f"{dataset.name}-first-{episodes}")
+    with FileLock(dataset.with_name(f"{out.name}.lock")):  # parallel jobs need the same
+        if not out.exists():
+            with atomic_directory(out) as temporary:
+                (temporary / "data").mkdir()
+                shutil.copy(dataset / INFO, temporary)
+                for file in sorted((dataset / "data").glob("episode-*.parquet"))[:episodes]:
+                    shutil.copy(file, temporary / "data")
+    return out

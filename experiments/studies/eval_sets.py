@@ -1,0 +1,116 @@
+"""Image sets that pixel value prediction is evaluated on: the same images for every condition and seed."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.errors import UserError
+from pretrain.data.augmentation import crop_or_resize
+from pretrain.data.images import EpisodeFrames, read_image
+from pretrain.metrics import cells_containing, rare_color_mask
+from pretrain.pvp_prediction import grid_coordinates, predict_pixels
+from pretrain.pvp_prompts import PixelPromptFormat, downsample_grid
+from pretrain.reconstruct import baselines, image_metrics, prediction_metrics
+from vlm.model import PixelVLM
+
+PHOTOGRAPHS = (
+    "astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png",
+    "retina.jpg", "rocket.jpg",
+)  # fmt: skip
+SEED = 10_000
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """A set of images. images: uint8[H, W, 3] each; objects: bool[H, W] each, the pixels of small objects."""
+
+    name: str
+    images: list[np.ndarray]
+    objects: list[np.ndarray]
+
+
+def frame_set(name: str, sources: list[EpisodeFrames], count: int, size: tuple[int, int]) -> EvalSet:
+    """Return `count` frames of recorded games, whose small objects are what moved since the frame before."""
+    rng = np.random.default_rng(SEED)
+    images, objects = [], []
+    for number in range(count):
+        source = sources[number % len(sources)]
+        index = int(rng.integers(len(source)))
+        images.append(crop_or_resize(source.image(index), *size))
+        moved = source.moved(index)[..., None].repeat(3, axis=2).astype(np.uint8) * 255
+        objects.append(crop_or_resize(moved, *size)[..., 0] > 0)
+    return EvalSet(name, images, objects)
+
+
+def still_set(name: str, images: list[np.ndarray]) -> EvalSet:
+    """Return a set of still images, whose small objects are the pixels of rare colours."""
+    return EvalSet(name, images, [rare_color_mask(image) for image in images])
+
+
+def photographs(count: int, size: tuple[int, int]) -> list[np.ndarray]:
+    """Return seeded random windows uint8[H, W, 3] of the photographs that come with scikit-image."""
+    found = importlib.util.find_spec("skimage")
+    if found is None or found.origin is None:
+        raise UserError("expected scikit-image, for its photographs: pip install 'pvplay[experiments]'")
+    folder, rng = Path(found.origin).parent / "data", np.random.default_rng(SEED)
+    names = [PHOTOGRAPHS[number % len(PHOTOGRAPHS)] for number in range(count)]
+    return [crop_or_resize(read_image(folder / name), *size, rng) for name in names]
+
+
+def mean_metrics(rows: list[Metrics]) -> Metrics:
+    """Return the mean of each metric over the images that have it, without infinite PSNR; counts (`n...`) add up."""
+    out: Metrics = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows if row[name] is not None and np.isfinite(row[name])]
+        out[name] = None if not values else int(sum(values)) if name.startswith("n") else float(np.mean(values))
+    return out
+
+
+def evaluate_baselines(eval_set: EvalSet, grid: str, patch: int, training_mean: np.ndarray) -> dict[str, Metrics]:
+    """Return the metrics of each baseline of `pretrain.reconstruct` on a set."""
+    found: dict[str, list[Metrics]] = {}
+    for image, objects in zip(eval_set.images, eval_set.objects, strict=True):
+        target = downsample_grid(image, grid)
+        cells = cells_containing(objects, *target.shape[:2])
+        for name, guess in baselines(image, target, patch, training_mean).items():
+            found.setdefault(name, []).append(image_metrics(guess, target, cells))
+    return {name: mean_metrics(rows) for name, rows in found.items()}
+
+
+@torch.no_grad()
+def evaluate(
+    vlm: PixelVLM,
+    eval_set: EvalSet,
+    grid: str,
+    sample: int | None = None,
+    save: Callable[[int, np.ndarray], None] | None = None,
+) -> Metrics:
+    """Return a model's mean metrics on a set.
+
+    Args:
+        vlm: the model.
+        eval_set: its images.
+        grid: the grid of coordinates.
+        sample: grid cells per image, drawn alike for every model; None: all.
+        save: is called with each image's number and its predicted grid uint8[rows, columns, 3].
+    """
+    prompts, rows = PixelPromptFormat.from_model(vlm), []
+    for number, (image, objects) in enumerate(zip(eval_set.images, eval_set.objects, strict=True)):
+        target = downsample_grid(image, grid)
+        cells, is_object = grid_coordinates(*target.shape[:2]), cells_containing(objects, *target.shape[:2])
+        shape = target.shape
+        if sample is not None:
+            cells = cells[np.random.default_rng(number).choice(len(cells), min(sample, len(cells)), replace=False)]
+            shape = (1, len(cells), 3)
+        predicted = predict_pixels(vlm, np.stack([image] * vlm.history), cells, prompts, chunk=512)
+        at_cells = target[cells[:, 0], cells[:, 1]].reshape(shape)
+        rows.append(prediction_metrics(predicted, at_cells, is_object[cells[:, 0], cells[:, 1]].reshape(shape[:2])))
+        if save:
+            save(number, predicted.colors.reshape(shape).astype(np.uint8))
+    return mean_metrics(rows)
