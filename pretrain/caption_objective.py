@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.nn import functional
-from vlm.image_features import ImageFeatures
 
 from common.command import require_at_least
 from common.errors import UserError
@@ -19,6 +18,7 @@ from pretrain.data.frame_captions import describe_frame, write_caption
 from pretrain.data.images import EpisodeFrames
 from pretrain.pvp_prompts import IGNORE_INDEX, pad_rows
 from vlm.decoding.packing import forward_packed
+from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.prompts import CAPTION_PREFIX
 from vlm.training.objective import Batch, Losses, Objective, encode_frames

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
-from vlm.image_features import ImageFeatures
 
 from common.errors import UserError
 from pretrain.data.augmentation import augment, crop_or_resize
@@ -21,6 +20,7 @@ from pretrain.data.images import ImageSource
 from pretrain.data.synthetic_images import synthetic_image
 from pretrain.pvp_prompts import IGNORE_INDEX, PixelPromptFormat, downsample_grid, pad_rows, sample_coordinates
 from vlm.decoding.packing import forward_packed, forward_packed_with_attention
+from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.training.attention_supervision import (
     SUPERVISED_LAYERS,

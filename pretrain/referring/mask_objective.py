@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
-from vlm.image_features import ImageFeatures
 
 from pretrain.referring.samples import ReferringSource
+from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.segmentation.mask_head import MaskHead, encoder_maps, expression_states, expression_tokens
 from vlm.training.objective import Batch, Losses, Objective, encode_frames

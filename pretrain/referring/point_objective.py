@@ -18,13 +18,13 @@ from PIL import Image
 from scipy import ndimage, optimize, special
 from torch import Tensor
 from torch.nn import functional
-from vlm.image_features import ImageFeatures
 
 from common.errors import UserError
 from pretrain.pvp_prompts import IGNORE_INDEX, pad_rows
 from pretrain.referring.mask_objective import pad_stack
 from pretrain.referring.samples import ReferringSource
 from vlm.decoding.packing import forward_packed_tree, forward_packed_with_attention, pad_token_lists
+from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.segmentation.point_prediction import PointPromptFormat, PointSampler
 from vlm.training.attention_supervision import (
