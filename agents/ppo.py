@@ -1,33 +1,39 @@
-"""Policy gradients on text answers: what earned more than was expected becomes more probable to be said.
+"""PPO on text answers: answers that earned more reward than expected become more probable.
 
-PPO (Schulman et al. 2017): stretches of play over many lanes, advantages by GAE (Schulman et al. 2016), a clipped
-ratio of probabilities over several passes. An action is a text answer: its log-probability is the sum over its tokens
-and its end, relative to all legal answers (`vlm.decoding.candidate_scoring`), as in play. The value is read off the decoder's state at
-the prompt's end by a linear layer that is saved beside the model. What is learnt is held near the policy it began as
-by the exact divergence over the legal answers (Jaques et al. 2017).
+    python -m agents.ppo --game Breakout --init runs/clone/last --out runs/ppo --num-iterations 400
 
-A run saves itself every few stretches: weights, optimizer, and where every lane stands (`agents.rollout_buffer`), and a
-run that was killed goes on from there to the same numbers.
+PPO (Schulman et al. 2017) as in `agents.ppo_loss`. An action is a text answer: its log-probability is the sum over its
+tokens and its end, relative to all legal answers (`vlm.decoding.candidate_scoring`), as in play. A linear layer on the
+decoder's state at the end of the prompt gives the value; it is not exported. A penalty on the divergence from the
+initial policy keeps the policy near it.
+
+The training state is saved every few iterations; the same command resumes a killed run to the same numbers.
 """
 
 import copy
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import tyro
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from agents.ppo_loss import PPOBatch, compute_advantages, ppo_losses
 from agents.rollout_buffer import REWARD_TRANSFORMS, PolicyOutput, RolloutBatch, RolloutCollector
+from common.command import require_at_least, run
 from common.errors import UserError
 from common.files import atomic_directory
 from common.results import new_result, read_result, write_result
-from envs.atari import GameEnvs
+from common.run_arguments import require_same_arguments, run_metadata, to_json
+from envs.atari import GameEnvs, make_envs
+from envs.games import find_game
+from envs.protocol import MACHADO2018
 from vlm import checkpoint
 from vlm.decoding.candidate_scoring import CandidateScorer
 from vlm.model import PixelVLM
@@ -35,243 +41,231 @@ from vlm.precision import autocast
 from vlm.prompts import action_prompt
 from vlm.training.learning_rates import ModuleLearningRates, parameter_groups
 
-STATE, RESULT = "state", "improve.json"
-LONGEST_STEP = 0.5  # the norm that gradients are cut to
+STATE, RESULT = "state", "ppo.json"
+MAX_GRAD_NORM = 0.5
 
 
 @dataclass(kw_only=True)
 class PPOConfig:
-    """The settings of PPO."""
+    """Improve a text policy by PPO."""
 
-    stretches: int = 200
-    """Stretches of play to learn from."""
-    lanes: int = 8
-    """Games played in step."""
-    horizon: int = 32
-    """Decisions of a stretch, in every lane."""
-    passes: int = 3
-    """Passes over a stretch."""
-    minibatch: int = 64
-    """Decisions an optimizer step."""
-    discount: float = 0.99
-    """Of rewards, a decision."""
-    smoothing: float = 0.95
-    """GAE's lambda."""
-    clip: float = 0.1
-    """How far the ratio of probabilities may move."""
-    entropy: float = 0.01
+    game: str
+    """The game, in any reasonable spelling."""
+    init: Path
+    """The checkpoint of the policy to improve; it is the reference of the divergence penalty as well."""
+    out: Path
+    """The run directory: TensorBoard, result JSON, training state and the checkpoint `last`."""
+    num_iterations: int = 200
+    """Iterations, each of a rollout and its optimizer steps."""
+    num_envs: int = 8
+    """Environments that play in parallel."""
+    num_steps: int = 32
+    """Steps of a rollout in each environment."""
+    num_epochs: int = 3
+    """Passes over a rollout."""
+    minibatch_size: int = 64
+    """Steps in a minibatch."""
+    gamma: float = 0.99
+    """Discount of rewards per step."""
+    gae_lambda: float = 0.95
+    """Decay of generalized advantage estimation."""
+    clip_coef: float = 0.1
+    """Clipping range of the probability ratio."""
+    ent_coef: float = 0.01
     """Weight of the entropy of the answers."""
-    near: float = 0.1
-    """Weight of the divergence from the policy it began as; 0 lets it go."""
-    worth: float = 0.5
+    kl_coef: float = 0.1
+    """Weight of the divergence from the initial policy; 0 turns the penalty off."""
+    vf_coef: float = 0.5
     """Weight of the value's squared error."""
-    rewards: str = "sign"
-    """How rewards are taken: sign, root or raw."""
-    save_stretches: int = 10
-    """Stretches between savings."""
+    reward_transform: Literal["clip", "sqrt", "none"] = "clip"
+    """clip: the sign (Mnih et al. 2015); sqrt: signed square root (Pohlen et al. 2018); none: the game's own."""
+    learning_rate: float = 1e-4
+    """Learning rate of the decoder and the value, before a linear decay to zero."""
+    encoder_learning_rate: float = 3e-4
+    """The same of encoder and connector; 0 freezes the encoder."""
+    seed: int = 0
+    """Seed of sampled actions and minibatches."""
+    env_seed: int = 600
+    """Published seed of the first episodes; below 900, which checkpoint selection uses."""
+    bf16: bool | None = None
+    """Compute in bfloat16 where that is safe; by default where the device supports it natively."""
+    save_every: int = 10
+    """Iterations between saved training states."""
 
-    def check_ppo(self) -> None:
-        """Refuse numbers of no use."""
-        for name in ("stretches", "lanes", "horizon", "passes", "minibatch", "save_stretches"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        for name in ("discount", "smoothing"):
+    def __post_init__(self) -> None:
+        names = ("num_iterations", "num_envs", "num_steps", "num_epochs", "minibatch_size", "save_every")
+        require_at_least(self, 1, *names)
+        for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} must be from 0 to 1, got {getattr(self, name)}")
-        if self.rewards not in REWARD_TRANSFORMS:
-            raise UserError(f"expected --rewards {', '.join(REWARD_TRANSFORMS)}, got {self.rewards!r}")
+                raise UserError(f"--{name.replace('_', '-')} must be from 0 to 1, got {getattr(self, name)}")
 
 
 class TextPolicy(nn.Module):
-    """A VLM that answers with an action in text, and a value read off its state."""
+    """A VLM's distribution over the legal text answers, and a value of the observation."""
 
-    def __init__(self, vlm: PixelVLM, title: str, names: tuple[str, ...]):
+    def __init__(self, vlm: PixelVLM, title: str, action_names: tuple[str, ...]):
         super().__init__()
         self.model, self.vlm = vlm.model, vlm
-        self.scorer = CandidateScorer(vlm, action_prompt(title, names), names)
+        self.scorer = CandidateScorer(vlm, action_prompt(title, action_names), action_names)
         self.value = nn.Linear(vlm.model.get_input_embeddings().embedding_dim, 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
 
-    def forward(self, stacks: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities float32[B, A] among the legal answers, and values float32[B]."""
-        log_probs, state = self.scorer.forward(self.vlm.encode_images(self.vlm.preprocess(stacks)))
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities float32[B, A] and values float32[B] of obs uint8[B, history, H, W, 3]."""
+        log_probs, state = self.scorer.forward(self.vlm.encode_images(self.vlm.preprocess(obs)))
         return log_probs.log_softmax(-1), self.value(state.float())[:, 0]
 
 
-def advantages(
-    stretch: RolloutBatch, rewards: np.ndarray, last: np.ndarray, settings: PPOConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return GAE's advantages and the returns that values are to meet, float32[T, N] each.
-
-    Args:
-        stretch: with `value` among what the policy told.
-        rewards: float[T, N], as they are taken.
-        last: float[N], the values of what is seen at the stretch's end.
-        settings: with discount and smoothing.
-    """
-    values = stretch.told["value"]
-    found, following, coming = np.zeros_like(values), np.zeros_like(last), last
-    for step in range(len(values) - 1, -1, -1):
-        goes_on = 1.0 - stretch.ended[step]
-        surprise = rewards[step] + settings.discount * coming * goes_on - values[step]
-        following = surprise + settings.discount * settings.smoothing * goes_on * following
-        found[step], coming = following, values[step]
-    return found, found + values
-
-
-def ppo_losses(log_probs: Tensor, values: Tensor, batch: dict[str, Tensor], settings: PPOConfig) -> dict[str, Tensor]:
-    """Return `loss` and its parts, for decisions with what was told of them when they were made."""
-    own = log_probs.gather(1, batch["action"][:, None])[:, 0]
-    ratio = (own - batch["before"].gather(1, batch["action"][:, None])[:, 0]).exp()
-    gain = batch["advantage"]
-    clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
-    policy = -torch.minimum(ratio * gain, clipped * gain).mean()
-    value = functional.mse_loss(values, batch["return"])
-    entropy = -(log_probs.exp() * log_probs).sum(-1).mean()
-    apart = (log_probs.exp() * (log_probs - batch["reference"])).sum(-1).mean()
-    loss = policy + settings.worth * value - settings.entropy * entropy + settings.near * apart
-    parts = {"policy": policy, "value": value, "entropy": entropy, "apart": apart}
-    return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
-
-
 class PPOTrainer:
-    """A policy, its optimizer and the lanes it plays in.
+    """A policy in training, its optimizer and its environments.
 
     Args:
-        vlm: the policy's model; it is trained.
-        envs: lanes of the game.
-        settings: of PPO.
-        rates: the learning rates of encoder (0: frozen) and decoder.
-        seed: of all that is drawn.
-        first: the seed of the first games; see `RolloutCollector`.
-        bf16: compute in bfloat16 where that is safe.
+        vlm: the policy's model; it is trained in place.
+        envs: the environments, of one game.
+        config: of the training.
     """
 
-    def __init__(
-        self,
-        vlm: PixelVLM,
-        envs: GameEnvs,
-        settings: PPOConfig,
-        rates: tuple[float, float],
-        seed: int = 0,
-        first: int = 600,
-        bf16: bool | None = False,
-    ):
-        self.settings, self.seed, self.vlm = settings, seed, vlm
-        self.bf16 = bf16
-        names = tuple(envs.action_names)
-        self.reference = TextPolicy(copy.deepcopy(vlm), envs.game.title, names).eval().requires_grad_(False)
-        self.policy = TextPolicy(vlm, envs.game.title, names)
-        plan = ModuleLearningRates(rates[0] or None, rates[0] or rates[1], rates[1])
-        groups = [*parameter_groups(vlm, plan, 0.0), {"params": list(self.policy.value.parameters()), "lr": rates[1]}]
-        self.rates = [group["lr"] for group in groups]
+    def __init__(self, vlm: PixelVLM, envs: GameEnvs, config: PPOConfig):
+        self.vlm, self.config, self.iteration = vlm, config, 0
+        title, names = envs.game.title, tuple(envs.action_names)
+        self.reference = TextPolicy(copy.deepcopy(vlm), title, names).eval().requires_grad_(False)
+        self.policy = TextPolicy(vlm, title, names)
+        encoder_rate, rate = config.encoder_learning_rate, config.learning_rate
+        rates = ModuleLearningRates(encoder=encoder_rate or None, connector=encoder_rate or rate, decoder=rate)
+        groups = [*parameter_groups(vlm, rates, 0.0), {"params": list(self.policy.value.parameters()), "lr": rate}]
+        self.initial_rates = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-        self.players = RolloutCollector(envs, vlm.history, first)
-        self.done = 0
+        self.collector = RolloutCollector(envs, vlm.history, config.env_seed)
 
-    def learn(self) -> dict[str, Any]:
-        """Play a stretch and learn from it; return its figures."""
-        settings, device = self.settings, self.vlm.device
+    def train_step(self) -> dict[str, Any]:
+        """Collect a rollout and learn from it; return the iteration's metrics."""
+        config = self.config
         self.policy.eval()
-        stretch = self.players.play(self._decide, settings.horizon)
-        with torch.no_grad(), self._autocast():
-            last = self.policy(torch.from_numpy(stretch.after).to(device))[1].float().cpu().numpy()
-        rewards = REWARD_TRANSFORMS[settings.rewards](stretch.rewards).astype(np.float32)
-        gains, returns = advantages(stretch, rewards, last, settings)
-        data = {
-            "action": stretch.actions,
-            "before": stretch.told["shares"],
-            "reference": stretch.told["reference"],
-            "advantage": (gains - gains.mean()) / (gains.std() + 1e-8),
-            "return": returns,
-        }
-        flat = {name: torch.from_numpy(value).flatten(0, 1).to(device) for name, value in data.items()}
-        stacks = torch.from_numpy(stretch.stacks).flatten(0, 1)
-        figures = self._passes(stacks, flat)
-        self.done += 1
-        scores = {"scores": stretch.scores, "reward": float(rewards.mean())}
-        return {"stretch": self.done, **scores, **figures}
+        rollout = self.collector.collect(self._act, config.num_steps)
+        rewards = REWARD_TRANSFORMS[config.reward_transform](rollout.rewards).astype(np.float32)
+        batch = self._batch(rollout, rewards)
+        losses = self._optimize(torch.from_numpy(rollout.obs).flatten(0, 1), batch)
+        self.iteration += 1
+        return {"iteration": self.iteration, "scores": rollout.scores, "reward": float(rewards.mean()), **losses}
 
     def _autocast(self) -> torch.autocast:
-        return autocast(self.vlm.device, self.bf16)
+        return autocast(self.vlm.device, self.config.bf16)
 
     @torch.no_grad()
-    def _decide(self, stacks: np.ndarray, number: int) -> PolicyOutput:
+    def _act(self, obs: np.ndarray, step: int) -> PolicyOutput:
+        """Sample an action in every environment."""
         with self._autocast():
-            seen = torch.from_numpy(stacks).to(self.vlm.device)
-            shares, values = self.policy(seen)
-            reference, _ = self.reference(seen)
-        shares = shares.float().cpu()
-        rng = np.random.default_rng([self.seed, self.done, number])
-        probabilities = shares.double().softmax(-1).numpy()
-        actions = np.array([rng.choice(len(p), p=p) for p in probabilities])
-        told = {
-            "shares": shares.numpy(),
-            "reference": reference.float().cpu().numpy(),
-            "value": values.float().cpu().numpy(),
-        }
-        return PolicyOutput(actions, told)
+            on_device = torch.from_numpy(obs).to(self.vlm.device)
+            log_probs, values = self.policy(on_device)
+            reference, _ = self.reference(on_device)
+        log_probs = log_probs.float().cpu()
+        rng = np.random.default_rng([self.config.seed, self.iteration, step])
+        actions = np.array([rng.choice(len(p), p=p) for p in log_probs.double().softmax(-1).numpy()])
+        extras = {"log_probs": log_probs.numpy(), "reference": reference.float().cpu().numpy()}
+        return PolicyOutput(actions, {**extras, "value": values.float().cpu().numpy()})
 
-    def _passes(self, stacks: Tensor, data: dict[str, Tensor]) -> dict[str, float]:
-        left = 1 - self.done / self.settings.stretches  # rates fall evenly to nothing
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * left
-        noted: list[dict[str, float]] = []
-        for number in range(self.settings.passes):
-            order = np.random.default_rng([self.seed, self.done, number, 1]).permutation(len(stacks))
-            for rows in torch.from_numpy(order).split(self.settings.minibatch):
+    def _batch(self, rollout: RolloutBatch, rewards: np.ndarray) -> PPOBatch:
+        """Return the rollout's steps with normalized advantages, environments flattened."""
+        config, device = self.config, self.vlm.device
+        with torch.no_grad(), self._autocast():
+            next_values = self.policy(torch.from_numpy(rollout.next_obs).to(device))[1].float().cpu().numpy()
+        advantages, returns = compute_advantages(
+            rollout.extras["value"], rewards, rollout.dones, next_values, config.gamma, config.gae_lambda
+        )
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        columns = (rollout.actions, rollout.extras["log_probs"], rollout.extras["reference"], advantages, returns)
+        return PPOBatch(*(torch.from_numpy(column).flatten(0, 1).to(device) for column in columns))
+
+    def _optimize(self, obs: Tensor, batch: PPOBatch) -> dict[str, float]:
+        """Take the optimizer steps of a rollout; return the mean losses."""
+        config = self.config
+        for group, rate in zip(self.optimizer.param_groups, self.initial_rates, strict=True):
+            group["lr"] = rate * (1 - self.iteration / config.num_iterations)
+        history: list[dict[str, float]] = []
+        for epoch in range(config.num_epochs):
+            order = np.random.default_rng([config.seed, self.iteration, epoch, 1]).permutation(len(obs))
+            for rows in torch.from_numpy(order).split(config.minibatch_size):
                 with self._autocast():
-                    log_probs, values = self.policy(stacks[rows].to(self.vlm.device))
-                batch = {name: value[rows] for name, value in data.items()}
-                out = ppo_losses(log_probs.float(), values.float(), batch, self.settings)
+                    log_probs, values = self.policy(obs[rows].to(self.vlm.device))
+                losses = ppo_losses(
+                    log_probs.float(),
+                    values.float(),
+                    batch[rows],
+                    clip_coef=config.clip_coef,
+                    ent_coef=config.ent_coef,
+                    kl_coef=config.kl_coef,
+                    vf_coef=config.vf_coef,
+                )
                 self.optimizer.zero_grad()
-                out["loss"].backward()
-                nn.utils.clip_grad_norm_(self.policy.parameters(), LONGEST_STEP)
+                losses["loss"].backward()
+                nn.utils.clip_grad_norm_(self.policy.parameters(), MAX_GRAD_NORM)
                 self.optimizer.step()
-                noted.append({name: float(value.detach()) for name, value in out.items()})
-        return {name: float(np.mean([one[name] for one in noted])) for name in noted[0]}
+                history.append({name: float(value.detach()) for name, value in losses.items()})
+        return {name: float(np.mean([losses[name] for losses in history])) for name in history[0]}
 
     def save(self, directory: Path) -> None:
-        """Write everything that is needed to go on; an old state is replaced when the new one is whole."""
+        """Write the training state; an old one is replaced when the new one is complete."""
         with atomic_directory(directory) as temporary:
             state = {"policy": self.policy.state_dict(), "optimizer": self.optimizer.state_dict()}
-            torch.save(state, temporary / "learnt.pt")
-            (temporary / "players.json").write_text(json.dumps({"done": self.done, **self.players.state()}))
+            torch.save(state, temporary / "trainer_state.pt")
+            env_state = {"iteration": self.iteration, **self.collector.state()}
+            (temporary / "env_state.json").write_text(json.dumps(env_state))
 
     def restore(self, directory: Path) -> None:
-        """Go on from a state of `save`."""
-        learnt = torch.load(directory / "learnt.pt", weights_only=True, map_location=self.vlm.device)
-        self.policy.load_state_dict(learnt["policy"])
-        self.optimizer.load_state_dict(learnt["optimizer"])
-        state = json.loads((directory / "players.json").read_text())
-        self.done = state["done"]
-        self.players.restore(state)
+        """Resume from a state of `save`."""
+        state = torch.load(directory / "trainer_state.pt", weights_only=True, map_location=self.vlm.device)
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        env_state = json.loads((directory / "env_state.json").read_text())
+        self.iteration = env_state["iteration"]
+        self.collector.restore(env_state)
 
 
-def run_ppo(learner: PPOTrainer, out: Path, training: dict[str, Any]) -> Path:
-    """Learn from all stretches, or from those that are left; return the checkpoint."""
-    settings, place, file = learner.settings, out / STATE, out / RESULT
-    out.mkdir(parents=True, exist_ok=True)
-    result = new_result("improve", learner.players.envs.protocol.to_dict(), [learner.seed])
-    if place.is_dir():
-        learner.restore(place)
+def train(trainer: PPOTrainer, out: Path) -> None:
+    """Run the iterations that are left; write TensorBoard logs, the result JSON and the training state."""
+    config, state, file = trainer.config, out / STATE, out / RESULT
+    result = new_result("ppo", trainer.collector.envs.protocol.to_dict(), [config.seed])
+    if state.is_dir():
+        trainer.restore(state)
         result = read_result(file)
-        result["rows"] = [row for row in result["rows"] if row["stretch"] <= learner.done]
-    bar = tqdm(total=settings.stretches, initial=learner.done, desc="improve", unit="stretch")
+        result["rows"] = [row for row in result["rows"] if row["iteration"] <= trainer.iteration]
+    bar = tqdm(total=config.num_iterations, initial=trainer.iteration, desc="ppo", unit="iteration")
     with SummaryWriter(str(out)) as writer:
-        while learner.done < settings.stretches:
-            row = learner.learn()
+        while trainer.iteration < config.num_iterations:
+            row = trainer.train_step()
             result["rows"].append(row)
             for name, value in row.items():
                 if isinstance(value, float):
-                    writer.add_scalar(f"ppo/{name}", value, row["stretch"])
-            recent = [score for one in result["rows"][-20:] for score in one["scores"]]
+                    writer.add_scalar(f"ppo/{name}", value, row["iteration"])
+            recent = [score for past in result["rows"][-20:] for score in past["scores"]]
             bar.update()
-            bar.set_postfix(score=f"{np.mean(recent):.0f}" if recent else "-", apart=f"{row['apart']:.3f}")
-            if learner.done % settings.save_stretches == 0 or learner.done == settings.stretches:
+            bar.set_postfix(score=f"{np.mean(recent):.0f}" if recent else "-", kl=f"{row['kl']:.3f}")
+            if trainer.iteration % config.save_every == 0 or trainer.iteration == config.num_iterations:
                 write_result(file, result)
-                learner.save(place)
+                trainer.save(state)
     bar.close()
-    checkpoint.save(learner.vlm, out / "last", training)
-    return out / "last"
+
+
+def run_ppo(config: PPOConfig) -> Path:
+    """Train a policy, or resume its training; return the checkpoint directory."""
+    game, out = find_game(config.game), config.out / "last"
+    initial = checkpoint.read_training(config.init)
+    require_same_arguments(config.out, to_json(config))
+    vlm = checkpoint.load(config.init)
+    with make_envs(game, config.num_envs, MACHADO2018) as envs:
+        train(PPOTrainer(vlm, envs, config), config.out)
+    games = sorted({*(initial.get("games") or []), game.name})
+    checkpoint.save(vlm, out, {**run_metadata(config), "games": games, "started_from": initial})
+    return out
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see the head of this file."""
+    config = tyro.cli(PPOConfig, args=argv, description=__doc__)
+    print(f"the policy is in {run_ppo(config)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

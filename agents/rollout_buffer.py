@@ -1,7 +1,7 @@
-"""Stretches of play over many lanes, for learning from: what was seen, done and earned, lane by lane.
+"""Fixed-length rollouts of parallel environments, for on-policy learning.
 
-Lanes play on from stretch to stretch. Where each stands is told by its game's seed and the actions since, and a lane
-that is given both stands there again, sticky actions included: so a training that was killed goes on exactly.
+Episodes continue from one rollout to the next. The state of an environment is its episode's seed and the actions since:
+replaying them restores the emulator exactly, sticky actions included, so that a killed training resumes exactly.
 """
 
 from collections.abc import Callable
@@ -16,121 +16,128 @@ from envs.atari import GameEnvs
 from envs.protocol import EPISODES_PER_SEED, episode_seeds
 
 REWARD_TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "sign": np.sign,  # Mnih et al. 2015
-    "root": lambda rewards: np.sign(rewards) * (np.sqrt(np.abs(rewards) + 1) - 1),  # Pohlen et al. 2018, less its slope
-    "raw": lambda rewards: rewards,
+    "clip": np.sign,  # Mnih et al. 2015
+    "sqrt": lambda rewards: np.sign(rewards) * (np.sqrt(np.abs(rewards) + 1) - 1),  # Pohlen et al. 2018, epsilon 0
+    "none": lambda rewards: rewards,
 }
 
 
 @dataclass(frozen=True)
 class PolicyOutput:
-    """What a policy answers N lanes. actions: int[N]; shares: float32[N, A], its log-probabilities; others by name."""
+    """A policy's actions int[N] for N environments, and by name what else is kept for learning, [N, ...] each."""
 
     actions: np.ndarray
-    told: dict[str, np.ndarray]
+    extras: dict[str, np.ndarray]
 
 
-Decide = Callable[[np.ndarray, int], PolicyOutput]  # stacks uint8[N, history, H, W, 3] and the number of the decision
+Policy = Callable[[np.ndarray, int], PolicyOutput]  # of obs uint8[N, history, H, W, 3] and the step within the rollout
 
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """T decisions of N lanes.
+    """T steps of N environments.
 
-    stacks: uint8[T, N, history, H, W, 3]; actions: int[T, N]; told: what the policy told of each, [T, N, ...];
-    rewards: float32[T, N], true ones; ended: bool[T, N]; after: uint8[N, history, H, W, 3], what is seen at the end;
-    scores: of the games that ended.
+    obs: uint8[T, N, history, H, W, 3]; actions: int[T, N]; extras: of the policy, [T, N, ...]; rewards: float32[T, N],
+    not transformed; dones: bool[T, N]; next_obs: uint8[N, history, H, W, 3], after the last step; scores: of the
+    episodes that ended.
     """
 
-    stacks: np.ndarray
+    obs: np.ndarray
     actions: np.ndarray
-    told: dict[str, np.ndarray]
+    extras: dict[str, np.ndarray]
     rewards: np.ndarray
-    ended: np.ndarray
-    after: np.ndarray
+    dones: np.ndarray
+    next_obs: np.ndarray
     scores: list[float]
 
 
 class RolloutCollector:
-    """Lanes that play on, one game after the other."""
+    """Steps a policy through parallel environments, one episode after the other.
+
+    Args:
+        envs: the environments.
+        history: frames of an observation.
+        seed: the published seed of the first episodes; later ones follow.
+    """
 
     def __init__(self, envs: GameEnvs, history: int, seed: int):
-        self.envs, self.first = envs, seed
-        self._memory = FrameStack(history)
-        self._begun = 0
-        self._games: list[int] = []  # each lane's game
-        self._actions: list[list[int]] = [[] for _ in range(envs.num_envs)]  # each lane's, since its game began
+        self.envs, self.seed = envs, seed
+        self._frame_stack = FrameStack(history)
+        self._num_started = 0
+        self._episode_seeds: list[int] = [0] * envs.num_envs
+        self._episode_actions: list[list[int]] = [[] for _ in range(envs.num_envs)]
         self._scores = np.zeros(envs.num_envs)
-        self._stacks: np.ndarray | None = None
+        self._obs: np.ndarray | None = None
 
-    def play(self, decide: Decide, length: int) -> RolloutBatch:
-        """Play `length` decisions in every lane."""
-        stacks = self._stacks if self._stacks is not None else self._begin()
-        seen, done, told, earned, over, scores = [], [], [], [], [], []
-        for number in range(length):
-            decision = decide(stacks, number)
-            seen.append(stacks)
-            done.append(decision.actions)
-            told.append(decision.told)
-            step = self.envs.step(decision.actions)
-            ended = step.terminated | step.truncated
+    def collect(self, policy: Policy, num_steps: int) -> RolloutBatch:
+        """Return a rollout of `num_steps` steps in every environment."""
+        if self._obs is None:
+            self._obs = self._frame_stack.add(self._start_episodes(np.ones(self.envs.num_envs, dtype=bool)))
+        all_obs, outputs, rewards, dones, scores = [], [], [], [], []
+        for number in range(num_steps):
+            output = policy(self._obs, number)
+            all_obs.append(self._obs)
+            outputs.append(output)
+            step = self.envs.step(output.actions)
+            done = step.terminated | step.truncated
             self._scores += step.rewards
-            for lane, action in enumerate(decision.actions):
-                self._actions[lane].append(int(action))
-            scores += self._scores[ended].tolist()
-            stacks = self._memory.add(self._next_games(ended) if ended.any() else step.frames)
-            earned.append(step.rewards)
-            over.append(ended)
-        self._stacks = stacks
-        by_name = {name: np.stack([one[name] for one in told]) for name in told[0]}
+            for env_actions, action in zip(self._episode_actions, output.actions, strict=True):
+                env_actions.append(int(action))
+            scores += self._scores[done].tolist()
+            self._obs = self._frame_stack.add(self._start_episodes(done) if done.any() else step.frames)
+            rewards.append(step.rewards)
+            dones.append(done)
+        extras = {name: np.stack([output.extras[name] for output in outputs]) for name in outputs[0].extras}
+        actions = np.stack([output.actions for output in outputs])
         return RolloutBatch(
-            np.stack(seen), np.stack(done), by_name, np.stack(earned), np.stack(over), stacks, scores
+            np.stack(all_obs), actions, extras, np.stack(rewards), np.stack(dones), self._obs, scores
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
-        """Return where all lanes stand, for JSON."""
-        return {"begun": self._begun, "games": self._games, "actions": self._actions}
+        """Return the state of all environments, for JSON."""
+        return {
+            "num_started": self._num_started,
+            "episode_seeds": self._episode_seeds,
+            "episode_actions": self._episode_actions,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Bring all lanes, of the same number, to where they stood."""
-        if len(state["games"]) != self.envs.num_envs:
-            raise UserError(f"expected a state of {self.envs.num_envs} lanes, got {len(state['games'])}")
-        self._begun, self._games = state["begun"], list(state["games"])
-        self._actions = [list(actions) for actions in state["actions"]]
-        longest = max(len(actions) for actions in self._actions)
-        frames = np.zeros((self.envs.num_envs, *self.envs.frame_shape), dtype=np.uint8)
-        for number in range(longest + 1):  # lanes with shorter games begin later, so that all get there together
-            waiting = [longest - len(actions) - number for actions in self._actions]
+        """Bring the environments, of the same number, to a state of `state`."""
+        num_envs = self.envs.num_envs
+        if len(state["episode_seeds"]) != num_envs:
+            raise UserError(f"expected the state of {num_envs} environments, got {len(state['episode_seeds'])}")
+        self._num_started, self._episode_seeds = state["num_started"], list(state["episode_seeds"])
+        self._episode_actions = [list(actions) for actions in state["episode_actions"]]
+        longest = max(len(actions) for actions in self._episode_actions)
+        frames = np.zeros((num_envs, *self.envs.frame_shape), dtype=np.uint8)
+        for number in range(longest + 1):  # shorter episodes start later, so that all reach their ends together
+            offsets = [number - (longest - len(actions)) for actions in self._episode_actions]  # steps since the start
             if number:
                 replayed = [
-                    actions[-left - 1] if left < 0 else 0 for actions, left in zip(self._actions, waiting, strict=True)
+                    actions[offset - 1] if offset > 0 else 0
+                    for actions, offset in zip(self._episode_actions, offsets, strict=True)
                 ]
                 step = self.envs.step(np.array(replayed))
                 self._scores += step.rewards
                 frames = step.frames
-            begins = np.array([left == 0 for left in waiting])
-            if begins.any():
-                frames = self.envs.reset([g if b else None for g, b in zip(self._games, begins, strict=True)])
-                self._memory.reset(begins)
-                self._scores[begins] = 0
-            self._stacks = self._memory.add(frames)
+            starts = np.array([offset == 0 for offset in offsets])
+            if starts.any():
+                seeds = [seed if start else None for seed, start in zip(self._episode_seeds, starts, strict=True)]
+                frames = self.envs.reset(seeds)
+                self._frame_stack.reset(starts)
+                self._scores[starts] = 0
+            self._obs = self._frame_stack.add(frames)
 
-    def _begin(self) -> np.ndarray:
-        self._memory.reset(np.ones(self.envs.num_envs, dtype=bool))
-        return self._memory.add(self._next_games(np.ones(self.envs.num_envs, dtype=bool)))
+    def _start_episodes(self, done: np.ndarray) -> np.ndarray:
+        """Start an episode in every environment of `done`, bool[N]; return the frames of all."""
+        seeds: list[int | None] = [None] * self.envs.num_envs
+        for env_index in np.flatnonzero(done):
+            seeds[env_index] = self._episode_seeds[env_index] = self._next_seed()
+            self._episode_actions[env_index], self._scores[env_index] = [], 0.0
+        self._frame_stack.reset(done)
+        return self.envs.reset(seeds)
 
-    def _next_games(self, ended: np.ndarray) -> np.ndarray:
-        """Begin a new game in every lane that has ended; return the frames of all."""
-        if not self._games:
-            self._games = [0] * self.envs.num_envs
-        starts: list[int | None] = [None] * self.envs.num_envs
-        for lane in np.flatnonzero(ended):
-            starts[lane] = self._games[lane] = self._seed(self._begun)
-            self._actions[lane], self._scores[lane] = [], 0.0
-            self._begun += 1
-        self._memory.reset(ended)
-        return self.envs.reset(starts)
-
-    def _seed(self, number: int) -> int:
-        seed, game = divmod(number, EPISODES_PER_SEED)
-        return episode_seeds(self.first + seed, 1)[0] + game
+    def _next_seed(self) -> int:
+        seed, episode = divmod(self._num_started, EPISODES_PER_SEED)
+        self._num_started += 1
+        return episode_seeds(self.seed + seed, 1)[0] + episode

@@ -1,4 +1,4 @@
-"""The vision-language model at the controls: frames in, a text action out."""
+"""A vision-language model as an agent: frames in, a text action out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +25,15 @@ ENGINES = ("auto", "torch", "openvino")
 class VlmAgent:
     """Plays one game with a `PixelVLM`.
 
-    `decode="scores"` compares the exact probabilities of the legal answers: greedily at temperature 0, else drawn.
-    `decode="generate"` lets the model speak; an answer that names no legal action counts as unparsable and noop is
-    played for it. `engine` computes the scores: torch in float32, or openvino, whose compiled graph takes a third of
-    the time; auto takes openvino for one lane on a CPU and torch otherwise, since a graph is of one batch size.
+    Args:
+        vlm: the model.
+        title: the game's title, for the prompt.
+        action_names: the legal actions.
+        decode: "scores" uses the exact probabilities of the legal answers; "generate" parses free text, and plays no-op
+            for an answer that names no legal action.
+        temperature: of sampling from the probabilities; 0 is greedy.
+        engine: what computes the probabilities: torch in float32, or openvino, faster on a CPU. auto is openvino for
+            one environment on a CPU, else torch, since an OpenVINO graph has a fixed batch size.
     """
 
     def __init__(
@@ -57,8 +62,8 @@ class VlmAgent:
             CandidateScorer(vlm, self._prompt, action_names, cache_prompt=True) if decode == "scores" else None
         )
         self._engine = engine
-        self._compiled: OpenVinoScorer | None = None
-        self._memory = FrameStack(vlm.history)
+        self._openvino_scorer: OpenVinoScorer | None = None
+        self._frame_stack = FrameStack(vlm.history)
         self._rngs = EnvRngs(0x5A3)
 
     @classmethod
@@ -71,51 +76,51 @@ class VlmAgent:
         temperature: float | None,
         engine: str = "torch",
     ) -> "VlmAgent":
-        """Build the agent of a checkpoint; a temperature of None is the one that was chosen for it, else 0."""
+        """Return the agent of a checkpoint; a temperature of None is the one chosen for it, else 0."""
         training = checkpoint.read_training(directory)
         if temperature is None:
             temperature = float(training.get("play", {}).get("temperature", 0.0))
-        vlm = checkpoint.load(directory, torch.device("cpu") if engine == "openvino" else None)  # which knows no CUDA
+        vlm = checkpoint.load(directory, torch.device("cpu") if engine == "openvino" else None)
         agent = cls(vlm, game.title, action_names, decode, temperature, engine)
         agent.training = training
         return agent
 
     def reset(self, seeds: Sequence[int | None]) -> None:
-        """Begin new games; see `agents.agent.Agent`."""
+        """Start new episodes; see `agents.agent.Agent`."""
         self._rngs.reset(seeds)
-        self._memory.reset(np.array([seed is not None for seed in seeds]))
+        self._frame_stack.reset(np.array([seed is not None for seed in seeds]))
 
     @torch.inference_mode()
     def act(self, frames: np.ndarray) -> Actions:
-        """Answer the frames uint8[n, H, W, 3] of all lanes."""
-        stacks = self._memory.add(frames)
+        """Return the actions for the frames uint8[n, H, W, 3]; see `agents.agent.Agent`."""
+        stacks = self._frame_stack.add(frames)
         if self.decode == "generate":
-            return self._spoken(generate_text(self.vlm, self.vlm.preprocess(stacks), self._prompt))
+            return self._parse_answers(generate_text(self.vlm, self.vlm.preprocess(stacks), self._prompt))
         log_probs = self._log_probs(stacks)
-        shares = np.exp(log_probs - log_probs.max(axis=1, keepdims=True))
-        scores = shares / shares.sum(axis=1, keepdims=True)
-        indices = self._choose(scores)
+        weights = np.exp(log_probs - log_probs.max(axis=1, keepdims=True))
+        scores = weights / weights.sum(axis=1, keepdims=True)
+        indices = self._sample(scores)
         texts = tuple(self.action_names[i] for i in indices)
         return Actions(indices, texts, scores, np.zeros(len(frames), dtype=bool))
 
     def _log_probs(self, stacks: np.ndarray) -> np.ndarray:
-        """Score with the engine asked for; a graph is compiled at the first frame of its shape."""
+        """Return the answers' log-probabilities; OpenVINO compiles its graph at the first stacks of a shape."""
         assert self._scorer is not None
         if self._engine == "torch" or (self._engine == "auto" and (len(stacks) > 1 or self.vlm.device.type != "cpu")):
             return self._scorer.log_probs(self.vlm.encode_images(self.vlm.preprocess(stacks))).cpu().numpy()
-        if self._compiled is None or self._compiled.shape != stacks.shape:
-            self._compiled = OpenVinoScorer(self._scorer, stacks)
-        return self._compiled.log_probs(stacks)
+        if self._openvino_scorer is None or self._openvino_scorer.shape != stacks.shape:
+            self._openvino_scorer = OpenVinoScorer(self._scorer, stacks)
+        return self._openvino_scorer.log_probs(stacks)
 
-    def _choose(self, scores: np.ndarray) -> np.ndarray:
+    def _sample(self, scores: np.ndarray) -> np.ndarray:
         if self.temperature == 0:
             return scores.argmax(axis=1)
         tempered = np.log(scores.astype(np.float64) + 1e-30) / self.temperature
-        shares = np.exp(tempered - tempered.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
-        return np.array([rng.choice(len(p), p=p) for rng, p in zip(self._rngs, shares, strict=True)])
+        weights = np.exp(tempered - tempered.max(axis=1, keepdims=True))
+        probabilities = weights / weights.sum(axis=1, keepdims=True)
+        return np.array([rng.choice(len(p), p=p) for rng, p in zip(self._rngs, probabilities, strict=True)])
 
-    def _spoken(self, answers: list[str]) -> Actions:
+    def _parse_answers(self, answers: list[str]) -> Actions:
         parsed = [parse_action(answer, self.action_names) for answer in answers]
         indices = np.array([0 if name is None else self.action_names.index(name) for name in parsed])
         return Actions(indices, tuple(answers), None, np.array([name is None for name in parsed]))

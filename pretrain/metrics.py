@@ -5,6 +5,7 @@ blurred image, and the mean of each square patch that the encoder sees as one to
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -12,6 +13,8 @@ from PIL import Image
 
 BLUR_SIZE = 8  # cells along a side of the blurred image
 RARE_FRACTION = 0.02  # a rarer color covers less of the image
+
+Metrics = dict[str, Any]
 
 
 def mean_absolute_error(predicted: np.ndarray, true: np.ndarray) -> Float[np.ndarray, " 3"]:
@@ -50,13 +53,34 @@ def _filter(image: np.ndarray, window: np.ndarray) -> np.ndarray:
     return image
 
 
+def image_metrics(
+    predicted: np.ndarray, true: UInt8[np.ndarray, "rows cols 3"], small_objects: Bool[np.ndarray, "rows cols"]
+) -> Metrics:
+    """Return the metrics of any reconstruction [rows, columns, 3]; None for the error of no cell."""
+
+    def mae(mask: np.ndarray) -> float | None:
+        return float(mean_absolute_error(predicted[mask], true[mask]).mean()) if mask.any() else None
+
+    channels = mean_absolute_error(predicted, true)
+    return {
+        "mae": float(channels.mean()),
+        **{f"mae_{name}": float(value) for name, value in zip(("red", "green", "blue"), channels, strict=True)},
+        "mae_small_objects": mae(small_objects),
+        "mae_background": mae(~small_objects),
+        "psnr": psnr(predicted, true),
+        "ssim": ssim(predicted, true),
+        "n": int(true.shape[0] * true.shape[1]),
+        "n_small_objects": int(small_objects.sum()),
+    }
+
+
 def mean_color(images: Iterable[UInt8[np.ndarray, "_ _ 3"]]) -> Float[np.ndarray, " 3"]:
     """Return the mean color of images; each image has the same weight."""
     return np.mean([image.reshape(-1, 3).mean(0) for image in images], axis=0)
 
 
 def blurred(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Return an image resized to at most `BLUR_SIZE` squared cells and back, so that only its layout is left."""
+    """Return an image resized to at most `BLUR_SIZE` x `BLUR_SIZE` pixels and back, which leaves its layout."""
     height, width, _ = image.shape
     size = (min(BLUR_SIZE, max(1, width // 2)), min(BLUR_SIZE, max(1, height // 2)))
     small = Image.fromarray(image).resize(size, Image.Resampling.BOX)
@@ -80,6 +104,29 @@ def patch_mean_image(
         for count, size in ((rows, height), (columns, width))
     )
     return means[row][:, column]
+
+
+def baselines(
+    image: UInt8[np.ndarray, "H W 3"],
+    true: UInt8[np.ndarray, "rows cols 3"],
+    patch_size: int,
+    training_mean: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Return what one would predict without reading pixels, [rows, columns, 3] by name.
+
+    Args:
+        image: the image.
+        true: the colors of its grid.
+        patch_size: side of the encoder's patches.
+        training_mean: mean color of the training images, float[3], if known.
+    """
+    known = {} if training_mean is None else {"training mean": np.broadcast_to(training_mean, true.shape)}
+    return {
+        **known,
+        "image mean": np.broadcast_to(true.reshape(-1, 3).mean(0), true.shape),
+        "blurred": blurred(true),
+        "patch mean": patch_mean_image(image, patch_size, *true.shape[:2]),
+    }
 
 
 def rare_color_mask(image: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "H W"]:

@@ -3,7 +3,7 @@
     a frame of carnival with three red owls , two ducks and a gun , a bullet in the centre
     many pink pellets and a red ghost at the top left in ms. pac-man
 
-Colors (`envs.objects.COLOURS`) and numbers are words, so that no caption contains a digit. The random generator chooses
+Colors (`envs.colors.COLORS`) and numbers are words, so that no caption contains a digit. The random generator chooses
 objects and phrases; every statement is true of the objects that `envs.objects.find_objects` finds. Rare kinds of object
 are mentioned more often: they move, while common kinds are scenery, which fits every frame of a game.
 """
@@ -15,8 +15,10 @@ import numpy as np
 from jaxtyping import UInt8
 from transformers import PreTrainedTokenizerFast
 
+from envs.colors import COLORS
 from envs.games import list_games
-from envs.objects import COLOURS, KINDS, find_objects
+from envs.object_classes import OBJECT_CLASSES
+from envs.objects import find_objects
 from vlm.tokenizer import build_tokenizer
 
 NUMBERS = ("no", "a", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -59,10 +61,10 @@ def describe_frame(frame: UInt8[np.ndarray, "H W 3"], game_name: str) -> tuple[D
     height, width, _ = frame.shape
     objects = []
     for found in find_objects(frame, game_name):
-        row, column = found.centre
+        row, column = found.center
         size = "small" if found.size <= MAX_SMALL else "large" if found.size >= MIN_LARGE else ""
         position = POSITIONS[min(int(3 * row / height), 2)][min(int(3 * column / width), 2)]
-        objects.append(DetectedObject(found.name, found.colour, size, position))
+        objects.append(DetectedObject(found.name, found.color, size, position))
     return tuple(objects)
 
 
@@ -103,8 +105,8 @@ def caption_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer in which the words of captions and of all games' titles are single tokens."""
     phrases = [*NUMBERS, *sum(POSITIONS, ()), NO_TITLE, "nothing in it", "many", "an", "things"]
     phrases += [template.format("", title="", objects="") for template in (*TITLE_TEMPLATES, *LIST_TEMPLATES)]
-    nouns = [kind.name for kinds in KINDS.values() for kind in kinds]
-    phrases += [*COLOURS, *nouns, *(f"{noun}s" for noun in nouns), *PLURALS.values(), "small", "large"]
+    nouns = [cls.name for classes in OBJECT_CLASSES.values() for cls in classes]
+    phrases += [*COLORS, *nouns, *(f"{noun}s" for noun in nouns), *PLURALS.values(), "small", "large"]
     phrases += [game.title for game in list_games()]
     return build_tokenizer(sorted({word for phrase in phrases for word in _words(phrase)}))
 

@@ -1,4 +1,4 @@
-"""The VLM agent answers in text, remembers per lane, and its chance is the game's alone."""
+"""The VLM agent answers in text, keeps frames per environment, and samples by the episode's seed alone."""
 
 import numpy as np
 import pytest
@@ -19,19 +19,19 @@ def frames(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 214, 160, 3), dtype=np.uint8)
 
 
-def test_memory_repeats_a_first_frame_and_then_moves_on_lane_by_lane():
-    memory = FrameStack(2)
-    memory.reset(np.array([True, True]))
+def test_a_frame_stack_repeats_the_first_frame_and_shifts_in_each_environment():
+    stack = FrameStack(2)
+    stack.reset(np.array([True, True]))
     first, second, third = frames(2, 1), frames(2, 2), frames(2, 3)
-    assert np.array_equal(memory.add(first), np.stack([first, first], axis=1))
-    assert np.array_equal(memory.add(second), np.stack([first, second], axis=1))
-    memory.reset(np.array([False, True]))
-    stacks = memory.add(third)
+    assert np.array_equal(stack.add(first), np.stack([first, first], axis=1))
+    assert np.array_equal(stack.add(second), np.stack([first, second], axis=1))
+    stack.reset(np.array([False, True]))
+    stacks = stack.add(third)
     assert np.array_equal(stacks[0], np.stack([second[0], third[0]]))
     assert np.array_equal(stacks[1], np.stack([third[1], third[1]]))
 
 
-def test_greedy_play_takes_the_answer_that_the_model_finds_most_probable():
+def test_greedy_play_takes_the_most_probable_answer():
     agent = VlmAgent(TINY, "Carnival", NAMES)
     agent.reset([1, 2])
     seen = frames(2)
@@ -46,26 +46,26 @@ def test_greedy_play_takes_the_answer_that_the_model_finds_most_probable():
     assert not actions.invalid.any()
 
 
-def drawn(agent, seeds, steps=12):
+def sampled(agent, seeds, steps=12):
     agent.reset(seeds)
     return [agent.act(np.repeat(frames(1, step), len(seeds), axis=0)).indices.tolist() for step in range(steps)]
 
 
-def test_what_is_drawn_depends_on_the_games_seed_and_not_on_its_lane():
+def test_samples_depend_on_the_episodes_seed_and_not_on_its_environment():
     make = lambda: VlmAgent(TINY, "Carnival", NAMES, temperature=5.0)  # noqa: E731
-    alone = [row[0] for row in drawn(make(), [42])]
-    among = [row[2] for row in drawn(make(), [40, 41, 42])]
-    other = [row[0] for row in drawn(make(), [43])]
+    alone = [row[0] for row in sampled(make(), [42])]
+    among = [row[2] for row in sampled(make(), [40, 41, 42])]
+    other = [row[0] for row in sampled(make(), [43])]
     assert alone == among
     assert alone != other
 
 
-def test_a_spoken_answer_that_names_no_legal_action_counts_and_noop_is_played():
+def test_a_generated_answer_that_names_no_legal_action_is_invalid_and_noop_is_played():
     agent = VlmAgent(TINY, "Carnival", NAMES, decode="generate")
     agent.reset([1])
     actions = agent.act(frames(1))
     assert actions.scores is None
-    assert actions.texts[0] not in NAMES  # an untrained model babbles
+    assert actions.texts[0] not in NAMES  # of an untrained model
     assert actions.invalid.tolist() == [True]
     assert actions.indices.tolist() == [0]
 
@@ -77,12 +77,12 @@ def test_a_spoken_answer_that_names_no_legal_action_counts_and_noop_is_played():
         ({"temperature": -1.0}, "temperature of at least 0"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         VlmAgent(TINY, "Carnival", NAMES, **options)
 
 
-def test_the_compiled_engine_answers_as_torch_does():
+def test_openvino_gives_the_probabilities_of_torch():
     seen = frames(1)
     answers = []
     for engine in ("torch", "openvino", "auto"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from envs.games import list_games
-from envs.objects import COLOURS
+from envs.colors import COLORS
 from pretrain.data.frame_captions import DetectedObject, caption_tokenizer, describe_frame, write_caption
 from vlm.clip import MAX_TEXT_LENGTH
 
@@ -81,7 +81,7 @@ def test_plurals_are_english():
 
 def test_the_tokenizer_has_whole_words_for_titles_and_colors_and_its_end_token_is_last():
     tokenizer = caption_tokenizer()
-    for text in [*COLOURS, *(game.title for game in list_games())]:
+    for text in [*COLORS, *(game.title for game in list_games())]:
         pieces = tokenizer.tokenize(text)
         assert "<unk>" not in pieces
         assert any(letter.isdigit() for letter in text) or not any(piece.startswith("##") for piece in pieces), text

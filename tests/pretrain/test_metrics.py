@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pretrain.metrics import (
+    baselines,
     blurred,
     cells_containing,
     mean_absolute_error,
@@ -84,3 +85,12 @@ def test_rare_colors_and_the_grid_cells_that_contain_them():
     mask = rare_color_mask(image)
     assert np.argwhere(mask).tolist() == [[3, 17]]
     assert np.argwhere(cells_containing(mask, 4, 4)).tolist() == [[0, 3]]
+
+
+def test_baselines_with_more_knowledge_have_smaller_errors():
+    rows, columns = np.mgrid[:64, :64]
+    image = np.stack([rows * 3, columns * 3, 120 + 0 * rows], axis=-1).astype(np.uint8)
+    found = baselines(image, image, 16, training_mean=np.array([0.0, 0.0, 0.0]))
+    errors = {name: np.abs(guess.astype(float) - image).mean() for name, guess in found.items()}
+    assert errors["training mean"] > errors["image mean"] > errors["patch mean"] > errors["blurred"] > 0
+    assert "training mean" not in baselines(image, image, 16)

@@ -19,12 +19,12 @@ def test_the_mask_is_that_of_the_target(two_games):
         games.add(sample.source)
         objects = find_objects(sample.frames[-1], sample.source)
         meant = {expression.words: expression.target for expression in list_expressions(objects)}
-        if kind == "absent":
+        if kind == "no_target":
             assert not mask.any()
             assert expression not in meant
         else:
             assert np.array_equal(mask, objects[meant[expression]].mask)
-    assert kinds >= {"name", "extreme", "absent"}
+    assert kinds >= {"name", "extreme", "no_target"}
     assert games == {"Pong", "Breakout"}
 
 

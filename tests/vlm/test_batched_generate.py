@@ -75,5 +75,5 @@ def test_decoding_stops_when_all_have_ended(build_family):
 
 def test_lengths_of_another_shape_are_refused(build_family):
     family = build_family("llava")
-    with pytest.raises(UserError, match=r"expected questions int\[B, K, L\], lengths int\[B, K\]"):
+    with pytest.raises(UserError, match=r"expected suffixes int\[B, K, L\], lengths int\[B, K\]"):
         generate_batch(family.vlm, family.features(), family.shared, torch.ones(2, 3, 4).long(), 1, torch.ones(2, 2))

@@ -95,7 +95,7 @@ def test_a_trie_shares_what_answers_share():
     assert trie.tokens == (1, 2, 3, 4)
     assert trie.parents == (-1, 0, 1, -1)
     assert trie.ends == (0, 1, 2, 3)
-    assert trie.sight().sum(1).tolist() == [1, 2, 3, 1]
+    assert trie.ancestor_mask().sum(1).tolist() == [1, 2, 3, 1]
 
 
 @pytest.mark.parametrize("answers", [[], [()], [(1,), (1,)]])

@@ -77,7 +77,7 @@ def test_an_image_takes_fewer_positions_than_tokens_where_axes_count_apart(build
     family = build_family("qwen2.5-vl")
     prefix = encode_prefix(family.vlm, family.features(), family.shared)
     # two words, 2 x 3 image tokens from position 2 on, three words behind the largest
-    assert prefix.positions[:, 0].tolist() == [
+    assert prefix.position_ids[:, 0].tolist() == [
         [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 7],
         [0, 1, 2, 2, 2, 3, 3, 3, 5, 6, 7],
         [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7],
@@ -89,8 +89,8 @@ def test_an_image_takes_fewer_positions_than_tokens_where_axes_count_apart(build
 
 
 def test_a_question_sees_the_prefix_and_itself_alone():
-    layout = PackedLayout(prefix=2, questions=2, length=2)
-    assert layout.steps().tolist() == [0, 1, 0, 1]
+    layout = PackedLayout(prefix_length=2, num_suffixes=2, suffix_length=2)
+    assert layout.offsets().tolist() == [0, 1, 0, 1]
     assert (layout.mask()[0, 0] == 0).int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -120,13 +120,13 @@ def test_the_mask_works_under_gradient_checkpointing(build_family):
 
 def test_paligemma_is_refused_since_its_prompt_attends_both_ways(build_family):
     with pytest.raises(
-        UserError, match=r"PaliGemmaForConditionalGeneration cannot .*: its image and prompt attend both"
+        UserError, match=r"PaliGemmaForConditionalGeneration cannot .*: its image and prompt attend in both"
     ):
         packed_loss(build_family("paligemma"), "mask")
 
 
 def test_a_decoder_with_a_sliding_window_is_refused(build_family):
-    with pytest.raises(UserError, match="not every layer of its decoder attends to all that came before"):
+    with pytest.raises(UserError, match="not every layer of its decoder attends to all earlier tokens"):
         packed_loss(build_family("sliding window"), "mask")
 
 
@@ -157,5 +157,5 @@ def test_empty_questions_are_refused():
 def test_an_image_in_a_question_is_refused(build_family):
     family = build_family("llava")
     questions = torch.full((2, 1, 3), family.vlm.model.config.image_token_id)
-    with pytest.raises(UserError, match="got one with an image's placeholder"):
+    with pytest.raises(UserError, match="got an image placeholder"):
         forward_packed(family.vlm, family.features(), family.shared, questions)

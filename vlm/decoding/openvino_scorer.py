@@ -1,8 +1,8 @@
-"""The scores of answers from OpenVINO's compiled graph: the same model for a third of the time, on a CPU.
+"""A `CandidateScorer` compiled by OpenVINO: the same model in a third of the time, on a CPU.
 
-OpenVINO traces the pass of a `CandidateScorer` once (seconds) and fuses, lays out and schedules it for the processor at
-hand. Where that computes bfloat16 natively, so does the graph: scores then differ from float32's in about the second
-decimal, and where two answers are as good as equal the choice may differ (`experiments.benchmarks.decision_speed` measures it).
+OpenVINO traces the forward pass once (seconds) and optimizes it for the processor. Where that computes bfloat16
+natively, so does the graph: log-probabilities then differ from float32's in about the second decimal, and of two nearly
+equal answers the other may be chosen (measured by `experiments.benchmarks.decision_speed`).
 """
 
 import warnings
@@ -12,15 +12,16 @@ from contextlib import contextmanager
 import numpy as np
 import openvino
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from vlm.decoding.candidate_scoring import CandidateScorer
 
-LARGEST = 3e38
+CLAMP_MAX = 3e38  # above every activation
 
 
-class _Pass(nn.Module):
-    """A scorer's pass as a module, from frames on, for tracing."""
+class _FramesToLogProbs(nn.Module):
+    """A scorer's forward pass from frames on, for tracing."""
 
     def __init__(self, scorer: CandidateScorer):
         super().__init__()
@@ -36,23 +37,23 @@ def native_precision() -> str:
     return "bf16" if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
-class _Bounded(nn.Module):
-    """An activation with an idle upper bound behind it."""
+class _ClampedActivation(nn.Module):
+    """An activation followed by a clamp that changes nothing."""
 
     def __init__(self, activation: nn.Module):
         super().__init__()
         self.activation = activation
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.activation(input).clamp(max=LARGEST)
+        return self.activation(input).clamp(max=CLAMP_MAX)
 
 
 @contextmanager
-def _plain_activations(model: nn.Module) -> Iterator[None]:
-    """Trace the decoder's gated activations with an idle bound behind them.
+def _clamped_activations(model: nn.Module) -> Iterator[None]:
+    """Clamp the decoder's gated activations within the context.
 
-    OpenVINO 2026.4 replaces a Llama's feed-forward part by one kernel of its own, which divides by zero in bfloat16
-    for widths such as 704 and ends the process. The bound keeps that replacement from being found.
+    OpenVINO 2026.4 fuses a Llama's feed-forward layer into one kernel, which crashes by dividing by zero in bfloat16
+    for widths such as 704. The clamp keeps it from matching the pattern.
     """
     activations = [
         (parent, name, child)
@@ -62,7 +63,7 @@ def _plain_activations(model: nn.Module) -> Iterator[None]:
     ]
     try:
         for parent, name, child in activations:
-            setattr(parent, name, _Bounded(child))
+            setattr(parent, name, _ClampedActivation(child))
         yield
     finally:
         for parent, name, child in activations:
@@ -70,19 +71,23 @@ def _plain_activations(model: nn.Module) -> Iterator[None]:
 
 
 class OpenVinoScorer:
-    """Scores answers as `scorer` does, for frames of one shape; `precision` is f32 or bf16, None the native one.
+    """Scores candidates as `scorer` does, for frames of one shape.
 
-    The graph begins at the frames: turning them into pixels outside takes a fifth of a decision's time.
+    The graph starts at the frames, since preprocessing outside of it would take a fifth of the time.
+
+    Args:
+        scorer: with a cached prompt.
+        frames: an example of the shape to compile for.
+        precision: f32 or bf16; None is the processor's native one.
     """
 
-    def __init__(self, scorer: CandidateScorer, frames: np.ndarray, precision: str | None = None):
+    def __init__(self, scorer: CandidateScorer, frames: UInt8[np.ndarray, "B T H W 3"], precision: str | None = None):
         self.precision = precision or native_precision()
-        example = torch.from_numpy(frames)
-        with torch.no_grad(), warnings.catch_warnings(), _plain_activations(scorer.vlm.decoder):
-            warnings.simplefilter("ignore")  # tracing warns of every shape it takes for fixed; here all are
-            traced = _Pass(scorer).eval()
-            traced(example)  # reads the text that the scorer keeps, no part of the graph
-            graph = openvino.convert_model(traced, example_input=(example,), input=[(frames.shape, openvino.Type.u8)])
+        example, module = torch.from_numpy(frames), _FramesToLogProbs(scorer).eval()
+        with torch.no_grad(), warnings.catch_warnings(), _clamped_activations(scorer.vlm.decoder):
+            warnings.simplefilter("ignore")  # tracing warns of every shape that it fixes; here all are fixed
+            module(example)  # fills the scorer's text cache, which is then a constant of the graph
+            graph = openvino.convert_model(module, example_input=(example,), input=[(frames.shape, openvino.Type.u8)])
         settings = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -92,8 +97,8 @@ class OpenVinoScorer:
         self._request = openvino.Core().compile_model(graph, "CPU", settings).create_infer_request()
         self.shape = frames.shape
 
-    def log_probs(self, frames: np.ndarray) -> np.ndarray:
-        """Return float32[B, C] for frames uint8[B, history, H, W, 3] of the shape that was compiled."""
+    def log_probs(self, frames: UInt8[np.ndarray, "B T H W 3"]) -> Float[np.ndarray, "B C"]:
+        """Return the log-probability of every candidate for frames of the compiled shape."""
         assert frames.shape == self.shape
-        made = self._request.infer([np.ascontiguousarray(frames)], share_inputs=True)
-        return np.array(made[0], dtype=np.float32)
+        outputs = self._request.infer([np.ascontiguousarray(frames)], share_inputs=True)
+        return np.array(outputs[0], dtype=np.float32)

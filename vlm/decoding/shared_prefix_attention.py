@@ -1,9 +1,9 @@
-"""Attention of many rows behind one prefix whose keys and values lie in memory once, for all of them.
+"""Attention of many rows to a prefix whose keys and values are stored once for all of them.
 
-A row that has its own copy of an image's keys and values reads a megabyte of them for every token it decodes. Here
-the rows of a prefix meet its keys as one large product, and their own few tokens as small ones; one softmax over both
-makes it exact (Juravsky et al. 2024, "Hydragen", arXiv 2402.05099, sec. 3). It is an attention function of the
-library's own interface, so that the decoder's class runs as it is, gradients included.
+With a copy of an image's keys and values in every row, each decoded token would read megabytes. Here the rows of a
+prefix attend to its keys in one large product and to their own few tokens in small ones; one softmax over both is exact
+(Juravsky et al. 2024, "Hydragen", arXiv 2402.05099, sec. 3). It is an attention function of transformers' own
+interface, so that the decoder's class runs unchanged, gradients included.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, DynamicCache
@@ -20,65 +21,59 @@ from common.errors import UserError
 from vlm.decoding.prefix import forward_with_cache
 from vlm.model import PixelVLM
 
-NAME = "pvplay_cascade"
+IMPLEMENTATION = "pvplay_shared_prefix"  # its name in transformers' attention interface
 
 
 @dataclass(frozen=True)
 class SharedPrefixKV:
     """Keys and values of B prefixes of P tokens, a pair [B, heads, P, width] for each layer of the decoder.
 
-    looks: by the index of each layer that is watched, what rows look at, [R, T, heads, P + S] of the attention's
-    weights, their prefix first and then their own S tokens, once they have been read.
+    attention_weights: by the index of each recorded layer, None before the forward pass, then the rows' weights
+    [R, T, heads, P + S]: to the prefix, then to their own S tokens.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
-    looks: dict[int, Tensor | None] = field(default_factory=dict)
+    attention_weights: dict[int, Tensor | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, cache: DynamicCache, watched: Sequence[int] = ()) -> "SharedPrefixKV":
-        """Return what a cache that has read the prefixes holds; some layers may be watched."""
-        return cls(tuple((layer.keys, layer.values) for layer in cache.layers), dict.fromkeys(watched))
+    def from_cache(cls, cache: DynamicCache, recorded_layers: Sequence[int] = ()) -> "SharedPrefixKV":
+        """Return the content of a cache, and the layers whose attention weights to record."""
+        return cls(tuple((layer.keys, layer.values) for layer in cache.layers), dict.fromkeys(recorded_layers))
 
 
 def forward_with_shared_prefix(
-    vlm: PixelVLM, trunk: SharedPrefixKV, cache: DynamicCache, embeddings: Tensor, positions: Tensor, mask: Tensor
-) -> Tensor:
-    """Read tokens of R rows that stand behind B prefixes, R / B rows behind each, in the prefixes' order.
+    vlm: PixelVLM,
+    shared_prefix: SharedPrefixKV,
+    cache: DynamicCache,
+    embeddings: Float[Tensor, "R T D"],
+    position_ids: Int[Tensor, "R T"] | Int[Tensor, "3 R T"],
+    attention_mask: Float[Tensor, "_ 1 T own"],
+) -> Float[Tensor, "R T D"]:
+    """Return the decoder's last hidden states of R rows after B prefixes, R / B rows for each in the prefixes' order.
 
     Args:
         vlm: the model.
-        trunk: the prefixes.
-        cache: the rows' own C tokens so far, without the prefix; takes in those that are read.
-        embeddings: [R, T, D].
-        positions: int[R, T] or int[3, R, T], counted from the prefix's beginning.
-        mask: additive, [R or 1, 1, T, C + T], of the rows' own tokens; the prefix is seen by all.
-
-    Returns:
-        The decoder's last states, [R, T, D].
+        shared_prefix: of the B prefixes.
+        cache: the rows' own tokens so far, without the prefix; the new tokens are added.
+        embeddings: of the new tokens.
+        position_ids: of the new tokens, counted from the prefix's beginning.
+        attention_mask: additive, over the rows' own tokens; the prefix is visible to all.
 
     Raises:
-        UserError: the decoder's class computes attention in a way of its own.
+        UserError: the decoder's class does not use transformers' attention interface.
     """
-    with _attending(vlm):
-        return forward_with_cache(vlm, cache, embeddings, positions, mask, trunk=trunk)
-
-
-def causal_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the additive mask [R, 1, S, S] of rows' own tokens, `seen` bool[R, S], False at padding."""
-    size = seen.shape[1]
-    sees = torch.ones(size, size, dtype=torch.bool, device=seen.device).tril() & seen[:, None]
-    blind = torch.finfo(dtype).min / 2
-    return torch.zeros(sees.shape, dtype=dtype, device=seen.device).masked_fill(~sees, blind)[:, None]
+    with _shared_prefix_attention(vlm):
+        return forward_with_cache(vlm, cache, embeddings, position_ids, attention_mask, shared_prefix=shared_prefix)
 
 
 @contextmanager
-def _attending(vlm: PixelVLM) -> Iterator[None]:
-    """Let the decoder attend by this module's function for a while."""
+def _shared_prefix_attention(vlm: PixelVLM) -> Iterator[None]:
+    """Let the decoder compute attention by this module's function within the context."""
     if not getattr(vlm.decoder, "_supports_attention_backend", False):
-        raise UserError(f"{type(vlm.decoder).__name__} computes attention in a way of its own; pack by mask instead")
+        raise UserError(f"{type(vlm.decoder).__name__} does not use transformers' attention interface; pack by mask")
     config: Any = vlm.decoder.config
     before = config._attn_implementation
-    config._attn_implementation = NAME
+    config._attn_implementation = IMPLEMENTATION
     try:
         yield
     finally:
@@ -87,38 +82,38 @@ def _attending(vlm: PixelVLM) -> Iterator[None]:
 
 def _attend(
     module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
+    query: Float[Tensor, "R heads T width"],
+    key: Float[Tensor, "R groups S width"],
+    value: Float[Tensor, "R groups S width"],
+    attention_mask: Float[Tensor, "_ 1 T S"],
     scaling: float,
     dropout: float = 0.0,
-    trunk: SharedPrefixKV | None = None,
-    **more: Any,
-) -> tuple[Tensor, None]:
-    """Return [R, T, heads, width] for queries [R, heads, T, width] and own keys and values [R, groups, S, width]."""
-    odd = [name for name in ("softcap", "s_aux") if more.get(name) is not None]
-    if trunk is None:
-        raise UserError(f"{type(module).__name__} was not told of the prefix that its rows share; pack by mask instead")
-    if odd:
-        raise UserError(f"{type(module).__name__} asks of attention what sharing a prefix cannot do: {', '.join(odd)}")
-    index: Any = module.layer_idx
-    keys, values = trunk.layers[index]
-    batch, groups, common, _ = keys.shape
-    each = (len(query) // batch, query.shape[1] // groups, query.shape[2])  # rows, heads of a group, tokens
+    shared_prefix: SharedPrefixKV | None = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "R T heads width"], None]:
+    """Return the attention output, as transformers' attention functions do; `key` and `value` are the rows' own."""
+    unsupported = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
+    if shared_prefix is None:
+        raise UserError(f"{type(module).__name__} does not pass the shared prefix to its attention; pack by mask")
+    if unsupported:
+        raise UserError(f"{type(module).__name__} needs attention options unsupported here: {', '.join(unsupported)}")
+    layer: Any = module.layer_idx
+    prefix_key, prefix_value = shared_prefix.layers[layer]
+    batch, groups, prefix_length, _ = prefix_key.shape
+    inner = (len(query) // batch, query.shape[1] // groups, query.shape[2])  # rows, heads of a group, tokens
     # queries and scores as [B, groups, rows, heads of a group, T, ...]
-    asked = (query * scaling).unflatten(0, (batch, each[0])).unflatten(2, (groups, each[1])).transpose(1, 2)
-    ahead = (asked.flatten(2, 4) @ keys.mT).unflatten(2, each)
-    own_key, own_value = (part.unflatten(0, (batch, each[0])).transpose(1, 2)[:, :, :, None] for part in (key, value))
-    own = asked @ own_key.mT
-    own = own + attention_mask.expand(len(query), -1, -1, -1).unflatten(0, (batch, each[0]))[:, None]
-    weights = torch.cat([ahead, own], dim=-1).softmax(-1, dtype=torch.float32).to(query.dtype)
-    if index in trunk.looks:
-        trunk.looks[index] = weights.permute(0, 2, 4, 1, 3, 5).flatten(0, 1).flatten(2, 3)
+    query = (query * scaling).unflatten(0, (batch, inner[0])).unflatten(2, (groups, inner[1])).transpose(1, 2)
+    prefix_scores = (query.flatten(2, 4) @ prefix_key.mT).unflatten(2, inner)
+    key, value = (part.unflatten(0, (batch, inner[0])).transpose(1, 2)[:, :, :, None] for part in (key, value))
+    mask = attention_mask.expand(batch * inner[0], -1, -1, -1).unflatten(0, (batch, inner[0]))[:, None]
+    own_scores = query @ key.mT + mask
+    weights = torch.cat([prefix_scores, own_scores], dim=-1).softmax(-1, dtype=torch.float32).to(query.dtype)
+    if layer in shared_prefix.attention_weights:
+        shared_prefix.attention_weights[layer] = weights.permute(0, 2, 4, 1, 3, 5).flatten(0, 1).flatten(2, 3)
     weights = functional.dropout(weights, dropout, module.training)
-    seen = (weights[..., :common].flatten(2, 4) @ values).unflatten(2, each) + weights[..., common:] @ own_value
-    # [B, groups, rows, heads of a group, T, width] to [R, T, heads, width]
-    return seen.permute(0, 2, 4, 1, 3, 5).flatten(0, 1).flatten(2, 3), None
+    prefix_output = (weights[..., :prefix_length].flatten(2, 4) @ prefix_value).unflatten(2, inner)
+    output = prefix_output + weights[..., prefix_length:] @ value
+    return output.permute(0, 2, 4, 1, 3, 5).flatten(0, 1).flatten(2, 3), None
 
 
-AttentionInterface.register(NAME, _attend)
+AttentionInterface.register(IMPLEMENTATION, _attend)

@@ -119,7 +119,7 @@ class PointSampler:
     ):
         self.vlm, self.language, self.shift = vlm, language, shift
         shared = torch.cat([language.shared, torch.tensor(language.trunk(words))])
-        self.read = CachedPrefix.of(vlm, features, shared.to(vlm.device))
+        self.read = CachedPrefix.encode(vlm, features, shared.to(vlm.device))
 
     def mask(self, grid: int, spacing: int) -> Tensor:
         """Return the log-odds float32[grid, grid]."""

@@ -1,0 +1,187 @@
+"""PPO learns a text policy from rewards and resumes to the same numbers."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from agents import ppo
+from agents.ppo import PPOConfig, PPOTrainer
+from agents.ppo_loss import PPOBatch, compute_advantages, ppo_losses
+from agents.rollout_buffer import PolicyOutput, RolloutCollector
+from common.command import run
+from envs.atari import AtariEnvs, Step
+from envs.games import find_game
+from envs.protocol import MACHADO2018
+from vlm import checkpoint
+from vlm.presets import build
+
+
+def command(*arguments):
+    return run(lambda: ppo.main([str(argument) for argument in arguments]))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--num-steps", "0"), "--num-steps must be at least 1, got 0"),
+        (("--gae-lambda", "2"), "--gae-lambda must be from 0 to 1, got 2"),
+        (("--game", "Pongg"), "nearest: Pong"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(words, message, tiny, tmp_path, capsys):
+    assert command("--game", "Pong", "--init", tiny, "--out", tmp_path / "run", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_collector_restores_its_environments_with_their_sticky_actions():
+    game, rng = find_game("Carnival"), np.random.default_rng(0)
+
+    def policy(obs, step):
+        return PolicyOutput(rng.integers(6, size=len(obs)), {"pixel": obs[:, -1, 0, 0, 0]})
+
+    short = replace(MACHADO2018, max_episode_frames=500)
+    with AtariEnvs(game, 3, short) as envs, AtariEnvs(game, 3, short) as other_envs:
+        collector = RolloutCollector(envs, 2, seed=3)
+        for _ in range(8):
+            collector.collect(policy, 40)  # episodes end after 125 steps
+        state = json.loads(json.dumps(collector.state()))
+        assert state["num_started"] > 3
+        restored = RolloutCollector(other_envs, 2, seed=3)
+        restored.restore(state)
+        rng = np.random.default_rng(1)
+        one = collector.collect(policy, 30)
+        rng = np.random.default_rng(1)
+        other = restored.collect(policy, 30)
+    assert np.array_equal(one.obs, other.obs)
+    assert np.array_equal(one.rewards, other.rewards)
+    assert one.scores == other.scores
+
+
+class BrightQuarters:
+    """Environments whose bright quarter of the frame names the rewarded action; an episode lasts eight steps."""
+
+    action_names = ("noop", "up", "right", "left")
+    frame_shape = (64, 64, 3)
+
+    def __init__(self, num_envs):
+        self.num_envs, self.game = num_envs, find_game("Pong")
+        self.rngs, self.steps_left = [np.random.default_rng(0)] * num_envs, np.zeros(num_envs, int)
+        self.rewarded = np.zeros(num_envs, int)
+
+    def reset(self, seeds):
+        for i, seed in enumerate(seeds):
+            if seed is not None:
+                self.rngs[i], self.steps_left[i] = np.random.default_rng(seed), 8
+                self.rewarded[i] = self.rngs[i].integers(4)
+        return self.frames()
+
+    def frames(self):
+        frames = np.zeros((self.num_envs, *self.frame_shape), np.uint8)
+        for i, action in enumerate(self.rewarded):
+            row, column = divmod(int(action), 2)
+            frames[i, 32 * row : 32 * row + 32, 32 * column : 32 * column + 32] = 200
+        return frames
+
+    def step(self, actions):
+        rewards = (actions == self.rewarded).astype(np.float32)
+        self.steps_left -= 1
+        self.rewarded = np.array([rng.integers(4) for rng in self.rngs])
+        terminated = self.steps_left == 0
+        nothing = np.zeros(self.num_envs, np.int64)
+        return Step(self.frames(), rewards, terminated, nothing.astype(bool), nothing)
+
+
+def make_trainer(num_envs=16, **changes):
+    config = PPOConfig(
+        game="Pong",
+        init="unused",
+        out="unused",
+        num_envs=num_envs,
+        num_steps=8,
+        kl_coef=0.0,
+        learning_rate=3e-3,
+        encoder_learning_rate=3e-3,
+        seed=1,
+        bf16=False,
+        **changes,
+    )
+    return PPOTrainer(build("tiny", seed=0), BrightQuarters(num_envs), config)
+
+
+def test_a_policy_learns_to_name_what_the_frame_shows_from_rewards_alone():
+    trainer = make_trainer(num_iterations=80)
+    rows = [trainer.train_step() for _ in range(80)]
+    assert rows[0]["reward"] < 0.4  # chance is 0.25
+    assert np.mean([row["reward"] for row in rows[-20:]]) > 0.7
+
+
+def test_training_resumes_from_a_saved_state_to_the_same_weights(tmp_path):
+    whole, killed = make_trainer(4, num_iterations=4), make_trainer(4, num_iterations=4)
+    for _ in range(4):
+        last = whole.train_step()
+    for _ in range(2):
+        killed.train_step()
+    killed.save(tmp_path / "state")
+    assert {file.name for file in (tmp_path / "state").iterdir()} == {"trainer_state.pt", "env_state.json"}
+    resumed = make_trainer(4, num_iterations=4)
+    resumed.restore(tmp_path / "state")
+    for _ in range(2):
+        row = resumed.train_step()
+    assert row == last
+    one, other = whole.policy.state_dict(), resumed.policy.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_killed_training_of_a_real_game_resumes_to_the_same_checkpoint(tiny, tmp_path, monkeypatch, capsys):
+    words = ["--game", "carnival", "--init", tiny, "--num-iterations", "3", "--num-envs", "2"]
+    words += ["--num-steps", "4", "--minibatch-size", "4", "--save-every", "1"]
+    assert command(*words, "--out", tmp_path / "whole") == 0
+    train_step, calls = PPOTrainer.train_step, []
+
+    def killed_in_the_third(self):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return train_step(self)
+
+    monkeypatch.setattr(PPOTrainer, "train_step", killed_in_the_third)
+    assert command(*words, "--out", tmp_path / "killed") == 130
+    assert command(*words, "--out", tmp_path / "killed") == 0
+    assert len(calls) == 4
+    one, other = (checkpoint.load(tmp_path / run / "last").model.state_dict() for run in ("whole", "killed"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    rows = [json.loads((tmp_path / run / "ppo.json").read_text())["rows"] for run in ("whole", "killed")]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 3
+    assert checkpoint.read_training(tmp_path / "whole" / "last")["games"] == ["Carnival"]
+    assert command(*words, "--out", tmp_path / "whole", "--gamma", 0.5) == 2
+    assert "holds a run with another gamma; choose another --out" in capsys.readouterr().err
+
+
+def test_advantages_are_those_of_gae_and_stop_where_an_episode_ends():
+    values, rewards = np.array([[1.0], [2.0]]), np.array([[3.0], [5.0]])
+    dones = np.array([[False], [True]])
+    advantages, returns = compute_advantages(values, rewards, dones, np.array([100.0]), gamma=0.5, gae_lambda=0.5)
+    assert advantages[1, 0] == 5 - 2  # nothing follows the end
+    assert advantages[0, 0] == (3 + 0.5 * 2 - 1) + 0.25 * 3
+    assert returns[:, 0].tolist() == [advantages[0, 0] + 1, 5]
+
+
+def test_a_ratio_beyond_the_clipping_range_has_no_gradient():
+    old = torch.tensor([[0.5, 0.5]]).log()
+    batch = PPOBatch(torch.tensor([0]), old, old, advantages=torch.tensor([1.0]), returns=torch.tensor([0.0]))
+    weights = {"clip_coef": 0.2, "ent_coef": 0, "kl_coef": 0, "vf_coef": 0}
+
+    def gradient(probability):
+        logits = torch.tensor([[probability, 1 - probability]]).log().requires_grad_()
+        ppo_losses(logits.log_softmax(-1), torch.zeros(1), batch, **weights)["loss"].backward()
+        return float(logits.grad.abs().sum())
+
+    assert gradient(0.55) > 0.1
+    assert gradient(0.7) == 0
+    kl = ppo_losses(torch.tensor([[0.8, 0.2]]).log(), torch.zeros(1), batch, **weights)["kl"]
+    assert float(kl) == pytest.approx(0.8 * np.log(1.6) + 0.2 * np.log(0.4))
