@@ -16,8 +16,8 @@ from envs.games import find_game
 from pretrain.data.augmentation import crop_or_resize
 from pretrain.data.frame_captions import describe_frame, write_caption
 from pretrain.data.images import EpisodeFrames
-from pretrain.pvp_prompts import IGNORE_INDEX, pad_rows
-from vlm.decoding.packing import forward_packed
+from pretrain.pvp_prompts import IGNORE_INDEX
+from vlm.decoding.packing import forward_packed, pad_token_lists
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.prompts import CAPTION_PREFIX
@@ -82,8 +82,8 @@ class CaptionSampler:
             rows.append(self._tokens([write_caption(objects, title, rng) for _ in range(self.data.captions)]))
         return CaptionBatch(
             frames=torch.from_numpy(np.stack(stacks)),
-            input_ids=pad_rows([[caption[:-1] for caption in captions] for captions in rows], self.pad),
-            labels=pad_rows([[caption[1:] for caption in captions] for captions in rows], IGNORE_INDEX),
+            input_ids=pad_token_lists([[caption[:-1] for caption in captions] for captions in rows], self.pad)[0],
+            labels=pad_token_lists([[caption[1:] for caption in captions] for captions in rows], IGNORE_INDEX)[0],
         )
 
     def _tokens(self, captions: Sequence[str]) -> list[list[int]]:

@@ -60,7 +60,7 @@ def pvp_objective(vlm: PixelVLM, data: PvpData, steps: int) -> PvpObjective:
     """Return pixel value prediction as an objective of a training of so many steps."""
     if not data.data and data.synthetic < 1:
         raise UserError("--data is missing; only --synthetic 1 goes without")
-    prompts = PixelPromptFormat.of(vlm, data.order)
+    prompts = PixelPromptFormat.from_model(vlm, data.order)
     split = "train" if data.val_episodes else "all"
     sources = [open_image_source(place, split, data.val_episodes) for place in data.data]
     images = ImageSampler(sources, data.size, vlm.history, data.augmentation, data.synthetic, data.curriculum_fraction)

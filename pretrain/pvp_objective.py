@@ -18,8 +18,8 @@ from common.errors import UserError
 from pretrain.data.augmentation import augment, crop_or_resize
 from pretrain.data.images import ImageSource
 from pretrain.data.synthetic_images import synthetic_image
-from pretrain.pvp_prompts import IGNORE_INDEX, PixelPromptFormat, downsample_grid, pad_rows, sample_coordinates
-from vlm.decoding.packing import forward_packed, forward_packed_with_attention
+from pretrain.pvp_prompts import IGNORE_INDEX, PixelPromptFormat, downsample_grid, sample_coordinates
+from vlm.decoding.packing import forward_packed, forward_packed_with_attention, pad_token_lists
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.training.attention_supervision import (
@@ -124,8 +124,8 @@ class PvpSampler:
         input_ids, labels, coordinates = zip(*(self._questions(stack[-1], rng) for stack in answered), strict=True)
         return PvpBatch(
             frames=torch.from_numpy(np.stack(stacks)),
-            input_ids=pad_rows(input_ids, self.prompts.pad),
-            labels=pad_rows(labels, IGNORE_INDEX),
+            input_ids=pad_token_lists(input_ids, self.prompts.pad_token_id)[0],
+            labels=pad_token_lists(labels, IGNORE_INDEX)[0],
             coordinates=torch.from_numpy(np.stack(coordinates)),
         )
 
@@ -133,7 +133,7 @@ class PvpSampler:
         values = downsample_grid(image, self.grid)
         places = sample_coordinates(values, self.questions, rng)
         fractions = ((places + 0.5) / values.shape[:2]).astype(np.float32)
-        return *self.prompts.lesson(places, values[places[:, 0], places[:, 1]]), fractions
+        return *self.prompts.training_sequences(places, values[places[:, 0], places[:, 1]]), fractions
 
 
 def gaussian_targets(std: float) -> Float[Tensor, "256 256"]:
@@ -156,7 +156,7 @@ class PvpObjective(Objective[PixelVLM, PvpBatch]):
         super().__init__(vlm, sampler)
         self.prompts, self.attention_supervision = prompts, attention_supervision
         self._edges: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by the size of images
-        if (attention_supervision or label_std) and prompts.numbers is None:
+        if (attention_supervision or label_std) and prompts.number_token_ids is None:
             raise UserError("--label-std and --attention-supervision-weight need numbers that are single tokens")
         if attention_supervision:
             require_attention_access(vlm)
@@ -168,7 +168,7 @@ class PvpObjective(Objective[PixelVLM, PvpBatch]):
 
     def loss(self, features: ImageFeatures, batch: PvpBatch) -> Losses:
         """Return the loss with the metrics of `answer_metrics`, `feature_variation` and attention weights."""
-        shared, labels = self.prompts.shared.to(batch.input_ids.device), batch.labels
+        shared, labels = self.prompts.prefix_ids.to(batch.input_ids.device), batch.labels
         attention_loss, metrics = torch.zeros(()), {}
         if self.attention_supervision:
             hidden, weights = forward_packed_with_attention(
@@ -189,14 +189,14 @@ class PvpObjective(Objective[PixelVLM, PvpBatch]):
 
     def attention_targets(self, batch: PvpBatch) -> AttentionTargets:
         """Return what the questions and answers of a batch should attend to."""
-        assert self.prompts.numbers is not None
+        assert self.prompts.number_token_ids is not None
         height, width = batch.frames.shape[2:4]
         if (height, width) not in self._edges:
             self._edges[height, width] = patch_edges(self.vlm, height, width)
         answers = batch.labels != IGNORE_INDEX
         ends = answers.int().argmax(-1)
         index = torch.arange(batch.input_ids.shape[2], device=ends.device)
-        numbers = torch.isin(batch.input_ids, self.prompts.numbers.to(ends.device)) & (index < ends[:, :, None])
+        numbers = torch.isin(batch.input_ids, self.prompts.number_token_ids.to(ends.device)) & (index < ends[:, :, None])
         last = (numbers * index).argmax(-1)
         return AttentionTargets(
             coordinates=torch.stack([numbers.int().argmax(-1), last], dim=-1),
@@ -207,9 +207,9 @@ class PvpObjective(Objective[PixelVLM, PvpBatch]):
 
     def answer_loss(self, logits: Float[Tensor, "A V"], answers: Int[Tensor, " A"]) -> Tensor:
         """Return the mean cross-entropy of answer tokens, against Gaussian targets for numbers where asked for."""
-        if self.targets is None or self.prompts.numbers is None:
+        if self.targets is None or self.prompts.number_token_ids is None:
             return functional.cross_entropy(logits, answers)
-        tokens = self.prompts.numbers.to(answers.device)
+        tokens = self.prompts.number_token_ids.to(answers.device)
         values = number_values(tokens, answers, logits.shape[-1])  # [A], -1: not a number
         log_probs = logits.log_softmax(-1)
         plain = -log_probs[values < 0].gather(1, answers[values < 0, None])
@@ -224,8 +224,8 @@ class PvpObjective(Objective[PixelVLM, PvpBatch]):
         correct = torch.ones(labels.shape, dtype=torch.bool, device=labels.device)
         correct[labels != IGNORE_INDEX] = logits.argmax(-1) == answers
         metrics = {"exact_match": correct.all(-1).float().mean()}
-        if self.prompts.numbers is not None:
-            tokens = self.prompts.numbers.to(answers.device)
+        if self.prompts.number_token_ids is not None:
+            tokens = self.prompts.number_token_ids.to(answers.device)
             values = number_values(tokens, answers, logits.shape[-1])
             number_logits, truth = logits[values >= 0][:, tokens].float(), values[values >= 0]
             expected = (number_logits.softmax(-1) * torch.arange(256.0, device=truth.device)).sum(-1)

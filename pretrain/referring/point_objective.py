@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.errors import UserError
-from pretrain.pvp_prompts import IGNORE_INDEX, pad_rows
+from pretrain.pvp_prompts import IGNORE_INDEX
 from pretrain.referring.mask_objective import pad_stack
 from pretrain.referring.samples import ReferringSource
 from vlm.decoding.packing import forward_packed_tree, forward_packed_with_attention, pad_token_lists
@@ -127,8 +127,8 @@ class PointQuestionSampler:
             frames=torch.from_numpy(frames),
             prefix_ids=prefix_ids,
             prefix_lengths=prefix_lengths,
-            input_ids=pad_rows(input_ids, self.prompts.pad).unflatten(0, shape),
-            labels=pad_rows(labels, IGNORE_INDEX).unflatten(0, shape),
+            input_ids=pad_token_lists(input_ids, self.prompts.pad)[0].unflatten(0, shape),
+            labels=pad_token_lists(labels, IGNORE_INDEX)[0].unflatten(0, shape),
             coordinates=torch.from_numpy(fractions.astype(np.float32)).unflatten(0, shape),
         )
 

@@ -30,7 +30,7 @@ def make(preset="tiny-clip", **changes):
     init_number_embeddings(vlm)
     if vlm.square_size:
         init_position_embeddings(vlm.encoder, 210, 160, 32, amplitude=2.0)
-    prompts, images = PixelPromptFormat.of(vlm), ImageSampler([], (210, 160), vlm.history, synthetic=1.0)
+    prompts, images = PixelPromptFormat.from_model(vlm), ImageSampler([], (210, 160), vlm.history, synthetic=1.0)
     sampler = PvpSampler(images, prompts, "32", **{"steps": 4, "images": 2, "questions": 4, **changes})
     return vlm, sampler, prompts
 
@@ -52,11 +52,11 @@ def test_the_attention_that_is_returned_is_that_of_the_library(preset):
         )
         for layer in LAYERS
     ]
-    forward_packed(vlm, features, prompts.shared, batch.input_ids, "mask")
+    forward_packed(vlm, features, prompts.prefix_ids, batch.input_ids, "mask")
     for hook in hooks:
         hook.remove()
-    states, attention = forward_packed_with_attention(vlm, features, prompts.shared, batch.input_ids, LAYERS)
-    assert torch.equal(states, forward_packed(vlm, features, prompts.shared, batch.input_ids))
+    states, attention = forward_packed_with_attention(vlm, features, prompts.prefix_ids, batch.input_ids, LAYERS)
+    assert torch.equal(states, forward_packed(vlm, features, prompts.prefix_ids, batch.input_ids))
     for layer in LAYERS:
         all_of_it = found[layer][:, :, -count * length :].unflatten(2, (count, length))  # [B, heads, K, L, P + K * L]
         prefix = all_of_it.shape[-1] - count * length
@@ -129,17 +129,17 @@ def test_coordinates_are_found_in_both_orders_and_where_both_are_one_number():
     vlm, sampler, prompts = make()
     objective = PvpObjective(vlm, sampler, prompts, attention_supervision=1.0)
     places = np.array([[5, 5], [31, 0]])
-    input_ids, labels = prompts.lesson(places, np.full((2, 3), 5, np.uint8))
+    input_ids, labels = prompts.training_sequences(places, np.full((2, 3), 5, np.uint8))
     fractions = torch.tensor(places / 32 + 1 / 64)[None]
     frames = torch.zeros(1, 1, 210, 160, 3, dtype=torch.uint8)
     targets = objective.attention_targets(
         PvpBatch(frames, torch.tensor([input_ids]), torch.tensor([labels]), fractions)
     )
     tokens = [[input_ids[k][index] for index in targets.coordinates[0, k].tolist()] for k in range(2)]
-    numbers = prompts.numbers.tolist()
+    numbers = prompts.number_token_ids.tolist()
     assert tokens == [[numbers[5], numbers[5]], [numbers[31], numbers[0]]]
     assert targets.coordinates[0, 0, 0] != targets.coordinates[0, 0, 1]
-    end = len(prompts.questions(places)[0]) - 1
+    end = len(prompts.question_ids(places)[0]) - 1
     assert targets.question_ends.tolist() == [[end] * 2]
     assert targets.answer_mask[0, 0].nonzero().flatten().tolist() == list(range(end + 1, len(input_ids[0])))
 

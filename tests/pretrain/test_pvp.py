@@ -75,7 +75,7 @@ def test_questions_are_answered_by_the_images_own_colours_and_drawn_from_seed_an
 
 def test_shuffled_images_are_answered_for_with_the_colours_of_the_next():
     vlm = build("tiny")
-    prompts, images = PixelPromptFormat.of(vlm), ImageSampler([], (60, 60), 1, synthetic=1)
+    prompts, images = PixelPromptFormat.from_model(vlm), ImageSampler([], (60, 60), 1, synthetic=1)
     sampler = PvpSampler(images, prompts, "4", steps=9, images=3, questions=5, shuffle_targets=True)
     batch = sampler(8, np.random.default_rng(3))
     for number, inputs in enumerate(batch.input_ids):
@@ -112,16 +112,16 @@ def test_a_model_learns_to_read_pixels(blocks):
 
 def test_metrics_are_those_of_hand_made_logits():
     vlm = build("tiny")
-    prompts = PixelPromptFormat.of(vlm)
+    prompts = PixelPromptFormat.from_model(vlm)
     objective = PvpObjective(vlm, None, prompts)
-    _, labels = prompts.lesson(np.array([[1, 2], [3, 4]]), np.array([[10, 20, 30], [40, 50, 60]], np.uint8))
+    _, labels = prompts.training_sequences(np.array([[1, 2], [3, 4]]), np.array([[10, 20, 30], [40, 50, 60]], np.uint8))
     labels = torch.tensor([labels])
     answers = labels[labels != IGNORE_INDEX]
     logits = torch.full((len(answers), len(vlm.tokenizer)), -1e4)
     logits[torch.arange(len(answers)), answers] = 0.0
     perfect = objective.answer_metrics(logits, answers, labels)
     assert [float(perfect[name]) for name in ("exact_match", "mae", "mae_expected")] == [1, 0, 0]
-    first = prompts.numbers[torch.tensor([10, 16])]
+    first = prompts.number_token_ids[torch.tensor([10, 16])]
     logits[0, first] = torch.tensor([0.0, 0.1])  # of two values, 10 and 16, the wrong one is a little likelier
     found = objective.answer_metrics(logits, answers, labels)
     assert float(found["exact_match"]) == 0.5
@@ -132,15 +132,15 @@ def test_metrics_are_those_of_hand_made_logits():
 
 def test_gaussian_targets_prefer_a_near_miss_to_a_far_one_and_plain_ones_do_not():
     vlm = build("tiny")
-    prompts = PixelPromptFormat.of(vlm)
+    prompts = PixelPromptFormat.from_model(vlm)
     assert torch.allclose(gaussian_targets(3.0).sum(1), torch.ones(256))
-    answers = prompts.numbers[torch.tensor([100])]
+    answers = prompts.number_token_ids[torch.tensor([100])]
     losses = {}
     for std in (0.0, 3.0):
         objective = PvpObjective(vlm, None, prompts, std)
         for predicted in (102, 180):
             logits = torch.zeros(1, len(vlm.tokenizer))
-            logits[0, prompts.numbers[predicted]] = 5.0
+            logits[0, prompts.number_token_ids[predicted]] = 5.0
             losses[std, predicted] = float(objective.answer_loss(logits, answers))
     assert losses[0.0, 102] == pytest.approx(losses[0.0, 180])
     assert losses[3.0, 102] < losses[3.0, 180] - 0.1
@@ -211,7 +211,7 @@ def test_a_clip_tower_can_start_from_sinusoidal_positions_and_learns_from_synthe
     )  # fmt: skip
     vlm = checkpoint.load(train_pvp(config))
     table = start_model(config).model.get_input_embeddings().weight
-    numbers = table[PixelPromptFormat.of(vlm).numbers]
+    numbers = table[PixelPromptFormat.from_model(vlm).number_token_ids]
     near, far = ((numbers[100] * numbers[other]).sum() for other in (101, 160))
     assert near > 2 * far.abs()
 
