@@ -1,10 +1,39 @@
-"""Tests compare numbers of the CPU, on a machine with a GPU as well; and a training can be killed at a chosen step."""
+"""Tests compare numbers of the CPU, on a machine with a GPU as well. Trainings can be killed at a chosen step."""
 
+import io
 import os
+import pickle
+from types import FunctionType
 
 import pytest
+from torch import nn
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+class _ModuleFinder(pickle.Pickler):
+    """Lists the modules that would be pickled with an object, as when a data worker gets it."""
+
+    def __init__(self):
+        super().__init__(io.BytesIO())
+        self.found = []
+
+    def reducer_override(self, thing):
+        if isinstance(thing, nn.Module):
+            self.found.append(type(thing).__name__)
+        return (tuple, ()) if isinstance(thing, (nn.Module, FunctionType)) else NotImplemented
+
+
+@pytest.fixture
+def modules_in():
+    """A function that returns the names of the classes of all torch modules that an object holds, at any depth."""
+
+    def find(thing):
+        finder = _ModuleFinder()
+        finder.dump(thing)
+        return finder.found
+
+    return find
 
 
 @pytest.fixture

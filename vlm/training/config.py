@@ -60,14 +60,15 @@ class RunConfig:
     """Where a training writes, how long it runs and what transformers' Trainer is told."""
 
     out: Path
-    """The run's directory: config.json, checkpoints, TensorBoard logs and `last`. The same command resumes it."""
+    """The run's directory: train_config.json, checkpoints, TensorBoard logs and `last`. The same command resumes it."""
     steps: int = 2000
     """Batches in all. One optimizer step takes one from each process, times gradient_accumulation_steps."""
     seed: int = 0
     """The seed of new weights and of all sampling."""
     trainer: tuple[str, ...] = ()
     """Options of transformers' TrainingArguments as NAME=VALUE: save_steps=200 warmup_steps=40 weight_decay=0.1
-    optim=adamw_torch gradient_accumulation_steps=4 dataloader_num_workers=2 bf16=false report_to=none fsdp=full_shard."""
+    optim=adamw_torch gradient_accumulation_steps=4 dataloader_num_workers=2 bf16=false report_to=none
+    fsdp=full_shard."""
 
 
 @dataclass(frozen=True)

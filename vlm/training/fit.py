@@ -4,6 +4,7 @@ It starts from a model, trains roles at their own learning rates, resumes from i
 writes `last`: a checkpoint with plain weights (adapters merged) that tells how it was made and which parameters moved.
 """
 
+import contextlib
 import difflib
 import json
 from collections.abc import Callable, Sequence
@@ -213,12 +214,11 @@ def training_arguments(run: RunConfig) -> tuple[TrainingArguments, bool | None]:
 
 def newest_complete_checkpoint(directory: Path) -> Path | None:
     """Return the checkpoint of the most steps whose files are all there, or None."""
-    complete = [place for place in directory.glob("checkpoint-*") if (place / "trainer_state.json").is_file()]
-    return max(
-        complete,
-        key=lambda place: TrainerState.load_from_json(str(place / "trainer_state.json")).global_step,
-        default=None,
-    )
+    steps: dict[Path, int] = {}
+    for place in directory.glob("checkpoint-*"):
+        with contextlib.suppress(OSError, ValueError):  # the file is the last that is written: missing or cut short
+            steps[place] = TrainerState.load_from_json(str(place / "trainer_state.json")).global_step
+    return max(steps, key=lambda place: steps[place], default=None)
 
 
 def require_same_run(config: TrainConfig, ignore: Sequence[str] = ()) -> None:
@@ -228,6 +228,7 @@ def require_same_run(config: TrainConfig, ignore: Sequence[str] = ()) -> None:
         UserError: names the fields that differ.
     """
     file, now = config.run.out / CONFIG, config.to_flat()
+    ignore = ("out", *ignore)  # a run may be moved, and named by another path
     if file.exists():
         before = json.loads(file.read_text())
         changed = [name for name in now if name not in ignore and before.get(name) != now[name]]
@@ -257,12 +258,12 @@ def fit(
         finish: called with the trained model, before `last` is written; returns more metadata.
         export: writes files of its own into the directory of `last`.
     """
+    arguments, bf16 = training_arguments(config.run)
     require_same_run(config)
     vlm: PixelModel = mixture.vlm
     before = snapshot(vlm)
     if config.optimizer.decoder == "lora":
         lora.add_lora(vlm, config.optimizer.lora_rank)
-    arguments, bf16 = training_arguments(config.run)
     module = TrainingModule(mixture, bf16)
     groups = parameter_groups(vlm, module_learning_rates(config.optimizer), arguments.weight_decay)
     groups += auxiliary_group(module.auxiliary, config.optimizer, arguments.weight_decay)
