@@ -15,7 +15,7 @@ from envs.episodes import EpisodeDataset
 from envs.games import find_game
 from pretrain.data.frame_captions import DetectedObject, describe_frame, write_caption
 from pretrain.data.splits import split_rows
-from vlm.clip import PixelClip
+from vlm.clip import PixelClip, tokenize
 from vlm.training.objective import Batch, Losses, Objective
 
 NO_TITLE_PROB = 0.3  # of a caption that leaves the game out, so that the objects have to be seen
@@ -79,7 +79,8 @@ class ContrastiveSampler:
 
     def __init__(self, datasets: list[EpisodeDataset], clip: PixelClip, data: ContrastiveData, steps: int):
         assert clip.square_size is not None
-        self.datasets, self.clip, self.size, self.data, self.steps = datasets, clip, clip.square_size, data, steps
+        self.datasets, self.size, self.data, self.steps = datasets, clip.square_size, data, steps
+        self.tokenizer = clip.tokenizer
         self.rows = [split_rows(dataset, "train", data.val_episodes) for dataset in datasets]
         self.titles = [find_game(dataset.info.game).title for dataset in datasets]
         for dataset in datasets:
@@ -95,7 +96,7 @@ class ContrastiveSampler:
         games = rng.permutation(len(self.datasets))[:count]
         pairs = [self._pair(int(games[i % len(games)]), rng) for i in range(self.data.images)]
         frames, captions = zip(*pairs, strict=True)
-        return ContrastiveBatch(torch.from_numpy(np.stack(frames)[:, None]), self.clip.tokenize(captions))
+        return ContrastiveBatch(torch.from_numpy(np.stack(frames)[:, None]), tokenize(self.tokenizer, captions))
 
     def _pair(self, game: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         dataset, row = self.datasets[game], int(rng.choice(self.rows[game]))
