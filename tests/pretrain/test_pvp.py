@@ -165,6 +165,13 @@ def test_a_killed_run_resumes_to_the_same_weights(blocks, tmp_path, kill_at_step
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
 
+def test_a_data_worker_draws_what_the_training_itself_would(blocks, tmp_path):
+    alone = train_pvp(tiny(blocks, tmp_path / "alone"))
+    helped = train_pvp(tiny(blocks, tmp_path / "helped", trainer=(*SHORT, "dataloader_num_workers=2")))
+    one, other = (checkpoint.load(last).model.state_dict() for last in (alone, helped))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def changed(last):
     return {role: one["changed"] for role, one in checkpoint.read_training(last)["parameter_updates"].items()}
 
