@@ -26,4 +26,5 @@ class MaskOverlay:
     def segment(self, transition: Transition) -> np.ndarray:
         """Return the mask bool[H, W] in a transition's frame."""
         self._frames.reset(np.array([transition.step == 0]))
-        return self.segmenter.find(self._frames.add(transition.frame[None])[0], [self.expression])[0] > MASK_THRESHOLD
+        stack = self._frames.add(transition.frame[None])[0]
+        return self.segmenter.predict(stack, [self.expression])[0] > MASK_THRESHOLD

@@ -21,10 +21,7 @@ OLD_WRAPPER_NAMES = {
 
 
 def current_agent_name(recorded: str) -> str:
-    """Return the agent name of a dataset or result in current terms.
-
-    'marksman, noise 0.1' becomes 'carnival-expert, random actions 0.1'.
-    """
+    """Return the agent name of a dataset or result in current terms."""
     for old, new in OLD_WRAPPER_NAMES.items():
         recorded = recorded.replace(old, new)
     old_id = rf"(?<![\w:/.-])({'|'.join(OLD_AGENT_IDS)})(?![\w:/.-])"
@@ -66,10 +63,10 @@ def make_agent(
     if agent_type == "random":
         return RandomAgent(envs.action_names)
     if agent_type in EXPERTS:
-        from agents.experts.search_agent import SearchAgent, find_search
+        from agents.experts.search_agent import SearchAgent, make_search
 
         assert isinstance(envs, EmulatorEnvs)
-        return SearchAgent(envs, find_search(agent_type, envs), agent_type)
+        return SearchAgent(envs, make_search(agent_type, envs), agent_type)
     if agent_type == "sb3":
         from agents.sb3_agent import Sb3Agent
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from agents.rollout import Transition
 from common.errors import UserError
-from vlm.segmentation.mask_drawing import SHOWN, draw_mask
+from vlm.segmentation.mask_drawing import MASK_COLOR, draw_mask
 
 EMULATOR_FRAMES_PER_SECOND = 60
 SCALE = 3
@@ -84,7 +84,7 @@ def draw_transition(transition: Transition, panel: Panel, overlay: OverlayFrame 
     panel.draw(draw, left, transition)
     if overlay:
         label = f"{_shorten(overlay.expression, 34)}: {int(mask.sum())} pixels"
-        draw.text((left, rows - 30), label, SHOWN, ImageFont.load_default(13))
+        draw.text((left, rows - 30), label, MASK_COLOR, ImageFont.load_default(13))
     return np.asarray(image)
 
 

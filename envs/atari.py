@@ -159,26 +159,22 @@ class Emulator:
         load_rom(self._ale, self._rom)
         self._ale.reset_game()
 
-    def act(self, action: int) -> float:
-        """Take one agent step and return its reward; faster than `step`, which also reads the screen."""
+    def act(self, action: int, screens: list[Frame] | None = None) -> float:
+        """Take one agent step and return its reward; add its last two frames to `screens`."""
         ale, code, reward = self._ale, self._actions[action], 0
-        for _ in range(self._frame_skip):
+        for frame in range(self._frame_skip):
             reward += ale.act(code)
+            if screens is not None and frame >= self._frame_skip - 2:
+                screens.append(ale.getScreenRGB())
             if ale.game_over():
                 break
         return float(reward)
 
     def step(self, action: int) -> tuple[float, Frame]:
         """Take one agent step; return its reward and the maximum of its last two frames."""
-        ale, code, reward = self._ale, self._actions[action], 0
-        screens: list[np.ndarray] = []
-        for frame in range(self._frame_skip):
-            reward += ale.act(code)
-            if frame >= self._frame_skip - 2:
-                screens.append(ale.getScreenRGB())
-            if ale.game_over():
-                break
-        return float(reward), np.maximum.reduce(screens or [ale.getScreenRGB()])
+        screens: list[Frame] = []
+        reward = self.act(action, screens)
+        return reward, np.maximum.reduce(screens or [self.frame()])
 
     def clone(self) -> ALEState:
         """Return the console's state without its random generator: after `restore`, sticky actions are drawn anew."""

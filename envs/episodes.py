@@ -6,6 +6,7 @@ action; NaN where it did not label the step), `reward`, `episode` (the emulator'
 Episodes are added atomically, so that a directory holds complete episodes only.
 """
 
+import dataclasses
 import io
 import json
 from dataclasses import dataclass
@@ -89,24 +90,17 @@ class DatasetInfo:
 
     def to_dict(self) -> dict:
         """Return plain values, for JSON."""
-        return {
-            **vars(self),
-            "action_names": list(self.action_names),
-            "protocol": self.protocol.to_dict(),
-        }
+        return dataclasses.asdict(self) | {"action_names": list(self.action_names)}
 
     @classmethod
     def from_dict(cls, fields: dict) -> "DatasetInfo":
         """Return the info of `to_dict`."""
-        names, protocol = tuple(fields["action_names"]), Protocol.from_dict(fields["protocol"])
-        return cls(**{**fields, "action_names": names, "protocol": protocol})
+        protocol = Protocol.from_dict(fields["protocol"])
+        return cls(**{**fields, "action_names": tuple(fields["action_names"]), "protocol": protocol})
 
     def same_data(self, other: "DatasetInfo") -> bool:
         """Return whether episodes of both may share a dataset; commit and versions may differ."""
-        return all(
-            getattr(self, name) == getattr(other, name)
-            for name in ("game", "action_names", "protocol", "agent", "labels")
-        )
+        return self == dataclasses.replace(other, commit=self.commit, versions=self.versions)
 
 
 def encode_png(frame: UInt8[np.ndarray, "height width 3"]) -> bytes:

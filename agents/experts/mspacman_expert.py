@@ -1,13 +1,13 @@
-"""Values of Ms. Pac-Man's moves from shortest paths: a teacher that is fast, steady and sees what a player sees.
+"""Action values for Ms. Pac-Man from shortest paths: fast, and consistent between similar states.
 
-`agents.experts.search` looks ahead on a cloned emulator; its values are estimates from a few random walks, so that two searches
-of one state often disagree, and they know what the ghosts are going to do. Here a move is worth what lies behind it:
+The values of `agents.experts.search` are estimates from a few random rollouts, so that two searches of one state often
+disagree, and they foresee the ghosts' moves. Here the value of a direction is
 
-    sum of near^k * gain  +  max of far^k * gain  -  the way to a meal  -  fear of the ghosts  -  a dead end's price
+    sum of discount_near^k * gain  +  max of discount_far^k * gain  -  step_cost * distance to the nearest gain
+    -  ghost_penalty * proximity of ghosts  -  dead_end_penalty  -  reversal_penalty
 
-over the nodes that the player reaches, k steps away, before any ghost does; turning back has a price of its own. The
-walls and dots are read off the frame, where the player and the ghosts are and which way she goes off the console's
-memory, which is less than two frames show.
+over the nodes that the player reaches, k steps away, before any ghost does. Walls and dots come from the frame; the
+positions of player and ghosts and the player's heading come from the console's memory, but two frames show them too.
 """
 
 from collections import deque
@@ -15,122 +15,133 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import UInt8
 
-from agents.experts.maze import FAR, Maze, Node, find_dots, find_walls, nearest_node
-from envs.atari import Emulator
+from agents.experts.maze import UNREACHABLE, Maze, Node, Walls, find_dots, find_walls, nearest_node
+from agents.experts.search import ActionValues
+from envs.atari import Emulator, Ram
 
-HEADING, WAYS = 56, ("up", "right", "down", "left")  # the address of the way that the player goes, and its values
-PLAYER = (10, 16)  # addresses of x and y; the addresses of this game were found by comparing memory and frames
-GHOSTS = ((1, 6, 12), (2, 7, 13), (3, 8, 14), (4, 9, 15))  # state (bit 7: may be eaten), x and y
-LONG = 40  # steps; a way that leads to nothing to eat is taken to be as long
-PEN = {(6, column) for column in range(7, 11)}
+DIRECTIONS = ("up", "right", "down", "left")  # by the byte at HEADING
+HEADING, PLAYER = 56, (10, 16)  # addresses of the heading and of x and y, found by comparing memory and frames
+GHOSTS = ((1, 6, 12), (2, 7, 13), (3, 8, 14), (4, 9, 15))  # addresses of state (bit 7: edible), x and y
+MAX_DISTANCE = 40  # steps; also the distance where nothing can be reached
+GHOST_HOUSE = {(6, column) for column in range(7, 11)}
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What counts for a move: the maze, its dots, where the player is, and the ghosts to fear and to hunt."""
+    """The maze, its dots (True: an energizer), the player's pixel (x, y) and heading, and the ghosts."""
 
     maze: Maze
     dots: dict[Node, bool]
-    player: tuple[int, int]  # x, y in pixels
-    feared: tuple[Node, ...]
-    hunted: tuple[Node, ...]
+    player: tuple[int, int]
+    dangerous_ghosts: tuple[Node, ...]
+    edible_ghosts: tuple[Node, ...]
     heading: str = ""
 
 
 @dataclass
 class MsPacmanExpert:
-    """Values of the four moves of Ms. Pac-Man, in points; see the head of this file.
+    """Values of Ms. Pac-Man's four directions, in points; see `agents.experts.search.Search`.
 
-    near, far: discounts a step; fear: the price of every step that a ghost is nearer than `reach`; trapped: the price
-    of a way with fewer than `roomy` nodes left; turning: the price of turning back, since a pupil sees which way the
-    player goes, and what two ways of a corridor differ by only if it has learnt to count; hunger: the price of every
-    step to what is nearest to eat, since by discounts alone two ways to the last dots differ by a point or two, and a
-    pupil is taught differences; dot, large_dot, ghost: what eating one is taken to be worth.
+    Args:
+        action_names: of the environment.
+        discount_near, discount_far: per step, of the sum and of the maximum of gains.
+        ghost_penalty: per step that a ghost is nearer than `ghost_radius`.
+        dead_end_penalty: of a direction with fewer than `min_reachable` nodes.
+        reversal_penalty: of turning back; a learner policy sees the heading, and often little else to choose by.
+        step_cost: per step to the nearest gain; discounts alone leave differences too small to learn from.
+        dot_value, energizer_value, ghost_value: gains.
     """
 
     action_names: tuple[str, ...]
-    near: float = 0.88
-    far: float = 0.97
-    fear: float = 60.0
-    reach: int = 6
-    trapped: float = 300.0
-    roomy: int = 6
-    turning: float = 40.0
-    hunger: float = 10.0
-    dot: float = 10.0
-    large_dot: float = 60.0
-    ghost: float = 250.0
+    discount_near: float = 0.88
+    discount_far: float = 0.97
+    ghost_penalty: float = 60.0
+    ghost_radius: int = 6
+    dead_end_penalty: float = 300.0
+    min_reachable: int = 6
+    reversal_penalty: float = 40.0
+    step_cost: float = 10.0
+    dot_value: float = 10.0
+    energizer_value: float = 60.0
+    ghost_value: float = 250.0
     _mazes: dict[bytes, Maze] = field(default_factory=dict)
 
-    def values(self, emulator: Emulator, rng: np.random.Generator) -> np.ndarray:
-        """Return float32[A]: the value of each open way, -inf for every other action; see `agents.experts.search.Search`."""
+    def values(self, emulator: Emulator, rng: np.random.Generator) -> ActionValues:
+        """Return the value of each open direction, -inf for every other action."""
         values = np.full(len(self.action_names), -np.inf, dtype=np.float32)
-        for name, value in self.value_ways(self.look(emulator.frame(), emulator.ram)).items():
+        for name, value in self.direction_values(self.observe(emulator.frame(), emulator.ram)).items():
             values[self.action_names.index(name)] = value
-        if not np.isfinite(values).any():  # between two lives there is no player: any move is as good
-            values[[self.action_names.index(name) for name in ("up", "right", "left", "down")]] = 0
+        if not np.isfinite(values).any():  # between two lives there is no player
+            values[[self.action_names.index(name) for name in DIRECTIONS]] = 0
         return values
 
-    def look(self, frame: np.ndarray, ram: np.ndarray) -> Scene:
-        """Read a scene off a frame uint8[210, 160, 3] and the memory uint8[128]."""
+    def observe(self, frame: UInt8[np.ndarray, "210 160 3"], ram: Ram) -> Scene:
+        """Return the scene of a frame and the console's memory."""
         walls = find_walls(frame)
         maze = self._maze(walls)
-        feared: list[Node] = []
-        hunted: list[Node] = []
+        dangerous: list[Node] = []
+        edible: list[Node] = []
         for state, x, y in GHOSTS:
             node = nearest_node(*_pixel(ram, x, y))
-            if node in maze.edges and node not in PEN:
-                (hunted if ram[state] & 0x80 else feared).append(node)
-        heading = WAYS[ram[HEADING] % 4]
-        return Scene(maze, find_dots(walls, maze), _pixel(ram, *PLAYER), tuple(feared), tuple(hunted), heading)
+            if node in maze.edges and node not in GHOST_HOUSE:
+                (edible if ram[state] & 0x80 else dangerous).append(node)
+        heading = DIRECTIONS[ram[HEADING] % 4]
+        return Scene(maze, find_dots(walls, maze), _pixel(ram, *PLAYER), tuple(dangerous), tuple(edible), heading)
 
-    def value_ways(self, scene: Scene) -> dict[str, float]:
-        """Return the value of each way that is open to the player."""
-        here, ways = scene.maze.ways(*scene.player)
-        dangers = [scene.maze.distances([node]) for node in scene.feared]
-        values = {name: self._value(scene, here, first, dangers) for name, first in ways.items()}
-        if scene.heading and (back := WAYS[WAYS.index(scene.heading) - 2]) in values:
-            values[back] -= self.turning
+    def direction_values(self, scene: Scene) -> dict[str, float]:
+        """Return the value of each open direction."""
+        here, exits = scene.maze.exits(*scene.player)
+        ghost_distances = [scene.maze.distances([node]) for node in scene.dangerous_ghosts]
+        values = {name: self._value(scene, here, first, ghost_distances) for name, first in exits.items()}
+        if scene.heading and (back := DIRECTIONS[DIRECTIONS.index(scene.heading) - 2]) in values:
+            values[back] -= self.reversal_penalty
         return values
 
-    def _maze(self, walls: np.ndarray) -> Maze:
-        """Read a maze once; dots are on none of the lines that tell one maze from another."""
+    def _maze(self, walls: Walls) -> Maze:
+        """Return the maze, cached by pixel rows without dots."""
         key = np.packbits(walls[5::12]).tobytes()
         if key not in self._mazes:
             if len(self._mazes) > 64:
                 self._mazes.clear()
-            self._mazes[key] = Maze.read(walls)
+            self._mazes[key] = Maze.from_walls(walls)
         return self._mazes[key]
 
-    def _value(self, scene: Scene, here: Node | None, first: Node, dangers: list[dict[Node, int]]) -> float:
-        gains = {node: self.large_dot if large else self.dot for node, large in scene.dots.items()}
-        for node in scene.hunted:
-            gains[node] = gains.get(node, 0.0) + self.ghost
-        reached = _reach(scene.maze, here, first, dangers)
+    def _value(self, scene: Scene, here: Node | None, first: Node, ghost_distances: list[dict[Node, int]]) -> float:
+        gains = {node: self.energizer_value if energizer else self.dot_value for node, energizer in scene.dots.items()}
+        for node in scene.edible_ghosts:
+            gains[node] = gains.get(node, 0.0) + self.ghost_value
+        reached = _reachable(scene.maze, here, first, ghost_distances)
         found = [(gains[node], steps) for node, steps in reached.items() if node in gains]
-        near = sum(gain * self.near**steps for gain, steps in found)
-        far = max((gain * self.far**steps for gain, steps in found), default=0.0)
-        way = min((steps for _, steps in found), default=LONG)
-        fear = sum(max(0, self.reach - ghost.get(first, FAR)) for ghost in dangers)
-        return near + far - self.hunger * min(way, LONG) - self.fear * fear - self.trapped * (len(reached) < self.roomy)
+        near = sum(gain * self.discount_near**steps for gain, steps in found)
+        far = max((gain * self.discount_far**steps for gain, steps in found), default=0.0)
+        distance = min((steps for _, steps in found), default=MAX_DISTANCE)
+        proximity = sum(max(0, self.ghost_radius - ghost.get(first, UNREACHABLE)) for ghost in ghost_distances)
+        value = near + far - self.step_cost * min(distance, MAX_DISTANCE) - self.ghost_penalty * proximity
+        return value - self.dead_end_penalty * (len(reached) < self.min_reachable)
 
 
-def _reach(maze: Maze, here: Node | None, first: Node, dangers: Iterable[dict[Node, int]]) -> dict[Node, int]:
-    """Return the nodes behind `first` that the player reaches before any ghost, with the steps that it takes."""
-    ghost = lambda node: min((distance.get(node, FAR) for distance in dangers), default=FAR)  # noqa: E731
-    if ghost(first) <= 1:
+def _reachable(
+    maze: Maze, here: Node | None, first: Node, ghost_distances: Iterable[dict[Node, int]]
+) -> dict[Node, int]:
+    """Return the nodes beyond `first` that the player reaches before any ghost, and the steps to each."""
+
+    def ghost_distance(node: Node) -> int:
+        return min((distances.get(node, UNREACHABLE) for distances in ghost_distances), default=UNREACHABLE)
+
+    if ghost_distance(first) <= 1:
         return {}
     reached, queue = {first: 1}, deque([first])
     while queue:
         node = queue.popleft()
-        for onward in maze.edges[node].values():
-            if onward != here and onward not in reached and ghost(onward) > reached[node] + 1:
-                reached[onward] = reached[node] + 1
-                queue.append(onward)
+        for neighbor in maze.edges[node].values():
+            if neighbor != here and neighbor not in reached and ghost_distance(neighbor) > reached[node] + 1:
+                reached[neighbor] = reached[node] + 1
+                queue.append(neighbor)
     return reached
 
 
-def _pixel(ram: np.ndarray, x: int, y: int) -> tuple[int, int]:
-    """Return the centre of an object on the frame, (x, y), from its coordinates in memory."""
+def _pixel(ram: Ram, x: int, y: int) -> tuple[int, int]:
+    """Return the center (x, y) of an object on the frame from the addresses of its coordinates."""
     return int(ram[x]) - 8, int(ram[y]) + 5

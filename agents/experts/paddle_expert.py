@@ -1,88 +1,82 @@
-"""Values of moving a paddle from where the ball will come down: a teacher for Pong and Breakout.
+"""Action values for Pong and Breakout from where the ball will reach the paddle's line.
 
-A search that waits a few decisions for what a move brings does not see a ball come back. Here the emulator is played
-on, the player waiting, until the ball reaches the paddle's line; a move is worth minus the distance, in pixels, that it
-leaves between the paddle and that place. The bounces are the game's own; where ball and paddle are is read off the
-console's memory, which is no more than two frames show. While no ball is in play the button that serves is worth most.
+The emulator plays no-ops until the ball reaches the line; a move has minus the distance, in pixels, that it leaves
+between paddle and ball there. The bounces are the game's own; the positions of ball and paddle come from the console's
+memory, but two frames show them too. While no ball is in play, serving has the highest value.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from common.errors import UserError
+from agents.experts.search import ActionValues
 from envs.atari import Emulator
 
-FAR = 60  # decisions after which a ball that has not come is not waited for
-IDLE = 20.0  # what not to serve costs, in pixels
+MAX_STEPS = 60  # until the ball reaches the line
+NO_SERVE_COST = 20.0  # pixels
 
 
 @dataclass(frozen=True)
-class BallGame:
-    """Where the memory of a game keeps its ball and paddle; found by comparing memory and frames.
+class RamLayout:
+    """Memory addresses of a game, found by comparing memory and frames.
 
-    along, across: the addresses of the ball's coordinates along the paddle's line and across it; in_play: the address
-    of the one that is 0 while no ball is in play; line: where across it the paddle is, larger values lying behind it;
-    paddle: the address of the paddle's own coordinate; middle: how much less than the ball's it is where the paddle's
-    middle meets the ball.
+    Args:
+        ball_along, ball_across: of the ball's coordinates, along the paddle's line and across it.
+        in_play: of a byte that is 0 while no ball is in play.
+        line: the paddle's coordinate across its line; larger values lie behind it.
+        paddle: of the paddle's coordinate along its line.
+        center_offset: what to subtract from the ball's coordinate, so that the paddle's center meets the ball.
     """
 
-    along: int
-    across: int
+    ball_along: int
+    ball_across: int
     in_play: int
     line: int
     paddle: int
-    middle: int
+    center_offset: int
 
 
-GAMES = {
-    "Pong": BallGame(along=54, across=49, in_play=54, line=184, paddle=51, middle=7),
-    "Breakout": BallGame(along=99, across=101, in_play=101, line=172, paddle=72, middle=8),
+RAM_LAYOUTS = {
+    "Pong": RamLayout(ball_along=54, ball_across=49, in_play=54, line=184, paddle=51, center_offset=7),
+    "Breakout": RamLayout(ball_along=99, ball_across=101, in_play=101, line=172, paddle=72, center_offset=8),
 }
 
 
 @dataclass(frozen=True)
 class PaddleExpert:
-    """Values of waiting and of moving either way, in pixels; see the head of this file and `agents.experts.search.Search`."""
+    """Values of no-op, right and left, in pixels; see `agents.experts.search.Search`."""
 
-    game: BallGame
+    layout: RamLayout
     action_names: tuple[str, ...]
 
-    @classmethod
-    def of(cls, name: str, action_names: tuple[str, ...]) -> "PaddleExpert":
-        """Return the search for a game by its name; `UserError` where its ball is not known."""
-        if name not in GAMES:
-            raise UserError(f"expected {' or '.join(GAMES)} for paddle-expert, got {name}; nearest agent: planner")
-        return cls(GAMES[name], action_names)
-
-    def values(self, emulator: Emulator, rng: np.random.Generator) -> np.ndarray:
-        """Return float32[A], -inf for moves with the button pressed; sticky actions are the emulator's own."""
+    def values(self, emulator: Emulator, rng: np.random.Generator) -> ActionValues:
+        """Return the action values, -inf for moves that fire; only the sticky actions are random."""
         values = np.full(len(self.action_names), -np.inf, dtype=np.float32)
         moves = [self.action_names.index(name) for name in ("noop", "right", "left")]
-        if not emulator.ram[self.game.in_play]:
-            values[moves], values[self.action_names.index("fire")] = -IDLE, 0
+        if not emulator.ram[self.layout.in_play]:
+            values[moves], values[self.action_names.index("fire")] = -NO_SERVE_COST, 0
             return values
         start = emulator.clone()
-        place = self._comes_down(emulator)
+        target = self._paddle_target(emulator)
         for move in moves:
             emulator.restore(start)
-            values[move] = 0 if place is None else -abs(self._after(emulator, move) - place)
+            values[move] = 0 if target is None else -abs(self._paddle_after(emulator, move) - target)
         emulator.restore(start)
         return values
 
-    def _comes_down(self, emulator: Emulator) -> int | None:
-        """Play on until the ball is at the paddle's line; return where the paddle should be, or None."""
-        for _ in range(FAR):
-            memory = emulator.ram
-            if not memory[self.game.in_play]:
+    def _paddle_target(self, emulator: Emulator) -> int | None:
+        """Return where the paddle meets the ball, or None if the ball does not come; this steps the emulator."""
+        for _ in range(MAX_STEPS):
+            ram = emulator.ram
+            if not ram[self.layout.in_play]:
                 return None
-            if memory[self.game.across] >= self.game.line:
-                return int(memory[self.game.along]) - self.game.middle
+            if ram[self.layout.ball_across] >= self.layout.line:
+                return int(ram[self.layout.ball_along]) - self.layout.center_offset
             emulator.act(0)
         return None
 
-    def _after(self, emulator: Emulator, move: int) -> int:
-        """Return where the paddle is one decision after a move; it does not stop at once."""
+    def _paddle_after(self, emulator: Emulator, move: int) -> int:
+        """Return where the paddle is one step after a move, since it does not stop at once."""
         emulator.act(move)
         emulator.act(0)
-        return int(emulator.ram[self.game.paddle])
+        return int(emulator.ram[self.layout.paddle])

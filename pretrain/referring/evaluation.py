@@ -105,7 +105,7 @@ def _predict(
 ) -> Iterator[tuple[MaskPrediction, Confusion]]:
     for index in tqdm(indices, desc="predict", unit="expression", disable=not verbose):
         sample = data[index]
-        mask = segmenter.find(sample.frames, sample.expressions)[0] > 0.5
+        mask = segmenter.predict(sample.frames, sample.expressions)[0] > 0.5
         if index < args.num_images:
             _save_image(args.out, index, sample, mask)
         prediction = MaskPrediction.of(sample.sent_ids[0], sample.ref_ids[0], mask)
@@ -133,7 +133,7 @@ def evaluate(args: Args) -> dict[str, Any] | None:
         segmenter = load_segmenter(args.checkpoint)
         results = predict_all(args, segmenter, load_test_set(args, segmenter.vlm.history), state)
         confusions = [counts for _, counts in results]
-        row |= {"method": segmenter.way, "checkpoint": checkpoint.content_hash(args.checkpoint)}
+        row |= {"method": segmenter.method, "checkpoint": checkpoint.content_hash(args.checkpoint)}
         if state.is_main_process:
             write_predictions(args.out / "predictions.jsonl", (prediction for prediction, _ in results))
     else:

@@ -13,7 +13,7 @@ from common.command import run
 from common.errors import UserError
 from vlm import checkpoint
 from vlm.presets import build
-from vlm.segmentation.mask_drawing import SHOWN
+from vlm.segmentation.mask_drawing import MASK_COLOR
 
 
 def command(*arguments):
@@ -187,20 +187,20 @@ def test_a_highlighted_mask_is_drawn_on_the_frame_and_named_in_the_panel():
     panel = Panel("Pong", "vlm", ("noop",), 4)
     plain, shown = (draw_transition(black(5), panel, found) for found in (None, OverlayFrame("the ball", mask)))
     top = (shown.shape[0] - 630) // 2
-    rows, columns = np.nonzero((shown[top : top + 630, :480] == SHOWN).all(-1))
+    rows, columns = np.nonzero((shown[top : top + 630, :480] == MASK_COLOR).all(-1))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (300, 329, 150, 179)
     assert len(rows) == 4 * 29
     assert (plain[:, 480:] != shown[:, 480:]).any()
 
 
 def test_a_highlight_is_segmented_and_filmed(segmenter, tmp_path, capsys):
-    words = ("--highlight", "the duck", "--segmenter", segmenter)
-    assert command("--agent", "random", "--max-frames", 40, "--out", tmp_path, *words) == 0
+    arguments = ("--highlight", "the duck", "--segmenter", segmenter)
+    assert command("--agent", "random", "--max-frames", 40, "--out", tmp_path, *arguments) == 0
     frames = read_frames(tmp_path)
     assert len(frames) == 10
     assert read_frames(tmp_path)[:, -30:-12, 490:].max() > 100  # the expression, at the panel's foot
     assert command("--out", tmp_path, "--highlight", "the duck", "--segmenter", segmenter.parent / "plain") == 2
-    assert "expected a checkpoint that was taught masks" in capsys.readouterr().err
+    assert "expected a checkpoint trained on masks" in capsys.readouterr().err
     assert command("--out", tmp_path, "--highlight", "x", "--no-video") == 2
     assert command("--out", tmp_path, "--segmenter", segmenter) == 2
 
@@ -208,9 +208,9 @@ def test_a_highlight_is_segmented_and_filmed(segmenter, tmp_path, capsys):
 @pytest.fixture
 def segmenter(tmp_path):
     """A segmentation checkpoint, and beside it one without masks."""
-    for name, training in (("finder", {"points": 3}), ("plain", {})):
+    for name, training in (("segmenter", {"points": 3}), ("plain", {})):
         checkpoint.save(build("tiny"), tmp_path / "runs" / name, training)
-    return tmp_path / "runs" / "finder"
+    return tmp_path / "runs" / "segmenter"
 
 
 def test_a_video_that_lacks_frames_is_refused(tmp_path):

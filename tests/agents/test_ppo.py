@@ -24,15 +24,15 @@ def command(*arguments):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (("--num-steps", "0"), "--num-steps must be at least 1, got 0"),
         (("--gae-lambda", "2"), "--gae-lambda must be from 0 to 1, got 2"),
         (("--game", "Pongg"), "nearest: Pong"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(words, message, tiny, tmp_path, capsys):
-    assert command("--game", "Pong", "--init", tiny, "--out", tmp_path / "run", *words) == 2
+def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tiny, tmp_path, capsys):
+    assert command("--game", "Pong", "--checkpoint", tiny, "--out", tmp_path / "run", *arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -137,9 +137,9 @@ def test_training_resumes_from_a_saved_state_to_the_same_weights(tmp_path):
 
 
 def test_a_killed_training_of_a_real_game_resumes_to_the_same_checkpoint(tiny, tmp_path, monkeypatch, capsys):
-    words = ["--game", "carnival", "--init", tiny, "--num-iterations", "3", "--num-envs", "2"]
-    words += ["--num-steps", "4", "--minibatch-size", "4", "--save-every", "1"]
-    assert command(*words, "--out", tmp_path / "whole") == 0
+    arguments = ["--game", "carnival", "--checkpoint", tiny, "--num-iterations", "3", "--num-envs", "2"]
+    arguments += ["--num-steps", "4", "--minibatch-size", "4", "--save-every", "1"]
+    assert command(*arguments, "--out", tmp_path / "whole") == 0
     train_step, calls = PPOTrainer.train_step, []
 
     def killed_in_the_third(self):
@@ -149,8 +149,8 @@ def test_a_killed_training_of_a_real_game_resumes_to_the_same_checkpoint(tiny, t
         return train_step(self)
 
     monkeypatch.setattr(PPOTrainer, "train_step", killed_in_the_third)
-    assert command(*words, "--out", tmp_path / "killed") == 130
-    assert command(*words, "--out", tmp_path / "killed") == 0
+    assert command(*arguments, "--out", tmp_path / "killed") == 130
+    assert command(*arguments, "--out", tmp_path / "killed") == 0
     assert len(calls) == 4
     one, other = (checkpoint.load(tmp_path / run / "last").model.state_dict() for run in ("whole", "killed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -158,7 +158,7 @@ def test_a_killed_training_of_a_real_game_resumes_to_the_same_checkpoint(tiny, t
     assert rows[0] == rows[1]
     assert len(rows[0]) == 3
     assert checkpoint.read_training(tmp_path / "whole" / "last")["games"] == ["Carnival"]
-    assert command(*words, "--out", tmp_path / "whole", "--gamma", 0.5) == 2
+    assert command(*arguments, "--out", tmp_path / "whole", "--gamma", 0.5) == 2
     assert "holds a run with another gamma; choose another --out" in capsys.readouterr().err
 
 

@@ -31,10 +31,11 @@ def test_an_id_with_a_typing_error_is_refused_with_the_nearest():
 
 
 def test_old_names_are_replaced_in_agents_but_not_in_paths():
-    assert current_agent_name("marksman, noise 0.1") == "carnival-expert, random actions 0.1"
-    assert current_agent_name("vlm taught by pathfinder") == "vlm labelled by mspacman-expert"
-    for other in ("vlm:runs/tracker", "carnival-expert", "sb3:tracker/best.zip", "planner"):
-        assert current_agent_name(other) == other
+    for old, new in OLD_AGENT_IDS.items():
+        assert current_agent_name(f"{old}, noise 0.1") == f"{new}, random actions 0.1"
+        assert current_agent_name(f"vlm taught by {old}") == f"vlm labelled by {new}"
+        for other in (f"vlm:runs/{old}", new, f"sb3:{old}/best.zip", "planner"):
+            assert current_agent_name(other) == other
 
 
 def test_a_dataset_recorded_under_an_old_id_is_read_and_continued(tmp_path, short_games):
@@ -51,8 +52,7 @@ def test_a_dataset_recorded_under_an_old_id_is_read_and_continued(tmp_path, shor
 def test_a_result_row_with_an_old_id_counts_as_played(tmp_path, short_games, monkeypatch):
     args = score.Args(agents=("paddle-expert",), games=("Pong",), out=tmp_path / "s.json", episodes=1)
     rows = score.score(args)["rows"]
-    old = args.out.read_text().replace("paddle-expert", "tracker").replace("expert with", "teacher with")
-    args.out.write_text(old)
+    args.out.write_text(args.out.read_text().replace("paddle-expert", "tracker").replace(': "expert with', ': "with'))
     monkeypatch.setattr(score, "play_job", None)
     again = score.score(args)["rows"]
     assert [row["agent"] for row in again] == ["paddle-expert"]

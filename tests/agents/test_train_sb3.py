@@ -1,4 +1,4 @@
-"""An expert trains on what it will see in play, resumes, and plays back from its weights alone."""
+"""An SB3 expert trains on the observations of play, resumes, and plays from its weights alone."""
 
 import json
 import zipfile
@@ -21,7 +21,7 @@ CARNIVAL = find_game("Carnival")
 SHORT = Protocol("short", 0.25, 4, 0, False, 120)
 
 
-def test_shrinking_takes_the_mean_of_the_area_in_grey():
+def test_shrinking_takes_the_mean_gray_of_the_area():
     frames = np.zeros((1, 210, 160, 3), np.uint8)
     frames[:, :105] = (100, 150, 200)
     small = shrink(frames)
@@ -30,9 +30,9 @@ def test_shrinking_takes_the_mean_of_the_area_in_grey():
     assert (small[0, 42:] == 0).all()
 
 
-def test_training_shows_what_the_agent_will_see_and_clips_rewards_alone():
-    with AtariEnvs(CARNIVAL, 2, SHORT) as lanes, AtariEnvs(CARNIVAL, 2, SHORT) as twin:
-        envs = ExpertEnvs(lanes, seed=3)
+def test_training_has_the_observations_of_play_and_clips_rewards():
+    with AtariEnvs(CARNIVAL, 2, SHORT) as games, AtariEnvs(CARNIVAL, 2, SHORT) as twin:
+        envs = ExpertEnvs(games, seed=3)
         rng, memory = np.random.default_rng(3), FrameStack(STACK)
         memory.reset(np.ones(2, dtype=bool))
         frames = twin.reset([int(rng.integers(2**31)) for _ in range(2)])
@@ -40,19 +40,19 @@ def test_training_shows_what_the_agent_will_see_and_clips_rewards_alone():
         total = np.zeros(2)
         for _ in range(30):
             actions = np.array([1, 4])
-            seen, rewards, ended, infos = envs.step(actions)
+            observations, rewards, ended, infos = envs.step(actions)
             step = twin.step(actions)
             total += step.rewards
             assert np.array_equal(rewards, np.sign(step.rewards))
             expected = memory.add(shrink(step.frames)[..., None])[..., 0]
             if ended.any():
                 break
-            assert np.array_equal(seen, expected)
+            assert np.array_equal(observations, expected)
         assert ended.all()
         assert np.array_equal(infos[0]["terminal_observation"], expected[0])
         assert infos[0]["TimeLimit.truncated"]
         assert [info["episode"]["r"] for info in infos] == total.tolist()
-        assert (seen[:, :1] == seen).all()  # a new game: its first frame, four times
+        assert (observations[:, :1] == observations).all()  # a new episode: its first frame, four times
 
 
 def command(*arguments):
@@ -66,18 +66,19 @@ def quick(monkeypatch):
 
 @pytest.mark.parametrize("algo", ["qrdqn", "ppo"])
 def test_an_expert_trains_resumes_and_plays(tmp_path, quick, algo):
-    arguments = ("--game", "carnival", "--algo", algo, "--lanes", 2, "--buffer", 100, "--save-every", 256)
-    arguments = (*arguments, "--trial-games", 1, "--no-progress", "--out", tmp_path)
+    arguments = ("--game", "carnival", "--algo", algo, "--num-envs", 2, "--buffer-size", 100, "--eval-every", 256)
+    arguments = (*arguments, "--eval-episodes", 1, "--no-progress", "--out", tmp_path)
     assert command(*arguments, "--steps", 256) == 0
     assert command(*arguments, "--steps", 512) == 0
-    assert [trial["steps"] for trial in json.loads((tmp_path / "trials.json").read_text())] == [256, 512]
+    evaluations = json.loads((tmp_path / "evaluations.json").read_text())
+    assert [evaluation["steps"] for evaluation in evaluations] == [256, 512]
     agent = Sb3Agent(tmp_path / "best.zip", ("noop", "fire", "right", "left", "right fire", "left fire"))
     agent.reset([1])
     actions = agent.act(np.zeros((1, 214, 160, 3), np.uint8))
     assert actions.texts[0] == agent.action_names[actions.indices[0]]
 
 
-def test_an_archive_of_another_kind_is_refused_and_nothing_in_it_runs(tmp_path):
+def test_a_foreign_archive_is_refused_and_nothing_in_it_runs(tmp_path):
     (tmp_path / "text.zip").write_text("no archive")
     with pytest.raises(UserError, match="is not a stable-baselines3 archive"):
         read_policy(tmp_path / "text.zip", 6)

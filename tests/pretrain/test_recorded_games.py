@@ -10,32 +10,32 @@ from pretrain.referring.recorded_games import GameReferringDataset
 
 
 def test_the_mask_is_that_of_the_target(two_games):
-    drawn = GameReferringDataset(two_games, "train", 40, history=2, no_target_fraction=0.25)
+    data = GameReferringDataset(two_games, "train", 40, history=2, no_target_fraction=0.25)
     kinds, games = set(), set()
-    for sample in (drawn[index] for index in range(len(drawn))):
+    for sample in (data[index] for index in range(len(data))):
         assert sample.frames.shape == (2, 210, 160, 3)
         (expression,), (kind,), (mask,) = sample.expressions, sample.kinds, sample.masks
         kinds.add(kind)
         games.add(sample.source)
         objects = find_objects(sample.frames[-1], sample.source)
-        meant = {expression.words: expression.target for expression in list_expressions(objects)}
+        targets = {expression.words: expression.target for expression in list_expressions(objects)}
         if kind == "no_target":
             assert not mask.any()
-            assert expression not in meant
+            assert expression not in targets
         else:
-            assert np.array_equal(mask, objects[meant[expression]].mask)
+            assert np.array_equal(mask, objects[targets[expression]].mask)
     assert kinds >= {"name", "extreme", "no_target"}
     assert games == {"Pong", "Breakout"}
 
 
 def test_items_depend_on_seed_split_and_index_alone(two_games):
-    def words(**changes):
-        drawn = GameReferringDataset(two_games, **{"split": "train", "count": 12, "seed": 3, **changes})
-        return [drawn[index].expressions for index in range(12)]
+    def expressions(**changes):
+        data = GameReferringDataset(two_games, **{"split": "train", "count": 12, "seed": 3, **changes})
+        return [data[index].expressions for index in range(12)]
 
-    assert words() == words()
-    assert words() != words(seed=4)
-    assert words() != words(split="val")
+    assert expressions() == expressions()
+    assert expressions() != expressions(seed=4)
+    assert expressions() != expressions(split="val")
 
 
 def test_games_without_objects_are_refused_by_name(two_games, monkeypatch):

@@ -1,4 +1,4 @@
-"""The model that ships finds what words mean in games that it never saw, both by name and by place."""
+"""The released segmenter finds objects by their expressions, in frames that it never saw."""
 
 import numpy as np
 
@@ -13,25 +13,25 @@ from vlm.pretrained import RELEASED_SEGMENTER
 from vlm.segmentation.referring_segmenter import load_segmenter
 
 
-def frames_of(game_name, count, apart=15):
-    """Frames of random play, uint8[count, H, W, 3], some decisions apart."""
+def frames_of(game_name, count, interval=15):
+    """Frames of random play, uint8[count, H, W, 3], some steps apart."""
     game, frames = find_game(game_name), []
     with make_envs(game, 1, MACHADO2018) as envs:
-        for turn in play_games(RandomAgent(envs.action_names), envs, [77]):
-            if turn.step % apart == apart - 1:
-                frames.append(turn.frame)
+        for transition in play_games(RandomAgent(envs.action_names), envs, [77]):
+            if transition.step % interval == interval - 1:
+                frames.append(transition.frame)
             if len(frames) == count:
                 return frames
     raise AssertionError(f"the game ended after {len(frames)} frames")
 
 
-def test_most_of_what_is_meant_is_found_pixel_by_pixel_and_little_else():
-    segmenter, rng, both, either = load_segmenter(RELEASED_SEGMENTER), np.random.default_rng(0), 0, 0
+def test_predicted_masks_overlap_their_targets():
+    segmenter, rng, intersection, union = load_segmenter(RELEASED_SEGMENTER), np.random.default_rng(0), 0, 0
     for game in ("Carnival", "MsPacman"):
         for frame in frames_of(game, 8):
             objects = find_objects(frame, game)
             expression = draw_expression(objects, rng)
-            shown = segmenter.find(frame[None], [expression.words])[0] > 0.5
-            truth = objects[expression.target].mask
-            both, either = both + int((shown & truth).sum()), either + int((shown | truth).sum())
-    assert both / either > 0.35
+            mask = segmenter.predict(frame[None], [expression.words])[0] > 0.5
+            target = objects[expression.target].mask
+            intersection, union = intersection + int((mask & target).sum()), union + int((mask | target).sum())
+    assert intersection / union > 0.35

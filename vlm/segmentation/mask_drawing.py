@@ -1,22 +1,22 @@
-"""Masks made visible: their border in a colour that no game uses, and what lies outside dimmed."""
+"""Draws a mask on an image: its border in a colour that no game uses, the background dimmed."""
 
 import numpy as np
+from jaxtyping import Bool, UInt8
 
-SHOWN = (255, 0, 255)  # the colour of a mask's border
-DIMMED = 0.45  # of its brightness keeps what lies outside
-ENLARGED = 3
+MASK_COLOR = (255, 0, 255)
+BACKGROUND_DIM = 0.45  # brightness factor outside the mask
+SCALE = 3
 
 
-def draw_mask(image: np.ndarray, mask: np.ndarray, scale: int = ENLARGED, dim: bool = True) -> np.ndarray:
-    """Return an image uint8[H, W, 3] `scale` times as large, with the border of a mask bool[H, W] drawn inside it.
-
-    Without `dim` what lies outside the mask is left as it is.
-    """
-    large, shown = (part.repeat(scale, 0).repeat(scale, 1) for part in (image, mask))
-    inner = shown.copy()
+def draw_mask(
+    image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"], scale: int = SCALE, dim: bool = True
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Return an image enlarged `scale` times, with the inner border of a mask and, with `dim`, a darker background."""
+    image, mask = (array.repeat(scale, 0).repeat(scale, 1) for array in (image, mask))
+    interior = mask.copy()
     for axis in (0, 1):
         for step in (1, -1):
-            inner &= np.roll(shown, step, axis)
-    picture = np.where(shown[..., None], large, (large * DIMMED).astype(np.uint8)) if dim else large
-    picture[shown & ~inner] = SHOWN
-    return picture
+            interior &= np.roll(mask, step, axis)
+    drawn = np.where(mask[..., None], image, (image * BACKGROUND_DIM).astype(np.uint8)) if dim else image
+    drawn[mask & ~interior] = MASK_COLOR
+    return drawn

@@ -1,271 +1,260 @@
-"""Masks for words: a light head on the encoder's own maps and the decoder's states over the expression.
+"""Mask head: masks for expressions from the encoder's feature maps and the decoder's hidden states.
 
-    <image> [segmentation] the red ghost :          the words' states ask, the encoder's maps answer
+    <image> [segmentation] the red ghost :          the hidden states of these words become a dynamic kernel
 
-There is no other segmentation model. The encoder's maps, from the coarsest to the finest, are added up on the finest
-one's places (Lin et al. 2017, "FPN"), and each place is unfolded into features of every pixel that it covers (Shi et
-al. 2016); the expression becomes one vector, whose products with the pixels' features are the mask's logits (dynamic
-kernels, Tian et al. 2020, "CondInst"). What the encoder does not see, the mask cannot show: the head reads no pixels
-of its own. A tower of one coarse map is looked at closer: its own patch embedding is laid over the image in smaller
-strides. How a place is unfolded is the same for all expressions, so that what objects look like is learnt from all of
-them, and an expression has to say only which: how they look, and where. Where is a sum of waves over rows and of waves
-over columns, whose sizes the expression gives: without them a head has to learn from masks what a place is, and takes
-several times as long (`docs/log/`).
+There is no second segmentation model. A feature pyramid adds the encoder's maps up on the finest one (Lin et al. 2017,
+"FPN"), and a sub-pixel convolution makes features of every pixel from each cell (Shi et al. 2016, "ESPCN"). The
+expression's states become one dynamic kernel, whose products with the pixel features are the mask's logits (Tian et al.
+2020, "CondInst"). What the encoder does not see, the mask cannot show: the head reads no pixels of its own.
+
+The pixel features are the same for all expressions, so that they learn from all of them. Position comes from a sum of
+sinusoids over rows and over columns, whose coefficients the expression gives. Without them a head must learn positions
+from masks, and takes several times as long (`docs/log/`).
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from common.errors import UserError
+from common.files import atomic_file, write_text_atomically
 from vlm.checkpoint import CheckpointError
 from vlm.decoding.packing import forward_packed, pad_token_lists
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.prompts import MASK_PREFIX, mask_question
+from vlm.segmentation.encoder_maps import NUM_CONV_BLOCKS, encoder_maps
 
-WEIGHTS, SHAPE = "mask_head.safetensors", "mask_head.json"
-WIDTH = 96
-CLOSE = 8  # pixels: an encoder whose finest map has a larger stride is looked at closer
-LOOKS = 2  # how often a head looks at what lies around each place of the finest map
-RARE = -3.0  # the logit that a new head gives to everything: most pixels belong to nothing that is meant
+WEIGHTS_FILE, CONFIG_FILE = "mask_head.safetensors", "mask_head.json"
+HIDDEN_CHANNELS = 96
+FOREGROUND_BIAS_INIT = -3.0  # initial logit of every pixel: most belong to no target
+OLD_NAMES = {  # of configuration fields and modules in files of version 0.1
+    "widths": "channels",
+    "state": "decoder_dim",
+    "width": "hidden_channels",
+    "fine": "pixel_features",
+    "waves": "num_frequencies",
+    "sides": "lateral_convs",
+    "mix": "conv",
+    "near": "conv_blocks",
+    "look": "conv",
+    "unfold": "subpixel_conv",
+    "word": "expression_mlp",
+    "query": "controller",
+}
 
 
 @dataclass(frozen=True)
 class MaskHeadConfig:
-    """What a head is made for. widths, strides: of the encoder's maps, the finest first; state: the decoder's
-    width; width: of the head's own maps; fine: the number of features of a pixel; waves: that tell a row, and as many a
-    column, of 1 to so many half turns over the image, a sine and a cosine of each.
-    """
+    """Sizes of a mask head."""
 
-    widths: tuple[int, ...]
+    channels: tuple[int, ...]
+    """Of the encoder's maps, the finest first."""
     strides: tuple[int, ...]
-    state: int
-    width: int = WIDTH
-    fine: int = 32
-    waves: int = 6
+    """Of the encoder's maps, in pixels."""
+    decoder_dim: int
+    """Width of the decoder's hidden states."""
+    hidden_channels: int = HIDDEN_CHANNELS
+    """Of the pyramid's maps."""
+    pixel_features: int = 32
+    """Features of a pixel, and length of a dynamic kernel."""
+    num_frequencies: int = 6
+    """Sines over the rows, and as many cosines, of 1, 2, ... half periods; the same over the columns."""
 
 
-def encoder_maps(vlm: PixelVLM, features: ImageFeatures, valid_size: tuple[int, int] | None = None) -> list[Tensor]:
-    """Return the encoder's maps [B, C, h, w] of images, the finest first, of sizes that never grow.
+class LateralConv(nn.Module):
+    """Normalization and 1 x 1 convolution of one of the encoder's maps (FPN's lateral connection)."""
 
-    Of an encoder of several strides, the last map of each; of a tower of patches of one size, its dense patch embedding
-    (`dense_patch_embedding`), the hidden states of the middle layer and those of the last.
-
-    Args:
-        vlm: the model.
-        features: encoded with `output_hidden_states`.
-        valid_size: rows and columns of the image, where it does not fill what the encoder reads. The finest map then
-            ends where nothing behind it is seen in the image's mask.
-    """
-    if not features.hidden_states:
-        raise UserError("expected features with the encoder's hidden states: encode_images(..., True)")
-    pixels = features.inputs["pixel_values"]
-    maps = [state if state.ndim == 4 else _to_map(state) for state in features.hidden_states]
-    sizes = [tuple(state.shape[2:]) for state in maps]
-    if len(set(sizes)) == 1:
-        maps = [maps[len(maps) // 2], maps[-1]]
-    else:
-        maps = [state for index, state in enumerate(maps) if sizes[index] not in sizes[index + 1 :]]
-    embedding = _patch_embedding(vlm.encoder)
-    if embedding is not None:
-        return [dense_patch_embedding(embedding, pixels, valid_size), *maps]
-    if valid_size:
-        strides = (whole // places for whole, places in zip(pixels.shape[2:], maps[0].shape[2:], strict=True))
-        rows, columns = (seen_places(n, stride) for n, stride in zip(valid_size, strides, strict=True))
-        maps[0] = maps[0][:, :, :rows, :columns]
-    return maps
-
-
-def _patch_embedding(encoder: nn.Module) -> nn.Conv2d | None:
-    """Return the convolution that cuts images into patches larger than `CLOSE`, if the encoder begins with one."""
-    first = next((module for module in encoder.modules() if isinstance(module, nn.Conv2d)), None)
-    whole = first is not None and first.kernel_size == first.stride and first.stride[0] > CLOSE
-    return first if whole else None
-
-
-def seen_places(pixels: int, stride: int) -> int:
-    """Return how many places of the finest map, along a side, a head sees from so many pixels of a picture."""
-    return -(-pixels // stride) + LOOKS
-
-
-def dense_patch_embedding(embedding: nn.Conv2d, pixels: Tensor, shown: tuple[int, int] | None = None) -> Tensor:
-    """Return a patch embedding's map [B, C, h, w] in the largest stride up to `CLOSE` that divides the patches' side.
-
-    Each place is that of a patch around it; what lies outside the image is black. With `shown`, rows and columns of
-    a picture, it ends where a head sees nothing more from there.
-    """
-    side = embedding.stride[0]
-    stride = max(n for n in range(1, CLOSE + 1) if side % n == 0)
-    left = (side - stride) // 2
-    right = side - stride - left
-    around = functional.pad(pixels.to(embedding.weight.dtype), (left, right, left, right))
-    if shown:
-        rows, columns = (side + stride * (seen_places(n, stride) - 1) for n in shown)
-        around = around[:, :, :rows, :columns]
-    return functional.conv2d(around, embedding.weight, embedding.bias, stride=stride)
-
-
-def _to_map(tokens: Tensor) -> Tensor:
-    """Return the patches' states [B, D, h, w] of a square image's tokens [B, N, D], without a class token."""
-    side = int(tokens.shape[1] ** 0.5)
-    return tokens[:, tokens.shape[1] - side * side :].transpose(1, 2).unflatten(2, (side, side))
-
-
-class _Side(nn.Module):
-    """One of the encoder's maps in the head's width, whatever its scale."""
-
-    def __init__(self, width: int, own: int):
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.norm, self.mix = nn.LayerNorm(width), nn.Conv2d(width, own, 1)
+        self.norm, self.conv = nn.LayerNorm(in_channels), nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, found: Tensor) -> Tensor:
-        return self.mix(self.norm(found.movedim(1, -1)).movedim(-1, 1))
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
+        """Return the map in the pyramid's channels."""
+        return self.conv(self.norm(x.movedim(1, -1)).movedim(-1, 1))
 
 
-class _Near(nn.Module):
-    """What lies around each place, added to it."""
+class ResidualConv(nn.Module):
+    """Pre-activation 3 x 3 convolution with a skip connection."""
 
-    def __init__(self, width: int):
+    def __init__(self, channels: int):
         super().__init__()
-        self.look = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, seen: Tensor) -> Tensor:
-        return seen + self.look(functional.gelu(seen))
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        """Return the map plus its convolution."""
+        return x + self.conv(functional.gelu(x))
 
 
 class MaskHead(nn.Module):
-    """Logits of a mask for each of K expressions about each of B images."""
+    """Mask logits for each of K expressions about each of B images."""
 
-    def __init__(self, shape: MaskHeadConfig):
+    def __init__(self, config: MaskHeadConfig):
         super().__init__()
-        self.shape, self.block = shape, shape.strides[0]
-        self.sides = nn.ModuleList(_Side(width, shape.width) for width in shape.widths)
-        looks = [LOOKS, *(1 for _ in shape.widths[1:])]  # where objects lie, the finest map, twice as far
-        self.near = nn.ModuleList(nn.Sequential(*(_Near(shape.width) for _ in range(n))) for n in looks)
-        self.unfold = nn.Conv2d(shape.width, shape.fine * self.block**2, 1)
-        self.word = nn.Sequential(nn.LayerNorm(shape.state), nn.Linear(shape.state, 4 * shape.width), nn.GELU())
-        self.query = nn.Linear(4 * shape.width, shape.fine + 4 * shape.waves + 1)
-        nn.init.constant_(self.query.bias[-1:], RARE)
+        self.config, width = config, config.hidden_channels
+        self.lateral_convs = nn.ModuleList(LateralConv(channels, width) for channels in config.channels)
+        depths = [NUM_CONV_BLOCKS, *(1 for _ in config.channels[1:])]
+        self.conv_blocks = nn.ModuleList(nn.Sequential(*(ResidualConv(width) for _ in range(n))) for n in depths)
+        self.subpixel_conv = nn.Conv2d(width, config.pixel_features * config.strides[0] ** 2, 1)
+        self.expression_mlp = nn.Sequential(
+            nn.LayerNorm(config.decoder_dim), nn.Linear(config.decoder_dim, 4 * width), nn.GELU()
+        )
+        self.controller = nn.Linear(4 * width, config.pixel_features + 4 * config.num_frequencies + 1)
+        nn.init.constant_(self.controller.bias[-1:], FOREGROUND_BIAS_INIT)
 
     @classmethod
-    def of(cls, vlm: PixelVLM, width: int = WIDTH) -> "MaskHead":
-        """Return a new head for a model."""
+    def of(cls, vlm: PixelVLM, hidden_channels: int = HIDDEN_CHANNELS) -> "MaskHead":
+        """Return a new head for a model; `UserError` if its class reads images through its own processor."""
         pixels: Any = vlm.preprocess(torch.zeros(1, vlm.history, 210, 160, 3, dtype=torch.uint8))
         if not isinstance(pixels, Tensor):
             raise UserError(
                 f"{type(vlm.model).__name__} reads images through its own processor, "
-                "whose maps a mask head cannot place; ask for points in text (--mask points)"
+                "whose maps a mask head cannot place; use points in text (--mask points)"
             )
         with torch.no_grad():
-            found = encoder_maps(vlm, vlm.encode_images(pixels, output_hidden_states=True))
-        widths, strides = tuple(m.shape[1] for m in found), tuple(pixels.shape[2] // m.shape[2] for m in found)
-        return cls(MaskHeadConfig(widths, strides, vlm.model.get_input_embeddings().embedding_dim, width))
+            maps = encoder_maps(vlm, vlm.encode_images(pixels, output_hidden_states=True))
+        channels, strides = tuple(m.shape[1] for m in maps), tuple(pixels.shape[2] // m.shape[2] for m in maps)
+        return cls(MaskHeadConfig(channels, strides, vlm.model.get_input_embeddings().embedding_dim, hidden_channels))
 
-    def forward(self, maps: Sequence[Tensor], states: Tensor, shares: Tensor) -> Tensor:
-        """Return logits float32[B, K, rows, columns], of the pixels that the finest map covers.
+    def forward(
+        self,
+        maps: Sequence[Float[Tensor, "B _ _ _"]],
+        states: Float[Tensor, "B K L D"],
+        weights: Float[Tensor, "B K L"],
+    ) -> Float[Tensor, "B K H W"]:
+        """Return float32 logits of the pixels that the finest map covers.
 
         Args:
-            maps: the encoder's, [B, C, h, w] each, the finest first, which may end earlier (`encoder_maps`).
-            states, shares: of `expression_states`.
+            maps: of `encoder_maps`; the finest may be cropped.
+            states: of `expression_states`.
+            weights: of `expression_states`.
         """
-        seen: Tensor | None = None
-        for number in reversed(range(len(maps))):
-            own = self.sides[number](maps[number])
-            if seen is not None:
-                grown = self.shape.strides[number + 1] // self.shape.strides[number]
-                size = [
-                    max(places, coarse * grown) for places, coarse in zip(own.shape[2:], seen.shape[2:], strict=True)
-                ]
-                seen = functional.interpolate(seen, size=size, mode="nearest")
-                own = own + seen[:, :, : own.shape[2], : own.shape[3]]
-            seen = self.near[number](own)
-        assert seen is not None
-        words = torch.einsum("bkld,bkl->bkd", self.word(states), shares.to(states.dtype))
-        looks, rows, columns, common = self.query(words).split(
-            [self.shape.fine, 2 * self.shape.waves, 2 * self.shape.waves, 1], dim=-1
+        config = self.config
+        fused = self._fuse(maps)
+        pooled = torch.einsum("bkld,bkl->bkd", self.expression_mlp(states), weights.to(states.dtype))
+        kernels, row_coefficients, column_coefficients, scalar_bias = self.controller(pooled).split(
+            [config.pixel_features, 2 * config.num_frequencies, 2 * config.num_frequencies, 1], dim=-1
         )  # [B, K, ...]
-        logits = self._unfold(seen, looks).float()
-        down, along = (
-            said.float()
-            @ sinusoidal_features(max(places * self.shape.strides[-1], n), self.shape.waves, logits.device)[:, :n]
-            for said, places, n in zip((rows, columns), maps[-1].shape[2:], logits.shape[2:], strict=True)
+        logits = self._apply_kernels(fused, kernels).float()
+        row_bias, column_bias = (
+            self._position_bias(coefficients, cells * config.strides[-1], pixels)
+            for coefficients, cells, pixels in zip(
+                (row_coefficients, column_coefficients), maps[-1].shape[2:], logits.shape[2:], strict=True
+            )
         )
-        return logits + down[..., :, None] + along[..., None, :] + common.float()[..., None]
+        return logits + row_bias[..., :, None] + column_bias[..., None, :] + scalar_bias.float()[..., None]
 
-    def _unfold(self, seen: Tensor, looks: Tensor) -> Tensor:
-        """Return the products [B, K, rows, columns] of looks [B, K, F] with every pixel's features, which are never
-        made: a look and the unfolding of a place are one kernel, since both are linear.
+    def _fuse(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return the pyramid's finest map [B, D, h, w]: from the coarsest on, each is added to the next finer one."""
+        strides = self.config.strides
+        fused: Tensor | None = None
+        for level in reversed(range(len(maps))):
+            lateral = self.lateral_convs[level](maps[level])
+            if fused is not None:
+                factor = strides[level + 1] // strides[level]
+                size = [max(n, coarse * factor) for n, coarse in zip(lateral.shape[2:], fused.shape[2:], strict=True)]
+                fused = functional.interpolate(fused, size=size, mode="nearest")
+                lateral = lateral + fused[:, :, : lateral.shape[2], : lateral.shape[3]]
+            fused = self.conv_blocks[level](lateral)
+        assert fused is not None
+        return fused
+
+    def _apply_kernels(self, fused: Tensor, kernels: Tensor) -> Tensor:
+        """Return the products [B, K, H, W] of kernels [B, K, F] with every pixel's features.
+
+        The pixel features are never computed: kernel and sub-pixel convolution are both linear, and become one.
         """
-        unfold, block = self.unfold, self.block**2
-        weight = unfold.weight.view(-1, block, unfold.in_channels)  # [F, j, W]
-        assert unfold.bias is not None
-        bias = unfold.bias.view(-1, block)  # [F, j]
-        looks = looks / self.shape.fine**0.5
-        kernels = torch.einsum("bkf,fjw->bkjw", looks, weight.to(looks.dtype)).flatten(1, 2)  # [B, K * j, W]
-        offsets = (looks @ bias.to(looks.dtype)).flatten(1)  # [B, K * j]
-        found = kernels @ functional.gelu(seen).flatten(2) + offsets[..., None]
-        return functional.pixel_shuffle(found.unflatten(-1, seen.shape[2:]), self.block)
+        conv, upscale = self.subpixel_conv, self.config.strides[0]
+        assert conv.bias is not None
+        weight = conv.weight.view(-1, upscale**2, conv.in_channels)  # [F, S, D]
+        bias = conv.bias.view(-1, upscale**2)  # [F, S]
+        kernels = kernels / self.config.pixel_features**0.5
+        merged = torch.einsum("bkf,fsd->bksd", kernels, weight.to(kernels.dtype)).flatten(1, 2)  # [B, K * S, D]
+        offsets = (kernels @ bias.to(kernels.dtype)).flatten(1)  # [B, K * S]
+        products = merged @ functional.gelu(fused).flatten(2) + offsets[..., None]
+        return functional.pixel_shuffle(products.unflatten(-1, fused.shape[2:]), upscale)
+
+    def _position_bias(self, coefficients: Tensor, length: int, num_pixels: int) -> Tensor:
+        """Return [B, K, num_pixels]: a sum of sinusoids along an image side of at least `length` pixels."""
+        features = sinusoidal_features(max(length, num_pixels), self.config.num_frequencies, coefficients.device)
+        return coefficients.float() @ features[:, :num_pixels]
 
     def save(self, directory: Path) -> None:
-        """Write the head beside its model, which plain transformers loads all the same."""
+        """Write the head beside its model; plain transformers ignores its files."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, Path(directory) / WEIGHTS)
-        (Path(directory) / SHAPE).write_text(json.dumps(vars(self.shape), indent=1) + "\n")
+        with atomic_file(Path(directory) / WEIGHTS_FILE) as temporary:
+            save_file(tensors, temporary)
+        write_text_atomically(Path(directory) / CONFIG_FILE, json.dumps(asdict(self.config), indent=1) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> "MaskHead":
-        """Return the head of a checkpoint."""
-        directory = Path(directory)
-        if not (directory / WEIGHTS).is_file() or not (directory / SHAPE).is_file():
-            raise CheckpointError(f"expected a checkpoint with a mask head, {WEIGHTS} and {SHAPE}, got {directory}")
-        plain: dict[str, Any] = json.loads((directory / SHAPE).read_text())
-        try:
-            head = cls(
-                MaskHeadConfig(**{**plain, "widths": tuple(plain["widths"]), "strides": tuple(plain["strides"])})
+        """Return the head of a checkpoint; files of version 0.1 are read by `OLD_NAMES`.
+
+        Raises:
+            CheckpointError: the files are missing or of another version.
+        """
+        weights_file, config_file = Path(directory) / WEIGHTS_FILE, Path(directory) / CONFIG_FILE
+        if not weights_file.is_file() or not config_file.is_file():
+            raise CheckpointError(
+                f"expected a checkpoint with a mask head, {WEIGHTS_FILE} and {CONFIG_FILE}, got {directory}"
             )
-            head.load_state_dict(load_file(directory / WEIGHTS))
+        fields = {OLD_NAMES.get(name, name): value for name, value in json.loads(config_file.read_text()).items()}
+        try:
+            head = cls(MaskHeadConfig(tuple(fields.pop("channels")), tuple(fields.pop("strides")), **fields))
+            head.load_state_dict({_current_name(name): tensor for name, tensor in load_file(weights_file).items()})
         except (KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(
-                f"{directory / WEIGHTS} is no mask head of this version: {str(error).splitlines()[0]}"
+                f"{weights_file} is no mask head of this version: {str(error).splitlines()[0]}"
             ) from error
         return head.eval()
 
 
-def sinusoidal_features(places: int, count: int, device: torch.device) -> Tensor:
-    """Return float32[2 * count, places]: sines and cosines of 1 to `count` half turns over a line of places."""
-    turns = torch.arange(places, device=device) * (torch.pi / places)
-    angles = torch.arange(1, count + 1, device=device)[:, None] * turns
+def _current_name(parameter: str) -> str:
+    return ".".join(OLD_NAMES.get(module, module) for module in parameter.split("."))
+
+
+def sinusoidal_features(length: int, num_frequencies: int, device: torch.device) -> Float[Tensor, "F length"]:
+    """Return sines, then cosines, of 1, 2, ..., `num_frequencies` half periods over `length` positions, float32."""
+    half_period = torch.arange(length, device=device) * (torch.pi / length)
+    angles = torch.arange(1, num_frequencies + 1, device=device)[:, None] * half_period
     return torch.cat([angles.sin(), angles.cos()])
 
 
-def expression_tokens(vlm: PixelVLM, expressions: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `expression_states` reads: shared int[S], questions int[B, K, L] and their lengths int[B, K]."""
+def expression_tokens(
+    vlm: PixelVLM, expressions: Sequence[Sequence[str]]
+) -> tuple[Int[Tensor, " S"], Int[Tensor, "B K L"], Int[Tensor, "B K"]]:
+    """Return the tokens of K expressions about each of B images: shared prefix, padded questions, and their lengths."""
     tokenizer = vlm.tokenizer
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     shared = torch.tensor(tokenizer(MASK_PREFIX, add_special_tokens=False)["input_ids"])
-    asked = [
-        tokenizer([mask_question(w) for w in words], add_special_tokens=False)["input_ids"] for words in expressions
+    questions = [
+        tokenizer([mask_question(expression) for expression in of_image], add_special_tokens=False)["input_ids"]
+        for of_image in expressions
     ]
-    return shared, *pad_token_lists(asked, pad)
+    return shared, *pad_token_lists(questions, pad)
 
 
 def expression_states(
-    vlm: PixelVLM, features: ImageFeatures, shared: Tensor, questions: Tensor, lengths: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the decoder's states over each expression, [B, K, L, D], and their shares float[B, K, L], 0 at padding.
+    vlm: PixelVLM,
+    features: ImageFeatures,
+    shared: Int[Tensor, " S"],
+    questions: Int[Tensor, "B K L"],
+    lengths: Int[Tensor, "B K"],
+) -> tuple[Float[Tensor, "B K L D"], Float[Tensor, "B K L"]]:
+    """Return the decoder's hidden states over each expression, and their pooling weights, 0 at padding.
 
-    An image is read once for all expressions about it. The words share a half evenly, and the state behind them, which
-    has read them all, has the other half.
+    Half of the weight is spread evenly over the tokens; the last token, which attends to all others, gets the other
+    half. Arguments are those of `expression_tokens` and the features of `PixelVLM.encode_images`.
     """
     device = features.tokens.device
-    hidden = forward_packed(vlm, features, shared.to(device), questions.to(device))
-    place, lengths = torch.arange(hidden.shape[2], device=hidden.device), lengths.to(hidden.device)[..., None]
-    return hidden, ((place < lengths) / lengths + (place == lengths - 1)) / 2
+    states = forward_packed(vlm, features, shared.to(device), questions.to(device))
+    position, lengths = torch.arange(states.shape[2], device=device), lengths.to(device)[..., None]
+    return states, ((position < lengths) / lengths + (position == lengths - 1)) / 2

@@ -1,24 +1,25 @@
-"""Masks for words as text: 0 or 1 at every place of a grid, all places behind one look at the image.
+"""Masks as text: the decoder answers 0 or 1 at points of a grid.
 
     <image> [segmentation]
-    the red ghost loc: [        read once for an expression
-    12,                         read once for a row
-    7] mask:            -> 1    read for each place
+    the red ghost loc: [        encoded once for an expression
+    12,                         encoded once for a row
+    7] mask:            -> 1    encoded for each point
 
-The paper's lab asks for masks in this way (Vision-CAIR's paint data): no head, no parameters, the same interface as
-pixel value prediction. The odds of 1 against 0 are a soft mask. A question is tokenised part by part, so that
-what is shared is the same tokens for any tokenizer.
+The paper's lab writes masks in this form (Vision-CAIR's paint data): no head, no parameters, the same interface as
+pixel value prediction. The logits of 1 against 0 are a soft mask. A prompt is tokenized part by part, so that prompts
+share tokens with any tokenizer.
 
-Most of a picture is far from what is meant. So every second row and column is asked first, and of the places between,
-where neighbours disagree or the model is in doubt, as many again at most, the most doubtful ones; all others are
-interpolated. A grid so takes at most half of its questions whatever the model knows (adaptive subdivision, with as many
-points a step as the first; Kirillov et al. 2020, "PointRend", sec. 3.1).
+Most of an image is far from the target. So every second row and column comes first. Of the points between, those where
+neighbors disagree or the model is uncertain follow, at most as many again, the most uncertain ones; all others are
+interpolated (adaptive subdivision, with as many points a step as the first; Kirillov et al. 2020, "PointRend",
+section 3.1). A grid so takes at most half of its points.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
@@ -30,28 +31,27 @@ from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.prompts import MASK_PREFIX, POINT_ANSWERS, POINT_END, point_prompt
 
-SPACING = 2  # rows and columns from one place that is asked first to the next
-SURE = 1.5  # log-odds from which an answer is not doubted
+STRIDE = 2  # rows and columns between the points of the first step
+CONFIDENT_LOGIT = 1.5  # absolute logit from which an answer is certain
 
 
 @dataclass(frozen=True)
 class PointPromptFormat:
-    """How a model's tokenizer writes questions about places and their answers.
-
-    shared: int[S], the tokens between the image and every expression; answers: int[2], the tokens of 0 and 1; end: the
-    token that closes an answer.
-    """
+    """Prompts and answers about points in the tokens of a model."""
 
     tokenizer: PreTrainedTokenizerFast
-    shared: Tensor
-    answers: Tensor
+    shared: Int[Tensor, " S"]
+    """Tokens between the image and every expression."""
+    answers: Int[Tensor, "2"]
+    """Tokens of 0 and 1."""
     end: int
+    """The token after an answer."""
     pad: int
-    _places: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)
+    _cache: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, vlm: PixelVLM) -> "PointPromptFormat":
-        """Return the language of a model; `UserError` if its tokenizer takes several tokens for a 0 or a 1."""
+        """Return the format of a model; `UserError` if 0 or 1 are several tokens of its tokenizer."""
         tokenizer = vlm.tokenizer
         answers = tokenizer(list(POINT_ANSWERS), add_special_tokens=False)["input_ids"]
         if any(len(tokens) != 1 for tokens in answers):
@@ -60,21 +60,21 @@ class PointPromptFormat:
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         return cls(tokenizer, shared, torch.tensor(answers).flatten(), tokenizer.eos_token_id, pad)
 
-    def trunk(self, expression: str) -> list[int]:
-        """Return the tokens of an expression, up to the coordinates."""
-        return self._tokens(point_prompt(expression))
+    def expression_tokens(self, expression: str) -> list[int]:
+        """Return the tokens of a prompt's first part, up to the coordinates."""
+        return self._tokenize(point_prompt(expression))
 
-    def leaf(self, row: int, column: int) -> list[int]:
-        """Return the tokens of a place and of the question's end, part by part."""
-        return [*self._coordinate(f"{row},"), *self._coordinate(f"{column}{POINT_END}")]
+    def point_tokens(self, row: int, column: int) -> list[int]:
+        """Return the tokens of a prompt's second part: the coordinates and the end."""
+        return [*self._cached_tokens(f"{row},"), *self._cached_tokens(f"{column}{POINT_END}")]
 
-    def _coordinate(self, text: str) -> list[int]:
-        """Return its tokens, found once: a grid has thousands of places and few coordinates."""
-        if text not in self._places:
-            self._places[text] = self._tokens(text)
-        return self._places[text]
+    def _cached_tokens(self, coordinate: str) -> list[int]:
+        """Return the tokens of a coordinate; a grid has thousands of points and few coordinates."""
+        if coordinate not in self._cache:
+            self._cache[coordinate] = self._tokenize(coordinate)
+        return self._cache[coordinate]
 
-    def _tokens(self, text: str) -> list[int]:
+    def _tokenize(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -84,77 +84,80 @@ def predict_points(
     features: ImageFeatures,
     expressions: Sequence[str],
     grid: int,
-    spacing: int = SPACING,
-    shift: float = 0.0,
-) -> Tensor:
-    """Return float32[K, grid, grid]: the log-odds of 1 against 0 at each place, for each expression.
+    stride: int = STRIDE,
+    logit_bias: float = 0.0,
+) -> Float[Tensor, "K grid grid"]:
+    """Return the float32 logits of 1 against 0 at each point of a grid, for each of K expressions.
 
     Args:
         vlm: the model.
         features: of one image, by `PixelVLM.encode_images`.
         expressions: K of them.
-        grid: places along each side.
-        spacing: from one place that is asked to the next; what lies between is asked where it is least clear, and else
-            interpolated. 1 asks everywhere.
-        shift: what is added to all log-odds, of `pretrain.referring.point_objective.fit_shift`.
+        grid: points along each side.
+        stride: rows and columns between the points of the first step; 1 predicts every point.
+        logit_bias: added to all logits, of `pretrain.referring.point_objective.calibrate_logit_bias`.
     """
-    language = PointPromptFormat.of(vlm)
-    samplers = (PointSampler(vlm, features, language, words, shift) for words in expressions)
-    return torch.stack([sampler.mask(grid, spacing) for sampler in samplers])
+    prompts = PointPromptFormat.of(vlm)
+    samplers = (PointSampler(vlm, features, prompts, expression, logit_bias) for expression in expressions)
+    return torch.stack([sampler.grid_logits(grid, stride) for sampler in samplers])
 
 
 class PointSampler:
-    """Places asked about for one expression; image and expression are read once.
+    """Logits at points for one expression; image and expression are encoded once.
 
     Args:
         vlm: the model.
         features: of one image, by `PixelVLM.encode_images`.
-        language: the model's.
-        words: the expression.
-        shift: what is added to all log-odds.
+        prompts: the model's format.
+        expression: its text.
+        logit_bias: added to all logits.
     """
 
     def __init__(
-        self, vlm: PixelVLM, features: ImageFeatures, language: PointPromptFormat, words: str, shift: float = 0.0
+        self,
+        vlm: PixelVLM,
+        features: ImageFeatures,
+        prompts: PointPromptFormat,
+        expression: str,
+        logit_bias: float = 0.0,
     ):
-        self.vlm, self.language, self.shift = vlm, language, shift
-        shared = torch.cat([language.shared, torch.tensor(language.trunk(words))])
-        self.read = CachedPrefix.encode(vlm, features, shared.to(vlm.device))
+        self.vlm, self.prompts, self.logit_bias = vlm, prompts, logit_bias
+        shared = torch.cat([prompts.shared, torch.tensor(prompts.expression_tokens(expression))])
+        self.prefix = CachedPrefix.encode(vlm, features, shared.to(vlm.device))
 
-    def mask(self, grid: int, spacing: int) -> Tensor:
-        """Return the log-odds float32[grid, grid]."""
-        first = torch.arange(0, grid, spacing)
-        odds = self.ask(torch.cartesian_prod(first, first)).view(len(first), len(first))
-        every = torch.arange(grid) // spacing
-        found, between = interpolate(odds, grid, spacing), unclear(odds)[every][:, every]
-        between[::spacing, ::spacing] = False
-        doubted = found[between].abs().argsort(stable=True)[: odds.numel()]
-        if len(doubted):
-            places = between.nonzero()[doubted]
-            found[places[:, 0], places[:, 1]] = self.ask(places)
-        return found
+    def grid_logits(self, grid: int, stride: int) -> Float[Tensor, "grid grid"]:
+        """Return the logits of a grid, in two steps (see the module's docstring)."""
+        steps = torch.arange(0, grid, stride)
+        coarse = self.point_logits(torch.cartesian_prod(steps, steps)).view(len(steps), len(steps))
+        coarse_index = torch.arange(grid) // stride
+        logits, candidates = interpolate(coarse, grid, stride), uncertain(coarse)[coarse_index][:, coarse_index]
+        candidates[::stride, ::stride] = False
+        chosen = logits[candidates].abs().argsort(stable=True)[: coarse.numel()]
+        if len(chosen):
+            points = candidates.nonzero()[chosen]
+            logits[points[:, 0], points[:, 1]] = self.point_logits(points)
+        return logits
 
-    def ask(self, places: Tensor) -> Tensor:
-        """Return the log-odds float32[N] at places int[N, 2], on the CPU."""
-        vlm, language = self.vlm, self.language
-        leaves = [language.leaf(row, column) for row, column in places.tolist()]
-        questions, lengths = pad_token_lists([leaves], language.pad)
-        states = last_hidden_states(vlm, self.read, questions.to(vlm.device), lengths)[0]
-        head, answers = vlm.model.get_output_embeddings(), language.answers.to(vlm.device)
+    def point_logits(self, points: Int[Tensor, "N 2"]) -> Float[Tensor, " N"]:
+        """Return the float32 logits at rows and columns of a grid, on the CPU."""
+        vlm, prompts = self.vlm, self.prompts
+        questions, lengths = pad_token_lists([[prompts.point_tokens(*point) for point in points.tolist()]], prompts.pad)
+        states = last_hidden_states(vlm, self.prefix, questions.to(vlm.device), lengths)[0]
+        head, answers = vlm.model.get_output_embeddings(), prompts.answers.to(vlm.device)
         bias = None if getattr(head, "bias", None) is None else head.bias[answers]
         logits = functional.linear(states, head.weight[answers], bias).float().cpu()  # [N, 2]
-        return logits[:, 1] - logits[:, 0] + self.shift
+        return logits[:, 1] - logits[:, 0] + self.logit_bias
 
 
-def interpolate(odds: Tensor, grid: int, spacing: int) -> Tensor:
-    """Return float[grid, grid] of log-odds [h, w] at every `spacing`-th place, linear between them and level beyond."""
-    rows, columns = (spacing * (n - 1) + 1 for n in odds.shape)
-    between = functional.interpolate(odds[None, None], size=(rows, columns), mode="bilinear", align_corners=True)
+def interpolate(logits: Float[Tensor, "h w"], grid: int, stride: int) -> Float[Tensor, "grid grid"]:
+    """Return the logits of a grid, given those of every `stride`-th point: bilinear between, constant beyond."""
+    rows, columns = (stride * (n - 1) + 1 for n in logits.shape)
+    between = functional.interpolate(logits[None, None], size=(rows, columns), mode="bilinear", align_corners=True)
     return functional.pad(between, (0, grid - columns, 0, grid - rows), mode="replicate")[0, 0]
 
 
-def unclear(odds: Tensor) -> Tensor:
-    """Return bool[h, w]: where log-odds [h, w] and those of the eight places around are not all sure of one answer."""
-    around = odds[None, None]
-    most, least = (sign * functional.max_pool2d(sign * around, 3, 1, 1)[0, 0] for sign in (1, -1))
-    return (most > -SURE) & (least < SURE)
+def uncertain(logits: Float[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
+    """Return where a point and its eight neighbors are not all confident of the same answer."""
+    batch = logits[None, None]
+    highest, lowest = (sign * functional.max_pool2d(sign * batch, 3, 1, 1)[0, 0] for sign in (1, -1))
+    return (highest > -CONFIDENT_LOGIT) & (lowest < CONFIDENT_LOGIT)

@@ -1,25 +1,28 @@
-"""Finds what words mean in a picture, in whichever way a checkpoint was taught: by its mask head or by points in text.
+"""Referring segmentation with a trained checkpoint: by its mask head, or by points in text.
 
-    finder = load_segmenter(Path("runs/refer/last"))
-    probabilities = finder.find(stack, ["the red ghost"])        float32[1, H, W]
+    segmenter = load_segmenter(Path("runs/refer/last"))
+    probabilities = segmenter.predict(frames, ["the red ghost"])        float32[1, H, W]
 
-A checkpoint that can be asked for masks holds a mask head (`vlm.segmentation.mask_head`), or says in its `training.json`, under
-`points`, the grid on which it was taught to answer with 0 and 1 (`vlm.segmentation.point_prediction`), or both; under `points_shift`,
-what its log-odds lack to be those of all places of a picture alike.
+A checkpoint for it holds a mask head (`vlm.segmentation.mask_head`), or its `training.json` has the grid that points
+were trained on (`POINT_GRID`, see `vlm.segmentation.point_prediction`), or both. `LOGIT_BIAS` there corrects their
+logits for the sampling of points in training.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
 from vlm.model import PixelVLM
-from vlm.segmentation.mask_head import SHAPE, MaskHead, encoder_maps, expression_states, expression_tokens
+from vlm.segmentation.encoder_maps import encoder_maps
+from vlm.segmentation.mask_head import CONFIG_FILE, MaskHead, expression_states, expression_tokens
 from vlm.segmentation.point_prediction import predict_points
 from vlm.training_resolution import resize_image, training_resolution
 
@@ -27,14 +30,14 @@ POINT_GRID, LOGIT_BIAS = "point_grid", "logit_bias"
 
 
 class ReferringSegmenter:
-    """A model that can be asked for masks.
+    """A model that predicts masks for expressions.
 
     Args:
         vlm: the model.
-        head: its mask head, or None where masks are points.
-        grid: the places of points along each side.
-        size: rows and columns that pictures are brought to; None leaves them as they are.
-        shift: what is added to the log-odds of points.
+        head: its mask head, or None to predict points.
+        grid: points along each side.
+        size: rows and columns that images are resized to; None keeps them.
+        logit_bias: added to the logits of points.
     """
 
     def __init__(
@@ -43,68 +46,78 @@ class ReferringSegmenter:
         head: MaskHead | None,
         grid: int = 32,
         size: tuple[int, int] | None = None,
-        shift: float = 0.0,
+        logit_bias: float = 0.0,
     ):
-        self.vlm, self.head, self.grid, self.size, self.shift = vlm, head, grid, size, shift
+        self.vlm, self.head, self.grid, self.size, self.logit_bias = vlm, head, grid, size, logit_bias
 
     @property
-    def way(self) -> str:
-        """How it answers, in words."""
+    def method(self) -> str:
+        """How it predicts masks, in words."""
         return "mask head" if self.head else f"points of a grid of {self.grid}, the probability of 1 against 0"
 
     @torch.no_grad()
-    def find(self, stack: np.ndarray, words: Sequence[str]) -> np.ndarray:
-        """Return float32[K, H, W]: each pixel's probability of belonging to what each expression means.
+    def predict(
+        self, frames: UInt8[np.ndarray, "history H W 3"], expressions: Sequence[str]
+    ) -> Float[np.ndarray, "K H W"]:
+        """Return each pixel's probability, float32, of belonging to the target of each expression.
 
         Args:
-            stack: uint8[history, H, W, 3], or [1, H, W, 3], which is repeated.
-            words: K expressions.
+            frames: the image last, behind those before it; a single frame is repeated to the model's history.
+            expressions: K of them.
         """
-        height, width = stack.shape[1:3]
-        shown = np.stack([resize_image(frame, self.size) for frame in stack])
-        if len(shown) < self.vlm.history:
-            shown = np.repeat(shown[-1:], self.vlm.history, axis=0)
-        found = self._by_head(shown, words) if self.head else self._by_points(shown, words)
-        return resize_logits(found, height, width).sigmoid().cpu().numpy()
+        height, width = frames.shape[1:3]
+        resized = np.stack([resize_image(frame, self.size) for frame in frames])
+        if len(resized) < self.vlm.history:
+            resized = np.repeat(resized[-1:], self.vlm.history, axis=0)
+        predict = self._predict_with_head if self.head else self._predict_with_points
+        return resize_logits(predict(resized, expressions), height, width).sigmoid().cpu().numpy()
 
-    def _by_head(self, shown: np.ndarray, words: Sequence[str]) -> Tensor:
+    def _predict_with_head(self, frames: np.ndarray, expressions: Sequence[str]) -> Tensor:
         assert self.head is not None
-        features = self.vlm.encode_images(self.vlm.preprocess(shown[None]), output_hidden_states=True)
-        states = expression_states(self.vlm, features, *expression_tokens(self.vlm, [words]))
-        height, width = shown.shape[1:3]
+        height, width = frames.shape[1:3]
+        features = self.vlm.encode_images(self.vlm.preprocess(frames[None]), output_hidden_states=True)
+        states = expression_states(self.vlm, features, *expression_tokens(self.vlm, [expressions]))
         maps = encoder_maps(self.vlm, features, (height, width))
         return self.head(maps, *states)[0, :, :height, :width]
 
-    def _by_points(self, shown: np.ndarray, words: Sequence[str]) -> Tensor:
-        features = self.vlm.encode_images(self.vlm.preprocess(shown[None]))
-        found = predict_points(self.vlm, features, words, self.grid, shift=self.shift)
-        return resize_logits(found, *shown.shape[1:3])
+    def _predict_with_points(self, frames: np.ndarray, expressions: Sequence[str]) -> Tensor:
+        features = self.vlm.encode_images(self.vlm.preprocess(frames[None]))
+        logits = predict_points(self.vlm, features, expressions, self.grid, logit_bias=self.logit_bias)
+        return resize_logits(logits, *frames.shape[1:3])
 
 
-def resize_logits(logits: Tensor, height: int, width: int) -> Tensor:
-    """Return logits [K, height, width] of logits [K, h, w], interpolated where sizes differ."""
+def resize_logits(logits: Float[Tensor, "K h w"], height: int, width: int) -> Float[Tensor, "K H W"]:
+    """Return logits at another size, bilinear."""
     if logits.shape[1:] == (height, width):
         return logits
     return functional.interpolate(logits[None], size=(height, width), mode="bilinear", align_corners=False)[0]
 
 
-def load_segmenter(directory: Path, by_points: bool = False) -> ReferringSegmenter:
-    """Return what a checkpoint of `pretrain.referring.train` finds masks with: its head, or points if asked for or without one.
+def load_segmenter(directory: Path, points: bool = False) -> ReferringSegmenter:
+    """Return the segmenter of a checkpoint of `pretrain.referring`.
+
+    Args:
+        directory: the checkpoint.
+        points: whether to predict points even if there is a mask head.
 
     Raises:
-        CheckpointError: it was taught no masks, or no points where they are asked for.
+        CheckpointError: it was not trained on masks, or not on points.
     """
     directory, training = Path(directory), checkpoint.read_training(directory)
-    if (directory / SHAPE).is_file() and not by_points:
+    if (directory / CONFIG_FILE).is_file() and not points:
         vlm = checkpoint.load(directory)
         head = MaskHead.load(directory).to(vlm.device)
-        for part in (vlm.model, head):  # frames come with channels last, and convolutions need not turn their weights
-            part.to(memory_format=torch.channels_last)
+        modules: tuple[Any, ...] = (vlm.model, head)
+        for module in modules:  # frames have channels last: without it convolutions reorder their weights
+            module.to(memory_format=torch.channels_last)
         return ReferringSegmenter(vlm, head, size=training_resolution(directory))
-    if POINT_GRID in training:
-        shift = float(training.get(LOGIT_BIAS, 0.0))
-        return ReferringSegmenter(
-            checkpoint.load(directory), None, int(training[POINT_GRID]), training_resolution(directory), shift
-        )
-    taught = "points" if by_points else "masks"
-    raise CheckpointError(f"expected a checkpoint that was taught {taught} (`pretrain.referring`), got {directory}")
+    if POINT_GRID not in training:
+        target = "points" if points else "masks"
+        raise CheckpointError(f"expected a checkpoint trained on {target} (`pretrain.referring`), got {directory}")
+    return ReferringSegmenter(
+        checkpoint.load(directory),
+        None,
+        int(training[POINT_GRID]),
+        training_resolution(directory),
+        float(training.get(LOGIT_BIAS, 0.0)),
+    )
