@@ -33,7 +33,7 @@ from vlm.decoding.batched_generate import generate_batch
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.pretrained import RELEASED_SEGMENTER
-from vlm.segmentation.point_prediction import SPACING, PointPromptFormat, PointSampler
+from vlm.segmentation.point_prediction import STRIDE, PointPromptFormat, PointSampler
 from vlm.segmentation.referring_segmenter import POINT_GRID, ReferringSegmenter, load_segmenter
 
 GAME = "MsPacman"
@@ -108,7 +108,7 @@ class Sides:
         vlm = self.points.vlm
         asked = OraclePoints(vlm, features_of(vlm, self.stack), PointPromptFormat.of(vlm), words)
         asked.truth = self.truths[WORDS.index(words)]
-        return asked.mask(self.points.grid, SPACING)
+        return asked.grid_logits(self.points.grid, STRIDE)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Literal
 from common.command import require_at_least
 from common.errors import UserError
 from pretrain.referring.refer_files import find_dataset
-from vlm.segmentation.mask_head import WIDTH
+from vlm.segmentation.mask_head import HIDDEN_CHANNELS
 from vlm.training.config import UNSET_OUT, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 
 GAMES = "games"
@@ -18,7 +18,7 @@ PHOTOGRAPH_SIZE = (224, 224)
 class ReferringModel(ModelConfig):
     """The model that a training starts from, its mask head included where it has one."""
 
-    hidden_channels: int = WIDTH
+    hidden_channels: int = HIDDEN_CHANNELS
     """The width of a new mask head's feature maps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type that the model's weights are stored in; bfloat16 halves its size."""

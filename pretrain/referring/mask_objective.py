@@ -13,11 +13,13 @@ import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
 
 from pretrain.referring.samples import ReferringSource
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
-from vlm.segmentation.mask_head import MaskHead, encoder_maps, expression_states, expression_tokens
+from vlm.segmentation.encoder_maps import encoder_maps
+from vlm.segmentation.mask_head import MaskHead, expression_states, expression_tokens
 from vlm.training.objective import Batch, Losses, Objective, encode_frames
 
 MIN_AREA = 64  # pixels that a mask counts as at least, in its cross-entropy
@@ -47,19 +49,19 @@ class MaskSampler:
     """Samples the frames, expressions and masks of a step.
 
     Args:
-        vlm: the model, for its tokenizer.
+        tokenizer: the model's.
         source: of frames and expressions.
         images: frames of a batch.
         expressions: about each frame.
     """
 
-    def __init__(self, vlm: PixelVLM, source: ReferringSource, images: int, expressions: int):
-        self.vlm, self.source, self.images, self.expressions = vlm, source, images, expressions
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, source: ReferringSource, images: int, expressions: int):
+        self.tokenizer, self.source, self.images, self.expressions = vlm, source, images, expressions
 
     def __call__(self, step: int, rng: np.random.Generator) -> MaskBatch:
         """Return the batch of a step."""
         samples = [self.source.draw(rng, self.expressions) for _ in range(self.images)]
-        _, input_ids, lengths = expression_tokens(self.vlm, [sample.expressions for sample in samples])
+        _, input_ids, lengths = expression_tokens(self.tokenizer, [sample.expressions for sample in samples])
         return MaskBatch(
             frames=torch.from_numpy(pad_stack([sample.frames for sample in samples])),
             input_ids=input_ids,
@@ -75,7 +77,7 @@ class MaskHeadObjective(Objective[PixelVLM, MaskBatch]):
 
     def __init__(self, vlm: PixelVLM, head: MaskHead, sampler: MaskSampler):
         super().__init__(vlm, sampler)
-        self.head, self.shared = head, expression_tokens(vlm, [["object"]])[0]
+        self.head, self.shared = head, expression_tokens(vlm.tokenizer, [["object"]])[0]
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return the head."""

@@ -120,7 +120,7 @@ class PointQuestionSampler:
         input_ids, labels, points = zip(*questions, strict=True)
         scale = np.array([sample.masks.shape[1:] for sample in samples for _ in sample.masks]) / frames.shape[2:4]
         fractions = (np.stack(points) + 0.5) / self.grid * scale[:, None]
-        expressions = [[self.prompts.trunk(words) for words in sample.expressions] for sample in samples]
+        expressions = [[self.prompts.expression_tokens(words) for words in sample.expressions] for sample in samples]
         prefix_ids, prefix_lengths = pad_token_lists(expressions, self.prompts.pad)
         shape = (self.images, self.expressions)
         return PointBatch(
@@ -138,7 +138,7 @@ class PointQuestionSampler:
         own, others = grid_mask(mask, self.grid), grid_mask(union, self.grid)
         input_ids, labels, points = [], [], sample_points(own, others, self.points, rng)
         for row, column in points:
-            tokens = self.prompts.leaf(row, column)
+            tokens = self.prompts.point_tokens(row, column)
             answer = int(self.prompts.answers[int(own[row, column])])
             input_ids.append([*tokens, answer])
             labels.append([IGNORE_INDEX] * (len(tokens) - 1) + [answer, self.prompts.end])
@@ -161,7 +161,7 @@ class PointObjective(Objective[PixelVLM, PointBatch]):
         self.prompts, self.attention_supervision = prompts, attention_supervision
         if attention_supervision:
             require_attention_access(vlm)
-            if len(prompts.leaf(0, 0)) != len(prompts.leaf(255, 255)):
+            if len(prompts.point_tokens(0, 0)) != len(prompts.point_tokens(255, 255)):
                 raise UserError("--attention-supervision-weight needs numbers that are single tokens")
 
     def encode(self, batch: PointBatch) -> ImageFeatures:
@@ -230,7 +230,7 @@ def calibrate_logit_bias(
         sample = source.draw(rng, 1)
         asked = rng.integers(grid, size=(points, 2))
         features = encode_frames(vlm, torch.from_numpy(sample.frames[None]))
-        answers = PointSampler(vlm, features, prompts, sample.expressions[0]).ask(torch.from_numpy(asked))
+        answers = PointSampler(vlm, features, prompts, sample.expressions[0]).point_logits(torch.from_numpy(asked))
         logits.append(answers.numpy().astype(np.float64))
         truth.append(grid_mask(sample.masks[0], grid)[asked[:, 0], asked[:, 1]])
     share, found = np.clip(np.mean(truth), 1e-4, 1 - 1e-4), np.concatenate(logits)

@@ -60,9 +60,9 @@ def first_frame(game_name: str, seed: int) -> np.ndarray:
 
 def show(args: Args) -> Path:
     """Write the image with the mask drawn in; return its file."""
-    segmenter = load_segmenter(args.init, by_points=args.points)
+    segmenter = load_segmenter(args.init, points=args.points)
     image = read_image(args.image) if args.image else first_frame(str(args.game), args.seed)
-    probability = segmenter.find(image[None], [args.expression])[0]
+    probability = segmenter.predict(image[None], [args.expression])[0]
     file = args.out if args.out.suffix else args.out.with_suffix(".png")
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(draw_mask(image, probability > 0.5)).save(file)

@@ -31,7 +31,7 @@ from pretrain.referring.samples import ReferringSource
 from vlm import checkpoint
 from vlm.model import PixelVLM
 from vlm.presets import build
-from vlm.segmentation.mask_head import SHAPE, MaskHead
+from vlm.segmentation.mask_head import CONFIG_FILE, MaskHead
 from vlm.segmentation.point_prediction import PointPromptFormat
 from vlm.segmentation.referring_segmenter import LOGIT_BIAS, POINT_GRID
 from vlm.training.config import parse_config
@@ -48,7 +48,7 @@ def start_model(config: ReferringConfig) -> PixelVLM:
 
 def start_head(config: ReferringConfig, vlm: PixelVLM) -> MaskHead:
     """Return the mask head that a training starts from: that of its checkpoint, or a new one."""
-    if config.model.init and (config.model.init / SHAPE).is_file():
+    if config.model.init and (config.model.init / CONFIG_FILE).is_file():
         return MaskHead.load(config.model.init).to(vlm.device).train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
@@ -69,7 +69,7 @@ def referring_mixture(vlm: PixelVLM, head: MaskHead | None, source: ReferringSou
     """Return the objectives that `data.mask` names."""
     objectives: dict[str, Objective] = {}
     if head:
-        objectives["head"] = MaskHeadObjective(vlm, head, MaskSampler(vlm, source, data.images, data.expressions))
+        objectives["head"] = MaskHeadObjective(vlm, head, MaskSampler(vlm.tokenizer, source, data.images, data.expressions))
     if data.mask != "head":
         prompts = PointPromptFormat.of(vlm)
         sampler = PointQuestionSampler(prompts, source, data.images, data.expressions, data.grid, data.points)

@@ -35,7 +35,7 @@ def small(data, out, **changes):
 def test_batches_are_drawn_from_seed_and_step_alone_and_hold_true_masks(two_games):
     vlm = build("tiny")
     source = GameReferringDataset(two_games, "train", 1, vlm.history)
-    objective = MaskHeadObjective(vlm, MaskHead.of(vlm, 8), MaskSampler(vlm, source, 2, 3))
+    objective = MaskHeadObjective(vlm, MaskHead.of(vlm, 8), MaskSampler(vlm.tokenizer, source, 2, 3))
     batch, again, other = (objective.sampler(step, objective.rng(5, step)) for step in (4, 4, 5))
     assert all(torch.equal(getattr(batch, name), getattr(again, name)) for name in vars(batch))
     assert not torch.equal(batch.frames, other.frames)
@@ -72,7 +72,7 @@ def test_one_batch_is_learnt_and_the_metric_is_the_iou_of_what_is_meant(two_game
     torch.manual_seed(0)
     head = MaskHead.of(vlm, 16)
     source = GameReferringDataset(two_games, "train", 1, vlm.history, no_target_fraction=0)
-    objective = MaskHeadObjective(vlm, head, MaskSampler(vlm, source, 2, 1))
+    objective = MaskHeadObjective(vlm, head, MaskSampler(vlm.tokenizer, source, 2, 1))
     batch = objective.sampler(0, objective.rng(0, 0))
     optimizer = torch.optim.AdamW([*vlm.model.parameters(), *head.parameters()], lr=5e-3)
     first = objective.loss(objective.encode(batch), batch)
@@ -134,7 +134,7 @@ def test_points_in_text_are_taught_and_shown_without_a_head(two_games, tmp_path,
     last = train_referring(small(two_games, tmp_path / "run", mask="points", grid=8, points=3, steps=2))
     training = checkpoint.read_training(last)
     assert training["point_grid"] == 8
-    assert load_segmenter(last).shift == training["logit_bias"]
+    assert load_segmenter(last).logit_bias == training["logit_bias"]
     assert not (last / "mask_head.json").exists()
     words = ["--init", str(last), "--expression", "the ball", "--game", "pong", "--out", str(tmp_path / "ball.png")]
     assert show.main(words) == 0
@@ -144,16 +144,16 @@ def test_points_in_text_are_taught_and_shown_without_a_head(two_games, tmp_path,
 def test_both_ways_are_taught_in_turns_to_one_model_that_is_asked_in_either(two_games, tmp_path):
     config = small(two_games, tmp_path / "run", mask="both", grid=8, points=3, steps=4, dtype="bfloat16")
     last = train_referring(config)
-    head, points = load_segmenter(last), load_segmenter(last, by_points=True)
-    assert (head.way, points.way) == ("mask head", "points of a grid of 8, the probability of 1 against 0")
+    head, points = load_segmenter(last), load_segmenter(last, points=True)
+    assert (head.method, points.method) == ("mask head", "points of a grid of 8, the probability of 1 against 0")
     frame = np.zeros((1, 210, 160, 3), np.uint8)
-    assert head.find(frame, ["the ball"]).shape == points.find(frame, ["the ball"]).shape == (1, 210, 160)
+    assert head.predict(frame, ["the ball"]).shape == points.predict(frame, ["the ball"]).shape == (1, 210, 160)
     assert (last / "model.safetensors").stat().st_size < 0.6 * sum(
         tensor.numel() * 4 for tensor in checkpoint.load(last).model.state_dict().values()
     )
     alone = train_referring(small(two_games, tmp_path / "head", init=last, steps=1))
     with pytest.raises(CheckpointError, match="taught points"):
-        load_segmenter(alone, by_points=True)
+        load_segmenter(alone, points=True)
 
 
 def test_refcoco_is_trained_on_at_one_size_and_masks_go_with_pictures(write_refcoco, tmp_path):
@@ -166,7 +166,7 @@ def test_refcoco_is_trained_on_at_one_size_and_masks_go_with_pictures(write_refc
     assert (drawn.masks == red).mean() > 0.98
     last = train_referring(config)
     assert load_segmenter(last).size == (64, 48)
-    assert load_segmenter(last).find(np.zeros((1, 50, 70, 3), np.uint8), ["thing"]).shape == (1, 50, 70)
+    assert load_segmenter(last).predict(np.zeros((1, 50, 70, 3), np.uint8), ["thing"]).shape == (1, 50, 70)
 
 
 def test_photographs_and_frames_of_games_are_not_mixed_up(tmp_path):

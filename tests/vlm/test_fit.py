@@ -239,7 +239,7 @@ def test_the_last_checkpoint_tells_how_it_was_made_and_takes_in_more(token_objec
         export=lambda place: (place / "more.txt").write_text("more") and None,
     )  # fmt: skip
     training = checkpoint.read_training(last)
-    assert training["arguments"] == config.to_flat() == json.loads((tmp_path / "train_config.json").read_text())
+    assert training["arguments"] == config.to_flat() == json.loads((tmp_path / "arguments.json").read_text())
     assert (training["games"], training["trained"]) == (["Pong"], True)
     assert training["parameter_updates"]["encoder"]["changed"] == 0  # tokens alone
     assert training["parameter_updates"]["decoder"]["changed"] > 0

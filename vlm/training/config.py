@@ -23,7 +23,7 @@ import tyro
 
 from common.command import require_at_least
 from common.errors import UserError
-from common.provenance import command_line, git_commit, package_versions
+from common.run_arguments import run_metadata
 from vlm.device import world_size
 
 
@@ -60,7 +60,7 @@ class RunConfig:
     """Where a training writes, how long it runs and what transformers' Trainer is told."""
 
     out: Path
-    """The run's directory: train_config.json, checkpoints, TensorBoard logs and `last`. The same command resumes it."""
+    """The run's directory: arguments.json, checkpoints, TensorBoard logs and `last`. The same command resumes it."""
     steps: int = 2000
     """Batches in all. One optimizer step takes one from each process, times gradient_accumulation_steps."""
     seed: int = 0
@@ -107,13 +107,7 @@ class TrainConfig:
 
     def metadata(self) -> dict[str, Any]:
         """Return how a checkpoint is made, for its `training.json`."""
-        return {
-            "command": command_line(),
-            "arguments": self.to_flat(),
-            "processes": world_size(),
-            "commit": git_commit(),
-            "versions": package_versions(),
-        }
+        return {**run_metadata(self.to_flat()), "processes": world_size()}
 
 
 Config = TypeVar("Config", bound=TrainConfig)

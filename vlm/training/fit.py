@@ -6,7 +6,6 @@ writes `last`: a checkpoint with plain weights (adapters merged) that tells how 
 
 import contextlib
 import difflib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +19,8 @@ from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArg
 from transformers.trainer_callback import TrainerState
 
 from common.errors import UserError
-from common.files import atomic_file, write_text_atomically
+from common.files import atomic_file
+from common.run_arguments import require_same_arguments
 from vlm import checkpoint
 from vlm.device import best_device, is_main_process, world_size
 from vlm.model import PixelModel
@@ -37,7 +37,6 @@ from vlm.training.learning_rates import (
 from vlm.training.mixture import Mixture, MixtureBatch, MixtureDataset
 
 AUXILIARY = "auxiliary.safetensors"  # the modules that train beside the model, in a run and in its checkpoints
-CONFIG = "train_config.json"  # of a run; config.json is what transformers names a checkpoint by
 DEFAULTS = {  # of TrainingArguments, where ours differ from the library's
     "lr_scheduler_type": "cosine",
     "warmup_steps": "100",
@@ -113,7 +112,7 @@ class VlmTrainer(Trainer):
     def log(self, logs: dict[str, float], *rest: Any) -> None:
         """Add the mean of each metric over the batches that had it."""
         if "loss" in logs:
-            logs |= {name: round(float(torch.stack(values).mean()), 4) for name, values in self._metrics.items()}
+            logs |= {name: round(float(torch.stack(values).nanmean()), 4) for name, values in self._metrics.items()}
             self._metrics.clear()
         super().log(logs, *rest)
 
@@ -222,20 +221,9 @@ def newest_complete_checkpoint(directory: Path) -> Path | None:
 
 
 def require_same_run(config: TrainConfig, ignore: Sequence[str] = ()) -> None:
-    """Write a run's configuration; refuse a directory that holds a run with another one.
-
-    Raises:
-        UserError: names the fields that differ.
-    """
-    file, now = config.run.out / CONFIG, config.to_flat()
-    ignore = ("out", *ignore)  # a run may be moved, and named by another path
-    if file.exists():
-        before = json.loads(file.read_text())
-        changed = [name for name in now if name not in ignore and before.get(name) != now[name]]
-        if changed:
-            raise UserError(f"{config.run.out} holds a run with another {', '.join(changed)}; choose another --out")
+    """Write a run's configuration; raise `UserError` for a directory that holds a run with another one."""
     if is_main_process():
-        write_text_atomically(file, json.dumps(now, indent=1) + "\n")
+        require_same_arguments(config.run.out, config.to_flat(), ignore)
 
 
 def fit(
