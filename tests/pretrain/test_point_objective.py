@@ -92,7 +92,7 @@ def test_one_batch_is_learnt_and_then_found_by_asking_every_place(two_games):
     assert last["accuracy"] > 0.95
     drawn = objective.sampler.source.draw(objective.rng(0, 0), 1)
     features = vlm.encode_images(vlm.preprocess(drawn.frames[None]))
-    odds = predict_points(vlm, features, drawn.expressions, 8, spacing=1)[0].numpy()
+    odds = predict_points(vlm, features, drawn.expressions, 8, stride=1)[0].numpy()
     texts = vlm.tokenizer.batch_decode(batch.input_ids[0, 0])
     asked = np.array([[int(part) for part in text.split("]")[0].split(",")] for text in texts])
     truth = grid_mask(drawn.masks[0], 8)[asked[:, 0], asked[:, 1]]
@@ -108,7 +108,7 @@ def test_shifted_odds_say_1_as_often_as_it_is_true_of_a_picture(two_games):
     for _ in range(24):
         drawn = source.draw(rng, 1)
         features = vlm.encode_images(vlm.preprocess(drawn.frames[None]))
-        odds = predict_points(vlm, features, drawn.expressions, 16, shift=shift)
+        odds = predict_points(vlm, features, drawn.expressions, 16, logit_bias=shift)
         said.append(odds.sigmoid().mean().item())
         true.append(grid_mask(drawn.masks[0], 16).mean())
     assert 0 < np.mean(true) < 0.1
