@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from vlm.image_features import ImageFeatures
 
 from agents.auxiliary_action_head import AuxiliaryActionHead
 from agents.bc_dataset import BCBatch, BCSampler, GameBatch, LabelledDataset
 from envs.games import find_game
 from vlm.decoding.candidate_scoring import CandidateScorer
+from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.prompts import action_prompt
 from vlm.training.objective import Losses, Objective, encode_frames

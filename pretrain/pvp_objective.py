@@ -196,7 +196,9 @@ class PvpObjective(Objective[PixelVLM, PvpBatch]):
         answers = batch.labels != IGNORE_INDEX
         ends = answers.int().argmax(-1)
         index = torch.arange(batch.input_ids.shape[2], device=ends.device)
-        numbers = torch.isin(batch.input_ids, self.prompts.number_token_ids.to(ends.device)) & (index < ends[:, :, None])
+        numbers = torch.isin(batch.input_ids, self.prompts.number_token_ids.to(ends.device)) & (
+            index < ends[:, :, None]
+        )
         last = (numbers * index).argmax(-1)
         return AttentionTargets(
             coordinates=torch.stack([numbers.int().argmax(-1), last], dim=-1),

@@ -1,88 +1,71 @@
-"""How fast pixel values are taught and asked, many questions behind one image beside one image a question.
+"""Speed of training and predicting pixel values: many questions packed after one image, beside one image a question.
 
-    python -m experiments.benchmarks.pvp_speed --out experiments/results/bench_pvp.json
+    python -m experiments.benchmarks.pvp_speed --out experiments/results/pvp_speed.json
+    python -m experiments.benchmarks.pvp_speed --preset base-clip --questions 256 --out gpu.json      to load a GPU
 
-Training: questions a second, forward and backward, through `vlm.decoding.packing` by either of its ways, beside batches of one
-question an image, as in the paper, through the class's own forward and loss; both sides compute as `pretrain.pvp`
-does. Reconstruction: the colours of a whole grid behind one reading of the image, beside one `generate` at its defaults
-a place, in float32; a sample of places is timed and scaled to the grid. Same model, same run, turn and turn about, on
-frames of noise, since the time does not depend on what they show; on a GPU if there is one. Model FLOPs utilisation is
-of a packed step: its products, forward and backward, beside what one large product of the same precision reaches.
-
-    python -m experiments.benchmarks.pvp_speed --preset base-clip --questions 256 --out bench_gpu.json     what a GPU is for
+Training: questions per second, forward and backward, by either method of `vlm.decoding.packing`; baseline: batches of
+one question per image, as in the paper, by the model class's own forward and loss; both in the precision of
+`pretrain.pvp`. Reconstruction: pixels per second of a whole grid after one encoding of the image; baseline: one
+default `generate` call per pixel, timed on a sample and scaled; both in float32. Frames are noise, since time does
+not depend on content. Model FLOPs utilization relates a packed step's matrix products to the speed of one large
+product of the same precision.
 """
 
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.command import run
+from common.command import require_at_least, run
 from common.errors import UserError
-from common.results import new_result, write_result
-from vlm import checkpoint
+from experiments.benchmarks.harness import BenchmarkArgs, Row, benchmark_main, comparison, median_seconds
 from vlm.decoding.batched_generate import generate_batch
 from vlm.decoding.candidate_scoring import prompt_ids
 from vlm.decoding.packing import forward_packed
 from vlm.device import best_device, device_name
-from vlm.model import PixelVLM
 from vlm.precision import autocast, in_bfloat16
-from vlm.presets import build
 from vlm.prompts import IMAGE, PIXEL_PREFIX, pixel_answer, pixel_prompt
 
 ANSWER_TOKENS = 6  # three numbers, two commas and the closing bracket
 HEIGHT, WIDTH = 210, 160
+Cells = list[tuple[int, int]]
 
 
-@dataclass
-class Args:
+@dataclass(kw_only=True)
+class Args(BenchmarkArgs):
     """Time pixel value prediction, packed and not."""
 
-    out: Path
-    """The result JSON."""
-    checkpoint: Path | None = None
-    """The model; by default untrained weights of the preset."""
     preset: str = "nano-clip"
-    """The size of untrained weights: nano-clip is what `pvp-nano` teaches, nano what plays. The more tokens an image
-    has, the more there is to share."""
+    """The size of untrained weights. The more tokens an image has, the more packing shares."""
     images: int = 8
-    """Images a training step, on both sides."""
+    """Images per training step, on both sides."""
     questions: int = 96
-    """Questions behind each image where they are packed; the rival asks one."""
+    """Questions per image where they are packed; the baseline has one."""
     bf16: bool | None = None
-    """Train in bfloat16 where that is safe, on both sides; None does where the device has it natively."""
+    """Train in bfloat16 where that is safe, on both sides; None: where the device has it natively."""
     grid: int = 64
-    """Rows and columns of the grid that is reconstructed."""
-    rounds: int = 3
-    """Turns of each side that are timed."""
+    """Rows and columns of the reconstructed grid."""
     sample: int = 20
-    """Places asked by one `generate` each, in every turn."""
-    threads: int = 1
-    """Threads of torch; two where two cores are free."""
+    """Pixels of the baseline's sample, in every round."""
 
     def __post_init__(self) -> None:
-        for name in ("images", "questions", "grid", "rounds", "sample", "threads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if self.grid > HEIGHT or self.grid > WIDTH:
+        super().__post_init__()
+        require_at_least(self, 1, "images", "questions", "grid", "sample")
+        if self.grid > min(HEIGHT, WIDTH):
             raise UserError(f"--grid must be at most {min(HEIGHT, WIDTH)}, got {self.grid}: finer than the image")
 
 
-class Asking:
-    """A model and frames, and pixels' questions as tokens."""
+class PixelQuestions:
+    """A model, frames of noise, and questions about pixels as tokens."""
 
     def __init__(self, args: Args):
         self.args, self.rng = args, np.random.default_rng(0)
-        self.vlm: PixelVLM = checkpoint.load(args.checkpoint) if args.checkpoint else build(args.preset)
-        self.device = best_device()
+        self.vlm, self.device = args.load_model(), best_device()
         self.vlm.model.to(self.device)
         frames = self.rng.integers(0, 256, (args.images, self.vlm.history, HEIGHT, WIDTH, 3), dtype=np.uint8)
         self.frames = torch.from_numpy(frames).to(self.device)
@@ -94,29 +77,29 @@ class Asking:
         """Return the tokens of a text."""
         return self.vlm.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def question(self, row: int, column: int) -> list[int]:
-        """Return the tokens between the shared ones and the answer."""
+    def suffix(self, row: int, column: int) -> list[int]:
+        """Return the tokens between the shared prefix and the answer."""
         return self.encode(pixel_prompt(row, column).removeprefix(f"{IMAGE} {PIXEL_PREFIX}"))
 
     def whole_prompt(self, row: int, column: int) -> list[int]:
-        """Return the tokens before the answer as the class's own forward takes them."""
+        """Return the tokens before the answer, for the model class's own forward."""
         return prompt_ids(self.vlm, pixel_prompt(row, column), self.image_ids)
 
 
-class Training(Asking):
-    """One step, forward and backward, of either side; a lesson sets up the model as training does."""
+class Training(PixelQuestions):
+    """One training step, forward and backward."""
 
     def __init__(self, args: Args):
         super().__init__(args)
         self.vlm.set_attn_implementation("sdpa")
         self.vlm.model.to(memory_format=torch.channels_last)
         self.bf16 = args.bf16
-        places = self.rng.integers([HEIGHT, WIDTH], size=(args.images, args.questions, 2)).tolist()
-        self.asked = [[(r, c, self.frames[i, -1, r, c].tolist()) for r, c in rows] for i, rows in enumerate(places)]
+        cells = self.rng.integers([HEIGHT, WIDTH], size=(args.images, args.questions, 2)).tolist()
+        self.questions = [[(r, c, self.frames[i, -1, r, c].tolist()) for r, c in row] for i, row in enumerate(cells)]
 
     def packed(self, method: str) -> float:
-        """Go through all questions about each image; return the loss."""
-        rows = [[self.question(r, c) + self.encode(pixel_answer(rgb)) for r, c, rgb in row] for row in self.asked]
+        """Train on all questions about each image; return the loss."""
+        rows = [[self.suffix(r, c) + self.encode(pixel_answer(rgb)) for r, c, rgb in row] for row in self.questions]
         tokens = torch.tensor(rows, device=self.device)  # [B, K, L]
         with autocast(self.vlm.device, self.bf16):
             features = self.vlm.encode_images(self.vlm.preprocess(self.frames))
@@ -125,21 +108,21 @@ class Training(Asking):
         return self._backward(functional.cross_entropy(logits.flatten(0, 2), tokens[:, :, -ANSWER_TOKENS:].flatten()))
 
     def separate(self) -> float:
-        """Go through one question about each image; return the loss."""
-        rows = [
-            self.whole_prompt(r, c) + self.encode(pixel_answer(rgb)) for r, c, rgb in (row[0] for row in self.asked)
-        ]
-        ids = torch.tensor(rows, device=self.device)
+        """Train on the first question about each image; return the loss."""
+        first = [row[0] for row in self.questions]
+        ids = torch.tensor(
+            [self.whole_prompt(r, c) + self.encode(pixel_answer(rgb)) for r, c, rgb in first], device=self.device
+        )
         labels = ids.clone()
         labels[:, :-ANSWER_TOKENS] = -100
         with autocast(self.vlm.device, self.bf16):
-            done = self.vlm.model(
+            output = self.vlm.model(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 pixel_values=self.vlm.preprocess(self.frames),
                 labels=labels,
             )
-        return self._backward(done.loss)
+        return self._backward(output.loss)
 
     def _backward(self, loss: Tensor) -> float:
         self.vlm.model.zero_grad()
@@ -147,8 +130,8 @@ class Training(Asking):
         return loss.item()
 
 
-class Reconstruction(Asking):
-    """The colours at places of a grid on one image, by either side."""
+class Reconstruction(PixelQuestions):
+    """The colours at the cells of a grid on one image."""
 
     def __init__(self, args: Args):
         super().__init__(args)
@@ -157,141 +140,120 @@ class Reconstruction(Asking):
         self.sample = [self.grid[i] for i in self.rng.integers(len(self.grid), size=args.sample)]
 
     @torch.no_grad()
-    def together(self, places: list[tuple[int, int]]) -> list[list[int]]:
-        """Answer places behind one reading of the image; return their tokens."""
-        asked = [[self.question(row, column) for row, column in places]]
-        questions = torch.tensor(asked, device=self.device)
+    def batched(self, cells: Cells) -> list[list[int]]:
+        """Return the answers' tokens, after one encoding of the image."""
+        questions = torch.tensor([[self.suffix(*cell) for cell in cells]], device=self.device)
         features = self.vlm.encode_images(self.vlm.preprocess(self.frames[:1]))
         return generate_batch(self.vlm, features, self.shared, questions, ANSWER_TOKENS)[0].tolist()
 
-    def one_by_one(self, places: list[tuple[int, int]]) -> list[list[int]]:
-        """Answer places by one `generate` each; return their tokens."""
-        return [self._generate(row, column) for row, column in places]
+    def one_by_one(self, cells: Cells) -> list[list[int]]:
+        """Return the answers' tokens, by one `generate` call each."""
+        return [self._generate(*cell) for cell in cells]
 
     def _generate(self, row: int, column: int) -> list[int]:
         ids = torch.tensor([self.whole_prompt(row, column)], device=self.device)
-        made = self.vlm.model.generate(
+        output = self.vlm.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             pixel_values=self.vlm.preprocess(self.frames[:1]),
             max_new_tokens=ANSWER_TOKENS,
             do_sample=False,
         )
-        return made[0, ids.shape[1] :].tolist()
+        return output[0, ids.shape[1] :].tolist()
 
-    def share_alike(self) -> float:
-        """Return the share of the sample to which both sides say the same."""
-        pairs = zip(self.together(self.sample), self.one_by_one(self.sample), strict=True)
-        return float(np.mean([ours[: len(said)] == said for ours, said in pairs]))
+    def same_answers(self) -> float:
+        """Return the fraction of the sample with the same answer by both."""
+        pairs = zip(self.batched(self.sample), self.one_by_one(self.sample), strict=True)
+        return float(np.mean([batched[: len(alone)] == alone for batched, alone in pairs]))
 
 
-def count_flops(side: Callable[[], object]) -> int:
-    """Return the floating-point operations of a side's matrix products and convolutions, backward included."""
+def count_flops(function: Callable[[int], object]) -> int:
+    """Return the floating-point operations of matrix products and convolutions in a call, backward included."""
     with FlopCounterMode(display=False) as counter:
-        side()
+        function(0)
     return counter.get_total_flops()
 
 
-def product_flops(device: torch.device, precision: torch.dtype) -> float:
-    """Return the operations a second of a large matrix product, the best of a few, as the most that is to be had."""
+def peak_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the floating-point operations per second of a large matrix product, the best of a few."""
     size = 8192 if device.type == "cuda" else 1024
-    left, right = (torch.randn(size, size, device=device, dtype=precision) for _ in range(2))
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
 
-    def product() -> None:
+    def product(_: int) -> None:
         left @ right
-        wait(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     return 2 * size**3 / min(median_seconds({"product": product}, 1)["product"] for _ in range(8))
 
 
-def wait(device: torch.device) -> None:
-    """Wait until a GPU has done what it was told to."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def median_seconds(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Call each side `rounds` times, turn and turn about; return the median seconds of each."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, side in sides.items():
-            started = time.perf_counter()
-            side()
-            times[name].append(time.perf_counter() - started)
-    return {name: float(np.median(taken)) for name, taken in times.items()}
-
-
-def training_row(args: Args) -> dict:
-    """Time training; return the row."""
+def training_row(args: Args) -> Row:
+    """Return the row of training."""
     step = Training(args)
-    sides = {
-        "mask": lambda: step.packed("mask"),
-        "cache": lambda: step.packed("cache"),
-        "rival": step.separate,
+    functions: dict[str, Callable[[int], object]] = {
+        "mask": lambda _: step.packed("mask"),
+        "cache": lambda _: step.packed("cache"),
+        "baseline": lambda _: step.separate(),
     }
-    flops = {name: count_flops(side) for name, side in sides.items()}  # first calls set up what later ones find
-    taken = median_seconds(sides, args.rounds)
-    packed, half = args.images * args.questions, in_bfloat16(step.device, args.bf16)
-    reached = flops["cache"] / taken["cache"]
-    most = product_flops(step.device, torch.bfloat16 if half else torch.float32)
-    mask, cache, rival = packed / taken["mask"], packed / taken["cache"], args.images / taken["rival"]
-    return {
-        "benchmark": "pvp training",
-        "ours": round(max(mask, cache), 1),
-        "ours_mask": round(mask, 1),
-        "ours_cache": round(cache, 1),
-        "rival": round(rival, 2),
-        "rival_is": "one question an image, the class's own forward and loss, as many images a step",
-        "ratio": round(max(mask, cache) / rival, 2),
-        "unit": "questions per second, forward and backward, median over steps",
-        "precision": "bf16" if half else "f32",
-        "flops_a_second": reached,
-        "utilisation": round(reached / most, 4),
-        "utilisation_is": f"of {most:.3g} floating-point operations a second, those of one large product in this run",
-        "images": args.images,
-        "questions": args.questions,
-        "n": args.rounds,
-    }
+    flops = {name: count_flops(function) for name, function in functions.items()}  # warms up as well
+    seconds = median_seconds(functions, args.rounds)
+    bf16, packed = in_bfloat16(step.device, args.bf16), args.images * args.questions
+    reached = flops["cache"] / seconds["cache"]
+    peak = peak_flops_per_second(step.device, torch.bfloat16 if bf16 else torch.float32)
+    mask, cache = packed / seconds["mask"], packed / seconds["cache"]
+    return comparison(
+        "pvp training",
+        max(mask, cache),
+        args.images / seconds["baseline"],
+        "one question per image, the model class's own forward and loss, equal images per step",
+        "questions per second, forward and backward, median over rounds",
+        candidate_mask=round(mask, 1),
+        candidate_cache=round(cache, 1),
+        precision="bf16" if bf16 else "f32",
+        flops_per_second=reached,
+        utilization=round(reached / peak, 4),
+        utilization_of=f"{peak:.3g} floating-point operations per second, reached by one large matrix product in the "
+        "same run",
+        images=args.images,
+        questions=args.questions,
+        n=args.rounds,
+    )
 
 
-def reconstruction_row(args: Args) -> dict:
-    """Time reconstruction; return the row."""
+def reconstruction_row(args: Args) -> Row:
+    """Return the row of reconstruction."""
     image = Reconstruction(args)
-    alike = image.share_alike()  # first, so that what the first calls set up is there
-    sides = {"ours": lambda: image.together(image.grid), "rival": lambda: image.one_by_one(image.sample)}
-    taken, places = median_seconds(sides, args.rounds), len(image.grid)
-    ours, rival = places / taken["ours"], args.sample / taken["rival"]
-    return {
-        "benchmark": "pvp reconstruction",
-        "ours": round(ours, 1),
-        "rival": round(rival, 2),
-        "rival_is": f"one generate a place at its defaults; {args.sample} places timed, scaled to {places}",
-        "ratio": round(ours / rival, 2),
-        "unit": "places per second, median over turns",
-        "precision": "f32",
-        "grid": args.grid,
-        "ours_seconds_a_grid": round(taken["ours"], 2),
-        "rival_seconds_a_grid": round(places / rival, 1),
-        "answered_alike": round(alike, 4),
-        "n": args.rounds,
+    same_answer, pixels = image.same_answers(), len(image.grid)  # warms up as well
+    functions: dict[str, Callable[[int], object]] = {
+        "candidate": lambda _: image.batched(image.grid),
+        "baseline": lambda _: image.one_by_one(image.sample),
     }
+    seconds = median_seconds(functions, args.rounds)
+    baseline = args.sample / seconds["baseline"]
+    return comparison(
+        "pvp reconstruction",
+        pixels / seconds["candidate"],
+        baseline,
+        f"one default `generate` call per pixel; {args.sample} pixels timed, scaled to {pixels}",
+        "pixels per second, median over rounds",
+        precision="f32",
+        grid=args.grid,
+        candidate_seconds_per_grid=round(seconds["candidate"], 2),
+        baseline_seconds_per_grid=round(pixels / baseline, 1),
+        same_answer=round(same_answer, 4),
+        n=args.rounds,
+    )
+
+
+def measure(args: Args) -> list[Row]:
+    """Return the rows of training and of reconstruction."""
+    details = {"model": args.model_name(), "device": device_name(best_device())}
+    return [row | details for row in (training_row(args), reconstruction_row(args))]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; see the head of this file."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    started = time.monotonic()
-    torch.set_num_threads(args.threads)
-    model = checkpoint.content_hash(args.checkpoint) if args.checkpoint else f"untrained {args.preset}"
-    common = {"model": model, "device": device_name(best_device()), "threads": args.threads}
-    rows = [row | common for row in (training_row(args), reconstruction_row(args))]
-    result = new_result("bench_pvp", None, [0]) | {"rows": rows, "seconds": round(time.monotonic() - started, 1)}
-    write_result(args.out, result)
-    for row in rows:
-        print(f"{row['benchmark']}: ours {row['ours']}, rival {row['rival']}, ratio {row['ratio']} ({row['unit']})")
-    print(f"model FLOPs utilisation of a packed step: {rows[0]['utilisation']:.1%} {rows[0]['utilisation_is']}")
-    print(f"result: {args.out}")
-    return 0
+    return benchmark_main(Args, measure, [0], __doc__, argv)
 
 
 if __name__ == "__main__":

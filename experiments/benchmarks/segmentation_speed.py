@@ -1,31 +1,26 @@
-"""What a mask costs: by the mask head beside the shortest text answer, by points in text beside the mask head.
+"""Time of a mask: the mask head beside the shortest text answer, points as text beside the mask head.
 
-    python -m experiments.benchmarks.segmentation_speed --out experiments/results/bench_refer.json
+    python -m experiments.benchmarks.segmentation_speed --out experiments/results/segmentation_speed.json
 
-One expression about one frame of a game, from pixels to the answer, turn and turn about, float32 without gradients;
-each turn asks for the next of a few things. The text answer is one word and its end, the least that a model can say: is
-the one place asked about part of what is meant? The mask head reads image and expression once and gives a mask of every
-pixel; points are 0 or 1 at the places of a grid, every second one first and as many again at most where it is least
-clear. So their time depends on what the model knows: one that was not taught points is in doubt everywhere and asked
-half of the places, the most that there may be; one that always answers rightly (played here by the truth about an
-object of the frame, behind the same work) is asked a quarter of them and some round the object.
+One expression about one frame, from pixels to the answer, float32 without gradients; each round takes the next of a
+few expressions. The text answer is one token and its end. The mask head reads image and expression once and predicts
+all pixels. Points are 0 or 1 at every second row and column of a grid, then at as many uncertain points at most, so
+their time depends on the model: one that was not trained on points is uncertain everywhere and samples half of the
+grid, the most; an oracle (the truth about an object, after the same computation) samples a quarter and some points
+around the object.
 """
 
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
-from common.command import run
-from common.errors import UserError
-from common.results import new_result, write_result
+from common.command import require_at_least, run
 from envs.objects import find_objects
+from experiments.benchmarks.harness import BenchmarkArgs, Row, benchmark_main, comparison, median_seconds
 from pretrain.referring.point_objective import grid_mask
 from pretrain.referring.show import first_frame
 from vlm import checkpoint
@@ -37,45 +32,40 @@ from vlm.segmentation.point_prediction import STRIDE, PointPromptFormat, PointSa
 from vlm.segmentation.referring_segmenter import POINT_GRID, ReferringSegmenter, load_segmenter
 
 GAME = "MsPacman"
-WORDS = ("the red ghost", "the pac-man", "the energizer at the top left", "the ghost nearest to the pac-man")
+EXPRESSIONS = ("the red ghost", "the pac-man", "the energizer at the top left", "the ghost nearest to the pac-man")
 
 
-@dataclass
-class Args:
-    """Time masks by the mask head and by points."""
+@dataclass(kw_only=True)
+class Args(BenchmarkArgs):
+    """Time masks by the mask head and by points. The default model is the released segmenter."""
 
-    out: Path
-    """The result JSON."""
     checkpoint: Path = RELEASED_SEGMENTER
-    """The model, which has a mask head."""
+    """A model with a mask head."""
     points: Path | None = None
-    """One that was taught points (`pretrain.referring.train --mask points`), where that is another."""
+    """A model trained on points (`pretrain.referring.train --mask points`), if it is another."""
     grid: int = 64
-    """Places of points along each side."""
+    """Points along each side."""
     rounds: int = 16
-    """Turns that are timed."""
-    threads: int = 1
-    """Threads of torch; two where two cores are free."""
+    """Timed rounds, an expression each."""
 
     def __post_init__(self) -> None:
-        for name in ("grid", "rounds", "threads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
+        require_at_least(self, 1, "grid")
 
 
 class OraclePoints(PointSampler):
-    """Places asked about, and answered by what is true, bool[grid, grid]; the model does its work all the same."""
+    """Runs the model at each point and returns the truth, bool[grid, grid], as confident logits."""
 
     truth: torch.Tensor
 
-    def ask(self, places: torch.Tensor) -> torch.Tensor:
-        """Return log-odds float32[N] that are sure and right."""
-        super().ask(places)
-        return torch.where(self.truth[places[:, 0], places[:, 1]], 5.0, -5.0)
+    def point_logits(self, points: torch.Tensor) -> torch.Tensor:
+        """Return logits float32[N]."""
+        super().point_logits(points)
+        return torch.where(self.truth[points[:, 0], points[:, 1]], 5.0, -5.0)
 
 
-class Sides:
-    """Models asked about one frame in four ways; the head has its own, whose encoder hands out its maps."""
+class Predictors:
+    """Four answers to an expression about one frame."""
 
     def __init__(self, args: Args):
         self.text = checkpoint.load(args.checkpoint)
@@ -84,99 +74,71 @@ class Sides:
         )
         self.points.grid = args.grid
         self.head = load_segmenter(args.checkpoint)
-        self.stack = first_frame(GAME, 0)[None]
-        things = sorted(find_objects(self.stack[0], GAME), key=lambda thing: -thing.size)
-        self.truths = [torch.from_numpy(grid_mask(thing.mask, args.grid)) for thing in things[: len(WORDS)]]
+        self.frames = first_frame(GAME, 0)[None]
+        objects = sorted(find_objects(self.frames[0], GAME), key=lambda one: -one.size)
+        self.truths = [torch.from_numpy(grid_mask(one.mask, args.grid)) for one in objects[: len(EXPRESSIONS)]]
 
-    def say(self, words: str) -> list[int]:
+    def text_answer(self, expression: str) -> list[int]:
         """Return the tokens of the shortest text answer: a word and its end."""
-        vlm = self.text
-        language, features = PointPromptFormat.of(vlm), features_of(vlm, self.stack)
-        question = torch.tensor([[[*language.trunk(words), *language.leaf(12, 7)]]])
-        return generate_batch(vlm, features, language.shared, question, 2)[0, 0].tolist()
+        prompts, features = PointPromptFormat.of(self.text), features_of(self.text, self.frames)
+        question = torch.tensor([[[*prompts.expression_tokens(expression), *prompts.point_tokens(12, 7)]]])
+        return generate_batch(self.text, features, prompts.shared, question, 2)[0, 0].tolist()
 
-    def by_head(self, words: str) -> np.ndarray:
+    def head_mask(self, expression: str) -> np.ndarray:
         """Return the mask of the mask head."""
-        return self.head.find(self.stack, [words])
+        return self.head.predict(self.frames, [expression])
 
-    def by_points(self, words: str) -> np.ndarray:
+    def point_mask(self, expression: str) -> np.ndarray:
         """Return the mask of points."""
-        return self.points.find(self.stack, [words])
+        return self.points.predict(self.frames, [expression])
 
-    def by_points_rightly(self, words: str) -> torch.Tensor:
-        """Return the log-odds of points of a model that answers rightly, about one of the frame's largest objects."""
+    def oracle_logits(self, expression: str) -> torch.Tensor:
+        """Return the logits of oracle points, for one of the largest objects of the frame."""
         vlm = self.points.vlm
-        asked = OraclePoints(vlm, features_of(vlm, self.stack), PointPromptFormat.of(vlm), words)
-        asked.truth = self.truths[WORDS.index(words)]
-        return asked.grid_logits(self.points.grid, STRIDE)
+        sampler = OraclePoints(vlm, features_of(vlm, self.frames), PointPromptFormat.of(vlm), expression)
+        sampler.truth = self.truths[EXPRESSIONS.index(expression)]
+        return sampler.grid_logits(self.points.grid, STRIDE)
 
 
 @torch.no_grad()
 def features_of(vlm: PixelVLM, frame: np.ndarray) -> ImageFeatures:
-    """Return the features of a frame uint8[1, H, W, 3] that stands still."""
+    """Return the features of a frame uint8[1, H, W, 3], repeated to the model's history."""
     return vlm.encode_images(vlm.preprocess(np.repeat(frame, vlm.history, axis=0)[None]))
 
 
-def timed(work: Callable[[str], Any], words: str) -> float:
-    """Return the seconds that work takes."""
-    began = time.perf_counter()
-    work(words)
-    return time.perf_counter() - began
+def measure(args: Args) -> list[Row]:
+    """Return the rows: the head beside the text answer, points and oracle points beside the head."""
+    predictors = Predictors(args)
 
+    def round_robin(predict: Callable[[str], object]) -> Callable[[int], object]:
+        predict(EXPRESSIONS[0])  # warm up
+        return lambda number: predict(EXPRESSIONS[number % len(EXPRESSIONS)])
 
-def measure(args: Args) -> list[dict[str, Any]]:
-    """Return the rows: the head beside the text answer, points and rightly answered points beside the head."""
-    torch.set_num_threads(args.threads)
-    sides = Sides(args)
-    ways = {"text": sides.say, "head": sides.by_head, "points": sides.by_points, "rightly": sides.by_points_rightly}
-    took: dict[str, list[float]] = {name: [] for name in ways}
-    for way in ways.values():
-        way(WORDS[0])  # the first time of anything is slower
-    for number in range(args.rounds):
-        for name, way in ways.items():
-            took[name].append(timed(way, WORDS[number % len(WORDS)]))
-    text, head, points, rightly = (float(np.median(took[name])) for name in ways)
-    asked = args.points or args.checkpoint
-    about = {"precision": "float32", "threads": args.threads, "unit": "milliseconds, median"}
-    return [
-        row("mask head", head, "the shortest text answer", text, args.rounds)
-        | {"model": checkpoint.content_hash(args.checkpoint)}
-        | about,
-        row(f"points of a {args.grid} x {args.grid} grid", points, "mask head", head, args.rounds)
-        | {"model": checkpoint.content_hash(asked), "taught points": POINT_GRID in checkpoint.read_training(asked)}
-        | about,
-        row(f"points of a {args.grid} x {args.grid} grid, answered rightly", rightly, "mask head", head, args.rounds)
-        | {"model": checkpoint.content_hash(asked)}
-        | about,
-    ]
-
-
-def row(name: str, ours: float, rival_is: str, rival: float, turns: int) -> dict[str, Any]:
-    """Return a row of two times in seconds, told in milliseconds; the ratio is how many times as long ours takes."""
-    return {
-        "benchmark": name,
-        "ours": round(1e3 * ours, 2),
-        "rival_is": rival_is,
-        "rival": round(1e3 * rival, 2),
-        "ratio": round(ours / rival, 3),
-        "n": turns,
+    functions = {
+        "text": round_robin(predictors.text_answer),
+        "head": round_robin(predictors.head_mask),
+        "points": round_robin(predictors.point_mask),
+        "oracle": round_robin(predictors.oracle_logits),
     }
+    times = {name: 1e3 * seconds for name, seconds in median_seconds(functions, args.rounds).items()}
+    point_model, points = args.points or args.checkpoint, f"points of a {args.grid} x {args.grid} grid"
+
+    def row(name: str, candidate: str, baseline: str, baseline_name: str, model: Path, **details: bool) -> Row:
+        shared = {"model": checkpoint.content_hash(model), "precision": "float32", "n": args.rounds}
+        unit = "milliseconds, median"
+        return comparison(name, times[candidate], times[baseline], baseline_name, unit, **details, **shared)
+
+    trained = POINT_GRID in checkpoint.read_training(point_model)
+    return [
+        row("mask head", "head", "text", "the shortest text answer", args.checkpoint),
+        row(points, "points", "head", "mask head", point_model, trained_on_points=trained),
+        row(f"{points}, oracle answers", "oracle", "head", "mask head", point_model),
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; see the head of this file."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    began = time.monotonic()
-    result = new_result("bench_refer", None, [0])
-    result["rows"] = measure(args)
-    result["seconds"] = round(time.monotonic() - began, 1)
-    write_result(args.out, result)
-    for found in result["rows"]:
-        told = (
-            f"{found['benchmark']}: {found['ours']} ms, {found['rival_is']} {found['rival']} ms, {found['ratio']} times"
-        )
-        print(told)
-    return 0
+    return benchmark_main(Args, measure, [0], __doc__, argv)
 
 
 if __name__ == "__main__":

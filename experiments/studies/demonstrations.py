@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock
 
@@ -11,6 +12,8 @@ from common.files import atomic_directory
 from envs.episodes import INFO
 from vlm import checkpoint
 from vlm.pretrained import RELEASED_EXPERT
+
+Engine = Literal["auto", "torch", "openvino"]  # of `agents.vlm_agent`
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class DemonstratorConfig:
         return f"vlm:{RELEASED_EXPERT}" if self.agent == "vlm" else self.agent
 
 
-def record_episodes(config: DemonstratorConfig, folder: Path, engine: str, prefix: str = "") -> Path:
+def record_episodes(config: DemonstratorConfig, folder: Path, engine: Engine, prefix: str = "") -> Path:
     """Return the dataset of all episodes of a demonstrator; record them if some are missing."""
     name = f"{prefix}{config.name}-{config.game}-{config.episodes}-random-actions-{config.random_action_prob:g}"
     out = folder / name

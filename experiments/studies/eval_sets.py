@@ -12,10 +12,10 @@ import torch
 from common.errors import UserError
 from pretrain.data.augmentation import crop_or_resize
 from pretrain.data.images import EpisodeFrames, read_image
-from pretrain.metrics import cells_containing, rare_color_mask
+from pretrain.metrics import baselines, cells_containing, image_metrics, rare_color_mask
 from pretrain.pvp_prediction import grid_coordinates, predict_pixels
 from pretrain.pvp_prompts import PixelPromptFormat, downsample_grid
-from pretrain.reconstruct import baselines, image_metrics, prediction_metrics
+from pretrain.reconstruct import prediction_metrics
 from vlm.model import PixelVLM
 
 PHOTOGRAPHS = (
@@ -43,7 +43,7 @@ def frame_set(name: str, sources: list[EpisodeFrames], count: int, size: tuple[i
         source = sources[number % len(sources)]
         index = int(rng.integers(len(source)))
         images.append(crop_or_resize(source.image(index), *size))
-        moved = source.moved(index)[..., None].repeat(3, axis=2).astype(np.uint8) * 255
+        moved = source.motion_mask(index)[..., None].repeat(3, axis=2).astype(np.uint8) * 255
         objects.append(crop_or_resize(moved, *size)[..., 0] > 0)
     return EvalSet(name, images, objects)
 
@@ -73,7 +73,7 @@ def mean_metrics(rows: list[Metrics]) -> Metrics:
 
 
 def evaluate_baselines(eval_set: EvalSet, grid: str, patch: int, training_mean: np.ndarray) -> dict[str, Metrics]:
-    """Return the metrics of each baseline of `pretrain.reconstruct` on a set."""
+    """Return the metrics of each baseline of `pretrain.metrics` on a set."""
     found: dict[str, list[Metrics]] = {}
     for image, objects in zip(eval_set.images, eval_set.objects, strict=True):
         target = downsample_grid(image, grid)

@@ -35,7 +35,7 @@ from envs.games import find_game
 from envs.protocol import MACHADO2018, Protocol, episode_seeds
 from experiments.studies import pvp_nano
 from experiments.studies.conditions import CONDITIONS, PVP, pretrain_condition, pretraining_seconds
-from experiments.studies.demonstrations import DemonstratorConfig, first_episodes, record_episodes
+from experiments.studies.demonstrations import DemonstratorConfig, Engine, first_episodes, record_episodes
 from experiments.studies.eval_sets import Metrics, evaluate
 from experiments.studies.jobs import Job
 from pretrain import captions
@@ -83,7 +83,7 @@ class ExperimentConfig:
     temperature: float = 1.0  # of play: the learned distribution as it is
     episodes: int = 30  # of evaluation, of each policy in each game
     num_envs: int = 6  # in parallel on a CPU; few, since ended games cost compute until the last ends
-    engine: str = "openvino"  # of play on a CPU
+    engine: Engine = "openvino"  # of play on a CPU
     protocol: Protocol = MACHADO2018
 
     @property

@@ -111,8 +111,8 @@ def jobs(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NAN
     ]
     if config.training.model.vision_tower:
         tower = checkpoint.content_hash(config.training.model.vision_tower)
-        key = {"regime": "both", "condition": "start", "vision_tower": tower}
-        found.append(Job(key, 120, partial(measure_start, config)))
+        start = {"regime": "both", "condition": "start", "vision_tower": tower}
+        found.append(Job(start, 120, partial(measure_start, config)))
     for seed in seeds or SEEDS:
         for regime in config.regimes:
             seconds = regime.steps * regime.seconds_per_step + 150

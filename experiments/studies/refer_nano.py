@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from envs.colors import COLORS
 from PIL import Image
 
+from envs.colors import COLORS
 from envs.objects import find_objects
 from experiments.image_grid import image_grid
 from experiments.studies import pvp_nano
@@ -92,8 +92,8 @@ def jobs(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NAN
     for method in config.methods:
         runs = [(seed, *condition) for seed in seeds or SEEDS for condition in method.conditions]
         waits = {
-            (seed, *condition): pretraining_seconds(config.pretraining, *condition, seed, config.pretraining_dir)
-            for seed, *condition in runs
+            (seed, encoder, pvp): pretraining_seconds(config.pretraining, encoder, pvp, seed, config.pretraining_dir)
+            for seed, encoder, pvp in runs
         }
         for seed, encoder, pvp in sorted(runs, key=waits.__getitem__):  # those that need PVP come last
             key = {"encoder": encoder, "pvp": pvp, "mask": method.name, "seed": seed}

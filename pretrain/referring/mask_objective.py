@@ -56,7 +56,7 @@ class MaskSampler:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, source: ReferringSource, images: int, expressions: int):
-        self.tokenizer, self.source, self.images, self.expressions = vlm, source, images, expressions
+        self.tokenizer, self.source, self.images, self.expressions = tokenizer, source, images, expressions
 
     def __call__(self, step: int, rng: np.random.Generator) -> MaskBatch:
         """Return the batch of a step."""

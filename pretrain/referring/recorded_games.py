@@ -74,6 +74,6 @@ class GameReferringDataset:
                 continue
             empty = np.zeros(frame.shape[:2], dtype=bool)
             masks = np.stack([empty if e.target is None else objects[e.target].mask for e in expressions])
-            words, kinds = (tuple(getattr(e, name) for e in expressions) for name in ("words", "kind"))
-            return ReferringSample(data.frames(row, self.history), words, masks, game, kinds)
+            words = tuple(expression.words for expression in expressions)
+            return ReferringSample(data.frames(row, self.history), words, masks, game)
         raise UserError(f"{data.path}: no object can be singled out in {MAX_ATTEMPTS} of its frames")

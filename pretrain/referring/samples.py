@@ -18,8 +18,6 @@ class ReferringSample:
     """Of the expressions' targets; empty for no target. uint8 under LISA's convention (`coco_masks`)."""
     source: str
     """The game, or the image's file name."""
-    kinds: tuple[str, ...] = ()
-    """Of `envs.expressions.Expression`, for games."""
     sent_ids: tuple[int, ...] = ()
     """The expressions' numbers in their data set."""
     ref_ids: tuple[int, ...] = ()

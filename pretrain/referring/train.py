@@ -69,7 +69,9 @@ def referring_mixture(vlm: PixelVLM, head: MaskHead | None, source: ReferringSou
     """Return the objectives that `data.mask` names."""
     objectives: dict[str, Objective] = {}
     if head:
-        objectives["head"] = MaskHeadObjective(vlm, head, MaskSampler(vlm.tokenizer, source, data.images, data.expressions))
+        objectives["head"] = MaskHeadObjective(
+            vlm, head, MaskSampler(vlm.tokenizer, source, data.images, data.expressions)
+        )
     if data.mask != "head":
         prompts = PointPromptFormat.of(vlm)
         sampler = PointQuestionSampler(prompts, source, data.images, data.expressions, data.grid, data.points)

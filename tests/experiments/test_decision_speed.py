@@ -1,25 +1,27 @@
-"""The benchmark measures both in one run and writes the house's form."""
+"""The benchmark of agent steps times candidate and baseline on the same model and legal answers."""
 
-import json
+import numpy as np
 
-from common.command import run
 from experiments.benchmarks import decision_speed
+from experiments.benchmarks.decision_speed import constrained_generation
 from vlm import checkpoint
 from vlm.presets import build
+from vlm.prompts import action_prompt
 
 
-def test_the_benchmark_times_both_and_writes_its_row(tmp_path):
-    checkpoint.save(build("tiny", 1), tmp_path / "tiny", {})
-    out = tmp_path / "bench.json"
-    arguments = ["--out", str(out), "--checkpoint", str(tmp_path / "tiny"), "--decisions", "20"]
-    assert run(lambda: decision_speed.main(arguments)) == 0
-    (row,) = json.loads(out.read_text())["rows"]
-    assert row["ours"] > 0
-    assert row["rival"] > 0
-    assert abs(row["ratio"] - row["ours"] / row["rival"]) < 0.05 * row["ratio"]
-    assert row["model"] == checkpoint.content_hash(tmp_path / "tiny")
+def test_candidate_and_baseline_are_timed(tiny, benchmark_rows):
+    (row,) = benchmark_rows(decision_speed.main, "--checkpoint", tiny, "--rounds", 20)
+    assert row["candidate"] > 0
+    assert row["baseline"] > 0
+    assert 0 <= row["same_action"] <= 1
+    assert row["model"] == checkpoint.content_hash(tiny)
 
 
-def test_too_few_decisions_are_refused(tmp_path, capsys):
-    assert run(lambda: decision_speed.main(["--out", str(tmp_path / "b.json"), "--decisions", "3"])) == 2
-    assert "--decisions must be at least 10, got 3" in capsys.readouterr().err
+def test_the_baseline_answers_with_legal_actions():
+    names, vlm = ("noop", "right fire"), build("tiny", 1)
+    answer = constrained_generation(vlm, action_prompt("Carnival", names), names)
+    assert answer(np.zeros((vlm.history, 210, 160, 3), np.uint8)) in names
+
+
+def test_too_few_steps_are_refused(refusal):
+    assert "--rounds must be at least 10, got 3" in refusal(decision_speed.main, "--rounds", 3)

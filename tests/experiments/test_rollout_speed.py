@@ -1,35 +1,20 @@
-"""The benchmark of rollouts plays true games at one table and at two, beside the model alone."""
-
-import json
+"""The benchmark of rollouts plays true games in one group and in two, beside the model alone."""
 
 import pytest
-import torch
 
-from common.command import run
 from experiments.benchmarks import rollout_speed
-from vlm import checkpoint
-from vlm.presets import build
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """The benchmark sets torch's threads for its process; give them back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def test_both_rollouts_are_timed_beside_the_model_alone(tiny, benchmark_rows):
+    sizes = ["--num-envs", 4, "--steps", 12, "--rounds", 1]
+    one, two = benchmark_rows(rollout_speed.main, "--checkpoint", tiny, *sizes)
+    assert (one["benchmark"], two["benchmark"]) == ("rollout, one group", "rollout, two groups")
+    assert one["baseline"] == two["baseline"] > 0
+    assert min(one["candidate"], two["candidate"]) > 0
 
 
-def test_both_ways_of_play_are_timed_beside_the_model_alone(tmp_path):
-    checkpoint.save(build("tiny"), tmp_path / "tiny")
-    words = ["--out", str(tmp_path / "b.json"), "--checkpoint", str(tmp_path / "tiny"), "--lanes", "4"]
-    assert run(lambda: rollout_speed.main([*words, "--decisions", "12", "--rounds", "1"])) == 0
-    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
-    assert [row["benchmark"] for row in rows] == ["rollout, one table", "rollout, two tables"]
-    assert all(row["ratio"] == pytest.approx(row["ours"] / row["rival"], rel=0.05) for row in rows)
-    assert rows[0]["rival"] == rows[1]["rival"]
-
-
-@pytest.mark.parametrize(("words", "told"), [(("--lanes", "3"), "must be even"), (("--decisions", "2"), "one a lane")])
-def test_lanes_come_in_two_tables_worth(words, told, tmp_path, capsys):
-    assert run(lambda: rollout_speed.main(["--out", str(tmp_path / "b.json"), *words])) == 2
-    assert told in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(("--num-envs", 3), "must be even"), (("--steps", 2), "one per environment")]
+)
+def test_environments_come_in_two_groups_of_whole_steps(arguments, message, refusal):
+    assert message in refusal(rollout_speed.main, *arguments)

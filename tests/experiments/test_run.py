@@ -24,8 +24,8 @@ from experiments.studies.eval_sets import PHOTOGRAPHS, mean_metrics, photographs
 from experiments.studies.jobs import Job
 from experiments.studies.pvp_nano import (
     IN_DISTRIBUTION,
-    OUT_OF_DISTRIBUTION,
     NANO,
+    OUT_OF_DISTRIBUTION,
     ExperimentConfig,
     draw,
     jobs,
@@ -203,7 +203,9 @@ def config(tmp_path):
     )  # fmt: skip
 
 
-def test_a_small_experiment_trains_every_condition_and_resumes_after_a_kill(config, tmp_path, monkeypatch, kill_at_step):
+def test_a_small_experiment_trains_every_condition_and_resumes_after_a_kill(
+    config, tmp_path, monkeypatch, kill_at_step
+):
     work, file = tmp_path / "work", tmp_path / "r.json"
     steps = kill_at_step(PvpObjective, 4)
     small = Experiment(

@@ -180,17 +180,20 @@ def test_a_head_of_another_version_is_refused(parts, tmp_path):
 def test_files_of_version_0_1_are_read(parts, tmp_path):
     _, head = parts
     old_modules = {"lateral_convs": "sides", "conv_blocks": "near", "subpixel_conv": "unfold", "expression_mlp": "word"}
-    old_tensors = {}
-    for name, tensor in head.state_dict().items():
-        first, *rest = name.replace("controller", "query").split(".")
-        rest = [{"lateral_convs": "mix", "conv_blocks": "look"}[first] if part == "conv" else part for part in rest]
-        old_tensors[".".join([old_modules.get(first, first), *rest])] = tensor
+
+    def old_name(name):
+        first, rest = name.replace("controller", "query").split(".", 1)
+        rest = rest.replace("conv", "mix" if first == "lateral_convs" else "look")
+        return f"{old_modules.get(first, first)}.{rest}"
+
     config = head.config
     old_config = {
         "widths": config.channels, "strides": config.strides, "state": config.decoder_dim,
         "width": config.hidden_channels, "fine": config.pixel_features, "waves": config.num_frequencies,
     }  # fmt: skip
-    save_file(old_tensors, tmp_path / "mask_head.safetensors")
+    save_file(
+        {old_name(name): tensor for name, tensor in head.state_dict().items()}, tmp_path / "mask_head.safetensors"
+    )
     (tmp_path / "mask_head.json").write_text(json.dumps(old_config))
     loaded = MaskHead.load(tmp_path)
     assert loaded.config == config
