@@ -106,7 +106,7 @@ def test_a_frozen_encoder_stays_and_lora_leaves_a_plain_model(two_games, tmp_pat
     assert checkpoint.read_training(frozen)["parameter_updates"]["encoder"]["changed"] == 0
     lora = train_referring(small(two_games, tmp_path / "lora", decoder="lora", lora_rank=2, init=frozen))
     assert list(checkpoint.load(lora).model.state_dict()) == list(checkpoint.load(frozen).model.state_dict())
-    assert not torch.equal(MaskHead.load(lora).query.weight, MaskHead.load(frozen).query.weight)
+    assert not torch.equal(MaskHead.load(lora).controller.weight, MaskHead.load(frozen).controller.weight)
 
 
 @pytest.mark.parametrize("of", ["game", "image"])
@@ -152,7 +152,7 @@ def test_both_ways_are_taught_in_turns_to_one_model_that_is_asked_in_either(two_
         tensor.numel() * 4 for tensor in checkpoint.load(last).model.state_dict().values()
     )
     alone = train_referring(small(two_games, tmp_path / "head", init=last, steps=1))
-    with pytest.raises(CheckpointError, match="taught points"):
+    with pytest.raises(CheckpointError, match="trained on points"):
         load_segmenter(alone, points=True)
 
 

@@ -81,7 +81,7 @@ def test_refcoco_is_scored_at_the_images_own_size(refer, trained, tmp_path, monk
     args = Args((refer,), tmp_path / "out", dataset="refcoco", split="testA", checkpoint=trained)
     untrained = evaluate(args)
     assert (untrained["n"], untrained["dataset"], untrained["compat"]) == (2, "refcoco", "plain")
-    monkeypatch.setattr(ReferringSegmenter, "find", perfect)
+    monkeypatch.setattr(ReferringSegmenter, "predict", perfect)
     assert metrics(evaluate(args)) == {
         "ciou": 1,
         "giou": 1,
