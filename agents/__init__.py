@@ -1,1 +1,1 @@
-"""The model and its rivals at the controls: rollouts, experts, cloning, play, scores, video."""
+"""Agents: rollouts, experts, behaviour cloning, DAgger, PPO; play, record, score, export."""

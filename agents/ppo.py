@@ -1,6 +1,6 @@
 """PPO on text answers: answers that earned more reward than expected become more probable.
 
-    python -m agents.ppo --game Breakout --checkpoint runs/clone/last --out runs/ppo --num-iterations 400
+    python -m agents.ppo --game Breakout --init runs/clone/last --out runs/ppo --num-iterations 400
 
 PPO (Schulman et al. 2017) as in `agents.ppo_loss`. An action is a text answer: its log-probability is the sum over its
 tokens and its end, relative to all legal answers (`vlm.decoding.candidate_scoring`), as in play. A linear layer on the
@@ -15,7 +15,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,8 +51,8 @@ class PPOConfig:
 
     game: str
     """The game, in any reasonable spelling."""
-    init: Annotated[Path, tyro.conf.arg(name="checkpoint")]
-    """The policy to improve, which is also the reference of the divergence penalty."""
+    init: Path
+    """The checkpoint of the policy to improve, which is also the reference of the divergence penalty."""
     out: Path
     """The run directory: TensorBoard, result JSON, training state and the checkpoint `last`."""
     num_iterations: int = 200

@@ -8,25 +8,16 @@ Box = tuple[int, int, int, int]  # top, left, bottom, right, the last two exclus
 
 @dataclass(frozen=True)
 class ObjectClass:
-    """The bounds of a class, all of which must hold.
-
-    Args:
-        name: of the class.
-        colors: as 0xRRGGBB; empty for any.
-        wall: whether its color is the wall's, the most common color among background regions.
-        rows: within which its box lies.
-        size, height, width: least and greatest, in pixels.
-        single: whether all regions of the class form one object.
-    """
+    """The bounds of a class, all of which must hold; ranges are (least, greatest), in pixels."""
 
     name: str
-    colors: tuple[int, ...] = ()
-    wall: bool = False
-    rows: tuple[int, int] = (0, 999)
+    colors: tuple[int, ...] = ()  # 0xRRGGBB; empty for any
+    wall: bool = False  # has the color of the walls
+    rows: tuple[int, int] = (0, 999)  # that contain its box
     size: tuple[int, int] = (0, 9999)
     height: tuple[int, int] = (0, 999)
     width: tuple[int, int] = (0, 999)
-    single: bool = False
+    single: bool = False  # all regions of the class form one object
 
     def matches(self, color: int, wall_color: int, size: int, box: Box) -> bool:
         """Return whether an object may belong to the class."""

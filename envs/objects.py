@@ -44,21 +44,13 @@ NEIGHBORHOOD = np.ones((3, 3), dtype=bool)  # 8-connected
 
 @dataclass(frozen=True, eq=False)
 class GameObject:
-    """One object of a frame.
+    """One object of a frame."""
 
-    Args:
-        name: of its class ("rabbit"), None where it is unknown.
-        color: the word of `envs.colors.COLORS` for most of its pixels.
-        box: top, left, bottom, right in pixels of the frame, the last two exclusive.
-        patch: its pixels within the box.
-        frame_size: height and width of the frame.
-    """
-
-    name: str | None
-    color: str
+    name: str | None  # of its class ("rabbit"), None where it is unknown
+    color: str  # the word of `envs.colors.COLORS` for most of its pixels
     box: Box
-    patch: Bool[np.ndarray, "box_height box_width"] = field(repr=False)
-    frame_size: tuple[int, int]
+    patch: Bool[np.ndarray, "box_height box_width"] = field(repr=False)  # its pixels within the box
+    frame_size: tuple[int, int]  # height, width
 
     @property
     def size(self) -> int:

@@ -15,23 +15,14 @@ EPISODES_PER_SEED = 10_000
 
 @dataclass(frozen=True)
 class Protocol:
-    """The rules of an evaluation episode.
-
-    Args:
-        name: of the protocol.
-        repeat_action_probability: that the emulator repeats the previous action (sticky actions), drawn per frame.
-        frame_skip: emulator frames per agent step.
-        noop_max: largest number of no-op steps at the start of an episode.
-        full_action_space: all 18 actions of the console in place of the game's minimal set.
-        max_episode_frames: frames after which an episode is truncated.
-    """
+    """The rules of an evaluation episode."""
 
     name: str
-    repeat_action_probability: float
-    frame_skip: int
-    noop_max: int
-    full_action_space: bool
-    max_episode_frames: int
+    repeat_action_probability: float  # sticky actions, drawn for every emulator frame
+    frame_skip: int  # emulator frames per agent step
+    noop_max: int  # largest number of no-op steps at the start
+    full_action_space: bool  # all 18 actions of the console in place of the game's minimal set
+    max_episode_frames: int  # after which an episode is truncated
 
     def to_dict(self) -> dict:
         """Return the fields as plain values, for JSON."""

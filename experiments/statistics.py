@@ -141,12 +141,13 @@ class Profile:
 def performance_profiles(agents: Mapping[str, SeedScores], points: int = 60) -> dict[str, Profile]:
     """Return the performance profile of each agent in one game (Agarwal et al. 2021, sec. 4.2), by rliable.
 
-    Intervals are over games, stratified by seed. All profiles share their scores, from 0 to the best game.
+    Intervals are over games, stratified by seed. All profiles share their scores, from 0 or less to the best game.
     """
     from rliable import library
 
     matrices = {name: _game_matrix(scores) for name, scores in agents.items()}
-    taus = np.linspace(0, max(float(matrix.max()) for matrix in matrices.values()), points)
+    every = np.concatenate([matrix.ravel() for matrix in matrices.values()])
+    taus = np.linspace(min(0.0, float(every.min())), float(every.max()), points)
     fractions, bounds = bootstrap_intervals(
         matrices, lambda matrix: library.score_distributions(matrix, taus), PROFILE_REPETITIONS
     )

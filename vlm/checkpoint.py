@@ -164,7 +164,7 @@ def _read_json(directory: Path, name: str) -> dict[str, Any]:
         raise CheckpointError(f"{file} is damaged: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} is damaged: expected an object")
-    return {OLD_NAMES.get(key, key): value for key, value in content.items()}
+    return {str(OLD_NAMES.get(key, key)): value for key, value in content.items()}
 
 
 def read_training(directory: Path) -> dict[str, Any]:

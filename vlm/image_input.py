@@ -54,7 +54,7 @@ def preprocess_frames(
     frames: UInt8[Tensor, "B T H W 3"], config: ImageConfig, dtype: torch.dtype
 ) -> Float[Tensor, "B C rows columns"]:
     """Return the encoder's input; see `PixelModel.preprocess`."""
-    rows, columns = config.padded_size(*frames.shape[2:4])
+    rows, columns = config.padded_size(*map(int, frames.shape[2:4]))  # ints in a trace too
     scaled = [frames[:, index].to(dtype) * (1 / 256) for index in range(config.history)]  # [B, H, W, 3] each
     current, *earlier = reversed(scaled)
     differences = [(current - frame) * config.frame_diff_scale for frame in reversed(earlier)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -20,7 +20,7 @@ from vlm.image_features import ImageFeatures, stack_image_tokens
 from vlm.image_input import ImageConfig, ImageInputs, preprocess_frames
 from vlm.layers import replace_layers
 
-Frames = UInt8[np.ndarray, "B T H W 3"] | UInt8[Tensor, "B T H W 3"]
+Frames = np.ndarray | Tensor  # uint8[B, T, H, W, 3], which `preprocess` checks
 
 
 class PixelModel(ABC):

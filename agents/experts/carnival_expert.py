@@ -49,41 +49,24 @@ class Observation:
 
 @dataclass(frozen=True)
 class ShotOutcome:
-    """The result of firing now.
+    """The result of firing now."""
 
-    Args:
-        fired: whether a bullet left.
-        points: that it made.
-        wheel_color: when it made them.
-        bullets: gained or lost besides.
-        hit_duck: whether it shot a flying duck.
-    """
-
-    fired: bool
-    points: int
-    wheel_color: tuple[int, ...] | None
-    bullets: int
-    hit_duck: bool
+    fired: bool  # a bullet left
+    points: int  # that it made
+    wheel_color: tuple[int, ...] | None  # when it made them
+    bullets: int  # gained or lost besides
+    hit_duck: bool  # a flying one
 
 
 @dataclass
 class CarnivalExpert:
-    """Values of Carnival's actions, in points; see `agents.experts.search.Search`.
-
-    Args:
-        action_names: of the environment.
-        pipe_value: of a green pipe, and the price of one in another color.
-        bullet_cost: per bullet.
-        duck_value: of shooting a flying duck.
-        target_value: once the pipes are gone.
-        step_cost: per step.
-    """
+    """Values of Carnival's actions, in points; see `agents.experts.search.Search`."""
 
     action_names: tuple[str, ...]
-    pipe_value: float = 400.0
+    pipe_value: float = 400.0  # of a green one; one in another color costs as much
     bullet_cost: float = 60.0
-    duck_value: float = 300.0
-    target_value: float = 150.0
+    duck_value: float = 300.0  # in flight
+    target_value: float = 150.0  # once the pipes are gone
     step_cost: float = 30.0
     _observations: tuple[Observation, ...] = ()  # the last two
 

@@ -42,27 +42,17 @@ class Scene:
 
 @dataclass
 class MsPacmanExpert:
-    """Values of Ms. Pac-Man's four directions, in points; see `agents.experts.search.Search`.
-
-    Args:
-        action_names: of the environment.
-        discount_near, discount_far: per step, of the sum and of the maximum of gains.
-        ghost_penalty: per step that a ghost is nearer than `ghost_radius`.
-        dead_end_penalty: of a direction with fewer than `min_reachable` nodes.
-        reversal_penalty: of turning back; a learner policy sees the heading, and often little else to choose by.
-        step_cost: per step to the nearest gain; discounts alone leave differences too small to learn from.
-        dot_value, energizer_value, ghost_value: gains.
-    """
+    """Values of Ms. Pac-Man's four directions, in points; see `agents.experts.search.Search`."""
 
     action_names: tuple[str, ...]
     discount_near: float = 0.88
     discount_far: float = 0.97
-    ghost_penalty: float = 60.0
+    ghost_penalty: float = 60.0  # per step that a ghost is nearer than `ghost_radius`
     ghost_radius: int = 6
-    dead_end_penalty: float = 300.0
+    dead_end_penalty: float = 300.0  # of a direction with fewer than `min_reachable` nodes
     min_reachable: int = 6
-    reversal_penalty: float = 40.0
-    step_cost: float = 10.0
+    reversal_penalty: float = 40.0  # a learner policy sees the heading, and often little else to choose by
+    step_cost: float = 10.0  # discounts alone leave differences too small to learn from
     dot_value: float = 10.0
     energizer_value: float = 60.0
     ghost_value: float = 250.0

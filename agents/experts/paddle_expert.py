@@ -18,22 +18,14 @@ NO_SERVE_COST = 20.0  # pixels
 
 @dataclass(frozen=True)
 class RamLayout:
-    """Memory addresses of a game, found by comparing memory and frames.
+    """Memory addresses of a game, found by comparing memory and frames."""
 
-    Args:
-        ball_along, ball_across: of the ball's coordinates, along the paddle's line and across it.
-        in_play: of a byte that is 0 while no ball is in play.
-        line: the paddle's coordinate across its line; larger values lie behind it.
-        paddle: of the paddle's coordinate along its line.
-        center_offset: what to subtract from the ball's coordinate, so that the paddle's center meets the ball.
-    """
-
-    ball_along: int
-    ball_across: int
-    in_play: int
-    line: int
-    paddle: int
-    center_offset: int
+    ball_along: int  # address of the ball's coordinate along the paddle's line
+    ball_across: int  # address of the one across it
+    in_play: int  # address of a byte that is 0 while no ball is in play
+    line: int  # coordinate across the paddle's line; larger ones lie behind it
+    paddle: int  # address of the paddle's coordinate along its line
+    center_offset: int  # from the paddle's coordinate to the ball's where its center meets the ball
 
 
 RAM_LAYOUTS = {

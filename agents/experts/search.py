@@ -21,15 +21,10 @@ ActionValues = Float32[np.ndarray, " actions"]
 
 @dataclass(frozen=True)
 class RewardShaping:
-    """Prices of what a game takes from a player, in points.
+    """Prices of what a game takes from a player, in points."""
 
-    Args:
-        life: the price of a lost life, and of the end of the episode.
-        ram: address of a counter in the console's memory (bullets in Carnival): price of one unit, lost or gained.
-    """
-
-    life: float = 500.0
-    ram: dict[int, float] = field(default_factory=dict)
+    life: float = 500.0  # also of the end of the episode
+    ram: dict[int, float] = field(default_factory=dict)  # address of a counter: price of a unit, lost or gained
 
 
 class Search(Protocol):

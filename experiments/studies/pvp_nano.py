@@ -262,10 +262,7 @@ def _save_prediction(folder: Path, name: str, number: int, predicted: np.ndarray
 
 
 def draw(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NANO) -> Image.Image | None:
-    """Return the first images of every set, each with its grid and the predictions of both encoders.
-
-    Each regime shows the first seed whose two conditions are in `work`. Returns None if there is none.
-    """
+    """Return the first images of every set with the predictions of both encoders, of the first seed in `work`."""
     rows = []
     for regime in config.regimes:
         eval_sets = load_eval_sets(config, regime, config.eval_images)

@@ -32,7 +32,7 @@ def command(*arguments):
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tiny, tmp_path, capsys):
-    assert command("--game", "Pong", "--checkpoint", tiny, "--out", tmp_path / "run", *arguments) == 2
+    assert command("--game", "Pong", "--init", tiny, "--out", tmp_path / "run", *arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -96,19 +96,9 @@ class BrightQuarters:
 
 
 def make_trainer(num_envs=16, **changes):
-    config = PPOConfig(
-        game="Pong",
-        init="unused",
-        out="unused",
-        num_envs=num_envs,
-        num_steps=8,
-        kl_coef=0.0,
-        learning_rate=3e-3,
-        encoder_learning_rate=3e-3,
-        seed=1,
-        bf16=False,
-        **changes,
-    )
+    rates = {"learning_rate": 3e-3, "encoder_learning_rate": 3e-3}
+    run = {"game": "Pong", "init": "unused", "out": "unused", "seed": 1, "bf16": False}
+    config = PPOConfig(num_envs=num_envs, num_steps=8, kl_coef=0.0, **rates, **run, **changes)
     return PPOTrainer(build("tiny", seed=0), BrightQuarters(num_envs), config)
 
 
@@ -137,7 +127,7 @@ def test_training_resumes_from_a_saved_state_to_the_same_weights(tmp_path):
 
 
 def test_a_killed_training_of_a_real_game_resumes_to_the_same_checkpoint(tiny, tmp_path, monkeypatch, capsys):
-    arguments = ["--game", "carnival", "--checkpoint", tiny, "--num-iterations", "3", "--num-envs", "2"]
+    arguments = ["--game", "carnival", "--init", tiny, "--num-iterations", "3", "--num-envs", "2"]
     arguments += ["--num-steps", "4", "--minibatch-size", "4", "--save-every", "1"]
     assert command(*arguments, "--out", tmp_path / "whole") == 0
     train_step, calls = PPOTrainer.train_step, []

@@ -1,4 +1,4 @@
-"""Tiny models of transformers' own classes with images and questions in the library's own form; a small objective."""
+"""Tiny models of transformers' own classes with images, and prompts in the form of each class."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -25,8 +25,9 @@ from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.prompts import PIXEL_PREFIX
 from vlm.training.objective import Batch, Losses, Objective
+from vlm.tokenizer import build_tokenizer
 
-IMAGE, WORDS = 60, 56  # of 64 tokens, 1 to 56 are words
+IMAGE = 60  # of 64 tokens, 1 to 56 are text
 TEXT = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -44,32 +45,32 @@ VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "
 
 @dataclass
 class Family:
-    """A model with two images: `images` of both, `shared` as the packing takes it, `prefix` as the forward takes it."""
+    """A model with two images: `images` of both; `shared` for prefix sharing, `prefix` for the class's own forward."""
 
     vlm: PixelVLM
     images: dict[str, torch.Tensor] | torch.Tensor
-    alone: list[dict[str, torch.Tensor]]
+    single: list[dict[str, torch.Tensor]]
     shared: torch.Tensor
     prefix: list[list[int]]
 
     def features(self):
-        """What the model makes of both images."""
+        """The features of both images."""
         return self.vlm.encode_images(self.images)
 
     def inputs(self, image: int, tokens: list[int]) -> dict[str, torch.Tensor]:
-        """What the class's own forward and `generate` take for one question about one image."""
+        """The inputs of the class's own forward and `generate` for one prompt about one image."""
         ids = torch.tensor([[*self.prefix[image], *tokens]])
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.alone[image]}
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.single[image]}
         if "image_grid_thw" in inputs:  # without them, M-RoPE positions silently become plain ones
             inputs["mm_token_type_ids"] = (ids == self.vlm.model.config.image_token_id).int()
         return inputs
 
 
-def family_of(model, images, alone, image_tokens):
+def family_of(model, images, single, image_tokens):
     before, after = [[2, 3], [5, 3]], [[4, 7, 9], [8, 7, 1]]
     prefix = [[*b, *[IMAGE] * image_tokens, *a] for b, a in zip(before, after, strict=True)]
-    vlm = PixelVLM(model.eval(), None, ImageConfig())
-    return Family(vlm, images, alone, torch.tensor(prefix), prefix)
+    vlm = PixelVLM(model.eval(), build_tokenizer(), ImageConfig())
+    return Family(vlm, images, single, torch.tensor(prefix), prefix)
 
 
 def nano():
@@ -85,8 +86,8 @@ def llava():
     vision = CLIPVisionConfig(image_size=28, patch_size=7, initializer_range=0.2, **VISION)
     config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(**TEXT), image_token_id=IMAGE)
     pixels = torch.randn(2, 3, 28, 28)
-    alone = [{"pixel_values": pixels[i : i + 1]} for i in range(2)]
-    return family_of(LlavaForConditionalGeneration(config), {"pixel_values": pixels}, alone, 16)
+    single = [{"pixel_values": pixels[i : i + 1]} for i in range(2)]
+    return family_of(LlavaForConditionalGeneration(config), {"pixel_values": pixels}, single, 16)
 
 
 def smolvlm():
@@ -99,9 +100,9 @@ def smolvlm():
     )
     pixels, mask = torch.randn(2, 2, 3, 28, 28), torch.ones(2, 2, 28, 28, dtype=torch.bool)
     mask[:, 1, :, 14:] = False  # the second tile of each image is half padding
-    alone = [{"pixel_values": pixels[i : i + 1], "pixel_attention_mask": mask[i : i + 1]} for i in range(2)]
+    single = [{"pixel_values": pixels[i : i + 1], "pixel_attention_mask": mask[i : i + 1]} for i in range(2)]
     images = {"pixel_values": pixels, "pixel_attention_mask": mask}
-    return family_of(SmolVLMForConditionalGeneration(config), images, alone, 8)
+    return family_of(SmolVLMForConditionalGeneration(config), images, single, 8)
 
 
 def qwen():
@@ -127,9 +128,9 @@ def qwen():
     )
     grid = torch.tensor([[1, 4, 6], [1, 6, 4]])  # 6 image tokens each, on 2 x 3 and on 3 x 2 places
     pixels = torch.randn(48, 3 * 2 * 4 * 4)
-    alone = [{"pixel_values": pixels[24 * i : 24 * i + 24], "image_grid_thw": grid[i : i + 1]} for i in range(2)]
+    single = [{"pixel_values": pixels[24 * i : 24 * i + 24], "image_grid_thw": grid[i : i + 1]} for i in range(2)]
     images = {"pixel_values": pixels, "image_grid_thw": grid}
-    return family_of(Qwen2_5_VLForConditionalGeneration(config), images, alone, 6)
+    return family_of(Qwen2_5_VLForConditionalGeneration(config), images, single, 6)
 
 
 def paligemma():

@@ -1,4 +1,4 @@
-"""Scores of answers are exact, whatever the pass that computes them."""
+"""Log-probabilities of candidates are exact, however they are computed."""
 
 import numpy as np
 import pytest
@@ -23,37 +23,37 @@ def images(vlm, count, seed=0):
 
 
 @torch.no_grad()
-def score_alone(vlm, pixels, prompt, choice):
-    """The plain way: transformers' own forward over prompt and one answer."""
-    asked = prompt_ids(vlm, prompt, vlm.image_ids(pixels))
-    answer = [*vlm.tokenizer(choice)["input_ids"], vlm.tokenizer.eos_token_id]
-    ids = torch.tensor([asked + answer]).expand(len(pixels), -1)
+def score_alone(vlm, pixels, prompt, candidate):
+    """The log-probability by transformers' own forward over prompt and one answer."""
+    prompt_tokens = prompt_ids(vlm, prompt, vlm.image_ids(pixels))
+    answer = [*vlm.tokenizer(candidate)["input_ids"], vlm.tokenizer.eos_token_id]
+    ids = torch.tensor([prompt_tokens + answer]).expand(len(pixels), -1)
     logits = vlm.model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids)).logits
     log_probs = logits.log_softmax(-1)
-    return sum(log_probs[:, len(asked) - 1 + i, token] for i, token in enumerate(answer))
+    return sum(log_probs[:, len(prompt_tokens) - 1 + i, token] for i, token in enumerate(answer))
 
 
 @pytest.mark.parametrize("preset", ["tiny", "nano"])
-@pytest.mark.parametrize("choices", [PACMAN, FULL], ids=["pacman", "full"])
+@pytest.mark.parametrize("candidates", [PACMAN, FULL], ids=["pacman", "full"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_one_pass_equals_scoring_each_answer_on_its_own(preset, choices, attention):
+def test_one_pass_equals_scoring_each_candidate_alone(preset, candidates, attention):
     vlm = build(preset, seed=1)
     pixels = images(vlm, 2)
-    alone = torch.stack([score_alone(vlm, pixels, PROMPT, choice) for choice in choices], dim=1)
+    alone = torch.stack([score_alone(vlm, pixels, PROMPT, candidate) for candidate in candidates], dim=1)
     vlm.set_attn_implementation(attention)
     with torch.no_grad():
-        together = CandidateScorer(vlm, PROMPT, choices).log_probs(vlm.encode_images(pixels))
+        together = CandidateScorer(vlm, PROMPT, candidates).log_probs(vlm.encode_images(pixels))
     assert (together - alone).abs().max() < 1e-4
 
 
 @torch.no_grad()
-def test_keeping_the_text_changes_nothing():
+def test_caching_the_prompt_changes_nothing():
     vlm = build("nano", seed=2)
     features = vlm.encode_images(images(vlm, 3))
-    kept = CandidateScorer(vlm, PROMPT, PACMAN, cache_prompt=True)
-    whole = CandidateScorer(vlm, PROMPT, PACMAN).log_probs(features)
+    cached = CandidateScorer(vlm, PROMPT, PACMAN, cache_prompt=True)
+    uncached = CandidateScorer(vlm, PROMPT, PACMAN).log_probs(features)
     for _ in range(2):
-        assert (kept.log_probs(features) - whole).abs().max() < 1e-4
+        assert (cached.log_probs(features) - uncached).abs().max() < 1e-4
 
 
 @torch.no_grad()
@@ -86,11 +86,10 @@ def test_overfitting_four_frames_brings_the_loss_near_zero():
         loss.backward()
         optimizer.step()
     assert loss < 0.05
-    said = generate_text(vlm, pixels, PROMPT)
-    assert said == [PACMAN[i] for i in answers]
+    assert generate_text(vlm, pixels, PROMPT) == [PACMAN[i] for i in answers]
 
 
-def test_a_trie_shares_what_answers_share():
+def test_candidates_share_the_nodes_of_a_common_prefix():
     trie = CandidateTrie.build([(1,), (1, 2), (1, 2, 3), (4,)])
     assert trie.tokens == (1, 2, 3, 4)
     assert trie.parents == (-1, 0, 1, -1)
@@ -99,7 +98,7 @@ def test_a_trie_shares_what_answers_share():
 
 
 @pytest.mark.parametrize("answers", [[], [()], [(1,), (1,)]])
-def test_answers_that_are_empty_or_repeated_are_refused(answers):
+def test_candidates_that_are_empty_or_repeated_are_refused(answers):
     with pytest.raises(UserError, match="expected different answers"):
         CandidateTrie.build(answers)
 

@@ -1,4 +1,4 @@
-"""A checkpoint reloads everything, loads in plain transformers, and is refused by name when it is not whole."""
+"""A checkpoint reloads everything, loads in plain transformers, and is refused by name when it is incomplete."""
 
 import json
 
@@ -41,10 +41,10 @@ def test_plain_transformers_loads_it_too(saved):
     assert len(tokenizer) == len(vlm.tokenizer)
 
 
-def test_half_precision_takes_half_the_room_and_stays_near(saved, tmp_path):
+def test_bfloat16_weights_take_half_the_space_and_stay_near(saved, tmp_path):
     vlm, path = saved
     checkpoint.save(vlm, tmp_path / "half", dtype=torch.bfloat16)
-    sizes = [(place / "model.safetensors").stat().st_size for place in (tmp_path / "half", path)]
+    sizes = [(file / "model.safetensors").stat().st_size for file in (tmp_path / "half", path)]
     assert sizes[0] < 0.7 * sizes[1]
     loaded = checkpoint.load(tmp_path / "half")
     assert loaded.dtype == torch.float32
@@ -52,14 +52,14 @@ def test_half_precision_takes_half_the_room_and_stays_near(saved, tmp_path):
     assert worst < 0.01
 
 
-def test_saving_again_replaces_the_old_one_whole(saved):
+def test_saving_again_replaces_the_old_one_completely(saved):
     _, path = saved
     (path / "stale.txt").write_text("old")
     before = checkpoint.content_hash(path)
     checkpoint.save(build("tiny", seed=5), path)
     assert not (path / "stale.txt").exists()
     assert checkpoint.content_hash(path) != before
-    assert [place.name for place in path.parent.iterdir()] == ["model"]
+    assert [file.name for file in path.parent.iterdir()] == ["model"]
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):

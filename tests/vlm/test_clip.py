@@ -17,7 +17,7 @@ CLIP = build_clip("tiny-clip", build_tokenizer(WORDS), seed=1)
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 1, 210, 160, 3), dtype=np.uint8)
 
 
-def test_frames_lie_on_a_black_square_with_nothing_resized():
+def test_frames_are_padded_to_a_square_and_not_resized():
     pixels = CLIP.preprocess(FRAMES)
     assert pixels.shape == (2, 3, 216, 216)
     whole = (pixels * 256).numpy().transpose(0, 2, 3, 1)
@@ -38,20 +38,20 @@ def test_images_and_texts_are_unit_vectors_of_one_space():
     assert torch.allclose(texts.norm(dim=1), torch.ones(2))
 
 
-def test_a_text_reads_the_same_alone_and_padded_beside_a_longer_one():
+def test_padding_does_not_change_a_texts_vector():
     alone = CLIP.text_vectors(CLIP.tokenize(["three owls"]))
     padded = CLIP.text_vectors(CLIP.tokenize(["three owls", "a frame of the game with three owls"]))
     assert torch.allclose(alone[0], padded[0], atol=1e-6)
     assert not torch.allclose(padded[0], padded[1], atol=1e-2)
 
 
-def test_a_text_too_long_is_cut_but_keeps_its_end():
+def test_a_long_text_is_truncated_and_keeps_its_end():
     tokens = CLIP.tokenize(["owls " * 200])
     assert tokens.shape == (1, MAX_TEXT_LENGTH)
     assert tokens[0, -1] == CLIP.tokenizer.eos_token_id
 
 
-def test_a_checkpoint_reloads_and_plain_transformers_reads_it(tmp_path):
+def test_a_checkpoint_reloads_and_plain_transformers_loads_it(tmp_path):
     checkpoint.save(CLIP, tmp_path / "clip", {"seed": 1})
     loaded = load_clip(tmp_path / "clip")
     assert (loaded.history, loaded.square_size) == (1, 216)

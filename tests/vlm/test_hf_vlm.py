@@ -1,4 +1,4 @@
-"""Models of others are asked through their own processor, and packed questions are what their own forward gives."""
+"""Pretrained models use their own processor, and packed prompts get the states of their own forward."""
 
 import string
 
@@ -81,7 +81,7 @@ def idefics3():
 
 
 @pytest.fixture(params=[llava, idefics3])
-def place(request, tmp_path):
+def model_dir(request, tmp_path):
     """A directory of transformers' own files, as a download would leave it."""
     torch.manual_seed(0)
     model, processor = request.param()
@@ -104,75 +104,75 @@ def plain_logits(vlm, frames, words):
     return vlm.model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0, -1]
 
 
-def test_attention_supervision_is_refused_where_image_tokens_are_not_known_by_place(place):
+def test_attention_supervision_is_refused_where_the_positions_of_image_tokens_are_unknown(model_dir):
     with pytest.raises(UserError, match="a model of ours"):
-        require_attention_access(checkpoint.load(place))
+        require_attention_access(checkpoint.load(model_dir))
 
 
 @torch.no_grad()
-def test_packed_questions_get_what_the_classs_own_prompt_gets(place):
-    vlm = checkpoint.load(place)
+def test_packed_prompts_get_the_logits_of_the_classs_own_forward(model_dir):
+    vlm = checkpoint.load(model_dir)
     assert isinstance(vlm, PretrainedVLM)
     assert vlm.bos_ids == [1]
     shared = torch.tensor(vlm.tokenizer(PIXEL_PREFIX, add_special_tokens=False)["input_ids"])
-    asked = [vlm.tokenizer(f"{n},7] rgb: [", add_special_tokens=False)["input_ids"] for n in (3, 4)]
-    states = forward_packed(vlm, vlm.encode_images(vlm.preprocess(frames())), shared, torch.tensor([asked] * 2))
+    suffixes = [vlm.tokenizer(f"{n},7] rgb: [", add_special_tokens=False)["input_ids"] for n in (3, 4)]
+    states = forward_packed(vlm, vlm.encode_images(vlm.preprocess(frames())), shared, torch.tensor([suffixes] * 2))
     head = vlm.model.get_output_embeddings()
     for image in range(2):
         for number in range(2):
-            alone = plain_logits(vlm, frames()[image : image + 1], [*shared.tolist(), *asked[number]])
+            alone = plain_logits(vlm, frames()[image : image + 1], [*shared.tolist(), *suffixes[number]])
             assert torch.allclose(head(states[image, number, -1]), alone, atol=2e-5)
 
 
 @torch.no_grad()
-def test_scores_of_answers_are_those_of_the_classs_own_forward(place):
-    vlm = checkpoint.load(place)
-    seen, names = vlm.preprocess(frames(1)), ("up", "down")
-    found = CandidateScorer(vlm, f"{IMAGE} go :", names).log_probs(vlm.encode_images(seen))[0]
-    ids = prompt_ids(vlm, f"{IMAGE} go :", vlm.image_ids(seen))
+def test_candidates_get_the_log_probabilities_of_the_classs_own_forward(model_dir):
+    vlm = checkpoint.load(model_dir)
+    images, names = vlm.preprocess(frames(1)), ("up", "down")
+    log_probs = CandidateScorer(vlm, f"{IMAGE} go :", names).log_probs(vlm.encode_images(images))[0]
+    ids = prompt_ids(vlm, f"{IMAGE} go :", vlm.image_ids(images))
     for number, name in enumerate(names):
         answer = [*vlm.tokenizer(name, add_special_tokens=False)["input_ids"], 2]
         whole = torch.tensor([[*ids, *answer]])
-        logits = vlm.model(input_ids=whole, attention_mask=torch.ones_like(whole), **seen).logits[0].log_softmax(-1)
+        logits = vlm.model(input_ids=whole, attention_mask=torch.ones_like(whole), **images).logits[0].log_softmax(-1)
         wanted = sum(logits[len(ids) - 1 + i, token] for i, token in enumerate(answer))
-        assert float(found[number]) == pytest.approx(float(wanted), abs=1e-4)
+        assert float(log_probs[number]) == pytest.approx(float(wanted), abs=1e-4)
 
 
-def test_it_speaks_and_goes_through_a_checkpoint_with_its_processor(place, tmp_path):
-    vlm = checkpoint.load(place)
-    assert checkpoint.read_training(place) == {}
-    said = generate_text(vlm, vlm.preprocess(frames(2)), PROMPT, 3)
-    assert len(said) == 2
-    checkpoint.save(vlm, tmp_path / "ours", {"note": "taught"})
-    again = checkpoint.load(tmp_path / "ours")
+def test_it_generates_the_same_text_after_a_round_trip_through_a_checkpoint(model_dir, tmp_path):
+    vlm = checkpoint.load(model_dir)
+    assert checkpoint.read_training(model_dir) == {}
+    answers = generate_text(vlm, vlm.preprocess(frames(2)), PROMPT, 3)
+    assert len(answers) == 2
+    checkpoint.save(vlm, tmp_path / "saved", {"note": "trained"})
+    again = checkpoint.load(tmp_path / "saved")
     assert isinstance(again, PretrainedVLM)
-    assert checkpoint.read_training(tmp_path / "ours") == {"note": "taught"}
-    assert generate_text(again, again.preprocess(frames(2)), PROMPT, 3) == said
-    assert checkpoint.content_hash(tmp_path / "ours") == checkpoint.content_hash(place)
+    assert checkpoint.read_training(tmp_path / "saved") == {"note": "trained"}
+    assert generate_text(again, again.preprocess(frames(2)), PROMPT, 3) == answers
+    assert checkpoint.content_hash(tmp_path / "saved") == checkpoint.content_hash(model_dir)
 
 
-def test_it_is_taught_pixels_and_masks_and_asked_for_them_as_ours_are(place, tmp_path):
+def test_it_trains_and_evaluates_pvp_and_segments_by_points(model_dir, tmp_path):
     Image.fromarray(frames()[0, 0]).save(tmp_path / "frame.png")
     config = CONFIGS["default"].replace(
-        out=tmp_path / "run", init=place, synthetic=1, size=(40, 30), grid="8", images=2, questions=3, decoder="lora",
+        out=tmp_path / "run", init=model_dir, synthetic=1, size=(40, 30), grid="8", images=2, questions=3, decoder="lora",
         lora_rank=2, steps=2, trainer=("save_steps=2", "warmup_steps=1", "dataloader_num_workers=0"),
     )  # fmt: skip
     last = pvp.train_pvp(config)
     updates = checkpoint.read_training(last)["parameter_updates"]
     assert all(updates[role]["changed"] > 0 for role in ("encoder", "connector", "decoder"))
-    asked = reconstruct.Args(
-        image=(tmp_path / "frame.png",), checkpoint=(last,), grid="4", out=tmp_path / "seen", chunk=16
+    args = reconstruct.Args(
+        image=(tmp_path / "frame.png",), checkpoint=(last,), grid="4", out=tmp_path / "reconstructions", chunk=16
     )
-    rows = reconstruct.reconstruct(asked)
+    rows = reconstruct.reconstruct(args)
     assert any(row.get("n") == 16 and row.get("parse_failure_rate") is not None for row in rows)
     with pytest.raises(UserError, match="whose maps a mask head cannot place"):
         MaskHead.of(checkpoint.load(last))
-    found = ReferringSegmenter(checkpoint.load(last), None, 3).predict(frames(1)[0], ["the red ghost"])
-    assert found.shape == (1, 40, 30)
+    probabilities = ReferringSegmenter(checkpoint.load(last), None, 3).predict(frames(1)[0], ["the red ghost"])
+    assert probabilities.shape == (1, 40, 30)
 
 
-def test_frames_of_the_past_and_what_is_no_model_are_refused(place, tmp_path):
-    vlm = checkpoint.load(place)
+def test_a_history_of_frames_and_invalid_directories_are_refused(model_dir, tmp_path):
+    vlm = checkpoint.load(model_dir)
     with pytest.raises(UserError, match=r"expected frames uint8\[B, 1, H, W, 3\], got torch.uint8\[2, 2, 40, 30, 3\]"):
         vlm.preprocess(np.repeat(frames(), 2, axis=1))
     (tmp_path / "empty").mkdir()

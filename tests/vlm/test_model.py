@@ -1,4 +1,4 @@
-"""Frames reach the encoder whole: every pixel, every frame of history, and always in the same way."""
+"""Preprocessing keeps every pixel of every frame, and does not change."""
 
 import hashlib
 
@@ -27,7 +27,7 @@ def test_preprocessing_has_not_changed():
     assert digest(TINY.preprocess(frames).numpy()) == "575db3e908d0f165"
 
 
-def test_pixels_are_the_present_frame_what_changed_and_places_with_black_below_and_nothing_resized():
+def test_the_input_is_the_current_frame_differences_and_coordinates_padded_and_not_resized():
     frames = noise((2, 2, 210, 150, 3))
     pixels = TINY.preprocess(frames)
     assert pixels.shape == (2, 8, 224, 160)
@@ -43,7 +43,7 @@ def test_pixels_are_the_present_frame_what_changed_and_places_with_black_below_a
     assert torch.allclose(along[0], torch.linspace(-2 + 2 / 160, 2 - 2 / 160, 160), atol=1e-6)
 
 
-def test_half_precision_loses_no_pixel_value():
+def test_bfloat16_keeps_every_pixel_value():
     frames = noise((1, 2, 210, 160, 3))
     with torch.autocast("cpu", torch.bfloat16):
         half = TINY.preprocess(frames)
@@ -63,12 +63,12 @@ def test_a_frame_becomes_35_image_tokens():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("place", [(0, 0), (100, 81), (0, 159), (213, 0), (213, 159)])
-@pytest.mark.parametrize("age", [0, 1])
-def test_one_pixel_of_any_frame_of_history_changes_what_the_decoder_reads(place, age):
+@pytest.mark.parametrize("pixel", [(0, 0), (100, 81), (0, 159), (213, 0), (213, 159)])
+@pytest.mark.parametrize("index", [0, 1])
+def test_one_pixel_of_any_frame_of_history_changes_what_the_decoder_reads(pixel, index):
     frames = np.zeros((1, 2, 214, 160, 3), dtype=np.uint8)
     dark = TINY.encode_images(TINY.preprocess(frames)).tokens
-    frames[0, age, *place] = 255
+    frames[0, index, *pixel] = 255
     assert (TINY.encode_images(TINY.preprocess(frames)).tokens - dark).abs().max() > 1e-5
 
 
@@ -78,7 +78,7 @@ def test_frames_of_another_shape_are_refused(shape):
         TINY.preprocess(noise(shape))
 
 
-def test_convolutions_of_one_pixel_in_strides_read_the_same_places_and_make_the_same_products():
+def test_strided_pointwise_convolutions_equal_torchs_own():
     found = [
         module
         for module in build("micro").encoder.modules()
@@ -92,7 +92,7 @@ def test_convolutions_of_one_pixel_in_strides_read_the_same_places_and_make_the_
         torch.testing.assert_close(module(image), made)
 
 
-def test_batch_norms_stay_at_rest_in_training():
+def test_batch_norms_keep_their_statistics_in_training():
     vlm = build("tiny")
     norms = [module for module in vlm.encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     pixels = vlm.preprocess(noise((4, 2, 210, 160, 3)))

@@ -1,4 +1,4 @@
-"""The compiled graph gives the scores of the model, in every precision, for every preset."""
+"""The compiled graph gives the log-probabilities of the model, in every precision, for every preset."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def model_scores(scorer, frames):
 
 
 @pytest.mark.parametrize(("preset", "count"), [("tiny", 1), ("nano", 1), ("nano", 3)])
-def test_in_float32_it_gives_the_scores_of_the_model(preset, count):
+def test_in_float32_it_equals_the_model(preset, count):
     scorer, frames = scorer_and_frames(preset, count)
     with torch.no_grad():
         expected = model_scores(scorer, frames)
@@ -36,7 +36,7 @@ def test_in_float32_it_gives_the_scores_of_the_model(preset, count):
 
 
 @pytest.mark.parametrize("preset", ["tiny", "nano"])
-def test_in_the_processors_own_precision_scores_are_near_those_of_the_model(preset):
+def test_in_the_native_precision_it_is_near_the_model(preset):
     scorer, frames = scorer_and_frames(preset)
     compiled = OpenVinoScorer(scorer, frames)
     assert compiled.precision == native_precision()

@@ -1,38 +1,38 @@
-"""Packed questions are what separate sequences are, in loss and in gradient, whatever the class of the model."""
+"""Packed suffixes have the loss and gradients of separate sequences, whatever the class of the model."""
 
 import pytest
 import torch
 from torch.nn import functional
 
 from common.errors import UserError
-from vlm.decoding.packing import PackedLayout, forward_packed, pad_token_lists
+from vlm.decoding.packing import PackedTreeLayout, forward_packed, pad_token_lists
 from vlm.decoding.prefix import encode_prefix
 
-QUESTIONS = [
+SUFFIXES = [
     [[11, 35, 12, 13, 21, 22], [14, 21, 23], [15, 16, 17, 24, 25]],
     [[11, 18, 26, 27], [19, 28, 29, 30, 31, 32, 33], [20, 34]],
 ]  # of differing lengths; every token but the first is to be predicted
 
 
 def separate_loss(family):
-    """Each question with its image through the class's own forward; the mean over all predicted tokens."""
+    """Each suffix with its image through the class's own forward; the mean over all predicted tokens."""
     losses, count = 0.0, 0
-    for image, asked in enumerate(QUESTIONS):
-        for tokens in asked:
+    for image, row in enumerate(SUFFIXES):
+        for tokens in row:
             logits = family.vlm.model(**family.inputs(image, tokens)).logits
-            said = torch.tensor(tokens[1:])
-            losses = losses + functional.cross_entropy(logits[0, -len(tokens) : -1], said, reduction="sum")
-            count += len(said)
+            labels = torch.tensor(tokens[1:])
+            losses = losses + functional.cross_entropy(logits[0, -len(tokens) : -1], labels, reduction="sum")
+            count += len(labels)
     return losses / count
 
 
 def packed_loss(family, method):
-    """All questions in one reading."""
-    questions, lengths = pad_token_lists(QUESTIONS, pad=3)
-    states = forward_packed(family.vlm, family.features(), family.shared, questions, method)
+    """All suffixes in one forward pass."""
+    suffixes, lengths = pad_token_lists(SUFFIXES, pad=3)
+    states = forward_packed(family.vlm, family.features(), family.shared, suffixes, method)
     logits = family.vlm.model.get_output_embeddings()(states)[:, :, :-1]
-    counts = torch.arange(1, questions.shape[2]) < lengths[..., None]
-    return functional.cross_entropy(logits[counts], questions[:, :, 1:][counts])
+    counts = torch.arange(1, suffixes.shape[2]) < lengths[..., None]
+    return functional.cross_entropy(logits[counts], suffixes[:, :, 1:][counts])
 
 
 def gradients(family, loss):
@@ -62,18 +62,18 @@ def test_loss_and_gradients_equal_those_of_separate_sequences(make_family, metho
 
 
 @pytest.mark.parametrize("method", ["mask", "cache"])
-def test_padding_neither_counts_nor_is_seen(make_family, method):
+def test_padding_has_no_effect(make_family, method):
     family = make_family()
-    questions, lengths = pad_token_lists(QUESTIONS, pad=3)
-    other, _ = pad_token_lists(QUESTIONS, pad=40)
-    real = torch.arange(questions.shape[2]) < lengths[..., None]
+    suffixes, lengths = pad_token_lists(SUFFIXES, pad=3)
+    other, _ = pad_token_lists(SUFFIXES, pad=40)
+    real = torch.arange(suffixes.shape[2]) < lengths[..., None]
     with torch.no_grad():
-        one, two = (forward_packed(family.vlm, family.features(), family.shared, q, method) for q in (questions, other))
+        one, two = (forward_packed(family.vlm, family.features(), family.shared, q, method) for q in (suffixes, other))
     assert torch.equal(one[real], two[real])
     assert not torch.equal(one[~real], two[~real])
 
 
-def test_an_image_takes_fewer_positions_than_tokens_where_axes_count_apart(build_family):
+def test_an_image_takes_fewer_positions_than_tokens_with_mrope(build_family):
     family = build_family("qwen2.5-vl")
     prefix = encode_prefix(family.vlm, family.features(), family.shared)
     # two words, 2 x 3 image tokens from position 2 on, three words behind the largest
@@ -83,14 +83,14 @@ def test_an_image_takes_fewer_positions_than_tokens_where_axes_count_apart(build
         [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7],
     ]
     assert prefix.position_ids_after(torch.arange(2)).tolist() == [[[8, 9], [8, 9]]] * 3
-    # without the three words, a question follows the largest of the image's positions, whichever axis has it
+    # without the three words, a suffix follows the largest of the image's positions, whichever axis has it
     prefix = encode_prefix(family.vlm, family.features(), family.shared[:, :8])
     assert prefix.position_ids_after(torch.arange(2)).tolist() == [[[5, 6], [5, 6]]] * 3
 
 
-def test_a_question_sees_the_prefix_and_itself_alone():
-    layout = PackedLayout(prefix_length=2, num_suffixes=2, suffix_length=2)
-    assert layout.offsets().tolist() == [0, 1, 0, 1]
+def test_a_suffix_attends_to_the_prefix_and_to_itself_only():
+    layout = PackedTreeLayout(2, torch.zeros(1, 1).long(), prefix_length=0, num_suffixes=2, suffix_length=2)
+    assert layout.offsets().tolist() == [[0, 1, 0, 1]]
     assert (layout.mask()[0, 0] == 0).int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -118,7 +118,7 @@ def test_the_mask_works_under_gradient_checkpointing(build_family):
     assert relative_difference(found, expected) < 1e-4
 
 
-def test_paligemma_is_refused_since_its_prompt_attends_both_ways(build_family):
+def test_paligemma_is_refused_since_its_prompt_attends_in_both_directions(build_family):
     with pytest.raises(
         UserError, match=r"PaliGemmaForConditionalGeneration cannot .*: its image and prompt attend in both"
     ):
@@ -137,7 +137,7 @@ def test_placeholders_that_do_not_match_the_image_are_refused(build_family):
         packed_loss(family, "mask")
 
 
-def test_another_count_of_shared_texts_than_of_images_is_refused(build_family):
+def test_a_number_of_shared_texts_other_than_of_images_is_refused(build_family):
     family = build_family("llava")
     family.shared = family.shared[:1].expand(3, -1)
     with pytest.raises(UserError, match="expected a shared text for each of 2 images, got 3"):
@@ -149,13 +149,13 @@ def test_an_unknown_method_is_refused(build_family):
         packed_loss(build_family("llava"), "flash")
 
 
-def test_empty_questions_are_refused():
+def test_empty_token_lists_are_refused():
     with pytest.raises(UserError, match="none empty"):
         pad_token_lists([[[1, 2], []]], pad=0)
 
 
-def test_an_image_in_a_question_is_refused(build_family):
+def test_an_image_in_a_suffix_is_refused(build_family):
     family = build_family("llava")
-    questions = torch.full((2, 1, 3), family.vlm.model.config.image_token_id)
+    suffixes = torch.full((2, 1, 3), family.vlm.model.config.image_token_id)
     with pytest.raises(UserError, match="got an image placeholder"):
-        forward_packed(family.vlm, family.features(), family.shared, questions)
+        forward_packed(family.vlm, family.features(), family.shared, suffixes)

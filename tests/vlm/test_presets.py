@@ -1,4 +1,4 @@
-"""Every preset builds, at the size it says, from its seed alone."""
+"""Every preset builds, in its size range, from its seed alone."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_has_the_size_it_says(name):
+def test_every_preset_has_its_size(name):
     assert set(PRESETS) == set(SIZES)
     least, most = SIZES[name]
     assert least <= count(build(name)) <= most

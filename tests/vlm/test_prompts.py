@@ -1,4 +1,4 @@
-"""Formatting and parsing are inverse; nothing is guessed."""
+"""Parsing is the inverse of formatting, and accepts nothing else."""
 
 import pytest
 
@@ -9,15 +9,15 @@ LEGAL = ("noop", "fire", "up", "right", "left", "up right", "up right fire")
 
 
 @pytest.mark.parametrize("name", LEGAL)
-def test_an_answer_is_parsed_to_the_action_it_was_made_of(name):
+def test_an_answer_is_parsed_to_its_action(name):
     tokenizer = build_tokenizer()
-    said = tokenizer.decode(tokenizer(action_answer(name))["input_ids"])
-    assert parse_action(said, LEGAL) == name
+    answer = tokenizer.decode(tokenizer(action_answer(name))["input_ids"])
+    assert parse_action(answer, LEGAL) == name
 
 
-@pytest.mark.parametrize("said", ["", "jump", "right up", "I would go up", "up up", "fire !", "down"])
-def test_an_answer_that_names_no_legal_action_is_not_guessed(said):
-    assert parse_action(said, LEGAL) is None
+@pytest.mark.parametrize("answer", ["", "jump", "right up", "I would go up", "up up", "fire !", "down"])
+def test_an_answer_that_names_no_legal_action_is_invalid(answer):
+    assert parse_action(answer, LEGAL) is None
 
 
 def test_the_action_prompt_holds_the_game_and_every_legal_action_before_the_image():
@@ -34,9 +34,9 @@ def test_a_colour_is_parsed_to_itself(rgb):
     assert parse_pixel(tokenizer.decode(tokenizer(pixel_answer(rgb))["input_ids"])) == rgb
 
 
-@pytest.mark.parametrize("said", ["", "1,2]", "1,2,256]", "1,2,3", "a,2,3]", "-1,2,3]", "1,2,3,4]"])
-def test_what_is_no_colour_is_not_guessed(said):
-    assert parse_pixel(said) is None
+@pytest.mark.parametrize("answer", ["", "1,2]", "1,2,256]", "1,2,3", "a,2,3]", "-1,2,3]", "1,2,3,4]"])
+def test_what_is_no_colour_is_invalid(answer):
+    assert parse_pixel(answer) is None
 
 
 def test_the_pixel_prompt_names_the_row_first():

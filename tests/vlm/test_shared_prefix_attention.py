@@ -1,6 +1,7 @@
-"""Attention behind a shared prefix is the library's own, and what it cannot do is refused.
+"""Shared-prefix attention runs within the decoder's class, and refuses what it does not support.
 
-That states, losses and gradients are those of separate sequences is tested through `vlm.decoding.packing` and `vlm.decoding.batched_generate`.
+The tests of `vlm.decoding.packing` and `vlm.decoding.batched_generate` compare its states, losses and gradients with
+those of separate sequences.
 """
 
 import pytest
@@ -14,15 +15,15 @@ from vlm.decoding.prefix import encode_prefix
 from vlm.decoding.shared_prefix_attention import IMPLEMENTATION, SharedPrefixKV, forward_with_shared_prefix
 
 
-def read(vlm, prefix, rows, tokens):
-    """Read words behind the prefixes of a family."""
+def forward(vlm, prefix, rows, tokens):
+    """Run text tokens after the prefixes of a family."""
     words = torch.full((rows, tokens), 7)
     mask = causal_mask(torch.ones(1, tokens, dtype=torch.bool), torch.float32)
-    owners = torch.arange(len(prefix.embeddings)).repeat_interleave(rows // len(prefix.embeddings))
-    positions = prefix.position_ids_after(torch.arange(tokens), owners)
+    prefix_rows = torch.arange(len(prefix.embeddings)).repeat_interleave(rows // len(prefix.embeddings))
+    position_ids = prefix.position_ids_after(torch.arange(tokens), prefix_rows)
     cache = DynamicCache(config=vlm.decoder.config)
     states = forward_with_shared_prefix(
-        vlm, SharedPrefixKV.from_cache(prefix.cache(vlm)), cache, vlm.embed(words), positions, mask
+        vlm, SharedPrefixKV.from_cache(prefix.cache(vlm)), cache, vlm.embed(words), position_ids, mask
     )
     return states, cache
 
@@ -34,7 +35,7 @@ def test_no_row_gets_a_copy_of_the_prefix(build_family):
     family.vlm.decoder.layers[0].self_attn.register_forward_pre_hook(
         lambda _, __, kwargs: given.append(kwargs.get("shared_prefix")), with_kwargs=True
     )
-    states, cache = read(family.vlm, prefix, rows=10, tokens=3)
+    states, cache = forward(family.vlm, prefix, rows=10, tokens=3)
     alone, shared_prefix = given
     assert alone is None
     assert states.shape[:2] == (10, 3)
@@ -43,7 +44,7 @@ def test_no_row_gets_a_copy_of_the_prefix(build_family):
     assert cache.layers[0].keys.shape[:3] == (10, 2, 3)  # the rows' own
 
 
-def test_the_decoders_own_attention_is_back_afterwards(build_family):
+def test_the_decoders_own_attention_is_restored_afterwards(build_family):
     family = build_family("llava")
     config = family.vlm.decoder.config
     before = config._attn_implementation
@@ -68,18 +69,18 @@ def test_attention_that_is_more_than_a_softmax_is_refused(build_family):
         with_kwargs=True,
     )
     with pytest.raises(UserError, match="attention options unsupported here: softcap"):
-        read(family.vlm, prefix, 4, 3)
+        forward(family.vlm, prefix, 4, 3)
 
 
-def test_a_decoder_that_attends_in_its_own_way_is_refused(build_family, monkeypatch):
+def test_a_decoder_with_its_own_attention_is_refused(build_family, monkeypatch):
     family = build_family("llava")
     prefix = encode_prefix(family.vlm, family.features(), family.shared)
     monkeypatch.setattr(type(family.vlm.decoder), "_supports_attention_backend", False)
     with pytest.raises(UserError, match="does not use transformers' attention interface; pack by mask"):
-        read(family.vlm, prefix, 4, 3)
+        forward(family.vlm, prefix, 4, 3)
 
 
-def test_a_decoder_that_keeps_the_prefix_from_its_attention_is_refused(build_family):
+def test_a_decoder_that_does_not_pass_on_the_prefix_is_refused(build_family):
     family = build_family("llava")
     prefix = encode_prefix(family.vlm, family.features(), family.shared)
     family.vlm.decoder.layers[0].self_attn.register_forward_pre_hook(
@@ -87,4 +88,4 @@ def test_a_decoder_that_keeps_the_prefix_from_its_attention_is_refused(build_fam
         with_kwargs=True,
     )
     with pytest.raises(UserError, match="does not pass the shared prefix to its attention; pack by mask"):
-        read(family.vlm, prefix, 4, 3)
+        forward(family.vlm, prefix, 4, 3)

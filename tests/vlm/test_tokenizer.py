@@ -1,4 +1,4 @@
-"""Words, numbers and actions are single tokens; any title can be spelt."""
+"""Words, numbers and actions are single tokens; any title can be spelled."""
 
 import pytest
 
@@ -20,6 +20,6 @@ def test_actions_are_their_words():
 
 
 @pytest.mark.parametrize("text", ["ms . pac - man", "q * bert", "right fire", "[ 12 , 255 , 0 ]", "xyzzy 300"])
-def test_what_is_written_is_read_back(text):
+def test_text_decodes_to_itself(text):
     assert TOKENIZER.decode(TOKENIZER(text)["input_ids"]) == text
     assert TOKENIZER.unk_token_id not in TOKENIZER(text)["input_ids"]

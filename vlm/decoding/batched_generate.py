@@ -29,7 +29,7 @@ def generate_batch(
     shared_ids: SharedIds,
     suffixes: Int[Tensor, "B K L"],
     max_new_tokens: int,
-    lengths: Int[Tensor, "B K"] | None = None,
+    lengths: Int[Tensor, "_ _"] | None = None,
     chunk: int = 512,
 ) -> Int[Tensor, "B K N"]:
     """Return the greedy answers to K prompts about each of B images, equal to those of `generate` for each alone.
@@ -40,7 +40,7 @@ def generate_batch(
         shared_ids: the text before every suffix; see `encode_prefix`.
         suffixes: the rest of each prompt, padded on the right.
         max_new_tokens: where an answer without an end is truncated; the model's `generation_config` defines its end.
-        lengths: of the suffixes; all L by default.
+        lengths: of the suffixes, int[B, K]; all L by default.
         chunk: about how many prompts are decoded at a time.
 
     Returns:
@@ -77,7 +77,7 @@ def last_hidden_states(
     vlm: PixelVLM,
     cached_prefix: CachedPrefix,
     suffixes: Int[Tensor, "B K L"],
-    lengths: Int[Tensor, "B K"] | None = None,
+    lengths: Int[Tensor, "_ _"] | None = None,
     chunk: int = 256,
 ) -> Float[Tensor, "B K D"]:
     """Return the decoder's last hidden state of each prompt, which predicts the answer's first token."""

@@ -101,7 +101,7 @@ class CandidateScorer:
         batch, device = len(image), image.device
         ids = torch.tensor([*self._after, *self.trie.tokens], device=device)
         embeddings = torch.cat([image, vlm.embed(ids).expand(batch, -1, -1).to(image.dtype)], dim=1)
-        position_ids, mask = self._layout(image.shape[1], device)
+        position_ids, mask = self._layout(int(image.shape[1]), device)
         mask = mask.to(embeddings.dtype).expand(batch, -1, -1, -1)
         states = forward_with_cache(vlm, self._text_cache(batch), embeddings, position_ids.expand(batch, -1), mask)
         states = states[:, -len(self.trie.tokens) - 1 :]  # of the prompt's last token and of the nodes

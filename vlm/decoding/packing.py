@@ -31,33 +31,6 @@ from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 
 
-@dataclass(frozen=True)
-class PackedLayout:
-    """A sequence of a prefix and `num_suffixes` suffixes of `suffix_length` tokens each."""
-
-    prefix_length: int
-    num_suffixes: int
-    suffix_length: int
-
-    def offsets(self, device: torch.device | None = None) -> Int[Tensor, " KL"]:
-        """Return the offset of each suffix token from the prefix's end."""
-        return torch.arange(self.suffix_length, device=device).repeat(self.num_suffixes)
-
-    def mask(self, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Float[Tensor, "1 1 T T"]:
-        """Return the additive mask of the whole sequence."""
-        suffix_ids = torch.arange(self.num_suffixes, device=device).repeat_interleave(self.suffix_length)
-        segment_ids = torch.cat([torch.full((self.prefix_length,), -1, device=device), suffix_ids])  # -1: prefix
-        return additive_mask(_visible(segment_ids), dtype)[None, None]
-
-
-def _visible(*levels: Int[Tensor, " T"]) -> Tensor:
-    """Return bool[T, T], causal: at each level, tokens see segment -1 and their own segment."""
-    visible = torch.ones(len(levels[0]), len(levels[0]), dtype=torch.bool, device=levels[0].device).tril()
-    for segment_ids in levels:
-        visible &= (segment_ids[None] == -1) | (segment_ids[None] == segment_ids[:, None])
-    return visible
-
-
 def forward_packed(
     vlm: PixelVLM,
     features: ImageFeatures,
@@ -117,18 +90,9 @@ def pad_token_lists(
 
 
 def _forward_by_mask(vlm: PixelVLM, prefix: Prefix, suffixes: Tensor) -> Tensor:
-    batch, count, length = suffixes.shape
-    suffix_embeddings = embed_text(vlm, suffixes.flatten(1)).to(prefix.embeddings.dtype)
-    embeddings = torch.cat([prefix.embeddings, suffix_embeddings], dim=1)  # [B, T, D]
-    layout = PackedLayout(prefix.length, count, length)
-    offsets = layout.offsets(embeddings.device)
-    states = vlm.decoder(
-        inputs_embeds=embeddings,
-        position_ids=torch.cat([prefix.position_ids, prefix.position_ids_after(offsets)], dim=-1),
-        attention_mask=layout.mask(embeddings.dtype, embeddings.device).expand(batch, -1, -1, -1),
-        use_cache=False,
-    ).last_hidden_state
-    return states[:, prefix.length :].unflatten(1, (count, length))
+    """Return the states of suffixes, as those of one empty branch."""
+    no_tokens, no_length = suffixes.new_zeros(len(suffixes), 1, 0), suffixes.new_zeros(1, 1)
+    return _forward_tree(vlm, prefix, no_tokens, no_length, suffixes[:, None])[:, 0]
 
 
 def _forward_by_cache(vlm: PixelVLM, prefix: Prefix, suffixes: Tensor) -> Tensor:
@@ -171,15 +135,17 @@ def forward_packed_tree(
         lengths: of the prefixes.
         suffixes: token ids, padded on the right; the states of padding are meaningless.
     """
-    root = encode_prefix(vlm, features, shared_ids)
+    return _forward_tree(vlm, encode_prefix(vlm, features, shared_ids), prefixes, lengths, suffixes)
+
+
+def _forward_tree(vlm: PixelVLM, root: Prefix, prefixes: Tensor, lengths: Tensor, suffixes: Tensor) -> Tensor:
     layout = PackedTreeLayout(root.length, lengths, prefixes.shape[2], suffixes.shape[2], suffixes.shape[3])
     ids = torch.cat([prefixes.flatten(1), suffixes.flatten(1)], dim=1)
     embeddings = torch.cat([root.embeddings, embed_text(vlm, ids).to(root.embeddings.dtype)], dim=1)
-    rows = torch.arange(len(prefixes), device=prefixes.device)
     states = vlm.decoder(
         inputs_embeds=embeddings,
-        position_ids=torch.cat([root.position_ids, root.position_ids_after(layout.offsets(), rows)], dim=-1),
-        attention_mask=layout.mask(embeddings.dtype),
+        position_ids=torch.cat([root.position_ids, root.position_ids_after(layout.offsets())], dim=-1),
+        attention_mask=layout.mask(embeddings.dtype).expand(len(embeddings), -1, -1, -1),
         use_cache=False,
     ).last_hidden_state
     return states[:, root.length + prefixes[0].numel() :].unflatten(1, suffixes.shape[1:])
@@ -189,7 +155,7 @@ def forward_packed_tree(
 class PackedTreeLayout:
     """A sequence of a root, E prefixes of up to `prefix_length` tokens, and `num_suffixes` suffixes of each prefix.
 
-    lengths: of the prefixes without padding; positions of suffixes continue from there.
+    lengths: of the prefixes without padding, where the positions of suffixes continue; B is 1 if all images share them.
     """
 
     root_length: int
@@ -218,5 +184,8 @@ class PackedTreeLayout:
         unpadded = torch.arange(self.prefix_length, device=device) < self.lengths[..., None]  # [B, E, T]
         valid = torch.ones(len(unpadded), len(prefix_ids), dtype=torch.bool, device=device)
         valid[:, len(root) : len(root) + len(in_prefixes)] = unpadded.flatten(1)
-        diagonal = torch.eye(len(prefix_ids), dtype=torch.bool, device=device)
-        return additive_mask(_visible(prefix_ids, suffix_ids) & valid[:, None] | diagonal, dtype)[:, None]
+        visible = torch.ones(len(prefix_ids), len(prefix_ids), dtype=torch.bool, device=device).tril()
+        for segment_ids in (prefix_ids, suffix_ids):  # tokens attend to segment -1 and to their own
+            visible &= (segment_ids[None] == -1) | (segment_ids[None] == segment_ids[:, None])
+        diagonal = torch.eye(len(prefix_ids), dtype=torch.bool, device=device)  # padding too attends to something
+        return additive_mask(visible & valid[:, None] | diagonal, dtype)[:, None]

@@ -20,7 +20,7 @@ from vlm.hf_vlm import uses_mrope
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 
-SharedIds = Int[Tensor, " S"] | Int[Tensor, "B S"]
+SharedIds = Int[Tensor, " S"] | Int[Tensor, "_ S"]
 PositionIds = Int[Tensor, "B P"] | Int[Tensor, "3 B P"]
 
 
@@ -41,7 +41,7 @@ class Prefix:
         return self.embeddings.shape[1]
 
     def position_ids_after(
-        self, offsets: Int[Tensor, " T"] | Int[Tensor, "R T"], rows: Int[Tensor, " R"] | None = None
+        self, offsets: Int[Tensor, " T"] | Int[Tensor, "_ T"], rows: Int[Tensor, " R"] | None = None
     ) -> Int[Tensor, "R T"] | Int[Tensor, "3 R T"]:
         """Return the position ids of text tokens after a prefix; they start one above the prefix's largest.
 
