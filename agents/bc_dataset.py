@@ -1,27 +1,29 @@
-"""What a cloned policy learns from: teachers' decisions as soft targets, and batches of every game.
+"""What a cloned policy learns from: expert-labelled steps as targets, and batches of every game.
 
-Where a dataset holds a teacher's value of every action, a target is soft: near-equal actions share it. Batches are
-drawn from a seed and the step's number alone.
+Where a dataset holds an expert's value of every action, a target is a distribution: near-equal actions share it.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from common.errors import UserError
 from envs.episodes import EpisodeDataset
+from vlm.training.objective import Batch
+
+MIN_WEIGHT, MAX_WEIGHT = 0.1, 4.0  # of a row's advantage, relative to the dataset's mean
 
 
 @dataclass(frozen=True)
 class LabelledDataset:
-    """One game's decisions with their targets.
+    """One dataset's labelled steps.
 
-    rows: int[N] into `data`; targets: float32[N, A], each a distribution; weights: float32[N], what a row matters.
+    rows: int[N] into `data`; targets: float32[N, A], each a distribution; weights: float[N], of each row in the loss.
     """
 
     data: EpisodeDataset
@@ -30,107 +32,133 @@ class LabelledDataset:
     weights: np.ndarray
 
 
-def build_targets(data: EpisodeDataset, targets: str, softness: float, hard_share: float) -> LabelledDataset:
+def build_targets(
+    data: EpisodeDataset, targets: str, target_temperature: float, argmax_weight: float
+) -> LabelledDataset:
     """Turn a dataset into targets.
 
-    Rows of a taught dataset at which the teacher was not asked are left out. A row weighs what its choice is worth, its
-    spread: the value of the best action less that of the mean one, over the dataset's mean spread. Small spreads are
-    mostly the teacher's own noise, and a game is lost at few decisions: weights run from 0.1 to 4.
+    Rows of a labelled dataset without a label are left out. A row's weight is the value of its best action less that
+    of the mean one, relative to the dataset's mean: small differences are mostly the expert's own noise, and a game is
+    lost at few steps.
+
+    Args:
+        data: the dataset.
+        targets: "soft" for distributions, "hard" for the best action alone.
+        target_temperature: of soft targets, in units of the dataset's mean advantage.
+        argmax_weight: the share of a soft target that is its best action alone.
     """
-    width = len(data.info.action_names)
-    taught = ~np.isnan(data.action_values).all(axis=1)
-    if not taught.any():
-        return LabelledDataset(
-            data, np.arange(len(data)), np.eye(width, dtype=np.float32)[data.actions], np.ones(len(data))
-        )
-    rows = np.flatnonzero(taught)
+    actions = len(data.info.action_names)
+    labelled = ~np.isnan(data.action_values).all(axis=1)
+    if not labelled.any():
+        one_hot = np.eye(actions, dtype=np.float32)[data.actions]
+        return LabelledDataset(data, np.arange(len(data)), one_hot, np.ones(len(data)))
+    rows = np.flatnonzero(labelled)
     values = data.action_values[rows].astype(np.float64)
-    looked = np.isfinite(values)
-    best = np.where(looked, values, -np.inf).max(axis=1, keepdims=True)
-    spread = (best - np.where(looked, values, 0).sum(1, keepdims=True) / looked.sum(1, keepdims=True))[:, 0]
-    scale = float(spread.mean()) or 1.0
-    hard = np.eye(width)[np.where(looked, values, -np.inf).argmax(axis=1)]
+    known = np.isfinite(values)
+    best = np.where(known, values, -np.inf).max(axis=1, keepdims=True)
+    advantage = (best - np.where(known, values, 0).sum(1, keepdims=True) / known.sum(1, keepdims=True))[:, 0]
+    scale = float(advantage.mean()) or 1.0
+    hard = np.eye(actions)[np.where(known, values, -np.inf).argmax(axis=1)]
     if targets == "hard":
         return LabelledDataset(data, rows, hard.astype(np.float32), np.ones(len(rows)))
-    soft = np.where(looked, np.exp(np.where(looked, values - best, 0) / (softness * scale)), 0)
+    soft = np.where(known, np.exp(np.where(known, values - best, 0) / (target_temperature * scale)), 0)
     soft /= soft.sum(axis=1, keepdims=True)
-    mixed = hard_share * hard + (1 - hard_share) * soft
-    return LabelledDataset(data, rows, mixed.astype(np.float32), np.clip(spread / scale, 0.1, 4))
-
-
-def flipped_actions(names: Sequence[str]) -> list[int]:
-    """Return for each action the one that does the same in a mirror, left to right."""
-    turned = {"left": "right", "right": "left"}
-    return [names.index(" ".join(turned.get(word, word) for word in name.split())) for name in names]
-
-
-class BCBatchDataset(Dataset):
-    """Step i's batch, drawn from the seed and i alone, so that a resumed run sees what an unbroken one would.
-
-    A batch has one part for each game, since a prompt is of one game, all of a size: with one game a batch, every step
-    would pull the model towards the habits of another game. Games have equal parts, or by `shares`; within a game,
-    datasets have a share by their size.
-    """
-
-    def __init__(
-        self,
-        lessons: list[LabelledDataset],
-        history: int,
-        batch_size: int,
-        steps: int,
-        seed: int,
-        mirror: Collection[str] = (),
-        alone: int = 0,
-        shares: Mapping[str, float] | None = None,
-    ):
-        self.lessons, self.history, self.steps, self.seed, self.mirror = lessons, history, steps, seed, mirror
-        self.alone = alone  # the first steps, which are for the readout (`agents.clone`)
-        self.games = sorted({lesson.data.info.game for lesson in lessons})
-        if idle := set(shares or {}) - set(self.games):
-            raise UserError(f"expected shares of {', '.join(self.games)}, got one of {', '.join(sorted(idle))}")
-        given = [(shares or {}).get(game, 1.0) for game in self.games]
-        self.sizes = {
-            game: max(1, int(batch_size * share / sum(given))) for game, share in zip(self.games, given, strict=True)
-        }
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        rng = np.random.default_rng([self.seed, step])
-        return {"parts": [self._part(game, rng) for game in self.games], "alone": step < self.alone}
-
-    def _part(self, game: str, rng: np.random.Generator) -> dict[str, Any]:
-        lessons = [lesson for lesson in self.lessons if lesson.data.info.game == game]
-        sizes, count = np.array([len(lesson.rows) for lesson in lessons]), self.sizes[game]
-        drawn = np.searchsorted(np.cumsum(sizes), rng.integers(sizes.sum(), size=count), side="right")
-        rows = [(lessons[i], int(rng.integers(sizes[i]))) for i in drawn]
-        frames = np.stack([lesson.data.frames(int(lesson.rows[row]), self.history) for lesson, row in rows])
-        targets = np.stack([lesson.targets[row] for lesson, row in rows])
-        turned = rng.random(count) < 0.5
-        if game in self.mirror:
-            frames[turned] = frames[turned][:, :, :, ::-1]
-            targets[turned] = targets[turned][:, flipped_actions(lessons[0].data.info.action_names)]
-        weights = np.array([lesson.weights[row] for lesson, row in rows], dtype=np.float32)
-        return {
-            "frames": torch.from_numpy(frames),
-            "targets": torch.from_numpy(targets),
-            "weights": torch.from_numpy(weights),
-            "game": game,
-        }
+    mixed = argmax_weight * hard + (1 - argmax_weight) * soft
+    return LabelledDataset(data, rows, mixed.astype(np.float32), np.clip(advantage / scale, MIN_WEIGHT, MAX_WEIGHT))
 
 
 def load_labelled_datasets(
-    paths: Sequence[Path], targets: str, softness: float, hard_share: float
+    paths: Sequence[Path], targets: str, target_temperature: float, argmax_weight: float
 ) -> list[LabelledDataset]:
-    """Open every dataset of `paths`, and refuse two that call the same game's actions by other names."""
-    lessons: list[LabelledDataset] = []
+    """Open every dataset of `paths`; see `build_targets`.
+
+    Raises:
+        UserError: two datasets of one game have different actions.
+    """
+    datasets: list[LabelledDataset] = []
     names: dict[str, tuple[str, ...]] = {}
     for path in paths:
         data = EpisodeDataset(path)
         if names.setdefault(data.info.game, data.info.action_names) != data.info.action_names:
             raise UserError(f"{path}: its legal actions differ from those of another dataset of {data.info.game}")
-        lessons.append(build_targets(data, targets, softness, hard_share))
-        worth = f"mean score {np.mean(data.scores):.0f}"
-        print(f"{path}: {data.info.game}, {len(data.seeds)} games, {len(lessons[-1].rows)} decisions, {worth}")
-    return lessons
+        datasets.append(build_targets(data, targets, target_temperature, argmax_weight))
+        summary = f"{len(data.seeds)} games, {len(datasets[-1].rows)} steps, mean score {np.mean(data.scores):.0f}"
+        print(f"{path}: {data.info.game}, {summary}")
+    return datasets
+
+
+def flipped_actions(names: Sequence[str]) -> list[int]:
+    """Return for each action its mirror image, left to right."""
+    flipped = {"left": "right", "right": "left"}
+    return [names.index(" ".join(flipped.get(word, word) for word in name.split())) for name in names]
+
+
+@dataclass(frozen=True)
+class GameBatch(Batch):
+    """Steps of one game; a prompt is of one game."""
+
+    game: str
+    frames: UInt8[Tensor, "B history H W 3"]
+    targets: Float[Tensor, "B A"]
+    weights: Float[Tensor, " B"]
+
+
+@dataclass(frozen=True)
+class BCBatch(Batch):
+    """Steps of every game. aux_only: train the auxiliary head and not the decoder."""
+
+    games: tuple[GameBatch, ...]
+    aux_only: bool
+
+
+class BCSampler:
+    """Samples the batch of a step.
+
+    A batch has a part for each game: with one game a batch, every step would pull the model towards the habits of
+    another game. Within a game, a dataset's share is by its size.
+
+    Args:
+        datasets: of one or several games.
+        history: frames that the model sees.
+        batch_size: steps of a batch.
+        game_weights: of the games in a batch; 1 by default.
+        flipped: games whose frames and actions are mirrored left to right, half of the time.
+        aux_steps: the first steps of the training, which train the auxiliary head alone.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[LabelledDataset],
+        history: int,
+        batch_size: int,
+        game_weights: Mapping[str, float] | None = None,
+        flipped: Collection[str] = (),
+        aux_steps: int = 0,
+    ):
+        self.datasets: dict[str, list[LabelledDataset]] = {}
+        for dataset in sorted(datasets, key=lambda one: one.data.info.game):
+            self.datasets.setdefault(dataset.data.info.game, []).append(dataset)
+        self.history, self.flipped, self.aux_steps = history, flipped, aux_steps
+        weights = game_weights or {}
+        if unknown := set(weights) - set(self.datasets):
+            raise UserError(f"expected weights of {', '.join(self.datasets)}, got one of {', '.join(sorted(unknown))}")
+        total = sum(weights.get(game, 1.0) for game in self.datasets)
+        self.sizes = {game: max(1, int(batch_size * weights.get(game, 1.0) / total)) for game in self.datasets}
+
+    def __call__(self, step: int, rng: np.random.Generator) -> BCBatch:
+        """Return the batch of a step."""
+        return BCBatch(tuple(self._game_batch(game, rng) for game in self.datasets), step < self.aux_steps)
+
+    def _game_batch(self, game: str, rng: np.random.Generator) -> GameBatch:
+        datasets, count = self.datasets[game], self.sizes[game]
+        sizes = np.array([len(dataset.rows) for dataset in datasets])
+        chosen = np.searchsorted(np.cumsum(sizes), rng.integers(sizes.sum(), size=count), side="right")
+        rows = [(datasets[i], int(rng.integers(sizes[i]))) for i in chosen]
+        frames = np.stack([dataset.data.frames(int(dataset.rows[row]), self.history) for dataset, row in rows])
+        targets = np.stack([dataset.targets[row] for dataset, row in rows])
+        flip = rng.random(count) < 0.5
+        if game in self.flipped:
+            frames[flip] = frames[flip][:, :, :, ::-1]
+            targets[flip] = targets[flip][:, flipped_actions(datasets[0].data.info.action_names)]
+        weights = np.array([dataset.weights[row] for dataset, row in rows], dtype=np.float32)
+        return GameBatch(game, torch.from_numpy(frames), torch.from_numpy(targets), torch.from_numpy(weights))

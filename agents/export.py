@@ -16,8 +16,7 @@ import numpy as np
 import torch
 import tyro
 
-from agents.clone import SELECTION_SEED, evaluate_policy
-from agents.demonstrations import expert_normalized_score
+from agents.checkpoint_selection import SELECTION_SEED, evaluate_policy, expert_normalized_score
 from common.command import require_at_least, run
 from common.errors import UserError
 from envs.protocol import Protocol, find_protocol

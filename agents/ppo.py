@@ -256,7 +256,7 @@ def run_ppo(config: PPOConfig) -> Path:
     with make_envs(game, config.num_envs, MACHADO2018) as envs:
         train(PPOTrainer(vlm, envs, config), config.out)
     games = sorted({*(initial.get("games") or []), game.name})
-    checkpoint.save(vlm, out, {**run_metadata(config), "games": games, "started_from": initial})
+    checkpoint.save(vlm, out, {**run_metadata(to_json(config)), "games": games, "started_from": initial})
     return out
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,23 @@ def to_json(args: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(args), default=str))
 
 
-def run_metadata(args: Any) -> dict[str, Any]:
+def run_metadata(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return how a run is made: its command, arguments, commit and package versions."""
     return {
         "command": command_line(),
-        "arguments": to_json(args),
+        "arguments": arguments,
         "commit": git_commit(),
         "versions": package_versions(),
     }
 
 
-def require_same_arguments(out: Path, arguments: dict[str, Any]) -> None:
-    """Store the arguments of a new run in `out`; check those of a resumed run.
+def require_same_arguments(out: Path, arguments: dict[str, Any], ignore: Collection[str] = ()) -> None:
+    """Store the arguments of a new run in `out`; check those of a run that has begun.
+
+    Args:
+        out: the run's directory. A run may be moved: its own path is not compared.
+        arguments: as JSON values.
+        ignore: names of arguments that may change.
 
     Raises:
         UserError: naming the arguments that differ from the stored ones.
@@ -36,7 +42,7 @@ def require_same_arguments(out: Path, arguments: dict[str, Any]) -> None:
     file = out / FILE
     if file.exists():
         stored = json.loads(file.read_text())
-        changed = [name for name, value in arguments.items() if stored.get(name) != value]
+        changed = [name for name in arguments if name not in ("out", *ignore) and stored.get(name) != arguments[name]]
         if changed:
             raise UserError(f"{out} holds a run with another {', '.join(changed)}; choose another --out")
     write_text_atomically(file, json.dumps(arguments, indent=1) + "\n")

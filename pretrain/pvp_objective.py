@@ -1,19 +1,18 @@
-"""Pixel value prediction as a lesson: what is asked in a step, and the loss of the answers.
+"""Pixel value prediction as an objective: sampled questions, and the loss of their answers (Gou et al. 2024).
 
-Numbers are words to a language model: to the plain cross-entropy an answer of 131 for 130 is as wrong as one of 7.
-With `soft` above 0 the target of a number is spread over its neighbours, a normal distribution of that standard
-deviation in units of 255; all other tokens keep the plain loss. With `gaze` above 0 the decoder is told where to look
-(`vlm.training.attention_supervision`). Both are options and departures from the paper.
+Two options depart from the paper. With `label_std` the target of a number is a Gaussian over its neighbors: the plain
+cross-entropy counts 131 for 130 as wrong as 7. With `attention_supervision` the decoder's attention is supervised
+(`vlm.training.attention_supervision`).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import Dataset
 
 from common.errors import UserError
 from pretrain.data.augmentation import augment, crop_or_resize
@@ -21,33 +20,33 @@ from pretrain.data.images import ImageSource
 from pretrain.data.synthetic_images import synthetic_image
 from pretrain.pvp_prompts import IGNORE_INDEX, PixelPromptFormat, downsample_grid, sample_coordinates
 from vlm.decoding.packing import forward_packed, forward_packed_with_attention, pad_token_lists
+from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.training.attention_supervision import (
-    ANSWER_LAYER,
-    COORDINATE_LAYER,
-    PATCH_LAYER,
+    SUPERVISED_LAYERS,
     AttentionTargets,
     attention_supervision_loss,
     patch_edges,
     require_attention_access,
     target_patch_index,
 )
-from vlm.training.trainer import Objective
+from vlm.training.objective import Batch, Losses, Objective, encode_frames
 
-STILL = 0.5  # of the frames of games that are shown to a model of several frames
+STATIC_PROB = 0.5  # of showing a model of several frames the same frame, as in a still image
 
 
 class ImageSampler:
-    """Draws an image, made strange or not, at the size that all images of a batch share.
+    """Samples an image at the size that all images of a batch share.
 
     Args:
-        sources: where images come from, each as likely as another.
-        size: rows and columns of what is drawn.
-        history: how many frames a model sees; a still picture is repeated, and so is every second frame of a game,
-            since who asks about a file shows one picture in which nothing moves.
-        augmentation: the probability of each kind of change, see `pretrain.data.augmentation`.
-        synthetic: share of images of the generator.
-        ramp: share of the training over which augmentation and fineness rise from nothing; 0 for none.
+        sources: where images come from, with equal probability.
+        size: rows and columns.
+        history: frames that the model sees; a still image is repeated, and so are some frames of games, since a
+            user's file is one picture in which nothing moves.
+        augmentation: the probability of each kind of change (`pretrain.data.augmentation`).
+        synthetic: the share of synthetic images.
+        curriculum_fraction: the share of the training over which augmentation and the fineness of synthetic images
+            rise from zero; 0 for none.
     """
 
     def __init__(
@@ -57,198 +56,197 @@ class ImageSampler:
         history: int = 1,
         augmentation: float = 0.0,
         synthetic: float = 0.0,
-        ramp: float = 0.0,
+        curriculum_fraction: float = 0.0,
     ):
         if not sources and synthetic < 1:
             raise UserError("expected a source of images, or synthetic images alone; got neither")
         self.sources, self.size, self.history = sources, size, history
-        self.augmentation, self.synthetic, self.ramp = augmentation, synthetic, ramp
+        self.augmentation, self.synthetic, self.curriculum_fraction = augmentation, synthetic, curriculum_fraction
 
-    def __call__(self, rng: np.random.Generator, done: float) -> np.ndarray:
-        """Return uint8[history, H, W, 3]; `done` is the share of the training done."""
-        level = min(1.0, done / self.ramp) if self.ramp else 1.0
+    def __call__(self, rng: np.random.Generator, progress: float) -> np.ndarray:
+        """Return uint8[history, H, W, 3]; `progress` is the share of the training that is done."""
+        level = min(1.0, progress / self.curriculum_fraction) if self.curriculum_fraction else 1.0
         if rng.random() < self.synthetic:
             return np.stack([synthetic_image(rng, *self.size, level)] * self.history)
         source = self.sources[int(rng.integers(len(self.sources)))]
         stack = crop_or_resize(source.frame_stack(int(rng.integers(len(source))), self.history), *self.size, rng)
-        if self.history > 1 and rng.random() < STILL:
+        if self.history > 1 and rng.random() < STATIC_PROB:
             stack = np.stack([stack[-1]] * self.history)
         return augment(stack, rng, self.augmentation * level)
 
 
-class PixelQADataset(Dataset):
-    """Step i's images and questions, drawn from the seed and i alone.
+@dataclass(frozen=True)
+class PvpBatch(Batch):
+    """Images with K questions each.
 
-    With `shuffled` every image is answered for with the colours of the next one of its step: a control, which teaches
-    the form of questions and answers, coordinates included, and nothing of what is seen.
+    input_ids: questions and answers; labels: the next token of each, `IGNORE_INDEX` within the question; coordinates:
+    the places asked about, as fractions of the image's height and width.
+    """
 
-    An item is `frames` uint8[B, history, H, W, 3], `read` int[B, K, L], question and answer, `said` int[B, K, L], what
-    shall be said next at each token of it (`IGNORE_INDEX` within the question), and `places` float32[B, K, 2], what is asked
-    about, as shares of the image's height and width.
+    frames: UInt8[Tensor, "B history H W 3"]
+    input_ids: Int[Tensor, "B K L"]
+    labels: Int[Tensor, "B K L"]
+    coordinates: Float[Tensor, "B K 2"]
+
+
+class PvpSampler:
+    """Samples the images and questions of a step.
+
+    Args:
+        image_sampler: of the images.
+        prompts: how the model's tokenizer writes questions and answers.
+        grid: see `pretrain.pvp_prompts.parse_grid`.
+        steps: of the training, for the curriculum.
+        images: of a batch.
+        questions: about each image.
+        shuffle_targets: answer every image with the colors of the batch's next one: a control that teaches the format
+            of questions and answers, coordinates included, and nothing that is seen.
     """
 
     def __init__(
         self,
-        draw: ImageSampler,
-        language: PixelPromptFormat,
+        image_sampler: ImageSampler,
+        prompts: PixelPromptFormat,
         grid: str,
         steps: int,
         images: int,
-        count: int,
-        seed: int,
-        shuffled: bool = False,
+        questions: int,
+        shuffle_targets: bool = False,
     ):
-        self.draw, self.language, self.grid, self.shuffled = draw, language, grid, shuffled
-        self.steps, self.images, self.count, self.seed = steps, images, count, seed
-        downsample_grid(draw(np.random.default_rng(seed), 1.0)[-1], grid)  # a grid that is too fine is refused here
+        self.image_sampler, self.prompts, self.grid = image_sampler, prompts, grid
+        self.steps, self.images, self.questions, self.shuffle_targets = steps, images, questions, shuffle_targets
+        downsample_grid(image_sampler(np.random.default_rng(0), 1.0)[-1], grid)  # refuses a grid that is too fine
 
-    def __len__(self) -> int:
-        return self.steps
+    def __call__(self, step: int, rng: np.random.Generator) -> PvpBatch:
+        """Return the batch of a step."""
+        stacks = [self.image_sampler(rng, step / self.steps) for _ in range(self.images)]
+        answered = [*stacks[1:], stacks[0]] if self.shuffle_targets else stacks
+        input_ids, labels, coordinates = zip(*(self._questions(stack[-1], rng) for stack in answered), strict=True)
+        return PvpBatch(
+            frames=torch.from_numpy(np.stack(stacks)),
+            input_ids=pad_token_lists(input_ids, self.prompts.pad_token_id)[0],
+            labels=pad_token_lists(labels, IGNORE_INDEX)[0],
+            coordinates=torch.from_numpy(np.stack(coordinates)),
+        )
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        rng = np.random.default_rng([self.seed, step])
-        stacks = [self.draw(rng, step / self.steps) for _ in range(self.images)]
-        answering = [*stacks[1:], stacks[0]] if self.shuffled else stacks
-        asked = [self._ask(stack[-1], self.count, rng) for stack in answering]
-        return {
-            "frames": torch.from_numpy(np.stack(stacks)),
-            "read": pad_token_lists([read for read, _, _ in asked], self.language.pad_token_id)[0],
-            "said": pad_token_lists([said for _, said, _ in asked], IGNORE_INDEX)[0],
-            "places": torch.from_numpy(np.stack([places for _, _, places in asked])),
-        }
-
-    def _ask(
-        self, image: np.ndarray, count: int, rng: np.random.Generator
-    ) -> tuple[list[list[int]], list[list[int]], np.ndarray]:
+    def _questions(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list, list, np.ndarray]:
         values = downsample_grid(image, self.grid)
-        places = sample_coordinates(values, count, rng)
-        shares = ((places + 0.5) / values.shape[:2]).astype(np.float32)
-        return *self.language.training_sequences(places, values[places[:, 0], places[:, 1]]), shares
+        places = sample_coordinates(values, self.questions, rng)
+        fractions = ((places + 0.5) / values.shape[:2]).astype(np.float32)
+        return *self.prompts.training_sequences(places, values[places[:, 0], places[:, 1]]), fractions
 
 
-def soft_targets(spread: float) -> Tensor:
-    """Return float32[256, 256]: for each number, how much of the target every number gets; rows add up to 1."""
+def gaussian_targets(std: float) -> Float[Tensor, "256 256"]:
+    """Return, for each number from 0 to 255, the distribution of the target over all numbers."""
     numbers = torch.arange(256.0)
-    return torch.softmax(-((numbers[:, None] - numbers) ** 2) / (2 * spread**2), dim=-1)
+    return torch.softmax(-((numbers[:, None] - numbers) ** 2) / (2 * std**2), dim=-1)
 
 
-class PvpObjective(Objective):
-    """PVP as a lesson: cross-entropy on the tokens of the answer, its end included."""
-
-    vlm: PixelVLM
+class PvpObjective(Objective[PixelVLM, PvpBatch]):
+    """PVP: cross-entropy on the answers' tokens, their end included."""
 
     def __init__(
         self,
         vlm: PixelVLM,
-        bf16: bool | None,
-        language: PixelPromptFormat,
-        soft: float = 0.0,
-        attention: str = "sdpa",
-        gaze: float = 0.0,
+        sampler: PvpSampler,
+        prompts: PixelPromptFormat,
+        label_std: float = 0.0,
+        attention_supervision: float = 0.0,
     ):
-        super().__init__(vlm, bf16, attention)
-        self.language, self.gaze = language, gaze
-        self._grids: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by the size of images
-        if gaze:
+        super().__init__(vlm, sampler)
+        self.prompts, self.attention_supervision = prompts, attention_supervision
+        self._edges: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by the size of images
+        if (attention_supervision or label_std) and prompts.number_token_ids is None:
+            raise UserError("--label-std and --attention-supervision-weight need numbers that are single tokens")
+        if attention_supervision:
             require_attention_access(vlm)
-            if language.number_token_ids is None:
-                raise UserError("a gaze asks for a tokenizer whose numbers from 0 to 255 are single tokens")
-        if soft and language.number_token_ids is None:
-            raise UserError("soft targets ask for a tokenizer whose numbers from 0 to 255 are single tokens")
-        self.targets = soft_targets(soft) if soft else None
+        self.targets = gaussian_targets(label_std) if label_std else None
 
-    def forward(self, frames: Tensor, read: Tensor, said: Tensor, places: Tensor) -> dict[str, Tensor]:
-        """Return the loss and the figures of `figures`, and `variation` of the batch's image tokens.
+    def encode(self, batch: PvpBatch) -> ImageFeatures:
+        """Return the features of the images."""
+        return encode_frames(self.vlm, batch.frames)
 
-        With a gaze, its loss is part of the loss, and what its heads give is among the figures.
+    def loss(self, features: ImageFeatures, batch: PvpBatch) -> Losses:
+        """Return the loss with the metrics of `answer_metrics`, `feature_variation` and attention weights."""
+        shared, labels = self.prompts.prefix_ids.to(batch.input_ids.device), batch.labels
+        attention_loss, metrics = torch.zeros(()), {}
+        if self.attention_supervision:
+            hidden, weights = forward_packed_with_attention(
+                self.vlm, features, shared, batch.input_ids, SUPERVISED_LAYERS
+            )
+            attention_loss, metrics = attention_supervision_loss(self.vlm, weights, self.attention_targets(batch))
+        else:
+            hidden = forward_packed(self.vlm, features, shared, batch.input_ids)  # [B, K, L, D]
+        logits = self.vlm.model.get_output_embeddings()(hidden[labels != IGNORE_INDEX]).float()  # [A, V]
+        answers = labels[labels != IGNORE_INDEX]  # [A]
+        loss = self.answer_loss(logits, answers)
+        if self.attention_supervision:
+            loss = loss + self.attention_supervision * attention_loss
+        metrics = {**self.answer_metrics(logits.detach(), answers, labels), **metrics}
+        if len(batch.frames) > 1:
+            metrics["feature_variation"] = feature_variation(features.tokens.detach())
+        return Losses(loss, metrics)
 
-        Args:
-            frames: uint8[B, history, H, W, 3].
-            read: int[B, K, L], question and answer.
-            said: int[B, K, L], what shall be said next.
-            places: float[B, K, 2], what is asked about, as shares of the image's height and width.
-        """
-        looking: dict[str, Tensor] = {}
-        with self.autocast():
-            shared = self.language.prefix_ids.to(read.device)
-            features = self.vlm.encode_images(self.vlm.preprocess(frames))
-            if self.gaze:
-                hidden, looks = forward_packed_with_attention(
-                    self.vlm, features, shared, read, (COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER)
-                )
-                looking = attention_supervision_loss(self.vlm, looks, self.sights(read, said, places, frames))
-            else:
-                hidden = forward_packed(self.vlm, features, shared, read)  # [B, K, L, D]
-            logits = self.vlm.model.get_output_embeddings()(hidden[said != IGNORE_INDEX]).float()  # [A, V]
-        wanted = said[
-            said != IGNORE_INDEX
-        ]  # [A], the same number of answer tokens in every step where numbers are single
-        out = {"loss": self.loss(logits, wanted), **self.figures(logits.detach(), wanted, said)}
-        if looking:
-            out["loss"] = out["loss"] + self.gaze * looking.pop("loss")
-            out |= looking
-        if len(frames) > 1:
-            out["variation"] = feature_variation(features.tokens.detach())
-        return out
-
-    def sights(self, read: Tensor, said: Tensor, places: Tensor, frames: Tensor) -> AttentionTargets:
-        """Return what the questions and answers of a step shall look at."""
-        assert self.language.number_token_ids is not None
-        height, width = frames.shape[2:4]
-        if (height, width) not in self._grids:
-            self._grids[height, width] = patch_edges(self.vlm, height, width)
-        answers = said != IGNORE_INDEX
+    def attention_targets(self, batch: PvpBatch) -> AttentionTargets:
+        """Return what the questions and answers of a batch should attend to."""
+        assert self.prompts.number_token_ids is not None
+        height, width = batch.frames.shape[2:4]
+        if (height, width) not in self._edges:
+            self._edges[height, width] = patch_edges(self.vlm, height, width)
+        answers = batch.labels != IGNORE_INDEX
         ends = answers.int().argmax(-1)
-        index = torch.arange(read.shape[2], device=read.device)
-        numbers = torch.isin(read, self.language.number_token_ids.to(read.device)) & (index < ends[:, :, None])
+        index = torch.arange(batch.input_ids.shape[2], device=ends.device)
+        numbers = torch.isin(batch.input_ids, self.prompts.number_token_ids.to(ends.device)) & (
+            index < ends[:, :, None]
+        )
         last = (numbers * index).argmax(-1)
         return AttentionTargets(
             coordinates=torch.stack([numbers.int().argmax(-1), last], dim=-1),
-            ends=ends,
-            later=answers & (index > ends[:, :, None]),
-            tokens=target_patch_index(self._grids[height, width], places, height, width),
+            question_ends=ends,
+            answer_mask=answers & (index > ends[:, :, None]),
+            image_tokens=target_patch_index(self._edges[height, width], batch.coordinates, height, width),
         )
 
-    def loss(self, logits: Tensor, wanted: Tensor) -> Tensor:
-        """Return the mean over answer tokens of the cross-entropy, against soft targets where numbers are wanted."""
-        if self.targets is None or self.language.number_token_ids is None:
-            return functional.cross_entropy(logits, wanted)
-        numbers = self.language.number_token_ids.to(wanted.device)
-        values = number_values(numbers, wanted, logits.shape[-1])  # [A], -1: no number
+    def answer_loss(self, logits: Float[Tensor, "A V"], answers: Int[Tensor, " A"]) -> Tensor:
+        """Return the mean cross-entropy of answer tokens, against Gaussian targets for numbers where asked for."""
+        if self.targets is None or self.prompts.number_token_ids is None:
+            return functional.cross_entropy(logits, answers)
+        tokens = self.prompts.number_token_ids.to(answers.device)
+        values = number_values(tokens, answers, logits.shape[-1])  # [A], -1: not a number
         log_probs = logits.log_softmax(-1)
-        plain = -log_probs[values < 0].gather(1, wanted[values < 0, None])
-        number_log_probs = log_probs[values >= 0][:, numbers]  # [N, 256]
-        soft = -(self.targets.to(wanted.device)[values[values >= 0]] * number_log_probs).sum(-1)
-        return (plain.sum() + soft.sum()) / len(wanted)
+        plain = -log_probs[values < 0].gather(1, answers[values < 0, None])
+        numbers = log_probs[values >= 0][:, tokens]  # [N, 256]
+        smoothed = -(self.targets.to(answers.device)[values[values >= 0]] * numbers).sum(-1)
+        return (plain.sum() + smoothed.sum()) / len(answers)
 
-    def figures(self, logits: Tensor, wanted: Tensor, said: Tensor) -> dict[str, Tensor]:
-        """Return `exact`, the share of answers right token by token given what came before; and, where numbers are
-        single tokens, `mae` of the likeliest number and `mae_expected` of the expected one, of 255.
+    def answer_metrics(self, logits: Tensor, answers: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return `exact_match`, the share of answers whose every token is the likeliest given those before it; and,
+        where numbers are single tokens, `mae` of the likeliest and `mae_expected` of the expected number, of 255.
         """
-        right = torch.ones(said.shape, dtype=torch.bool, device=said.device)
-        right[said != IGNORE_INDEX] = logits.argmax(-1) == wanted
-        out = {"exact": right.all(-1).float().mean()}
-        if self.language.number_token_ids is not None:
-            table = self.language.number_token_ids.to(wanted.device)
-            values = number_values(table, wanted, logits.shape[-1])
-            among = logits[values >= 0][:, table].softmax(-1)  # [N, 256]
-            truth = values[values >= 0]
-            out["mae_expected"] = (among @ torch.arange(256.0, device=among.device) - truth).abs().mean()
-            out["mae"] = (among.argmax(-1) - truth).abs().float().mean()
-        return out
+        correct = torch.ones(labels.shape, dtype=torch.bool, device=labels.device)
+        correct[labels != IGNORE_INDEX] = logits.argmax(-1) == answers
+        metrics = {"exact_match": correct.all(-1).float().mean()}
+        if self.prompts.number_token_ids is not None:
+            tokens = self.prompts.number_token_ids.to(answers.device)
+            values = number_values(tokens, answers, logits.shape[-1])
+            number_logits, truth = logits[values >= 0][:, tokens].float(), values[values >= 0]
+            expected = (number_logits.softmax(-1) * torch.arange(256.0, device=truth.device)).sum(-1)
+            metrics["mae_expected"] = (expected - truth).abs().mean()
+            metrics["mae"] = (number_logits.argmax(-1) - truth).abs().float().mean()
+        return metrics
 
 
-def number_values(numbers: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
-    """Return int of the tokens' shape: the number that each stands for, -1 where it is none."""
-    values = torch.full((vocabulary,), -1, device=tokens.device)
-    values[numbers] = torch.arange(256, device=tokens.device)
+def number_values(number_tokens: Int[Tensor, " 256"], tokens: Tensor, vocab_size: int) -> Tensor:
+    """Return int of the tokens' shape: the number that each token stands for, -1 where it is none."""
+    values = torch.full((vocab_size,), -1, device=tokens.device)
+    values[number_tokens] = torch.arange(256, device=tokens.device)
     return values[tokens]
 
 
 def feature_variation(image_tokens: Tensor) -> Tensor:
-    """Return what a decoder can tell images [B, ..., D] apart by: norm of the deviation over them by that of the mean.
+    """Return how much image tokens [B, ..., D] differ over the batch: norm of the deviation by norm of the mean.
 
-    Near 0 the image tokens have become one constant vector (`docs/log/`, why cloning stayed at the prior).
+    Near 0 the encoder has collapsed: its tokens are one constant vector.
     """
     image_tokens = image_tokens.float()
     return image_tokens.std(0).norm() / image_tokens.mean(0).norm().clamp_min(1e-9)

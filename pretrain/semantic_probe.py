@@ -29,7 +29,7 @@ from common.command import require_at_least, run
 from common.results import new_result, write_result
 from envs.episodes import EpisodeDataset
 from envs.games import find_game
-from pretrain.contrastive import pad_to_square
+from pretrain.contrastive_objective import pad_to_square
 from pretrain.data.frame_captions import describe_frame, write_caption
 from pretrain.data.splits import split_rows
 from pretrain.linear_probe import FeatureFunction, batches, mean_token_features, r_squared, ridge

@@ -11,6 +11,7 @@ A checkpoint is written into a temporary directory and renamed when complete.
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +46,11 @@ class CheckpointError(UserError):
 
 
 def save(
-    vlm: PixelModel, directory: Path, training: dict[str, Any] | None = None, dtype: torch.dtype | None = None
+    vlm: PixelModel,
+    directory: Path,
+    training: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    export: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a checkpoint atomically, replacing an existing one; only the main process writes.
 
@@ -54,6 +59,7 @@ def save(
         directory: where to write.
         training: the content of `training.json`.
         dtype: the type of the stored weights, the model's own by default. `load` returns float32 in either case.
+        export: writes more files into the directory, before it appears.
     """
     if not is_main_process():
         return
@@ -66,6 +72,8 @@ def save(
         vlm.save_tokenizer(temporary)
         (temporary / METADATA).write_text(json.dumps(metadata, indent=1) + "\n")
         (temporary / TRAINING).write_text(json.dumps(training or {}, indent=1) + "\n")
+        if export:
+            export(temporary)
 
 
 def load(directory: Path, device: torch.device | None = None) -> PixelVLM:

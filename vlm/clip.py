@@ -23,6 +23,15 @@ PROJECTION_DIM = 128
 MAX_TEXT_LENGTH = 64  # tokens, the end token included
 
 
+def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Int[Tensor, "B L"]:
+    """Return the token ids of texts, truncated to `MAX_TEXT_LENGTH`, with an end token each and padding."""
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    rows = [[*row[: MAX_TEXT_LENGTH - 1], end] for row in encoded]
+    longest = max(len(row) for row in rows)
+    return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+
+
 class PixelClip(PixelModel):
     """A CLIP, its tokenizer and its image preprocessing."""
 
@@ -34,12 +43,8 @@ class PixelClip(PixelModel):
         return self.model.vision_model
 
     def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "B L"]:
-        """Return the token ids of texts, truncated to `MAX_TEXT_LENGTH`, with an end token each and padding."""
-        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        encoded = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        rows = [[*row[: MAX_TEXT_LENGTH - 1], end] for row in encoded]
-        longest = max(len(row) for row in rows)
-        return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+        """Return the token ids of texts; see `tokenize`."""
+        return tokenize(self.tokenizer, texts)
 
     def image_vectors(self, frames: Frames) -> Float[Tensor, "B S"]:
         """Return the unit vectors of frames in the space shared with texts."""

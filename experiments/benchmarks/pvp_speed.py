@@ -28,9 +28,8 @@ from vlm.decoding.batched_generate import generate_batch
 from vlm.decoding.candidate_scoring import prompt_ids
 from vlm.decoding.packing import forward_packed
 from vlm.device import best_device, device_name
-from vlm.precision import in_bfloat16
+from vlm.precision import autocast, in_bfloat16
 from vlm.prompts import IMAGE, PIXEL_PREFIX, pixel_answer, pixel_prompt
-from vlm.training.trainer import Objective
 
 ANSWER_TOKENS = 6  # three numbers, two commas and the closing bracket
 HEIGHT, WIDTH = 210, 160
@@ -88,11 +87,13 @@ class PixelQuestions:
 
 
 class Training(PixelQuestions):
-    """One training step, forward and backward; an `Objective` sets up the model as training does."""
+    """One training step, forward and backward."""
 
     def __init__(self, args: Args):
         super().__init__(args)
-        self.objective = Objective(self.vlm, args.bf16, "sdpa")
+        self.vlm.set_attn_implementation("sdpa")
+        self.vlm.model.to(memory_format=torch.channels_last)
+        self.bf16 = args.bf16
         cells = self.rng.integers([HEIGHT, WIDTH], size=(args.images, args.questions, 2)).tolist()
         self.questions = [[(r, c, self.frames[i, -1, r, c].tolist()) for r, c in row] for i, row in enumerate(cells)]
 
@@ -100,7 +101,7 @@ class Training(PixelQuestions):
         """Train on all questions about each image; return the loss."""
         rows = [[self.suffix(r, c) + self.encode(pixel_answer(rgb)) for r, c, rgb in row] for row in self.questions]
         tokens = torch.tensor(rows, device=self.device)  # [B, K, L]
-        with self.objective.autocast():
+        with autocast(self.vlm.device, self.bf16):
             features = self.vlm.encode_images(self.vlm.preprocess(self.frames))
             states = forward_packed(self.vlm, features, self.shared, tokens[:, :, :-1], method)
             logits = self.vlm.model.get_output_embeddings()(states[:, :, -ANSWER_TOKENS:]).float()
@@ -114,7 +115,7 @@ class Training(PixelQuestions):
         )
         labels = ids.clone()
         labels[:, :-ANSWER_TOKENS] = -100
-        with self.objective.autocast():
+        with autocast(self.vlm.device, self.bf16):
             output = self.vlm.model(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),

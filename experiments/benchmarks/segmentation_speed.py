@@ -22,7 +22,7 @@ from common.command import require_at_least, run
 from envs.objects import find_objects
 from experiments.benchmarks.harness import BenchmarkArgs, Row, benchmark_main, comparison, median_seconds
 from pretrain.referring.point_objective import grid_mask
-from pretrain.referring.train import frame_of
+from pretrain.referring.show import first_frame
 from vlm import checkpoint
 from vlm.decoding.batched_generate import generate_batch
 from vlm.image_features import ImageFeatures
@@ -74,7 +74,7 @@ class Predictors:
         )
         self.points.grid = args.grid
         self.head = load_segmenter(args.checkpoint)
-        self.frames = frame_of(GAME, 0)[None]
+        self.frames = first_frame(GAME, 0)[None]
         objects = sorted(find_objects(self.frames[0], GAME), key=lambda one: -one.size)
         self.truths = [torch.from_numpy(grid_mask(one.mask, args.grid)) for one in objects[: len(EXPRESSIONS)]]
 

@@ -37,16 +37,16 @@ def pretrain_condition(config: pvp_nano.ExperimentConfig, encoder: str, pvp: str
     if pvp == ENCODER_ONLY:
         return _replace_decoder(config, encoder, seed, work)
     out = run_dir(config, encoder, pvp, seed, work)
-    args = pvp_nano.training_args(config, config.regimes[0], encoder, seed, out)
-    args.shuffled = pvp == SHUFFLED
+    training = pvp_nano.training_config(config, config.regimes[0], encoder, seed, out)
+    training = training.replace(shuffle_targets=pvp == SHUFFLED)
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / "lock"):  # several conditions start from the same checkpoint
         if (out / "last").exists():
             return out / "last"
         if pvp == NO_PVP:
-            checkpoint.save(start_model(args), out / "last")
+            checkpoint.save(start_model(training), out / "last")
             return out / "last"
-        return train_pvp(args)
+        return train_pvp(training)
 
 
 def _replace_decoder(config: pvp_nano.ExperimentConfig, encoder: str, seed: int, work: Path) -> Path:

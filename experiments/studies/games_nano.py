@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 
-from agents import clone
-from agents.bc_dataset import load_labelled_datasets
+from agents.clone import bc_objective, clone, load_datasets
+from agents.clone_config import CONFIGS as CLONE_CONFIGS
+from agents.clone_config import CloneConfig
 from agents.random_agent import RandomAgent
 from agents.rollout import play_games
 from agents.vlm_agent import VlmAgent
@@ -39,10 +39,11 @@ from experiments.studies.demonstrations import DemonstratorConfig, Engine, first
 from experiments.studies.eval_sets import Metrics, evaluate
 from experiments.studies.jobs import Job
 from pretrain import captions
+from pretrain.pvp_config import CONFIGS as PVP_CONFIGS
 from vlm import checkpoint
 from vlm.device import best_device
-from vlm.pretrained import RELEASED_CAPTIONER
 from vlm.sinusoidal_init import init_number_embeddings
+from vlm.training.objective import mean_metrics
 
 SEEDS = (0, 1, 2, 3, 4)
 EVAL_SEED = 1000  # of the games of training seed 0; each training seed has the next
@@ -54,25 +55,20 @@ PRETRAINING = replace(  # without augmentation, which `micro` learns too slowly
     pvp_nano.NANO,
     games=(*GAMES, "SpaceInvaders", "Pong", "Breakout", "Alien", "Amidar", "DemonAttack"),
     held_out_games=(),
-    preset="micro",
-    vision_tower=None,
-    init=RELEASED_CAPTIONER,
+    training=PVP_CONFIGS["games-nano"],
     regimes=(replace(pvp_nano.IN_DISTRIBUTION, images=16, seconds_per_step=0.8),),
-    encoder_learning_rate=1e-3,
-    attention_supervision_weight=0,
-    warmup_steps=100,
     eval_images=8,
 )
 
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """All settings of the experiment; those without a comment are those of `agents.clone`."""
+    """All settings of the experiment."""
 
     pretraining: pvp_nano.ExperimentConfig = PRETRAINING
     pretraining_dir: Path = Path("runs/games-nano")
     caption_games: tuple[str, ...] = CAPTION_GAMES
-    caption_steps: int = 400
+    captioning: captions.CaptionConfig = captions.CONFIGS["games-nano"]
     demonstrators: tuple[DemonstratorConfig, ...] = (
         DemonstratorConfig("Carnival", "vlm", 10, 0.05, 10),
         DemonstratorConfig("Carnival", "vlm", 10, 0.4, 12),
@@ -82,18 +78,13 @@ class ExperimentConfig:
     data_fractions: tuple[float, ...] = (1.0, 0.1)  # of the demonstrations
     num_heldout_episodes: int = 3  # of each demonstrator
     num_heldout_steps: int = 1024  # agent steps of them that are evaluated
+    cloning: CloneConfig = CLONE_CONFIGS["games-nano"]
     clone_steps: tuple[int, ...] = (800, 300)  # with each fraction
-    warmup_steps: int = 40
-    batch_size: int = 32
-    game_weights: tuple[str, ...] = ("MsPacman=2",)
-    learning_rate: float = 7e-4
-    encoder_learning_rate: float = 1.2e-3
     temperature: float = 1.0  # of play: the learned distribution as it is
     episodes: int = 30  # of evaluation, of each policy in each game
     num_envs: int = 6  # in parallel on a CPU; few, since ended games cost compute until the last ends
     engine: Engine = "openvino"  # of play on a CPU
     protocol: Protocol = MACHADO2018
-    workers: int = 1
 
     @property
     def games(self) -> list[str]:
@@ -114,28 +105,18 @@ def prepare(config: ExperimentConfig = NANO) -> None:
     train_captioner(config)
 
 
-def caption_args(config: ExperimentConfig) -> captions.Args:
+def caption_config(config: ExperimentConfig) -> captions.CaptionConfig:
     """Return the training of the captioner."""
-    pretraining = config.pretraining
-    return captions.Args(
-        data=tuple(str(pvp_nano.frame_dataset(pretraining, game)) for game in config.caption_games),
-        out=config.pretraining_dir / "captions",
-        hold_episodes=pretraining.val_episodes,
-        preset=pretraining.preset,
-        size=pretraining.size,
-        steps=config.caption_steps,
-        warmup_steps=min(100, config.caption_steps),
-        save_every=max(1, config.caption_steps // 4),
-        workers=config.workers,
-    )
+    data = tuple(str(pvp_nano.frame_dataset(config.pretraining, game)) for game in config.caption_games)
+    return config.captioning.replace(data=data, out=config.pretraining_dir / "captions")
 
 
 def train_captioner(config: ExperimentConfig) -> Path:
     """Return the model that all conditions start from; train it, with ordered number embeddings, if it is missing."""
-    out = config.pretraining.init
+    out = config.pretraining.training.model.init
     assert out
     if not out.exists():
-        trained = captions.train_captions(caption_args(config))
+        trained = captions.train_captions(caption_config(config))
         vlm = checkpoint.load(trained)
         init_number_embeddings(vlm)
         checkpoint.save(vlm, out, checkpoint.read_training(trained), dtype=torch.bfloat16)
@@ -175,25 +156,17 @@ def _clone_steps(config: ExperimentConfig, fraction: float) -> int:
     return config.clone_steps[config.data_fractions.index(fraction)]
 
 
-def clone_args(config: ExperimentConfig, encoder: str, fraction: float, seed: int, init: Path, out: Path) -> clone.Args:
+def clone_config(
+    config: ExperimentConfig, encoder: str, fraction: float, seed: int, init: Path, out: Path
+) -> CloneConfig:
     """Return the cloning of one condition."""
     steps = _clone_steps(config, fraction)
-    return clone.Args(
-        data=tuple(demonstrations(config, demonstrator, fraction) for demonstrator in config.demonstrators),
-        out=out,
-        init=init,
-        readout=1.0,
-        shares=config.game_weights,
-        steps=steps,
-        warmup_steps=min(config.warmup_steps, steps),
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        encoder_learning_rate=0.0 if encoder == "frozen" else config.encoder_learning_rate,
-        save_every=max(1, steps // 4),
-        select_every=0,
-        seed=seed,
-        workers=config.workers,
-    )
+    data = tuple(demonstrations(config, demonstrator, fraction) for demonstrator in config.demonstrators)
+    cloning = config.cloning.replace(data=data, out=out, init=init, steps=steps, seed=seed)
+    if encoder == "frozen":
+        rate = cloning.optimizer.learning_rate
+        cloning = cloning.replace(encoder_learning_rate=0.0, connector_learning_rate=rate)
+    return cloning.with_trainer_options(save_steps=max(1, steps // 4))
 
 
 def measure_condition(
@@ -202,7 +175,7 @@ def measure_condition(
     """Train one condition, or resume it, and play; return a row for each game."""
     start = pretrain_condition(config.pretraining, encoder, pvp, seed, config.pretraining_dir)
     out = work / f"clone-{encoder}-{pvp}-{fraction:g}-{seed}"
-    last = clone.clone(clone_args(config, encoder, fraction, seed, start, out))
+    last = clone(clone_config(config, encoder, fraction, seed, start, out))
     heldout = heldout_expert_nll(config, last)
     pixels = measure_pvp(config, start) if pvp == PVP else {}
     return [
@@ -227,7 +200,7 @@ def measure_pvp(config: ExperimentConfig, model: Path) -> dict[str, Metrics]:
     for game in config.games:
         own = replace(config.pretraining, games=(game,))
         (eval_set,) = pvp_nano.load_eval_sets(own, own.regimes[0], own.eval_images)
-        found[game] = _errors(evaluate(vlm, eval_set, own.grid), "pvp")
+        found[game] = _errors(evaluate(vlm, eval_set, own.training.data.grid), "pvp")
     return found
 
 
@@ -249,20 +222,13 @@ def heldout_expert_nll(config: ExperimentConfig, policy: Path) -> dict[str, dict
     `heldout_nll` is the cross-entropy with the expert's soft targets in nats, `action_accuracy` the fraction of agent
     steps whose best action has the highest probability.
     """
-    vlm = checkpoint.load(policy)
-    data, batch = tuple(heldout_episodes(config, one) for one in config.demonstrators), config.batch_size
-    args = clone.Args(data=data, out=policy, readout=0.0, steps=config.num_heldout_steps // batch, batch_size=batch)
-    datasets = load_labelled_datasets(data, args.targets, args.softness, args.hard_share)
-    objective, batches, _ = clone.make_imitation(vlm, datasets, args)
-    found = [objective.eval()(send_to_device(batches[step]["parts"], vlm.device)) for step in range(len(batches))]
-    names = {"heldout_nll": "loss", "action_accuracy": "agreed"}
-    return {
-        game: {
-            name: float(torch.stack([metrics[f"{game}_{key}"] for metrics in found]).mean())
-            for name, key in names.items()
-        }
-        for game in config.games
-    }
+    vlm, cloning = checkpoint.load(policy), config.cloning
+    data = tuple(heldout_episodes(config, demonstrator) for demonstrator in config.demonstrators)
+    heldout = cloning.replace(data=data, aux_loss_weight=0.0, seed=0)
+    objective = bc_objective(vlm, load_datasets(heldout), heldout)
+    metrics = mean_metrics(objective, config.num_heldout_steps // cloning.data.batch_size)
+    names = {"heldout_nll": "loss", "action_accuracy": "action_accuracy"}
+    return {game: {name: metrics[f"{game}/{key}"] for name, key in names.items()} for game in config.games}
 
 
 def measure_random(config: ExperimentConfig) -> list[dict[str, Any]]:

@@ -32,16 +32,18 @@ from common.files import write_text_atomically
 from experiments.image_grid import image_grid
 from experiments.studies.eval_sets import EvalSet, evaluate, evaluate_baselines, frame_set, photographs, still_set
 from experiments.studies.jobs import Job
-from pretrain import pvp, semantic_probe
+from pretrain import semantic_probe
 from pretrain.data.images import EpisodeFrames, SyntheticImages
 from pretrain.metrics import mean_color
 from pretrain.patch_probe import measure_patch_probe
+from pretrain.pvp import start_model, train_pvp
+from pretrain.pvp_config import CONFIGS, PvpConfig
 from pretrain.pvp_prompts import downsample_grid
 from pretrain.reconstruct import comparison_grid, patch_size
 from vlm import checkpoint
 from vlm.clip import load_clip
 from vlm.model import PixelVLM
-from vlm.pretrained import RELEASED_CLIP
+from vlm.training.fit import trainer_options
 
 ENCODERS = ("adapted", "frozen")
 IMAGES_DRAWN = 2  # of each set, in the picture
@@ -69,8 +71,9 @@ OUT_OF_DISTRIBUTION = DataRegime("out-of-distribution", augmentation=1, syntheti
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """All settings of the experiment; those without a comment are those of `pretrain.pvp`."""
+    """All settings of the experiment. training: of every condition, where its regime does not say otherwise."""
 
+    training: PvpConfig = CONFIGS["pvp-nano"]
     games: tuple[str, ...] = (
         "Alien", "Amidar", "Assault", "Atlantis", "BankHeist", "BeamRider", "Boxing", "Breakout", "Centipede",
         "ChopperCommand", "DemonAttack", "Enduro", "Freeway", "Frogger", "Galaxian", "Hero", "Kangaroo", "Phoenix",
@@ -79,19 +82,8 @@ class ExperimentConfig:
     held_out_games: tuple[str, ...] = ("Carnival", "MsPacman", "Seaquest", "Qbert", "Frostbite", "Asteroids")
     episodes: int = 12  # of random play, recorded of each game
     max_frames: int = 1600  # emulator frames of an episode
-    val_episodes: int = 2  # of each training game
     data_dir: Path = Path("data")
     regimes: tuple[DataRegime, ...] = (OUT_OF_DISTRIBUTION, IN_DISTRIBUTION)
-    vision_tower: Path | None = RELEASED_CLIP  # None: random weights
-    init: Path | None = None  # a whole model to start from instead
-    preset: str = "nano-clip"
-    grid: str = "32"
-    size: tuple[int, int] = (210, 160)
-    learning_rate: float = 1e-3
-    encoder_learning_rate: float = 3e-4
-    label_std: float = 6.0
-    attention_supervision_weight: float = 1.0
-    warmup_steps: int = 40
     num_evals: int = 8  # along a training, and checkpoints
     eval_images: int = 16  # of each set, at the end
     curve_images: int = 12  # of each set, along the training
@@ -99,7 +91,6 @@ class ExperimentConfig:
     probe_train_frames: int = 40  # of each game
     probe_test_frames: int = 20
     num_captions: int = 256  # among which the semantic probe finds a frame's own
-    workers: int = 1
 
 
 NANO = ExperimentConfig()
@@ -118,8 +109,8 @@ def jobs(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NAN
         Job({"regime": regime.name, "condition": "baselines"}, 60, partial(measure_baselines, config, regime))
         for regime in config.regimes
     ]
-    if config.vision_tower:
-        tower = checkpoint.content_hash(config.vision_tower)
+    if config.training.model.vision_tower:
+        tower = checkpoint.content_hash(config.training.model.vision_tower)
         start = {"regime": "both", "condition": "start", "vision_tower": tower}
         found.append(Job(start, 120, partial(measure_start, config)))
     for seed in seeds or SEEDS:
@@ -140,59 +131,51 @@ def frame_dataset(config: ExperimentConfig, game: str) -> Path:
     return out
 
 
-def training_args(config: ExperimentConfig, regime: DataRegime, encoder: str, seed: int, out: Path) -> pvp.Args:
+def training_config(config: ExperimentConfig, regime: DataRegime, encoder: str, seed: int, out: Path) -> PvpConfig:
     """Return the training of one condition."""
-    return pvp.Args(
+    training = config.training.replace(
         out=out,
         data=tuple(str(frame_dataset(config, game)) for game in config.games),
-        hold_episodes=config.val_episodes,
-        preset=config.preset,
-        init=config.init,
-        tower=config.vision_tower,
-        start_codes=True,
-        grid=config.grid,
-        size=config.size,
         augmentation=regime.augmentation,
         synthetic=regime.synthetic,
-        ramp=regime.curriculum_fraction,
-        gaze=config.attention_supervision_weight,
+        curriculum_fraction=regime.curriculum_fraction,
         steps=regime.steps,
         images=regime.images,
         questions=regime.questions,
-        soft=config.label_std,
-        learning_rate=config.learning_rate,
-        encoder_learning_rate=0.0 if encoder == "frozen" else config.encoder_learning_rate,
-        warmup_steps=min(config.warmup_steps, regime.steps // 4),
-        save_every=max(1, regime.steps // config.num_evals),
         seed=seed,
-        workers=config.workers,
     )
+    if encoder == "frozen":
+        training = training.replace(encoder_learning_rate=0.0)
+    warmup = min(int(trainer_options(training.run.trainer)["warmup_steps"]), regime.steps // 4)
+    return training.with_trainer_options(warmup_steps=warmup, save_steps=max(1, regime.steps // config.num_evals))
 
 
 def load_eval_sets(config: ExperimentConfig, regime: DataRegime, count: int) -> list[EvalSet]:
     """Return the sets that a regime is evaluated on, `count` images each."""
     if not regime.augmentation:
-        split = [EpisodeFrames(frame_dataset(config, g), "val", config.val_episodes) for g in config.games]
-        return [frame_set("held-out episodes", split, count, config.size)]
+        split = [
+            EpisodeFrames(frame_dataset(config, g), "val", config.training.data.val_episodes) for g in config.games
+        ]
+        return [frame_set("held-out episodes", split, count, config.training.data.size)]
     unseen = [EpisodeFrames(frame_dataset(config, game)) for game in config.held_out_games]
-    synthetic = SyntheticImages(10_000, *config.size)
+    synthetic = SyntheticImages(10_000, *config.training.data.size)
     return [
-        frame_set("held-out games", unseen, count, config.size),
-        still_set("photographs", photographs(count, config.size)),
+        frame_set("held-out games", unseen, count, config.training.data.size),
+        still_set("photographs", photographs(count, config.training.data.size)),
         still_set("synthetic", [synthetic.image(index) for index in range(count)]),
     ]
 
 
 def measure_baselines(config: ExperimentConfig, regime: DataRegime) -> Rows:
     """Return a row for every baseline on every set of a regime."""
-    split = [EpisodeFrames(frame_dataset(config, g), "train", config.val_episodes) for g in config.games]
+    split = [EpisodeFrames(frame_dataset(config, g), "train", config.training.data.val_episodes) for g in config.games]
     rng = np.random.default_rng(0)
     training_mean = mean_color(source.image(int(rng.integers(len(source)))) for source in split for _ in range(4))
-    patch = patch_size(pvp.start_model(training_args(config, regime, "frozen", 0, Path("unused"))))
+    patch = patch_size(start_model(training_config(config, regime, "frozen", 0, Path("unused"))))
     return [
         {"set": eval_set.name, "baseline": name, **metrics}
         for eval_set in load_eval_sets(config, regime, config.eval_images)
-        for name, metrics in evaluate_baselines(eval_set, config.grid, patch, training_mean).items()
+        for name, metrics in evaluate_baselines(eval_set, config.training.data.grid, patch, training_mean).items()
     ]
 
 
@@ -219,16 +202,16 @@ class EvalCurveCallback(TrainerCallback):
 
 def semantic_probe_args(config: ExperimentConfig) -> semantic_probe.Args:
     """Return the semantic probe, on held-out episodes of the training games and on the held-out games."""
-    assert config.vision_tower
+    assert config.training.model.vision_tower
     return semantic_probe.Args(
-        clip=config.vision_tower,
+        clip=config.training.model.vision_tower,
         data=tuple(frame_dataset(config, game) for game in config.games),
         held_out_games=tuple(frame_dataset(config, game) for game in config.held_out_games),
         out=Path("unused"),
         train_frames=config.probe_train_frames,
         test_frames=config.probe_test_frames,
         captions=config.num_captions,
-        val_episodes=config.val_episodes,
+        val_episodes=config.training.data.val_episodes,
     )
 
 
@@ -250,25 +233,27 @@ def measure_condition(config: ExperimentConfig, regime: DataRegime, encoder: str
     """Train one condition, or resume it; return its rows along the training and at its end."""
     out = work / f"{regime.name}-{encoder}-{seed}"
     out.mkdir(parents=True, exist_ok=True)
-    args = training_args(config, regime, encoder, seed, out)
-    vlm, curve_sets = pvp.start_model(args), load_eval_sets(config, regime, config.curve_images)
+    args = training_config(config, regime, encoder, seed, out)
+    vlm, curve_sets = start_model(args), load_eval_sets(config, regime, config.curve_images)
 
     def evaluate_sample(model: PixelVLM) -> Rows:
-        return [{"set": s.name, **evaluate(model, s, config.grid, config.curve_pixels)} for s in curve_sets]
+        return [
+            {"set": s.name, **evaluate(model, s, config.training.data.grid, config.curve_pixels)} for s in curve_sets
+        ]
 
     curve = EvalCurveCallback(vlm, max(1, regime.steps // config.num_evals), out / "curve.json", evaluate_sample)
-    last = pvp.train_pvp(args, [curve], vlm)
+    last = train_pvp(args, [curve], vlm)
     trained, end = checkpoint.load(last), {"step": regime.steps, "checkpoint": checkpoint.content_hash(last)}
     rows: Rows = [{**row, "sample": True} for row in curve.rows()]
     for eval_set in load_eval_sets(config, regime, config.eval_images):
         save = partial(_save_prediction, out, eval_set.name)
-        metrics = evaluate(trained, eval_set, config.grid, save=save)
+        metrics = evaluate(trained, eval_set, config.training.data.grid, save=save)
         rows.append({**end, "set": eval_set.name, "sample": False, **metrics})
-    if config.vision_tower:
+    if config.training.model.vision_tower:
         metrics = semantic_probe.measure_vlm(semantic_probe_args(config), trained)
         rows.append({**end, "set": SEMANTIC_PROBE, **metrics})
     rows.append({**end, "set": PATCH_PROBE, **measure_patch_probe(trained)})
-    tower = config.vision_tower and checkpoint.content_hash(config.vision_tower)
+    tower = config.training.model.vision_tower and checkpoint.content_hash(config.training.model.vision_tower)
     return [{"vision_tower": tower, **row} for row in rows]
 
 
@@ -295,5 +280,5 @@ def draw(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NAN
 def _compare(config: ExperimentConfig, eval_set: EvalSet, number: int, runs: dict[str, Path]) -> Image.Image:
     image = eval_set.images[number]
     predicted = {name: np.load(run / f"{eval_set.name}-{number}.npy") for name, run in runs.items()}
-    truth = {"original": image, f"grid {config.grid}": downsample_grid(image, config.grid)}
+    truth = {"original": image, f"grid {config.training.data.grid}": downsample_grid(image, config.training.data.grid)}
     return comparison_grid({**truth, **predicted})

@@ -32,11 +32,12 @@ from experiments.studies.conditions import CONDITIONS, ENCODER_ONLY, pretrain_co
 from experiments.studies.jobs import Job
 from experiments.studies.pvp_nano import frame_dataset
 from pretrain.reconstruct import comparison_grid
-from pretrain.referring import train
+from pretrain.referring.config import CONFIGS, ReferringConfig
 from pretrain.referring.point_objective import grid_mask
 from pretrain.referring.recorded_games import GameReferringDataset
 from pretrain.referring.samples import ReferringSample
 from pretrain.referring.segmentation_metrics import Confusion, confusion, segmentation_metrics
+from pretrain.referring.train import train_referring
 from vlm import checkpoint
 from vlm.segmentation.mask_drawing import draw_mask
 from vlm.segmentation.referring_segmenter import load_segmenter
@@ -47,27 +48,23 @@ TEST_SEED = 10_000
 
 @dataclass(frozen=True)
 class MaskMethod:
-    """A way to predict masks; fields without a comment are those of `pretrain.referring.train`."""
+    """A way to predict masks, and how it is trained."""
 
     name: Literal["head", "points"]
-    steps: int
-    warmup_steps: int
-    expressions: int  # per frame of a step
-    learning_rate: float
-    encoder_learning_rate: float
+    training: ReferringConfig
     test_expressions: int
     seconds_per_step: float  # of one core
     eval_seconds: float
     conditions: tuple[tuple[str, str], ...] = CONDITIONS
 
 
-HEAD = MaskMethod("head", 1500, 50, 12, 3e-4, 1e-3, 400, 0.5, 60, (*CONDITIONS, ("adapted", ENCODER_ONLY)))
-POINTS = MaskMethod("points", 300, 40, 4, 1e-3, 3e-4, 200, 2.4, 360)
+HEAD = MaskMethod("head", CONFIGS["refer-nano-head"], 400, 0.5, 60, (*CONDITIONS, ("adapted", ENCODER_ONLY)))
+POINTS = MaskMethod("points", CONFIGS["refer-nano-points"], 200, 2.4, 360)
 
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """All settings of the experiment; those without a comment are those of `pretrain.referring.train`."""
+    """All settings of the experiment."""
 
     pretraining: pvp_nano.ExperimentConfig = pvp_nano.NANO
     pretraining_dir: Path = Path("runs/pvp-nano")
@@ -77,13 +74,7 @@ class ExperimentConfig:
     )  # fmt: skip
     held_out_games: tuple[str, ...] = ("Seaquest", "Frostbite", "Asteroids", "Qbert")
     methods: tuple[MaskMethod, ...] = (HEAD, POINTS)
-    images: int = 6
-    head_learning_rate: float = 1e-3
-    grid: int = 64
-    points: int = 12  # per expression of a step
-    attention_supervision_weight: float = 1.0  # of points
     num_overlays: int = 4  # masks saved of each test set
-    workers: int = 1
 
 
 NANO = ExperimentConfig()
@@ -107,37 +98,21 @@ def jobs(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NAN
         for seed, encoder, pvp in sorted(runs, key=waits.__getitem__):  # those that need PVP come last
             key = {"encoder": encoder, "pvp": pvp, "mask": method.name, "seed": seed}
             start = run_dir(config.pretraining, encoder, pvp, seed, config.pretraining_dir)
-            seconds = method.steps * method.seconds_per_step + method.eval_seconds
+            seconds = method.training.run.steps * method.seconds_per_step + method.eval_seconds
             seconds += 0 if start in pretrained else waits[seed, encoder, pvp]
             pretrained.add(start)
             found.append(Job(key, seconds, partial(measure_condition, config, encoder, pvp, method, seed, work)))
     return found
 
 
-def mask_args(
+def mask_config(
     config: ExperimentConfig, encoder: str, method: MaskMethod, seed: int, init: Path, out: Path
-) -> train.Args:
+) -> ReferringConfig:
     """Return the training of masks of one condition."""
-    return train.Args(
-        out=out,
-        data=tuple(frame_dataset(config.pretraining, game) for game in config.games),
-        hold=config.pretraining.val_episodes,
-        init=init,
-        mask=method.name,
-        grid=config.grid,
-        points=config.points,
-        gaze=config.attention_supervision_weight if method.name == POINTS.name else 0.0,
-        steps=method.steps,
-        warmup_steps=min(method.warmup_steps, method.steps),
-        images=config.images,
-        expressions=method.expressions,
-        learning_rate=method.learning_rate,
-        encoder_learning_rate=0.0 if encoder == "frozen" else method.encoder_learning_rate,
-        head_learning_rate=config.head_learning_rate,
-        save_every=max(1, method.steps // 4),
-        seed=seed,
-        workers=config.workers,
-    )
+    data = tuple(frame_dataset(config.pretraining, game) for game in config.games)
+    val_episodes = config.pretraining.training.data.val_episodes
+    training = method.training.replace(data=data, val_episodes=val_episodes, out=out, init=init, seed=seed)
+    return training.replace(encoder_learning_rate=0.0) if encoder == "frozen" else training
 
 
 def load_test_sets(config: ExperimentConfig, method: MaskMethod, history: int = 1) -> dict[str, GameReferringDataset]:
@@ -147,7 +122,7 @@ def load_test_sets(config: ExperimentConfig, method: MaskMethod, history: int = 
     )
     fixed = {"count": method.test_expressions, "history": history, "seed": TEST_SEED}
     return {
-        "test": GameReferringDataset(seen, "test", val_episodes=config.pretraining.val_episodes, **fixed),
+        "test": GameReferringDataset(seen, "test", val_episodes=config.pretraining.training.data.val_episodes, **fixed),
         "held-out games": GameReferringDataset(unseen, "all", **fixed),
     }
 
@@ -158,7 +133,7 @@ def train_masks(config: ExperimentConfig, encoder: str, pvp: str, method: MaskMe
     out = work / f"masks-{encoder}-{pvp}-{method.name}-{seed}"
     if (out / "last").exists():
         return out / "last"
-    return train.train_referring(mask_args(config, encoder, method, seed, start, out))
+    return train_referring(mask_config(config, encoder, method, seed, start, out))
 
 
 def measure_condition(
@@ -245,10 +220,10 @@ def _truth_on_grid(grid: int, item: ReferringSample) -> np.ndarray:
 
 def measure_baselines(config: ExperimentConfig) -> list[dict[str, Any]]:
     """Return a row for every baseline on every test set."""
-    rows = []
+    rows, grid = [], config.methods[-1].training.data.grid
     for name, test in load_test_sets(config, config.methods[0]).items():
         items = [test[index] for index in range(len(test))]
-        for baseline, predict in baselines(config.grid).items():
+        for baseline, predict in baselines(grid).items():
             metrics = segmentation_metrics([confusion(predict(item), item.masks[0]) for item in items])
             rows.append({"set": name, "baseline": baseline, **metrics})
     return rows

@@ -29,12 +29,12 @@ from common.command import run
 from common.errors import UserError
 from common.results import new_result, write_result
 from pretrain.referring.coco_masks import COMPAT_MODES
+from pretrain.referring.config import GAMES
 from pretrain.referring.mask_predictions import MaskPrediction, read_predictions, score_predictions, write_predictions
 from pretrain.referring.recorded_games import GameReferringDataset
 from pretrain.referring.refcoco import RefCocoDataset
 from pretrain.referring.samples import ReferringSample, ReferringTestSet
 from pretrain.referring.segmentation_metrics import Confusion, confusion, segmentation_metrics
-from pretrain.referring.train import GAMES
 from vlm import checkpoint
 from vlm.device import best_device
 from vlm.segmentation.mask_drawing import draw_mask

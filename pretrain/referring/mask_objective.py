@@ -1,114 +1,113 @@
-"""Masks for expressions as a lesson: what is asked in a step, and the loss of the mask head.
+"""Masks by the mask head as an objective: sampled frames with expressions, and the loss of their masks.
 
-Several expressions about a frame share one pass over it (`vlm.decoding.packing`). The loss is binary cross-entropy plus Dice, in
-float32, as LISA's (Lai et al. 2024), each averaged over masks. But a mask's cross-entropy is summed over pixels and
-divided by the size of what is meant: averaged over pixels, a bullet would weigh a hundredth of a wall.
+Several expressions about a frame share one pass over it (`vlm.decoding.packing`). The loss is binary cross-entropy plus
+Dice, in float32, as LISA's (Lai et al. 2024), each averaged over masks. But a mask's cross-entropy is summed over
+pixels and divided by the area of the object: averaged over pixels, a bullet would weigh a hundredth of a wall.
 """
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Bool, Int, UInt8
+from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerFast
 
 from pretrain.referring.samples import ReferringSource
+from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.segmentation.encoder_maps import encoder_maps
 from vlm.segmentation.mask_head import MaskHead, expression_states, expression_tokens
-from vlm.training.trainer import Objective
+from vlm.training.objective import Batch, Losses, Objective, encode_frames
 
 MIN_AREA = 64  # pixels that a mask counts as at least, in its cross-entropy
-DICE_SMOOTH = (
-    1.0  # pixels added to both sides of Dice's fraction, so that an empty mask that is found empty costs nothing
-)
+DICE_SMOOTH = 1.0  # pixels added to both sides of Dice's fraction, so that an empty mask that is right costs nothing
 
 
-def pad_stack(stacks: list[np.ndarray]) -> np.ndarray:
-    """Return stacks [T, H, W, ...] of several sizes in one array [B, T, H, W, ...], zero below and to the right."""
+def pad_stack(stacks: Sequence[np.ndarray]) -> np.ndarray:
+    """Return stacks [T, H, W, ...] of several sizes as one array [B, T, H, W, ...], zero below and to the right."""
     rows, columns = max(s.shape[1] for s in stacks), max(s.shape[2] for s in stacks)
-    laid = np.zeros((len(stacks), stacks[0].shape[0], rows, columns, *stacks[0].shape[3:]), dtype=stacks[0].dtype)
+    padded = np.zeros((len(stacks), stacks[0].shape[0], rows, columns, *stacks[0].shape[3:]), dtype=stacks[0].dtype)
     for number, stack in enumerate(stacks):
-        laid[number, :, : stack.shape[1], : stack.shape[2]] = stack
-    return laid
+        padded[number, :, : stack.shape[1], : stack.shape[2]] = stack
+    return padded
 
 
-class ReferringDataset(Dataset):
-    """Step i's frames, expressions and masks, drawn from the seed and i alone.
+@dataclass(frozen=True)
+class MaskBatch(Batch):
+    """Frames with K expressions each and their masks."""
 
-    An item is `frames` uint8[B, history, H, W, 3], `read` int[B, K, L] and `lengths` int[B, K] of the expressions'
-    tokens, and `masks` bool[B, K, H, W].
+    frames: UInt8[Tensor, "B history H W 3"]
+    input_ids: Int[Tensor, "B K L"]
+    lengths: Int[Tensor, "B K"]
+    masks: Bool[Tensor, "B K H W"]
+
+
+class MaskSampler:
+    """Samples the frames, expressions and masks of a step.
+
+    Args:
+        tokenizer: the model's.
+        source: of frames and expressions.
+        images: frames of a batch.
+        expressions: about each frame.
     """
 
-    def __init__(self, vlm: PixelVLM, source: ReferringSource, steps: int, images: int, count: int, seed: int):
-        self.vlm, self.source = vlm, source
-        self.steps, self.images, self.count, self.seed = steps, images, count, seed
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, source: ReferringSource, images: int, expressions: int):
+        self.tokenizer, self.source, self.images, self.expressions = tokenizer, source, images, expressions
 
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        rng = np.random.default_rng([self.seed, step, 0x5E6])
-        drawn = [self.source.draw(rng, self.count) for _ in range(self.images)]
-        _, read, lengths = expression_tokens(self.vlm, [one.expressions for one in drawn])
-        return {
-            "frames": torch.from_numpy(pad_stack([one.frames for one in drawn])),
-            "read": read,
-            "lengths": lengths,
-            "masks": torch.from_numpy(pad_stack([one.masks for one in drawn])),
-        }
+    def __call__(self, step: int, rng: np.random.Generator) -> MaskBatch:
+        """Return the batch of a step."""
+        samples = [self.source.draw(rng, self.expressions) for _ in range(self.images)]
+        _, input_ids, lengths = expression_tokens(self.tokenizer, [sample.expressions for sample in samples])
+        return MaskBatch(
+            frames=torch.from_numpy(pad_stack([sample.frames for sample in samples])),
+            input_ids=input_ids,
+            lengths=lengths,
+            masks=torch.from_numpy(pad_stack([sample.masks for sample in samples])),
+        )
 
 
-class MaskHeadObjective(Objective):
-    """The mask head as a lesson. The head is trained beside the model and saved with it."""
+class MaskHeadObjective(Objective[PixelVLM, MaskBatch]):
+    """The mask head, trained beside the model."""
 
-    vlm: PixelVLM
+    stream = (0x5E6,)
 
-    def __init__(self, vlm: PixelVLM, head: MaskHead, bf16: bool | None, attention: str = "sdpa"):
-        super().__init__(vlm, bf16, attention)
-        self.head = head
-        self.shared = expression_tokens(vlm, [["object"]])[0]
+    def __init__(self, vlm: PixelVLM, head: MaskHead, sampler: MaskSampler):
+        super().__init__(vlm, sampler)
+        self.head, self.shared = head, expression_tokens(vlm.tokenizer, [["object"]])[0]
 
-    def forward(self, frames: Tensor, read: Tensor, lengths: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """Return the loss, its two parts, and `iou`, the mean over expressions that mean something.
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return the head."""
+        return {"mask_head": self.head}
 
-        Args:
-            frames: uint8[B, history, H, W, 3].
-            read: int[B, K, L], of `expression_tokens`, and `lengths` int[B, K].
-            lengths: see `read`.
-            masks: bool[B, K, H, W].
-        """
-        with self.autocast():
-            features = self.vlm.encode_images(self.vlm.preprocess(frames), output_hidden_states=True)
-            states = expression_states(self.vlm, features, self.shared, read, lengths)
-            logits = self.head(encoder_maps(self.vlm, features), *states).float()
-            logits = logits[..., : frames.shape[2], : frames.shape[3]]
-        wanted = masks.float()
-        bce = area_normalized_bce(
-            functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none"), wanted
-        ).mean()
-        dice = dice_loss(logits.sigmoid(), wanted).mean()
-        shown, there = logits.detach() > 0, masks.flatten(2).any(-1)
-        iou = (shown & masks).sum((2, 3)) / (shown | masks).sum((2, 3)).clamp_min(1)
-        return {"loss": bce + dice, "bce": bce.detach(), "dice": dice.detach(), "iou": iou[there].mean()}
+    def encode(self, batch: MaskBatch) -> ImageFeatures:
+        """Return the features of the frames, with the encoder's hidden states."""
+        return encode_frames(self.vlm, batch.frames, output_hidden_states=True)
 
-    def save_auxiliary(self, directory: Path) -> None:
-        """Write the head."""
-        self.head.save(directory)
-
-    def load_auxiliary(self, directory: Path) -> None:
-        """Take the head of `save_auxiliary`."""
-        self.head.load_state_dict(MaskHead.load(directory).state_dict())
+    def loss(self, features: ImageFeatures, batch: MaskBatch) -> Losses:
+        """Return the loss, its two parts, and `iou`, the mean over expressions that have an object."""
+        states = expression_states(self.vlm, features, self.shared, batch.input_ids, batch.lengths)
+        height, width = batch.frames.shape[2:4]
+        logits = self.head(encoder_maps(self.vlm, features), *states)[..., :height, :width].float()
+        target = batch.masks.float()
+        pixel_losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        bce = area_normalized_bce(pixel_losses, target).mean()
+        dice = dice_loss(logits.sigmoid(), target).mean()
+        predicted, has_object = logits.detach() > 0, batch.masks.flatten(2).any(-1)
+        iou = (predicted & batch.masks).sum((2, 3)) / (predicted | batch.masks).sum((2, 3)).clamp_min(1)
+        return Losses(bce + dice, {"bce": bce.detach(), "dice": dice.detach(), "iou": iou[has_object].mean()})
 
 
-def area_normalized_bce(losses: Tensor, wanted: Tensor) -> Tensor:
-    """Return the sums of pixels' losses [..., H, W] over the sizes of masks, [...], at least `MIN_AREA` each."""
-    return losses.sum((-2, -1)) / wanted.sum((-2, -1)).clamp_min(MIN_AREA)
+def area_normalized_bce(pixel_losses: Tensor, masks: Tensor) -> Tensor:
+    """Return the sums of pixel losses [..., H, W] over the areas of masks, `MIN_AREA` at least: [...]."""
+    return pixel_losses.sum((-2, -1)) / masks.sum((-2, -1)).clamp_min(MIN_AREA)
 
 
-def dice_loss(shown: Tensor, wanted: Tensor) -> Tensor:
+def dice_loss(probabilities: Tensor, masks: Tensor) -> Tensor:
     """Return one minus Dice's coefficient of probabilities and masks [..., H, W]: [...] (Milletari et al. 2016)."""
-    both = (shown * wanted).sum((-2, -1))
-    return 1 - (2 * both + DICE_SMOOTH) / (shown.sum((-2, -1)) + wanted.sum((-2, -1)) + DICE_SMOOTH)
+    both = (probabilities * masks).sum((-2, -1))
+    total = probabilities.sum((-2, -1)) + masks.sum((-2, -1))
+    return 1 - (2 * both + DICE_SMOOTH) / (total + DICE_SMOOTH)

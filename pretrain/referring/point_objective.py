@@ -1,261 +1,260 @@
-"""Masks as a lesson in text: is this place part of what the expression means, 0 or 1?
+"""Masks as text as an objective: is this point part of the object that the expression names, 0 or 1?
 
-Places are drawn as in the paper's lab (Vision-CAIR's paint data): on what is meant, on other objects that are referred
-to, on a ring round what is meant, and anywhere. All questions about a frame share one look at it, and those about an
-expression one reading of it (`vlm.decoding.packing.read_branches`). With `gaze` above 0 the decoder is told where to look
-(`vlm.training.attention_supervision`), as in pixel value prediction; then each question reads its expression itself.
+Points are sampled as in the paper's lab (Vision-CAIR's paint data): on the object, on other referred objects, on a ring
+around it, and anywhere. All questions about a frame share one pass over it, and those about an expression one reading
+of it (`forward_packed_tree`). With attention supervision each question reads its expression itself.
 
-Places drawn so are 1 far more often than those of a whole picture. What the odds are to be lowered by is found at the
-end of a training, on places drawn evenly (`calibrate_logit_bias`), as one corrects a logistic regression for how its cases were
-chosen (King & Zeng 2001, "Logistic Regression in Rare Events Data", section 4).
+Points sampled so are 1 far more often than those of a whole image. `calibrate_logit_bias` finds, after the training,
+what the logits must be lowered by, on points sampled uniformly: the prior correction of a logistic regression on
+selected cases (King & Zeng 2001, "Logistic Regression in Rare Events Data", section 4).
 """
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from scipy import ndimage, optimize, special
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import Dataset
 
 from common.errors import UserError
 from pretrain.pvp_prompts import IGNORE_INDEX
 from pretrain.referring.mask_objective import pad_stack
 from pretrain.referring.samples import ReferringSource
 from vlm.decoding.packing import forward_packed_tree, forward_packed_with_attention, pad_token_lists
+from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.segmentation.point_prediction import PointPromptFormat, PointSampler
 from vlm.training.attention_supervision import (
-    ANSWER_LAYER,
-    COORDINATE_LAYER,
-    PATCH_LAYER,
+    SUPERVISED_LAYERS,
     AttentionTargets,
     attention_supervision_loss,
     patch_edges,
     require_attention_access,
     target_patch_index,
 )
-from vlm.training.trainer import Objective
+from vlm.training.objective import Batch, Losses, Objective, encode_frames
 
-SHARES = (0.40, 0.30, 0.24, 0.06)  # of places on what is meant, on other objects, on the ring, and anywhere
-RING = 8  # the ring is as wide as this part of the grid
-COLUMN = 2  # tokens from a place's row to its column: the row and a comma
-MOSTLY = 0.5  # of a place's area has to belong to what is meant
+SAMPLING_WEIGHTS = (0.40, 0.30, 0.24, 0.06)  # of points on the object, on other objects, on the ring, and anywhere
+RING_FRACTION = 8  # the ring is as wide as this part of the grid
+COLUMN_OFFSET = 2  # tokens from a point's row to its column: the row and a comma
+AREA_THRESHOLD = 0.5  # of a cell's area has to belong to the object
 
 
-def grid_mask(mask: np.ndarray, grid: int) -> np.ndarray:
-    """Return bool[grid, grid]: the places of a grid that belong to a mask bool[H, W], by area.
+def grid_mask(mask: Bool[np.ndarray, "H W"], grid: int) -> Bool[np.ndarray, "grid grid"]:
+    """Return the cells of a grid that belong to a mask by area.
 
-    What is too small to fill half of any place has the one that it fills most.
+    An object too small to fill half of any cell has the one that it fills most.
     """
     share = np.asarray(Image.fromarray(mask.astype(np.float32)).resize((grid, grid), Image.Resampling.BOX))
-    there = share >= MOSTLY
-    return there if there.any() or not mask.any() else share == share.max()
+    cells = share >= AREA_THRESHOLD
+    return cells if cells.any() or not mask.any() else share == share.max()
 
 
-def draw_points(own: np.ndarray, others: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return int[count, 2], rows and columns of places to ask about.
+def sample_points(own: np.ndarray, others: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return int[count, 2], rows and columns of points to ask about.
 
     Args:
-        own: bool[G, G], what is meant; may be empty.
-        others: bool[G, G], what else is referred to in the picture.
+        own: bool[G, G], the object; may be empty.
+        others: bool[G, G], the other objects that are referred to in the image.
         count: how many.
-        rng: where the choice comes from.
+        rng: the random generator.
     """
-    ring = ndimage.binary_dilation(own, iterations=max(1, len(own) // RING)) & ~own if own.any() else own
+    ring = ndimage.binary_dilation(own, iterations=max(1, len(own) // RING_FRACTION)) & ~own if own.any() else own
     groups = (own, others & ~own, ring, ~own & ~ring)
-    shares = list(SHARES)
-    if not groups[1].any():  # as in the lab: the ring has the share of other objects where there are none
-        shares[2] += shares[1]
-    there = np.array([share if group.any() else 0.0 for share, group in zip(shares, groups, strict=True)])
-    flat = [np.flatnonzero(group) for group in groups]
-    chosen = rng.choice(len(groups), count, p=there / there.sum())
-    places = np.array([flat[group][rng.integers(len(flat[group]))] for group in chosen])
-    return np.stack(np.divmod(places, len(own)), axis=1)
+    weights = list(SAMPLING_WEIGHTS)
+    if not groups[1].any():  # as in the lab: the ring takes the share of other objects where there are none
+        weights[2] += weights[1]
+    present = np.array([weight if group.any() else 0.0 for weight, group in zip(weights, groups, strict=True)])
+    cells = [np.flatnonzero(group) for group in groups]
+    chosen = rng.choice(len(groups), count, p=present / present.sum())
+    points = np.array([cells[group][rng.integers(len(cells[group]))] for group in chosen])
+    return np.stack(np.divmod(points, len(own)), axis=1)
 
 
-class PointQADataset(Dataset):
-    """Step i's frames, expressions and places, drawn from the seed and i alone.
+@dataclass(frozen=True)
+class PointBatch(Batch):
+    """Frames with E expressions each and K points for each expression.
 
-    An item is `frames` uint8[B, history, H, W, 3]; `trunks` int[B, E, T] and `lengths` int[B, E] of the expressions'
-    tokens; `read` int[B, E, K, L], places and answers, and `said` int[B, E, K, L], what shall be said next; `places`
-    float32[B, E, K, 2], what is asked about, as shares of the height and width of `frames`.
+    prefix_ids, prefix_lengths: the expressions' tokens; input_ids: points and answers; labels: the next token of each;
+    coordinates: the points, as fractions of the height and width of `frames`.
     """
+
+    frames: UInt8[Tensor, "B history H W 3"]
+    prefix_ids: Int[Tensor, "B E T"]
+    prefix_lengths: Int[Tensor, "B E"]
+    input_ids: Int[Tensor, "B E K L"]
+    labels: Int[Tensor, "B E K L"]
+    coordinates: Float[Tensor, "B E K 2"]
+
+
+class PointQuestionSampler:
+    """Samples the frames, expressions and points of a step.
+
+    Args:
+        prompts: how the model's tokenizer writes points and answers.
+        source: of frames and expressions.
+        images: frames of a batch.
+        expressions: about each frame.
+        grid: cells along each side.
+        points: asked about for each expression.
+    """
+
+    def __init__(
+        self, prompts: PointPromptFormat, source: ReferringSource, images: int, expressions: int, grid: int, points: int
+    ):
+        self.prompts, self.source, self.images = prompts, source, images
+        self.expressions, self.grid, self.points = expressions, grid, points
+
+    def __call__(self, step: int, rng: np.random.Generator) -> PointBatch:
+        """Return the batch of a step."""
+        samples = [self.source.draw(rng, self.expressions) for _ in range(self.images)]
+        frames = pad_stack([sample.frames for sample in samples])
+        questions = [
+            self._questions(mask, np.logical_or.reduce(sample.masks), rng)
+            for sample in samples
+            for mask in sample.masks
+        ]
+        input_ids, labels, points = zip(*questions, strict=True)
+        scale = np.array([sample.masks.shape[1:] for sample in samples for _ in sample.masks]) / frames.shape[2:4]
+        fractions = (np.stack(points) + 0.5) / self.grid * scale[:, None]
+        expressions = [[self.prompts.expression_tokens(words) for words in sample.expressions] for sample in samples]
+        prefix_ids, prefix_lengths = pad_token_lists(expressions, self.prompts.pad)
+        shape = (self.images, self.expressions)
+        return PointBatch(
+            frames=torch.from_numpy(frames),
+            prefix_ids=prefix_ids,
+            prefix_lengths=prefix_lengths,
+            input_ids=pad_token_lists(input_ids, self.prompts.pad)[0].unflatten(0, shape),
+            labels=pad_token_lists(labels, IGNORE_INDEX)[0].unflatten(0, shape),
+            coordinates=torch.from_numpy(fractions.astype(np.float32)).unflatten(0, shape),
+        )
+
+    def _questions(
+        self, mask: np.ndarray, union: np.ndarray, rng: np.random.Generator
+    ) -> tuple[list, list, np.ndarray]:
+        own, others = grid_mask(mask, self.grid), grid_mask(union, self.grid)
+        input_ids, labels, points = [], [], sample_points(own, others, self.points, rng)
+        for row, column in points:
+            tokens = self.prompts.point_tokens(row, column)
+            answer = int(self.prompts.answers[int(own[row, column])])
+            input_ids.append([*tokens, answer])
+            labels.append([IGNORE_INDEX] * (len(tokens) - 1) + [answer, self.prompts.end])
+        return input_ids, labels, points
+
+
+class PointObjective(Objective[PixelVLM, PointBatch]):
+    """Points in text: cross-entropy on the answer and its end."""
+
+    stream = (0x901,)
 
     def __init__(
         self,
         vlm: PixelVLM,
-        source: ReferringSource,
-        steps: int,
-        images: int,
-        count: int,
-        seed: int,
-        grid: int = 32,
-        points: int = 16,
+        sampler: PointQuestionSampler,
+        prompts: PointPromptFormat,
+        attention_supervision: float = 0.0,
     ):
-        self.language, self.source, self.steps = PointPromptFormat.of(vlm), source, steps
-        self.images, self.count, self.seed, self.grid, self.points = images, count, seed, grid, points
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        rng = np.random.default_rng([self.seed, step, 0x901])
-        drawn = [self.source.draw(rng, self.count) for _ in range(self.images)]
-        frames = pad_stack([one.frames for one in drawn])
-        asked = [self._ask(masks, rng) for one in drawn for masks in _each_and_others(one.masks)]
-        sizes = np.array([one.masks.shape[1:] for one in drawn for _ in one.masks]) / frames.shape[2:4]
-        places = [(own + 0.5) / self.grid * size for (_, _, own), size in zip(asked, sizes, strict=True)]
-        trunks, lengths = pad_token_lists([[self.language.expression_tokens(w) for w in one.expressions] for one in drawn], self._pad)
-        shape = (self.images, self.count)
-        return {
-            "frames": torch.from_numpy(frames),
-            "trunks": trunks,
-            "lengths": lengths,
-            "read": pad_token_lists([read for read, _, _ in asked], self._pad)[0].unflatten(0, shape),
-            "said": pad_token_lists([said for _, said, _ in asked], IGNORE_INDEX)[0].unflatten(0, shape),
-            "places": torch.from_numpy(np.stack(places).astype(np.float32)).unflatten(0, shape),
-        }
-
-    @property
-    def _pad(self) -> int:
-        return self.language.pad
-
-    def _ask(
-        self, masks: tuple[np.ndarray, np.ndarray], rng: np.random.Generator
-    ) -> tuple[list[list[int]], list[list[int]], np.ndarray]:
-        own, others = (grid_mask(mask, self.grid) for mask in masks)
-        read, said, places = [], [], draw_points(own, others, self.points, rng)
-        for row, column in places:
-            leaf, answer = self.language.point_tokens(row, column), int(self.language.answers[int(own[row, column])])
-            read.append([*leaf, answer])
-            said.append([IGNORE_INDEX] * (len(leaf) - 1) + [answer, self.language.end])
-        return read, said, places
-
-
-def _each_and_others(masks: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return each mask of bool[K, H, W] with the union of all, what is also referred to."""
-    union = np.logical_or.reduce(masks)
-    return [(mask, union) for mask in masks]
-
-
-class PointObjective(Objective):
-    """Points as a lesson: cross-entropy on the answer and its end."""
-
-    vlm: PixelVLM
-
-    def __init__(self, vlm: PixelVLM, bf16: bool | None, attention: str = "sdpa", gaze: float = 0.0):
-        super().__init__(vlm, bf16, attention)
-        self.language, self.gaze = PointPromptFormat.of(vlm), gaze
-        if gaze:
+        super().__init__(vlm, sampler)
+        self.prompts, self.attention_supervision = prompts, attention_supervision
+        if attention_supervision:
             require_attention_access(vlm)
-            if len(self.language.point_tokens(0, 0)) != len(self.language.point_tokens(255, 255)):
-                raise UserError("a gaze asks for a tokenizer whose numbers from 0 to 255 are single tokens")
+            if len(prompts.point_tokens(0, 0)) != len(prompts.point_tokens(255, 255)):
+                raise UserError("--attention-supervision-weight needs numbers that are single tokens")
 
-    def forward(
-        self, frames: Tensor, trunks: Tensor, lengths: Tensor, read: Tensor, said: Tensor, places: Tensor
-    ) -> dict[str, Tensor]:
-        """Return the loss, `right`, the share of places answered rightly, and `found`, of those that are 1.
+    def encode(self, batch: PointBatch) -> ImageFeatures:
+        """Return the features of the frames."""
+        return encode_frames(self.vlm, batch.frames)
 
-        With a gaze, its loss is part of the loss, and what its heads give is among the figures.
+    def loss(self, features: ImageFeatures, batch: PointBatch) -> Losses:
+        """Return the loss, `accuracy` over all points and `recall` over those that are 1, and attention weights."""
+        shared, labels, metrics = self.prompts.shared.to(batch.labels.device), batch.labels, {}
+        attention_loss = torch.zeros(())
+        if self.attention_supervision:
+            input_ids, labels = concat_prefix_suffix(batch.prefix_ids, batch.prefix_lengths, batch.input_ids, labels)
+            hidden, weights = forward_packed_with_attention(self.vlm, features, shared, input_ids, SUPERVISED_LAYERS)
+            attention_loss, metrics = attention_supervision_loss(
+                self.vlm, weights, self._attention_targets(batch, labels)
+            )
+        else:
+            hidden = forward_packed_tree(
+                self.vlm, features, shared, batch.prefix_ids, batch.prefix_lengths, batch.input_ids
+            )
+        logits = self.vlm.model.get_output_embeddings()(hidden[labels != IGNORE_INDEX]).float()  # [A, V]
+        answers = labels[labels != IGNORE_INDEX]
+        loss = functional.cross_entropy(logits, answers)
+        if self.attention_supervision:
+            loss = loss + self.attention_supervision * attention_loss
+        return Losses(loss, {**self._metrics(logits.detach(), answers), **metrics})
 
-        Args:
-            frames: uint8[B, history, H, W, 3].
-            trunks: int[B, E, T], of `PointPromptFormat.expression_tokens`, and `lengths` int[B, E].
-            lengths: see `trunks`.
-            read: int[B, E, K, L], places and answers.
-            said: int[B, E, K, L], what shall be said next.
-            places: float[B, E, K, 2], what is asked about, as shares of the height and width of `frames`.
-        """
-        looking: dict[str, Tensor] = {}
-        with self.autocast():
-            shared = self.language.shared.to(frames.device)
-            features = self.vlm.encode_images(self.vlm.preprocess(frames))
-            if self.gaze:
-                read, said = concat_prefix_suffix(trunks, lengths, read, said)
-                hidden, looks = forward_packed_with_attention(
-                    self.vlm, features, shared, read, (COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER)
-                )
-                looking = attention_supervision_loss(self.vlm, looks, self._sights(lengths, said, places, frames))
-            else:
-                hidden = forward_packed_tree(self.vlm, features, shared, trunks, lengths, read)
-            logits = self.vlm.model.get_output_embeddings()(hidden[said != IGNORE_INDEX]).float()  # [A, V]
-        out = self._figures(logits, said[said != IGNORE_INDEX])
-        if looking:
-            out["loss"] = out["loss"] + self.gaze * looking.pop("loss")
-        return out | looking
+    def _metrics(self, logits: Tensor, answers: Tensor) -> dict[str, Tensor]:
+        no, yes = self.prompts.answers.to(answers.device)
+        asked = (answers == no) | (answers == yes)
+        predicted, truth = logits[asked, yes] > logits[asked, no], answers[asked] == yes
+        return {"accuracy": (predicted == truth).float().mean(), "recall": predicted[truth].float().mean()}
 
-    def _figures(self, logits: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-        no, yes = self.language.answers.to(wanted.device)
-        among = (wanted == no) | (wanted == yes)
-        says_yes = logits[among, yes] > logits[among, no]
-        truth = wanted[among] == yes
-        return {
-            "loss": functional.cross_entropy(logits, wanted),
-            "right": (says_yes == truth).float().mean(),
-            "found": says_yes[truth].float().mean(),
-        }
-
-    def _sights(self, lengths: Tensor, said: Tensor, places: Tensor, frames: Tensor) -> AttentionTargets:
-        """Return what questions of `concat_prefix_suffix` and their answers shall look at."""
-        height, width = frames.shape[2:4]
-        answers, index = said != IGNORE_INDEX, torch.arange(said.shape[2], device=said.device)
+    def _attention_targets(self, batch: PointBatch, labels: Tensor) -> AttentionTargets:
+        """Return what the questions of `concat_prefix_suffix` and their answers should attend to."""
+        height, width = batch.frames.shape[2:4]
+        answers, index = labels != IGNORE_INDEX, torch.arange(labels.shape[2], device=labels.device)
         ends = answers.int().argmax(-1)  # [B, E * K]
-        row = lengths.repeat_interleave(places.shape[2], dim=1)  # each place begins with its row
+        row = batch.prefix_lengths.repeat_interleave(batch.coordinates.shape[2], dim=1)  # a point begins with its row
+        edges = patch_edges(self.vlm, height, width)
         return AttentionTargets(
-            coordinates=torch.stack([row, row + COLUMN], dim=-1),
-            ends=ends,
-            later=answers & (index > ends[:, :, None]),
-            tokens=target_patch_index(patch_edges(self.vlm, height, width), places.flatten(1, 2), height, width),
+            coordinates=torch.stack([row, row + COLUMN_OFFSET], dim=-1),
+            question_ends=ends,
+            answer_mask=answers & (index > ends[:, :, None]),
+            image_tokens=target_patch_index(edges, batch.coordinates.flatten(1, 2), height, width),
         )
 
 
 @torch.no_grad()
 def calibrate_logit_bias(
-    vlm: PixelVLM, source: ReferringSource, grid: int, seed: int, pictures: int = 96, places: int = 256
+    vlm: PixelVLM, source: ReferringSource, grid: int, seed: int, images: int = 96, points: int = 256
 ) -> float:
-    """Return what to add to the log-odds of points so that they say 1 as often as it is true, of places drawn evenly.
+    """Return what to add to the logits of points so that their mean probability is the true share of ones.
 
     Args:
-        vlm: a model that was taught points.
-        source: pictures and expressions, of those it was taught on.
-        grid: places along each side.
-        seed: of all drawing.
-        pictures: looked at, with one expression each.
-        places: asked about in each.
+        vlm: a model that was trained on points.
+        source: of frames and expressions, of those it was trained on.
+        grid: cells along each side.
+        seed: of all sampling.
+        images: to look at, with one expression each.
+        points: asked about in each, sampled uniformly.
     """
-    rng, language = np.random.default_rng([seed, 0x5F]), PointPromptFormat.of(vlm)
-    odds, truth = [], []
-    for _ in range(pictures):
-        drawn = source.draw(rng, 1)
-        asked = rng.integers(grid, size=(places, 2))
-        features = vlm.encode_images(vlm.preprocess(drawn.frames[None]))
-        answers = PointSampler(vlm, features, language, drawn.expressions[0]).point_logits(torch.from_numpy(asked))
-        odds.append(answers.numpy().astype(np.float64))
-        truth.append(grid_mask(drawn.masks[0], grid)[asked[:, 0], asked[:, 1]])
-    share = np.clip(np.mean(truth), 1e-4, 1 - 1e-4)
-    said = np.concatenate(odds)
-    return float(optimize.brentq(lambda shift: special.expit(said + shift).mean() - share, -50, 50))
+    rng, prompts = np.random.default_rng([seed, 0x5F]), PointPromptFormat.of(vlm)
+    logits, truth = [], []
+    for _ in range(images):
+        sample = source.draw(rng, 1)
+        asked = rng.integers(grid, size=(points, 2))
+        features = encode_frames(vlm, torch.from_numpy(sample.frames[None]))
+        answers = PointSampler(vlm, features, prompts, sample.expressions[0]).point_logits(torch.from_numpy(asked))
+        logits.append(answers.numpy().astype(np.float64))
+        truth.append(grid_mask(sample.masks[0], grid)[asked[:, 0], asked[:, 1]])
+    share, found = np.clip(np.mean(truth), 1e-4, 1 - 1e-4), np.concatenate(logits)
+    return float(optimize.brentq(lambda bias: special.expit(found + bias).mean() - share, -50, 50))
 
 
-def concat_prefix_suffix(trunks: Tensor, lengths: Tensor, read: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
-    """Return whole questions and what shall be said next, int[B, E * K, T + L] each: every place behind its expression.
+def concat_prefix_suffix(
+    prefix_ids: Tensor, prefix_lengths: Tensor, input_ids: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return whole questions and their labels, int[B, E * K, T + L] each: every point behind its expression.
 
     Args:
-        trunks: int[B, E, T], padded on the right to T, and `lengths` int[B, E].
-        lengths: see `trunks`.
-        read: int[B, E, K, L], padded on the right.
-        said: int[B, E, K, L].
+        prefix_ids: int[B, E, T], padded on the right.
+        prefix_lengths: int[B, E].
+        input_ids: int[B, E, K, L], padded on the right.
+        labels: int[B, E, K, L].
     """
-    count, trunk, leaf = read.shape[2], trunks.shape[2], read.shape[3]
-    place = torch.arange(trunk + leaf, device=read.device)
-    own = lengths[:, :, None, None]
-    source = torch.where(place < own, place, place - own + trunk).clamp_max(trunk + leaf - 1)
-    source = source.expand(*read.shape[:3], -1)  # [B, E, K, T + L]
-    behind = place >= own + leaf
-    heads = trunks[:, :, None].expand(-1, -1, count, -1)
-    whole = torch.cat([heads, read], dim=-1).gather(-1, source)
-    wanted = torch.cat([torch.full_like(heads, IGNORE_INDEX), said], dim=-1).gather(-1, source)
-    return whole.flatten(1, 2), wanted.masked_fill(behind, IGNORE_INDEX).flatten(1, 2)
+    count, prefix, suffix = input_ids.shape[2], prefix_ids.shape[2], input_ids.shape[3]
+    position = torch.arange(prefix + suffix, device=input_ids.device)
+    own = prefix_lengths[:, :, None, None]
+    source = torch.where(position < own, position, position - own + prefix).clamp_max(prefix + suffix - 1)
+    source = source.expand(*input_ids.shape[:3], -1)  # [B, E, K, T + L]
+    padding = position >= own + suffix
+    prefixes = prefix_ids[:, :, None].expand(-1, -1, count, -1)
+    whole = torch.cat([prefixes, input_ids], dim=-1).gather(-1, source)
+    targets = torch.cat([torch.full_like(prefixes, IGNORE_INDEX), labels], dim=-1).gather(-1, source)
+    return whole.flatten(1, 2), targets.masked_fill(padding, IGNORE_INDEX).flatten(1, 2)

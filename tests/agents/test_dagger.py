@@ -1,4 +1,4 @@
-"""Rounds of DAgger improve a policy and resume after a kill to the same numbers."""
+"""DAgger improves a policy on the states it visits, and resumes after a kill to the same numbers."""
 
 import json
 
@@ -6,114 +6,113 @@ import numpy as np
 import pytest
 import torch
 
-from agents import clone, dagger, improve
-from agents.dagger import DaggerConfig, describe, games_of, label_ceiling, train_round
+from agents import dagger, label_noise
+from agents.behavior_cloning import BehaviorCloningObjective
+from agents.dagger import games_of, rollout_metrics, train_iteration
+from agents.dagger_config import CONFIGS
+from agents.label_noise import expert_self_agreement
 from common.command import run
 from common.errors import UserError
 from envs.episodes import EpisodeDataset
 from vlm import checkpoint
 from vlm.presets import build
 
-SMALL = ("--rounds", "2", "--episodes", "1", "--steps", "2", "--batch-size", "8", "--save-every", "1", "--workers", "0")
+SMALL = ("--iterations", "2", "--episodes", "1", "--steps", "2", "--batch-size", "8",
+         "--trainer", "save_steps=1", "dataloader_num_workers=0")  # fmt: skip
 
 
 def command(*arguments):
-    return run(lambda: improve.main([str(argument) for argument in arguments]))
+    return run(lambda: dagger.main([str(argument) for argument in arguments]))
 
 
 @pytest.fixture
 def short_games(monkeypatch):
-    """Recordings of at most 60 steps, and few states labelled twice."""
+    """Recordings of at most 60 steps, and few states that are labelled twice."""
     whole = dagger.record.Args
     monkeypatch.setattr(dagger.record, "Args", lambda **words: whole(**words, max_frames=240))
-    monkeypatch.setattr(dagger, "STATES", 3)
-    monkeypatch.setattr(dagger, "APART", 4)
+    monkeypatch.setattr(label_noise, "NUM_STATES", 3)
+    monkeypatch.setattr(label_noise, "STATE_INTERVAL", 4)
 
 
-def test_rounds_aggregate_recordings_and_a_killed_run_comes_to_the_same_weights(
-    tiny, tmp_path, short_games, monkeypatch
+def test_iterations_aggregate_recordings_and_a_killed_run_resumes_to_the_same_weights(
+    tiny, tmp_path, short_games, kill_at_step
 ):
-    words = ("--game", "mspacman", "--checkpoint", tiny, "--teach-every", "2", *SMALL)
+    words = ("--game", "mspacman", "--init", tiny, "--label-every", "2", *SMALL)
     assert command(*words, "--out", tmp_path / "whole") == 0
     first, second = (
-        checkpoint.read_training(tmp_path / "whole" / f"round-{number}" / "trained" / "last") for number in range(2)
+        checkpoint.read_training(tmp_path / "whole" / f"iteration-{number}" / "trained" / "last") for number in range(2)
     )
     assert [data["agent"] for data in first["datasets"]] == ["vlm labelled by mspacman-expert"]
     assert len(second["datasets"]) == 2
-    assert second["arguments"]["learning_rate"] == pytest.approx(0.7 * first["arguments"]["learning_rate"])
-    lesson, steps = clone.BehaviorCloningObjective.forward, []
-
-    def killed_in_the_fourth(self, **batch):
-        steps.append(1)
-        if len(steps) == 4:
-            raise KeyboardInterrupt
-        return lesson(self, **batch)
-
-    monkeypatch.setattr(clone.BehaviorCloningObjective, "forward", killed_in_the_fourth)
-    with pytest.raises(KeyboardInterrupt):
-        improve.main([str(word) for word in (*words, "--out", tmp_path / "killed")])
+    for name in ("learning_rate", "connector_learning_rate", "encoder_learning_rate"):
+        assert second["arguments"][name] == pytest.approx(0.7 * first["arguments"][name])
+    calls = kill_at_step(BehaviorCloningObjective, 4)
+    assert command(*words, "--out", tmp_path / "killed") == 130
     assert command(*words, "--out", tmp_path / "killed") == 0
-    assert len(steps) == 5
+    assert len(calls) == 5
     one, other = (
-        checkpoint.load(tmp_path / run / "round-1" / "trained" / "last").model.state_dict()
+        checkpoint.load(tmp_path / run / "iteration-1" / "trained" / "last").model.state_dict()
         for run in ("whole", "killed")
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
-    results = [json.loads((tmp_path / run / "improve.json").read_text())["rows"] for run in ("whole", "killed")]
+    results = [json.loads((tmp_path / run / "dagger.json").read_text())["rows"] for run in ("whole", "killed")]
     assert results[0] == results[1]
-    ceiling, *rounds = results[0]
-    assert (ceiling["ceiling_of"], ceiling["agree"]) == ("MsPacman", 1.0)  # the expert draws nothing
-    assert [(row["round"], row["labels"]) for row in rounds] == [(0, 30), (1, 30)]
+    noise, *iterations = results[0]
+    assert (noise["label_noise_of"], noise["agreement"]) == ("MsPacman", 1.0)  # this expert is deterministic
+    assert [(row["iteration"], row["labels"]) for row in iterations] == [(0, 30), (1, 30)]
 
 
-def test_agreement_is_with_the_best_action_where_the_teacher_was_asked(tiny, tmp_path, short_games):
-    command("--game", "mspacman", "--checkpoint", tiny, *SMALL, "--rounds", "1", "--out", tmp_path / "run")
-    data = EpisodeDataset(tmp_path / "run" / "round-0" / "recorded-MsPacman")
-    taught = ~np.isnan(data.action_values).all(axis=1)
-    best = np.where(np.isfinite(data.action_values[taught]), data.action_values[taught], -np.inf).argmax(1)
-    assert describe(data, "x")["agreed"] == pytest.approx(np.mean(best == data.actions[taught]))
+def test_action_accuracy_counts_the_labelled_steps_alone(tiny, tmp_path, short_games):
+    assert command("--game", "mspacman", "--init", tiny, *SMALL, "--iterations", "1", "--out", tmp_path / "run") == 0
+    data = EpisodeDataset(tmp_path / "run" / "iteration-0" / "recorded-MsPacman")
+    labelled = ~np.isnan(data.action_values).all(axis=1)
+    best = np.where(np.isfinite(data.action_values[labelled]), data.action_values[labelled], -np.inf).argmax(1)
+    assert rollout_metrics(data, "x")["action_accuracy"] == pytest.approx(np.mean(best == data.actions[labelled]))
 
 
-def test_a_searching_teachers_ceiling_is_measured_once(tmp_path, short_games):
-    found = label_ceiling(tmp_path, "Carnival", "planner")
+def test_an_experts_agreement_with_itself_is_measured_once(tmp_path, short_games):
+    found = expert_self_agreement(tmp_path, "Carnival", "planner")
     assert found["n"] == 3
-    assert 0 <= found["agree"] <= 1
-    (tmp_path / "ceiling-Carnival.json").write_text(json.dumps({"agree": 0.5}))
-    assert label_ceiling(tmp_path, "Carnival", "planner") == {"agree": 0.5}
+    assert 0 <= found["agreement"] <= 1
+    (tmp_path / "label-noise-Carnival.json").write_text(json.dumps({"agreement": 0.5}))
+    assert expert_self_agreement(tmp_path, "Carnival", "planner") == {"agreement": 0.5}
 
 
-def test_a_rounds_training_is_the_callers_own(tmp_path):
+def test_an_iteration_trains_from_the_current_policy_at_decayed_rates(tmp_path, monkeypatch):
     seen = []
-
-    def teach(args):
-        seen.append(args)
-        return tmp_path / "made"
-
-    args = clone.Args(data=(), out=tmp_path, steps=7)
-    found = train_round(
-        args, DaggerConfig(fall=0.5), [tmp_path], tmp_path / "start", tmp_path / "round-2", 2, teach=teach
-    )
-    assert found == tmp_path / "made"
-    assert (seen[0].steps, seen[0].init, seen[0].learning_rate) == (7, tmp_path / "start", 0.25 * args.learning_rate)
+    monkeypatch.setattr(dagger, "clone", lambda config: seen.append(config) or tmp_path / "made")
+    config = CONFIGS["default"].replace(out=tmp_path, steps=7, lr_decay=0.5)
+    assert train_iteration(config, [tmp_path], tmp_path / "start", tmp_path / "iteration-2", 2) == tmp_path / "made"
+    (used,) = seen
+    assert (used.run.steps, used.model.init, used.data.data) == (7, tmp_path / "start", (tmp_path,))
+    assert used.optimizer.learning_rate == 0.25 * config.optimizer.learning_rate
 
 
-def test_games_are_those_asked_for_or_all_that_were_taught(tiny, tmp_path):
+def test_games_are_those_asked_for_or_all_that_were_trained_on(tiny, tmp_path):
     assert games_of((), tiny) == ["Carnival"]
     assert games_of(("ms. pac-man",), tiny) == ["MsPacman"]
-    checkpoint.save(build("tiny"), tmp_path / "untaught")
-    with pytest.raises(UserError, match="was taught no game; name one with --game"):
-        games_of((), tmp_path / "untaught")
+    checkpoint.save(build("tiny"), tmp_path / "untrained")
+    with pytest.raises(UserError, match="was trained on no game; name one with --game"):
+        games_of((), tmp_path / "untrained")
+
+
+def test_iterations_can_be_added_to_a_run_and_nothing_else_changed(tiny, tmp_path, short_games, capsys):
+    words = ("--game", "mspacman", "--init", tiny, *SMALL, "--out", tmp_path / "run")
+    assert command(*words, "--iterations", "0") == 0
+    assert command(*words, "--iterations", "1") == 0
+    assert command(*words, "--iterations", "1", "--lr-decay", "0.5") == 2
+    assert "holds a run with another lr_decay" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--episodes", "0"), "--episodes must be at least 1, got 0"),
-        (("--fall", "0"), r"--fall in (0, 1]"),
-        (("--record-seed", "899"), "must stay below 900"),
-        (("--teacher", "vlm:runs/a"), "paddle-expert, got 'vlm:runs/a'"),
+        (("--lr-decay", "0"), "--lr-decay must be above 0 and at most 1, got 0.0"),
+        (("--rollout-seed", "899"), "must stay below 900"),
+        (("--expert", "vlm:runs/a"), "paddle-expert, got 'vlm:runs/a'"),
     ],
 )
 def test_settings_of_no_use_are_refused(words, message, tiny, tmp_path, capsys):
-    assert command("--checkpoint", tiny, "--out", tmp_path / "run", *words) == 2
+    assert command("--init", tiny, "--out", tmp_path / "run", *words) == 2
     assert message in capsys.readouterr().err

@@ -1,11 +1,11 @@
-"""Cloning by the names of games: teachers play what is lacking, once, and what they played is what is learnt."""
+"""Cloning by the names of games: experts record what is missing, once, and the policy is cloned from it."""
 
 import json
 
 import pytest
 
 from agents import clone
-from agents.demonstrations import expert_normalized_score
+from agents.checkpoint_selection import expert_normalized_score
 from common.command import run
 from envs.episodes import EpisodeDataset
 
@@ -14,11 +14,22 @@ def command(*arguments):
     return run(lambda: clone.main([str(argument) for argument in arguments]))
 
 
-SMALL = ("--preset", "tiny", "--batch-size", 4, "--select-every", 0, "--warmup-steps", 1, "--workers", 0, "--steps", 2)
+SMALL = ("--preset", "tiny", "--batch-size", 4, "--eval-every", 0, "--steps", 2,
+         "--trainer", "warmup_steps=1", "dataloader_num_workers=0")  # fmt: skip
 
 
-def test_games_are_recorded_by_their_teachers_once_and_cloned_into_one_policy(tmp_path):
-    games = ("--games", "pong", "Ms. Pac-Man", "--teach-episodes", 1, "--teach-frames", 40, "--room", tmp_path / "data")
+def test_games_are_recorded_by_their_experts_once_and_cloned_into_one_policy(tmp_path):
+    games = (
+        "--games",
+        "pong",
+        "Ms. Pac-Man",
+        "--demo-episodes",
+        1,
+        "--demo-max-frames",
+        40,
+        "--demo-dir",
+        tmp_path / "data",
+    )
     assert command(*games, "--out", tmp_path / "a", *SMALL) == 0
     training = json.loads((tmp_path / "a" / "last" / "training.json").read_text())
     assert training["games"] == ["MsPacman", "Pong"]
@@ -34,30 +45,30 @@ def test_games_are_recorded_by_their_teachers_once_and_cloned_into_one_policy(tm
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "data").rglob("*.parquet")} == before
 
 
-def test_a_game_can_have_another_teacher(tmp_path):
-    games = ("--games", "Pong", "--teachers", "pong=random", "--teach-episodes", 1, "--teach-frames", 40)
-    assert command(*games, "--room", tmp_path / "data", "--out", tmp_path / "a", *SMALL) == 0
+def test_a_game_can_have_another_expert(tmp_path):
+    games = ("--games", "Pong", "--experts", "pong=random", "--demo-episodes", 1, "--demo-max-frames", 40)
+    assert command(*games, "--demo-dir", tmp_path / "data", "--out", tmp_path / "a", *SMALL) == 0
     assert EpisodeDataset(tmp_path / "data" / "random-Pong").info.labels is None
 
 
-def test_shares_count_from_random_play_so_that_scores_below_zero_do_not_outweigh_the_rest():
-    teachers = {"Pong": 0.0, "Breakout": 26.4}
-    assert expert_normalized_score({"Pong": [-20.2], "Breakout": [1.4, 1.4]}, teachers) == pytest.approx(0)
-    assert expert_normalized_score({"Pong": [-10.1], "Breakout": [0.4, 27.4]}, teachers) == pytest.approx(0.5)
-    assert expert_normalized_score({"Pong": [0.0], "Breakout": [26.4]}, teachers) == pytest.approx(1)
+def test_normalized_scores_count_from_random_play_so_that_negative_scores_do_not_outweigh_the_rest():
+    experts = {"Pong": 0.0, "Breakout": 26.4}
+    assert expert_normalized_score({"Pong": [-20.2], "Breakout": [1.4, 1.4]}, experts) == pytest.approx(0)
+    assert expert_normalized_score({"Pong": [-10.1], "Breakout": [0.4, 27.4]}, experts) == pytest.approx(0.5)
+    assert expert_normalized_score({"Pong": [0.0], "Breakout": [26.4]}, experts) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ((), "expected --data, recorded games, or --games"),
         (("--games", "Pongg"), "nearest: Pong"),
-        (("--games", "Pong", "--teachers", "Pong"), "expected GAME=AGENT"),
-        (("--games", "Pong", "--teachers", "Pong=plnner"), "nearest: planner"),
-        (("--games", "Pong", "--teachers", "Carnival=planner"), "names Carnival, which is not among --games"),
-        (("--games", "Pong", "--teach-episodes", 0), "--teach-episodes must be at least 1"),
+        (("--games", "Pong", "--experts", "Pong"), "expected GAME=AGENT"),
+        (("--games", "Pong", "--experts", "Pong=plnner"), "nearest: planner"),
+        (("--games", "Pong", "--experts", "Carnival=planner"), "names Carnival, which is not among --games"),
+        (("--games", "Pong", "--demo-episodes", 0), "--demo-episodes must be at least 1"),
     ],
 )
-def test_what_makes_no_sense_is_refused(tmp_path, capsys, arguments, told):
-    assert command(*arguments, "--room", tmp_path, "--out", tmp_path / "a", *SMALL) == 2
-    assert told in " ".join(capsys.readouterr().err.split())
+def test_contradictions_are_refused(tmp_path, capsys, arguments, message):
+    assert command(*arguments, "--demo-dir", tmp_path, "--out", tmp_path / "a", *SMALL) == 2
+    assert message in " ".join(capsys.readouterr().err.split())

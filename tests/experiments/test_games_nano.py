@@ -13,6 +13,8 @@ from experiments.run import Experiment, main
 from experiments.studies import pvp_nano
 from experiments.studies.conditions import CONDITIONS
 from experiments.studies.games_nano import (
+    NANO,
+    PRETRAINING,
     DemonstratorConfig,
     ExperimentConfig,
     demonstrations,
@@ -36,20 +38,20 @@ def config(tmp_path):
         for seed in range(2):
             frames = rng.integers(0, 256, (4, 210, 160, 3), dtype=np.uint8)
             writer.append(Episode(frames, np.zeros(4, int), np.zeros(4, np.float32), None, True, False, seed))
+    small = {"preset": "tiny", "val_episodes": 1, "trainer": ("dataloader_num_workers=0", "warmup_steps=1")}
     pretraining = pvp_nano.ExperimentConfig(
-        games=("Pong",), held_out_games=(), episodes=2, val_episodes=1, data_dir=tmp_path / "data", vision_tower=None,
-        init=tmp_path / "captions" / "last",
-        regimes=(replace(IN_DISTRIBUTION, steps=2, images=2, questions=4),), preset="tiny", grid="4",
-        attention_supervision_weight=0, workers=0, eval_images=2,
+        PRETRAINING.training.replace(init=tmp_path / "captions" / "last", grid="4", **small),
+        games=("Pong",), held_out_games=(), episodes=2, data_dir=tmp_path / "data",
+        regimes=(replace(IN_DISTRIBUTION, steps=2, images=2, questions=4),), eval_images=2,
     )  # fmt: skip
     return ExperimentConfig(
-        pretraining, tmp_path / "pretraining", caption_games=("Pong",), caption_steps=1, num_heldout_episodes=1,
+        pretraining, tmp_path / "pretraining", caption_games=("Pong",), captioning=NANO.captioning.replace(steps=1, **small), num_heldout_episodes=1,
         num_heldout_steps=8, data_fractions=(1.0, 0.5), clone_steps=(2, 1),
         demonstrators=tuple(
             DemonstratorConfig("MsPacman", "mspacman-expert", 2, *one, 80) for one in ((0.0, 40), (0.4, 42))
         ),
-        batch_size=4, game_weights=(), episodes=2, num_envs=2, engine="torch",
-        protocol=replace(MACHADO2018, max_episode_frames=80), workers=0,
+        cloning=NANO.cloning.replace(batch_size=4, game_weights=(), trainer=small["trainer"]),
+        episodes=2, num_envs=2, engine="torch", protocol=replace(MACHADO2018, max_episode_frames=80),
     )  # fmt: skip
 
 
@@ -92,6 +94,6 @@ def test_the_likelihood_is_measured_on_episodes_that_no_condition_trains_on(conf
     demonstrator = config.demonstrators[0]
     heldout, whole = heldout_episodes(config, demonstrator), demonstrations(config, demonstrator, 1.0)
     assert not set(EpisodeDataset(heldout).seeds) & set(EpisodeDataset(whole).seeds)
-    one, again = (heldout_expert_nll(config, config.pretraining.init) for _ in range(2))
+    one, again = (heldout_expert_nll(config, config.pretraining.training.model.init) for _ in range(2))
     assert one == again
     assert one["MsPacman"]["heldout_nll"] > 1

@@ -48,14 +48,18 @@ def config(tmp_path):
             writer.append(Episode(frames, np.zeros(4, int), np.zeros(4, np.float32), None, True, False, seed))
     checkpoint.save(build_clip("tiny-clip", caption_tokenizer(), 0), tmp_path / "clip")
     short = replace(OUT_OF_DISTRIBUTION, steps=2, images=2, questions=4)
+    trainer = ("dataloader_num_workers=0", "warmup_steps=1")
+    training = pvp_nano.NANO.training.replace(
+        vision_tower=tmp_path / "clip", preset="tiny-clip", grid="4", val_episodes=1, trainer=trainer
+    )
     pretraining = pvp_nano.ExperimentConfig(
-        games=("Pong", "Breakout"), held_out_games=("Qbert",), episodes=3, val_episodes=1, data_dir=tmp_path / "data",
-        regimes=(short,), vision_tower=tmp_path / "clip", preset="tiny-clip", grid="4", workers=0,
+        training, games=("Pong", "Breakout"), held_out_games=("Qbert",), episodes=3, data_dir=tmp_path / "data",
+        regimes=(short,),
     )  # fmt: skip
+    fast = {"steps": 2, "expressions": 2, "images": 2, "grid": 4, "points": 3, "trainer": trainer}
     return ExperimentConfig(
-        pretraining, tmp_path / "pretraining", games=("Pong", "Breakout"), held_out_games=("Qbert",), images=2, grid=4,
-        methods=tuple(replace(one, steps=2, expressions=2, test_expressions=6) for one in (HEAD, POINTS)), points=3,
-        num_overlays=1, workers=0,
+        pretraining, tmp_path / "pretraining", games=("Pong", "Breakout"), held_out_games=("Qbert",), num_overlays=1,
+        methods=tuple(replace(one, training=one.training.replace(**fast), test_expressions=6) for one in (HEAD, POINTS)),
     )  # fmt: skip
 
 
@@ -80,13 +84,13 @@ def test_every_condition_is_trained_and_evaluated_on_seen_and_on_held_out_games(
     for (encoder, _), training in updates.items():
         assert (training["parameter_updates"]["encoder"]["changed"] > 0) == (encoder == "adapted")
     shuffled = tmp_path / "pretraining" / "out-of-distribution-adapted-shuffled-0" / "last"
-    assert checkpoint.read_training(shuffled)["arguments"]["shuffled"]
+    assert checkpoint.read_training(shuffled)["arguments"]["shuffle_targets"]
     picture = np.asarray(Image.open(tmp_path / "r.png"))
     assert picture.shape[1] > 7 * 160  # the truth and six conditions
     assert picture.shape[0] > 2 * 210  # an item of each test
     assert draw(None, tmp_path, config) is None
     points = checkpoint.read_training(tmp_path / "work" / "masks-frozen-none-points-0" / "last")
-    assert points["arguments"]["gaze"] == 1
+    assert points["arguments"]["attention_supervision_weight"] == 1
     assert points["started_from"] == {}
 
 

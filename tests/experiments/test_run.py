@@ -24,6 +24,7 @@ from experiments.studies.eval_sets import PHOTOGRAPHS, mean_metrics, photographs
 from experiments.studies.jobs import Job
 from experiments.studies.pvp_nano import (
     IN_DISTRIBUTION,
+    NANO,
     OUT_OF_DISTRIBUTION,
     ExperimentConfig,
     draw,
@@ -190,25 +191,23 @@ def config(tmp_path):
             writer.append(Episode(frames, np.zeros(12, int), np.zeros(12, np.float32), None, True, False, seed))
     checkpoint.save(build_clip("tiny-clip", caption_tokenizer(), 0), tmp_path / "clip")
     short = {"steps": 4, "images": 2, "questions": 4}
+    training = NANO.training.replace(
+        vision_tower=tmp_path / "clip", preset="tiny-clip", grid="4", val_episodes=1,
+        trainer=("dataloader_num_workers=0", "warmup_steps=1"),
+    )  # fmt: skip
     return ExperimentConfig(
-        games=("Pong", "Breakout"), held_out_games=("Qbert",), episodes=2, val_episodes=1, data_dir=tmp_path / "data",
+        training, games=("Pong", "Breakout"), held_out_games=("Qbert",), episodes=2, data_dir=tmp_path / "data",
         regimes=tuple(replace(regime, **short) for regime in (IN_DISTRIBUTION, OUT_OF_DISTRIBUTION)),
-        vision_tower=tmp_path / "clip", preset="tiny-clip", grid="4", num_evals=2, eval_images=2, curve_images=1,
-        curve_pixels=3, probe_train_frames=10, probe_test_frames=10, num_captions=8, workers=0,
+        num_evals=2, eval_images=2, curve_images=1, curve_pixels=3, probe_train_frames=10, probe_test_frames=10,
+        num_captions=8,
     )  # fmt: skip
 
 
-def test_a_small_experiment_trains_every_condition_and_resumes_after_a_kill(config, tmp_path, monkeypatch):
+def test_a_small_experiment_trains_every_condition_and_resumes_after_a_kill(
+    config, tmp_path, monkeypatch, kill_at_step
+):
     work, file = tmp_path / "work", tmp_path / "r.json"
-    forward, steps = PvpObjective.forward, []
-
-    def killed_in_the_fourth(self, **batch):
-        steps.append(1)
-        if len(steps) == 4:
-            raise KeyboardInterrupt
-        return forward(self, **batch)
-
-    monkeypatch.setattr(PvpObjective, "forward", killed_in_the_fourth)
+    steps = kill_at_step(PvpObjective, 4)
     small = Experiment(
         lambda: prepare(config), lambda seeds, work: jobs(seeds, work, config), partial(draw, config=config)
     )
@@ -233,7 +232,6 @@ def test_a_small_experiment_trains_every_condition_and_resumes_after_a_kill(conf
     assert all(row["n"] == 2 * 16 and 0 <= row["parse_failure_rate"] <= 1 and row["checkpoint"] for row in whole)
     curve = filter_rows(trained, sample=True, regime="in-distribution", encoder="frozen")
     assert [row["step"] for row in curve] == [2, 4]
-    monkeypatch.setattr(PvpObjective, "forward", forward)
     one = comparison_grid(
         {"original": np.zeros((210, 160, 3), np.uint8)} | dict.fromkeys("234", np.zeros((4, 4, 3), np.uint8))
     )

@@ -1,4 +1,4 @@
-"""Small datasets: two games, whose frames differ in color, number and place of rectangles; RefCOCO with one image."""
+"""Hand-made data sets: recorded games whose frames are given, and RefCOCO with one picture."""
 
 import json
 import pickle
@@ -12,6 +12,21 @@ from envs.protocol import MACHADO2018
 from pretrain.referring.refer_files import IMAGES
 
 COLOURS = ((200, 72, 72), (66, 114, 194), (187, 187, 53), (66, 158, 130), (236, 236, 236))
+PICTURE = "COCO_train2014_000000000011.jpg"
+
+
+@pytest.fixture(scope="session")
+def record_frames():
+    """A function that records episodes of given frames uint8[N, H, W, 3] and returns the data set's directory."""
+
+    def record(directory, game, episodes, first_seed=1):
+        writer = EpisodeWriter(directory, DatasetInfo(game, ("noop", "fire"), MACHADO2018, "random", None, "abc", {}))
+        for seed, frames in enumerate(episodes, first_seed):
+            count = len(frames)
+            writer.append(Episode(frames, np.zeros(count, int), np.zeros(count, np.float32), None, True, False, seed))
+        return directory
+
+    return record
 
 
 def draw_frame(rng, floor):
@@ -24,36 +39,40 @@ def draw_frame(rng, floor):
 
 
 @pytest.fixture(scope="session")
-def two_games(tmp_path_factory):
-    """Directories of two games, four episodes of ten frames each."""
+def two_games(record_frames, tmp_path_factory):
+    """Directories of two games, four episodes of ten frames each, of rectangles that differ in colour and place."""
     place, rng = tmp_path_factory.mktemp("games"), np.random.default_rng(0)
-    for game, floor in (("Pong", (0, 0, 0)), ("Breakout", (0, 28, 136))):
-        info = DatasetInfo(game, ("noop", "fire"), MACHADO2018, "random", None, "abc", {})
-        writer = EpisodeWriter(place / game, info)
-        for seed in range(1, 5):
-            frames = np.stack([draw_frame(rng, floor) for _ in range(10)])
-            writer.append(Episode(frames, np.zeros(10, int), np.zeros(10, np.float32), None, True, False, seed))
-    return place / "Pong", place / "Breakout"
+    return tuple(
+        record_frames(place / game, game, [np.stack([draw_frame(rng, floor) for _ in range(10)]) for _ in range(4)])
+        for game, floor in (("Pong", (0, 0, 0)), ("Breakout", (0, 28, 136)))
+    )
 
 
 @pytest.fixture
 def write_refcoco(tmp_path):
-    """A function that writes RefCOCO in REFER's layout, with one image, one object and two expressions."""
+    """A function that writes RefCOCO in REFER's layout and returns its folder.
 
-    def write(image, polygon, split):
-        root, name = tmp_path / "refer", "COCO_train2014_000000000011.jpg"
-        (root / IMAGES).mkdir(parents=True)
-        (root / "refcoco").mkdir()
-        Image.fromarray(image).save(root / IMAGES / name, format="PNG")
-        sentences = [{"sent_id": i, "sent": text} for i, text in enumerate(("thing", "object"))]
-        refs = [{"ref_id": 1, "ann_id": 5, "image_id": 11, "split": split, "sentences": sentences}]
-        (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(refs))
-        height, width = image.shape[:2]
-        instances = {
-            "images": [{"id": 11, "file_name": name, "height": height, "width": width}],
-            "annotations": [{"id": 5, "segmentation": [polygon]}],
+    It holds a grey picture with a red rectangle, and for it the expressions "thing" and "object" of one split.
+    """
+
+    def write(split, size, top, left, bottom, right):
+        place = tmp_path / "refer"
+        (place / IMAGES).mkdir(parents=True)
+        (place / "refcoco").mkdir()
+        picture = np.full((*size, 3), 60, np.uint8)
+        picture[top:bottom, left:right] = (200, 30, 30)
+        Image.fromarray(picture).save(place / IMAGES / PICTURE, format="PNG")
+        sentences = [{"sent_id": i, "raw": w, "sent": w, "tokens": [w]} for i, w in enumerate(("thing", "object"))]
+        ref = {"ref_id": 1, "ann_id": 5, "category_id": 1, "image_id": 11, "file_name": "x", "split": split}
+        refs = [{**ref, "sent_ids": [0, 1], "sentences": sentences}]
+        (place / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(refs))
+        outline = [left, top, right, top, right, bottom, left, bottom]
+        found = {
+            "images": [{"id": 11, "file_name": PICTURE, "height": size[0], "width": size[1]}],
+            "annotations": [{"id": 5, "image_id": 11, "category_id": 1, "segmentation": [outline]}],
+            "categories": [{"id": 1, "name": "thing"}],
         }
-        (root / "refcoco" / "instances.json").write_text(json.dumps(instances))
-        return root
+        (place / "refcoco" / "instances.json").write_text(json.dumps(found))
+        return place
 
     return write

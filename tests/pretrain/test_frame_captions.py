@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from envs.games import list_games
 from envs.colors import COLORS
+from envs.games import list_games
 from pretrain.data.frame_captions import DetectedObject, caption_tokenizer, describe_frame, write_caption
 from vlm.clip import MAX_TEXT_LENGTH
 

@@ -1,4 +1,4 @@
-"""Referring segmentation learns masks with every role, goes on after a kill, and shows what it finds."""
+"""Referring segmentation learns masks with every role, resumes after a kill, and shows what it finds."""
 
 import numpy as np
 import pytest
@@ -7,44 +7,41 @@ from PIL import Image
 
 from common.errors import UserError
 from pretrain.data.images import read_image
+from pretrain.referring import show
+from pretrain.referring.config import CONFIGS
 from pretrain.referring.mask_objective import (
     MaskHeadObjective,
-    ReferringDataset,
+    MaskSampler,
     area_normalized_bce,
     dice_loss,
     pad_stack,
 )
 from pretrain.referring.recorded_games import GameReferringDataset
-from pretrain.referring.train import Args, main, open_referring_source, train_referring
+from pretrain.referring.train import open_referring_source, train_referring
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
 from vlm.presets import build
 from vlm.segmentation.mask_head import MaskHead
 from vlm.segmentation.referring_segmenter import load_segmenter
 
-
-def small(two_games, out, **changes):
-    settings = {"preset": "tiny", "steps": 4, "images": 2, "expressions": 3, "save_every": 2, "workers": 0}
-    return Args(out=out, data=two_games, **{**settings, "warmup_steps": 1, "width": 8, **changes})
+SHORT = ("save_steps=2", "warmup_steps=1", "dataloader_num_workers=0", "bf16=false")
 
 
-@pytest.fixture
-def refcoco(write_refcoco):
-    """RefCOCO with a red rectangle in its training split."""
-    image = np.full((90, 120, 3), 60, np.uint8)
-    image[20:60, 30:90] = (200, 30, 30)
-    return write_refcoco(image, [30, 20, 90, 20, 90, 60, 30, 60], "train")
+def small(data, out, **changes):
+    fields = {"preset": "tiny", "steps": 4, "images": 2, "expressions": 3, "hidden_channels": 8, "trainer": SHORT}
+    return CONFIGS["default"].replace(data=data, out=out, **{**fields, **changes})
 
 
 def test_batches_are_drawn_from_seed_and_step_alone_and_hold_true_masks(two_games):
     vlm = build("tiny")
     source = GameReferringDataset(two_games, "train", 1, vlm.history)
-    batch, again, other = (ReferringDataset(vlm, source, 9, 2, 3, seed=5)[step] for step in (4, 4, 5))
-    assert all(torch.equal(batch[name], again[name]) for name in batch)
-    assert not torch.equal(batch["frames"], other["frames"])
-    assert batch["frames"].shape == (2, 2, 210, 160, 3)
-    assert batch["masks"].shape == (2, 3, 210, 160)
-    words = vlm.tokenizer.decode(batch["read"][0, 0, : batch["lengths"][0, 0]])
+    objective = MaskHeadObjective(vlm, MaskHead.of(vlm, 8), MaskSampler(vlm.tokenizer, source, 2, 3))
+    batch, again, other = (objective.sampler(step, objective.rng(5, step)) for step in (4, 4, 5))
+    assert all(torch.equal(getattr(batch, name), getattr(again, name)) for name in vars(batch))
+    assert not torch.equal(batch.frames, other.frames)
+    assert batch.frames.shape == (2, 2, 210, 160, 3)
+    assert batch.masks.shape == (2, 3, 210, 160)
+    words = vlm.tokenizer.decode(batch.input_ids[0, 0, : batch.lengths[0, 0]])
     assert words.startswith("the ")
     assert words.endswith(":")
 
@@ -70,46 +67,38 @@ def test_a_small_mask_weighs_as_much_as_a_large_one():
     assert area_normalized_bce(1 - wanted, wanted)[2] == 1600 / 64
 
 
-def test_one_batch_is_learnt_and_the_figure_is_the_iou_of_what_is_meant(two_games):
+def test_one_batch_is_learnt_and_the_metric_is_the_iou_of_what_is_meant(two_games):
     vlm = build("tiny", seed=1)
     torch.manual_seed(0)
     head = MaskHead.of(vlm, 16)
-    batch = ReferringDataset(
-        vlm, GameReferringDataset(two_games, "train", 1, vlm.history, no_target_fraction=0), 1, 2, 1, seed=0
-    )[0]
-    lesson = MaskHeadObjective(vlm, head, bf16=False)
+    source = GameReferringDataset(two_games, "train", 1, vlm.history, no_target_fraction=0)
+    objective = MaskHeadObjective(vlm, head, MaskSampler(vlm.tokenizer, source, 2, 1))
+    batch = objective.sampler(0, objective.rng(0, 0))
     optimizer = torch.optim.AdamW([*vlm.model.parameters(), *head.parameters()], lr=5e-3)
-    first = lesson(**batch)
+    first = objective.loss(objective.encode(batch), batch)
     for _ in range(60):
-        out = lesson(**batch)
+        losses = objective.loss(objective.encode(batch), batch)
         optimizer.zero_grad()
-        out["loss"].backward()
+        losses.loss.backward()
         optimizer.step()
-    assert first["iou"] < 0.1
-    assert out["iou"] > 0.6
-    assert float(out["loss"].detach()) == pytest.approx(float(out["bce"] + out["dice"]), abs=1e-5)
+    assert first.metrics["iou"] < 0.1
+    assert losses.metrics["iou"] > 0.6
+    parts = losses.metrics["bce"] + losses.metrics["dice"]
+    assert float(losses.loss.detach()) == pytest.approx(float(parts), abs=1e-5)
 
 
-def test_a_killed_run_goes_on_to_the_same_weights_head_included(two_games, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_weights_head_included(two_games, tmp_path, kill_at_step):
     whole = train_referring(small(two_games, tmp_path / "whole"))
-    forward, steps = MaskHeadObjective.forward, []
-
-    def killed_in_the_third(self, **batch):
-        steps.append(1)
-        if len(steps) == 3:
-            raise KeyboardInterrupt
-        return forward(self, **batch)
-
-    monkeypatch.setattr(MaskHeadObjective, "forward", killed_in_the_third)
+    calls = kill_at_step(MaskHeadObjective, 3)
     with pytest.raises(KeyboardInterrupt):
         train_referring(small(two_games, tmp_path / "killed"))
     killed = train_referring(small(two_games, tmp_path / "killed"))
-    assert len(steps) == 3 + 2
+    assert len(calls) == 3 + 2
     for load in (lambda path: checkpoint.load(path).model, MaskHead.load):
         one, other = load(whole).state_dict(), load(killed).state_dict()
         assert all(torch.equal(one[name], other[name]) for name in one)
-    moved = checkpoint.read_training(whole)["parameter_updates"]
-    assert all(moved[role]["changed"] > 0 for role in ("encoder", "connector", "decoder"))
+    updates = checkpoint.read_training(whole)["parameter_updates"]
+    assert all(updates[role]["changed"] > 0 for role in ("encoder", "connector", "decoder"))
 
 
 def test_a_frozen_encoder_stays_and_lora_leaves_a_plain_model(two_games, tmp_path):
@@ -122,31 +111,23 @@ def test_a_frozen_encoder_stays_and_lora_leaves_a_plain_model(two_games, tmp_pat
 
 @pytest.mark.parametrize("of", ["game", "image"])
 def test_a_mask_is_shown_on_a_games_frame_or_on_a_users_picture(two_games, tmp_path, of, capsys):
-    last = train_referring(small(two_games, tmp_path / "run", steps=1, save_every=1))
+    last = train_referring(small(two_games, tmp_path / "run", steps=1))
     Image.fromarray(np.zeros((60, 40, 3), np.uint8)).save(tmp_path / "mine.png")
     asked = ["--game", "pong"] if of == "game" else ["--image", str(tmp_path / "mine.png")]
-    words = [
-        "--show",
-        "--init",
-        str(last),
-        "--expression",
-        "the ball",
-        "--out",
-        str(tmp_path / "shown" / "ball.png"),
-        *asked,
-    ]
-    assert main(words) == 0
-    assert read_image(tmp_path / "shown" / "ball.png").shape == ((630, 480, 3) if of == "game" else (180, 120, 3))
+    file = tmp_path / "shown" / "ball.png"
+    assert show.main(["--init", str(last), "--expression", "the ball", "--out", str(file), *asked]) == 0
+    assert read_image(file).shape == ((630, 480, 3) if of == "game" else (180, 120, 3))
     assert "'the ball': " in capsys.readouterr().out
 
 
 def test_contradictory_settings_are_refused(tmp_path):
     with pytest.raises(UserError, match="--data is missing"):
-        Args(out=tmp_path)
-    with pytest.raises(UserError, match="--show goes with --expression and either --game or --image"):
-        Args(out=tmp_path, show=True, expression="the ball")
+        train_referring(small((), tmp_path))
+    for asked in (["--expression", "the ball"], ["--expression", "", "--game", "pong"]):
+        with pytest.raises(UserError, match="expected --expression and either --game or --image"):
+            show.main(asked)
     with pytest.raises(UserError, match="--expressions must be at least 1, got 0"):
-        Args(out=tmp_path, data=(tmp_path,), expressions=0)
+        small((tmp_path,), tmp_path, expressions=0)
 
 
 def test_points_in_text_are_taught_and_shown_without_a_head(two_games, tmp_path, capsys):
@@ -155,23 +136,14 @@ def test_points_in_text_are_taught_and_shown_without_a_head(two_games, tmp_path,
     assert training["point_grid"] == 8
     assert load_segmenter(last).logit_bias == training["logit_bias"]
     assert not (last / "mask_head.json").exists()
-    words = [
-        "--show",
-        "--init",
-        str(last),
-        "--expression",
-        "the ball",
-        "--game",
-        "pong",
-        "--out",
-        str(tmp_path / "ball.png"),
-    ]
-    assert main(words) == 0
+    words = ["--init", str(last), "--expression", "the ball", "--game", "pong", "--out", str(tmp_path / "ball.png")]
+    assert show.main(words) == 0
     assert "'the ball': " in capsys.readouterr().out
 
 
 def test_both_ways_are_taught_in_turns_to_one_model_that_is_asked_in_either(two_games, tmp_path):
-    last = train_referring(small(two_games, tmp_path / "run", mask="both", grid=8, points=3, steps=4, dtype="bfloat16"))
+    config = small(two_games, tmp_path / "run", mask="both", grid=8, points=3, steps=4, dtype="bfloat16")
+    last = train_referring(config)
     head, points = load_segmenter(last), load_segmenter(last, points=True)
     assert (head.method, points.method) == ("mask head", "points of a grid of 8, the probability of 1 against 0")
     frame = np.zeros((1, 210, 160, 3), np.uint8)
@@ -179,28 +151,29 @@ def test_both_ways_are_taught_in_turns_to_one_model_that_is_asked_in_either(two_
     assert (last / "model.safetensors").stat().st_size < 0.6 * sum(
         tensor.numel() * 4 for tensor in checkpoint.load(last).model.state_dict().values()
     )
-    alone = train_referring(small(two_games, tmp_path / "head", init=last, steps=1, save_every=1))
+    alone = train_referring(small(two_games, tmp_path / "head", init=last, steps=1))
     with pytest.raises(CheckpointError, match="trained on points"):
         load_segmenter(alone, points=True)
 
 
-def test_refcoco_is_trained_on_at_one_size_and_masks_go_with_pictures(refcoco, tmp_path):
-    args = small((refcoco,), tmp_path / "run", dataset="RefCOCO", split="train", size=(64, 48), expressions=2)
-    drawn = open_referring_source(args, 2).draw(np.random.default_rng(0), 3)
+def test_refcoco_is_trained_on_at_one_size_and_masks_go_with_pictures(write_refcoco, tmp_path):
+    refcoco = write_refcoco("train", (90, 120), 20, 30, 60, 90)
+    config = small((refcoco,), tmp_path / "run", dataset="RefCOCO", size=(64, 48), expressions=2)
+    drawn = open_referring_source(config.data, 4, history=2, seed=0).draw(np.random.default_rng(0), 3)
     assert drawn.frames.shape == (2, 64, 48, 3)
     assert sorted(set(drawn.expressions)) == ["object", "thing"]
     red = (drawn.frames[-1] == (200, 30, 30)).all(-1)
     assert (drawn.masks == red).mean() > 0.98
-    last = train_referring(args)
+    last = train_referring(config)
     assert load_segmenter(last).size == (64, 48)
     assert load_segmenter(last).predict(np.zeros((1, 50, 70, 3), np.uint8), ["thing"]).shape == (1, 50, 70)
 
 
 def test_photographs_and_frames_of_games_are_not_mixed_up(tmp_path):
     with pytest.raises(UserError, match="did you mean refcoco"):
-        Args(out=tmp_path, data=(tmp_path,), dataset="refcoca")
+        small((tmp_path,), tmp_path, dataset="refcoca")
     with pytest.raises(UserError, match="expected one folder of REFER's layout for refcoco, got 2"):
-        Args(out=tmp_path, data=(tmp_path, tmp_path), dataset="refcoco")
+        small((tmp_path, tmp_path), tmp_path, dataset="refcoco")
     with pytest.raises(UserError, match="--size is for photographs"):
-        Args(out=tmp_path, data=(tmp_path,), size=(8, 8))
-    assert Args(out=tmp_path, data=(tmp_path,), dataset="refcoco").size == (224, 224)
+        small((tmp_path,), tmp_path, size=(8, 8))
+    assert small((tmp_path,), tmp_path, dataset="refcoco").data.size == (224, 224)

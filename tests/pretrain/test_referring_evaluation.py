@@ -9,27 +9,37 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from pretrain.referring.config import CONFIGS
 from pretrain.referring.evaluation import Args, evaluate, main
-from pretrain.referring.train import Args as TrainArgs
 from pretrain.referring.train import train_referring
 from vlm.segmentation.referring_segmenter import ReferringSegmenter
 
 
 @pytest.fixture(scope="module")
-def data(two_games):
-    """Recorded games."""
-    return two_games[0]
+def data(record_frames, tmp_path_factory):
+    """Four games of six frames, each with up to four squares."""
+    rng, games = np.random.default_rng(0), np.zeros((4, 6, 210, 160, 3), np.uint8)
+    for frame in games.reshape(-1, 210, 160, 3):
+        for cell in rng.permutation(9)[: rng.integers(1, 5)]:
+            row, column = 30 + 60 * (cell // 3), 20 + 50 * (cell % 3)
+            frame[row : row + 12, column : column + 12] = rng.choice([(200, 72, 72), (66, 158, 130)])
+    return record_frames(tmp_path_factory.mktemp("data") / "Pong", "Pong", games)
 
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     """A model with a mask head, hardly trained."""
-    run = tmp_path_factory.mktemp("runs") / "refer"
-    return train_referring(
-        TrainArgs(
-            out=run, data=(data,), preset="tiny", steps=2, images=2, save_every=2, warmup_steps=1, workers=0, width=8
-        )
-    )
+    config = CONFIGS["default"].replace(
+        out=tmp_path_factory.mktemp("runs") / "refer", data=(data,), preset="tiny", steps=2, images=2,
+        hidden_channels=8, trainer=("warmup_steps=1", "dataloader_num_workers=0"),
+    )  # fmt: skip
+    return train_referring(config)
+
+
+@pytest.fixture
+def refer(write_refcoco):
+    """RefCOCO in REFER's layout: one image, one object, two expressions of the split testA."""
+    return write_refcoco("testA", (40, 60), 5, 5, 25, 25)
 
 
 def metrics(row):
@@ -39,8 +49,8 @@ def metrics(row):
 
 
 def test_games_are_scored_and_a_file_of_predictions_gives_the_same_metrics(data, trained, tmp_path, capsys):
-    arguments = ["--data", str(data), "--checkpoint", str(trained), "--count", "12", "--out", str(tmp_path / "a")]
-    assert main([*arguments, "--num-images", "2", "--no-target-fraction", "0.3"]) == 0
+    words = ["--data", str(data), "--checkpoint", str(trained), "--count", "12", "--out", str(tmp_path / "a")]
+    assert main([*words, "--num-images", "2", "--no-target-fraction", "0.3"]) == 0
     row = json.loads((tmp_path / "a" / "metrics.json").read_text())["rows"][0]
     assert row["n"] == 12
     assert row["missing"] == 0
@@ -61,30 +71,36 @@ def test_games_are_scored_and_a_file_of_predictions_gives_the_same_metrics(data,
     assert (fewer["n"], fewer["missing"]) == (12, 3)
 
 
-def test_refcoco_is_scored_at_the_images_own_size(write_refcoco, trained, tmp_path, monkeypatch):
-    root = write_refcoco(np.full((40, 60, 3), 90, np.uint8), [5, 5, 25, 5, 25, 25, 5, 25], "testA")
-
-    def predict_target(self, frames, expressions):
-        assert frames.shape == (1, 40, 60, 3)
+def test_refcoco_is_scored_at_the_images_own_size(refer, trained, tmp_path, monkeypatch):
+    def perfect(self, stack, words):
+        assert stack.shape == (1, 40, 60, 3)
         found = np.zeros((1, 40, 60), np.float32)
         found[0, 5:25, 5:25] = 0.9
         return found
 
-    args = Args((root,), tmp_path / "out", dataset="refcoco", split="testA", checkpoint=trained)
+    args = Args((refer,), tmp_path / "out", dataset="refcoco", split="testA", checkpoint=trained)
     untrained = evaluate(args)
     assert (untrained["n"], untrained["dataset"], untrained["compat"]) == (2, "refcoco", "plain")
-    monkeypatch.setattr(ReferringSegmenter, "predict", predict_target)
-    perfect = dict.fromkeys(("ciou", "giou", "miou", "p50", "p90", "t_acc"), 1)
-    assert metrics(evaluate(args)) == {**perfect, "n": 2, "missing": 0}
+    monkeypatch.setattr(ReferringSegmenter, "predict", perfect)
+    assert metrics(evaluate(args)) == {
+        "ciou": 1,
+        "giou": 1,
+        "miou": 1,
+        "p50": 1,
+        "p90": 1,
+        "n": 2,
+        "missing": 0,
+        "t_acc": 1,
+    }
 
 
 @pytest.mark.parametrize(
     "launcher", ["torch.distributed.run --nproc-per-node 2", "accelerate.commands.launch --multi_gpu --num_processes 2"]
 )
 def test_two_processes_give_the_same_metrics_as_one(data, trained, tmp_path, launcher):
-    arguments = ["--data", str(data), "--checkpoint", str(trained), "--count", "7", "--num-images", "0"]
+    words = ["--data", str(data), "--checkpoint", str(trained), "--count", "7", "--num-images", "0"]
     alone = evaluate(Args((data,), tmp_path / "one", checkpoint=trained, count=7, num_images=0))
-    command = [sys.executable, "-m", *launcher.split(), "-m", "pretrain.referring.evaluation", *arguments]
+    command = [sys.executable, "-m", *launcher.split(), "-m", "pretrain.referring.evaluation", *words]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--out", str(tmp_path / "two")], check=True, env=env, capture_output=True)
     both = json.loads((tmp_path / "two" / "metrics.json").read_text())["rows"][0]

@@ -24,6 +24,7 @@ from vlm.image_input import ImageConfig
 from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.prompts import PIXEL_PREFIX
+from vlm.training.objective import Batch, Losses, Objective
 from vlm.tokenizer import build_tokenizer
 
 IMAGE = 60  # of 64 tokens, 1 to 56 are text
@@ -170,3 +171,46 @@ def build_family():
 def make_family(request, build_family):
     """A function that builds the model and images of each class that can share a prefix."""
     return partial(build_family, request.param)
+
+
+@dataclass(frozen=True)
+class TokenBatch(Batch):
+    """Tokens, and the ones to predict from their embeddings."""
+
+    tokens: torch.Tensor
+    targets: torch.Tensor
+
+
+def draw_tokens(step, rng):
+    """Eight tokens and their targets."""
+    tokens, targets = rng.integers(0, 50, (2, 8))
+    return TokenBatch(torch.from_numpy(tokens), torch.from_numpy(targets))
+
+
+class TokenObjective(Objective):
+    """Predicts tokens from single embeddings, through a layer of its own if asked to: no image and hardly any work."""
+
+    def __init__(self, vlm, own_layer=False):
+        super().__init__(vlm, draw_tokens)
+        width = vlm.model.get_input_embeddings().embedding_dim
+        self.layer = torch.nn.Linear(width, width) if own_layer else None
+        self.attention_seen = []
+
+    def modules(self):
+        return {"layer": self.layer} if self.layer else {}
+
+    def encode(self, batch):
+        return self.vlm.embed(batch.tokens)
+
+    def loss(self, features, batch):
+        self.attention_seen.append(self.vlm.decoder.config._attn_implementation)
+        hidden = self.layer(features) if self.layer else features
+        logits = self.vlm.model.get_output_embeddings()(hidden).float()
+        accuracy = (logits.argmax(-1) == batch.targets).float().mean()
+        return Losses(torch.nn.functional.cross_entropy(logits, batch.targets), {"accuracy": accuracy})
+
+
+@pytest.fixture
+def token_objective():
+    """The class of an objective that takes no time."""
+    return TokenObjective

@@ -24,6 +24,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 
 from common.errors import UserError
 from pretrain import pvp, reconstruct
+from pretrain.pvp_config import CONFIGS
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
 from vlm.decoding.candidate_scoring import CandidateScorer, generate_text, prompt_ids
@@ -152,13 +153,13 @@ def test_it_generates_the_same_text_after_a_round_trip_through_a_checkpoint(mode
 
 def test_it_trains_and_evaluates_pvp_and_segments_by_points(model_dir, tmp_path):
     Image.fromarray(frames()[0, 0]).save(tmp_path / "frame.png")
-    short = {"steps": 2, "images": 2, "save_every": 2, "warmup_steps": 1, "workers": 0, "init": model_dir}
-    args = pvp.Args(
-        out=tmp_path / "run", synthetic=1, size=(40, 30), grid="8", questions=3, decoder="lora", lora_rank=2, **short
-    )
-    last = pvp.train_pvp(args)
-    moved = checkpoint.read_training(last)["parameter_updates"]
-    assert all(moved[role]["changed"] > 0 for role in ("encoder", "connector", "decoder"))
+    config = CONFIGS["default"].replace(
+        out=tmp_path / "run", init=model_dir, synthetic=1, size=(40, 30), grid="8", images=2, questions=3, decoder="lora",
+        lora_rank=2, steps=2, trainer=("save_steps=2", "warmup_steps=1", "dataloader_num_workers=0"),
+    )  # fmt: skip
+    last = pvp.train_pvp(config)
+    updates = checkpoint.read_training(last)["parameter_updates"]
+    assert all(updates[role]["changed"] > 0 for role in ("encoder", "connector", "decoder"))
     args = reconstruct.Args(
         image=(tmp_path / "frame.png",), checkpoint=(last,), grid="4", out=tmp_path / "reconstructions", chunk=16
     )

@@ -70,7 +70,7 @@ def test_padding_is_cropped_and_the_images_mask_is_the_same(parts):
     vlm, head = parts
     pixels, (height, width) = vlm.preprocess(scene(history=vlm.history)[0][:, :, :120, :100]), (120, 100)
     features = encode(vlm, pixels)
-    states = expression_states(vlm, features, *expression_tokens(vlm, EXPRESSIONS))
+    states = expression_states(vlm, features, *expression_tokens(vlm.tokenizer, EXPRESSIONS))
     whole, cut = encoder_maps(vlm, features), encoder_maps(vlm, features, (height, width))
     assert cut[0].shape[3] < whole[0].shape[3]
     assert all(torch.equal(one, other) for one, other in zip(cut[1:], whole[1:], strict=True))
@@ -89,7 +89,7 @@ def test_position_comes_from_the_sinusoids_alone(parts):
     )
     pixels = vlm.preprocess(scene(history=vlm.history)[0])
     features = encode(vlm, pixels)
-    logits = head(encoder_maps(vlm, features), *expression_states(vlm, features, *expression_tokens(vlm, EXPRESSIONS)))
+    logits = head(encoder_maps(vlm, features), *expression_states(vlm, features, *expression_tokens(vlm.tokenizer, EXPRESSIONS)))
     assert torch.allclose(logits, logits[:1, :1, :, :1])
     middle = logits.shape[2] // 2
     assert torch.allclose(logits[0, 0, [0, middle], 0], torch.tensor([0.0, 5.0]))
@@ -99,7 +99,7 @@ def test_logits_cover_every_pixel_and_gradients_reach_encoder_and_decoder(parts)
     vlm, head = parts
     pixels = vlm.preprocess(scene(history=vlm.history)[0])
     features = encode(vlm, pixels)
-    logits = head(encoder_maps(vlm, features), *expression_states(vlm, features, *expression_tokens(vlm, EXPRESSIONS)))
+    logits = head(encoder_maps(vlm, features), *expression_states(vlm, features, *expression_tokens(vlm.tokenizer, EXPRESSIONS)))
     assert logits.shape == (2, 2, *pixels.shape[2:])
     logits.square().mean().backward()
     for part in (vlm.encoder, vlm.decoder, head):
@@ -122,7 +122,7 @@ def test_one_batch_is_overfitted_by_expression(tmp_path):
     torch.manual_seed(0)
     head = MaskHead.of(vlm, hidden_channels=16)
     frames, masks = scene()
-    pixels, asked = vlm.preprocess(frames), expression_tokens(vlm, [["the red object", "the cyan object"]] * 2)
+    pixels, asked = vlm.preprocess(frames), expression_tokens(vlm.tokenizer, [["the red object", "the cyan object"]] * 2)
     optimizer = torch.optim.AdamW([*vlm.model.parameters(), *head.parameters()], lr=5e-3)
     for _ in range(400):
         features = encode(vlm, pixels)

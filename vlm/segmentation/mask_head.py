@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
 from common.files import atomic_file, write_text_atomically
@@ -229,10 +230,9 @@ def sinusoidal_features(length: int, num_frequencies: int, device: torch.device)
 
 
 def expression_tokens(
-    vlm: PixelVLM, expressions: Sequence[Sequence[str]]
+    tokenizer: PreTrainedTokenizerFast, expressions: Sequence[Sequence[str]]
 ) -> tuple[Int[Tensor, " S"], Int[Tensor, "B K L"], Int[Tensor, "B K"]]:
     """Return the tokens of K expressions about each of B images: shared prefix, padded questions, and their lengths."""
-    tokenizer = vlm.tokenizer
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     shared = torch.tensor(tokenizer(MASK_PREFIX, add_special_tokens=False)["input_ids"])
     questions = [

@@ -76,7 +76,7 @@ class ReferringSegmenter:
         assert self.head is not None
         height, width = frames.shape[1:3]
         features = self.vlm.encode_images(self.vlm.preprocess(frames[None]), output_hidden_states=True)
-        states = expression_states(self.vlm, features, *expression_tokens(self.vlm, [expressions]))
+        states = expression_states(self.vlm, features, *expression_tokens(self.vlm.tokenizer, [expressions]))
         maps = encoder_maps(self.vlm, features, (height, width))
         return self.head(maps, *states)[0, :, :height, :width]
 

@@ -1,16 +1,14 @@
-"""What a decoder shall look at to answer for a place, as a loss beside that of the answers.
+"""Attention supervision: a loss that names the tokens which question and answer tokens should attend to.
 
     [image tokens] [reconstruct] loc: [   12 , 7 ] rgb: [   184 , 50 , 50 ]
                                           |    |    |         |
-    layer 0   the question's end looks at its two coordinates: it knows the place
-    layer 1   it looks at the image token of that place; the words of the answer look at it and know the place, too
-    layer 2   the words of the answer look at that image token as well
+    layer 0   the question's last token attends to its two coordinates
+    layer 1   it attends to the image token of that place; the answer's tokens attend to it
+    layer 2   the answer's tokens attend to that image token
 
-A pretrained language model brings heads for each of these steps. One with random weights finds them late if at all: at
-first a coordinate gets one part in 150 of what the question's end looks at, and while it does not know where to look,
-its answers teach the encoder nothing. With this loss the place is found within a hundred steps of training, and by the
-words of the answer some fifty later (`experiments/LOG.md`). It is an aid of training alone, and nothing in the model is
-made for it.
+A pretrained language model has heads for each of these steps. One with random weights forms them late if at all; with
+this loss they form within some hundred steps (docs/log, November 2026). It is for training alone and adds nothing to
+the model.
 """
 
 from collections.abc import Mapping
@@ -25,14 +23,15 @@ from vlm.hf_vlm import PretrainedVLM
 from vlm.model import PixelModel, PixelVLM
 from vlm.positional_heads import num_positional_heads
 
-COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER = 0, 1, 2  # the layers of the three steps
+COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER = 0, 1, 2
+SUPERVISED_LAYERS = (COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER)
 
 
 @torch.no_grad()
 def patch_edges(model: PixelModel, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return the borders of the image tokens' patches in pixels of an image: float[rows + 1] and float[columns + 1].
+    """Return the edges of the image tokens' patches in pixels: float[rows + 1] and float[columns + 1].
 
-    What lies beyond the image fills it up to the size that the encoder reads.
+    They cover the padded size that the encoder reads.
     """
     pixels = model.preprocess(torch.zeros(1, model.history, height, width, 3, dtype=torch.uint8))
     encoder: Any = model.encoder
@@ -40,85 +39,100 @@ def patch_edges(model: PixelModel, height: int, width: int) -> tuple[Tensor, Ten
         rows, columns = (int(size) // int(patch) for size in pixels.shape[2:])
     else:
         rows, columns = encoder(pixels).last_hidden_state.shape[2:]
-    down, along = (torch.linspace(0, size, n + 1) for n, size in zip((rows, columns), pixels.shape[2:], strict=True))
-    return down, along
+    row_edges, column_edges = (
+        torch.linspace(0, size, n + 1) for n, size in zip((rows, columns), pixels.shape[2:], strict=True)
+    )
+    return row_edges, column_edges
 
 
-def target_patch_index(grid: tuple[Tensor, Tensor], places: Tensor, height: int, width: int) -> Tensor:
-    """Return int[..., K]: the image tokens whose patches, of a `patch_edges` of images of that size, cover places
-    [..., K, 2], shares of height and width.
+def target_patch_index(edges: tuple[Tensor, Tensor], coordinates: Tensor, height: int, width: int) -> Tensor:
+    """Return int[...]: the image token whose patch covers each coordinate.
+
+    Args:
+        edges: of `patch_edges`, for images of that size.
+        coordinates: float[..., 2], fractions of height and width.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
     """
-    down, along = (borders.to(places) for borders in grid)
-    row = torch.bucketize((places[..., 0] * height).contiguous(), down[1:-1], right=True)
-    column = torch.bucketize((places[..., 1] * width).contiguous(), along[1:-1], right=True)
-    return row * (len(along) - 1) + column
+    row_edges, column_edges = (one.to(coordinates) for one in edges)
+    row = torch.bucketize((coordinates[..., 0] * height).contiguous(), row_edges[1:-1], right=True)
+    column = torch.bucketize((coordinates[..., 1] * width).contiguous(), column_edges[1:-1], right=True)
+    return row * (len(column_edges) - 1) + column
 
 
 def require_attention_access(vlm: PixelVLM) -> None:
-    """Refuse a model whose image tokens are not known by place, or whose decoder has no layers to look with."""
+    """Raise `UserError` for a model whose image tokens have no known place, or whose decoder has too few layers."""
     if isinstance(vlm, PretrainedVLM):
-        raise UserError(f"a gaze asks for a model of ours, whose image tokens are known by place, got {vlm.kind}")
+        raise UserError(f"attention supervision needs a model of ours, whose patches are known, got {vlm.kind}")
     layers = getattr(vlm.decoder, "layers", [])
     if len(layers) <= ANSWER_LAYER:
-        raise UserError(f"a gaze asks for a decoder of at least {ANSWER_LAYER + 1} layers, got {len(layers)}")
+        raise UserError(
+            f"attention supervision needs a decoder of {ANSWER_LAYER + 1} layers or more, got {len(layers)}"
+        )
 
 
 @dataclass(frozen=True)
 class AttentionTargets:
-    """What the tokens of B x K questions and their answers shall look at.
+    """What the tokens of B x K questions and their answers should attend to.
 
-    coordinates: int[B, K, 2], where in each question its two coordinates stand; ends: int[B, K], where it ends;
-    later: bool[B, K, L], the words of its answer; tokens: int[B, K], the image tokens that are asked about, of
-    `target_patch_index`.
+    coordinates: int[B, K, 2], the positions of the two coordinates in each question; question_ends: int[B, K], of its
+    last token; answer_mask: bool[B, K, L], the answer's tokens; image_tokens: int[B, K], of `target_patch_index`.
     """
 
     coordinates: Tensor
-    ends: Tensor
-    later: Tensor
-    tokens: Tensor
+    question_ends: Tensor
+    answer_mask: Tensor
+    image_tokens: Tensor
 
 
 def attention_supervision_loss(
-    vlm: PixelVLM, looks: Mapping[int, Tensor], sights: AttentionTargets
-) -> dict[str, Tensor]:
-    """Return the mean of -log of what heads give to what they shall look at, as `loss`, and of what they give.
+    vlm: PixelVLM, attention: Mapping[int, Tensor], targets: AttentionTargets
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the mean -log attention weight on the targets, and the mean weights as metrics.
 
-    `fetched` is given in layer `COORDINATE_LAYER` by a question's end to its coordinates, by a quarter of the heads to each;
-    `looked` in layer `PATCH_LAYER` by the end to the image token that is asked about, by all heads but the last; `told` in
-    the same layer by the words of the answer to the end, by half of the heads; `followed` in layer `ANSWER_LAYER` by them
-    to the image token, by all heads but the last. Heads that look at places (`vlm.positional_heads`) go on doing so.
+    `attn/coordinates`: from the question's end to its coordinates, a quarter of the heads to each;
+    `attn/question_to_patch`: from it to the image token, all heads but one; `attn/answer_to_question`: from the
+    answer's tokens to the question's end, half of the heads; `attn/answer_to_patch`: from them to the image token, all
+    heads but one. Positional heads (`vlm.positional_heads`) are left alone.
 
     Args:
         vlm: the model.
-        looks: of `forward_packed_with_attention`, of the three layers, [B, K, L, heads, P + L].
-        sights: what is to be looked at.
+        attention: by layer, [B, K, L, heads, P + L], of `forward_packed_with_attention`.
+        targets: what to attend to.
     """
     decoder: Any = vlm.decoder
     free = num_positional_heads(decoder.layers[PATCH_LAYER].self_attn)
-    looks = {layer: found[:, :, :, free:] for layer, found in looks.items()}
-    count, first = looks[PATCH_LAYER].shape[3], looks[PATCH_LAYER].shape[4] - sights.later.shape[2]
-    quarter, half, most = max(1, count // 4), max(1, count // 2), max(1, count - 1)
-    at_end, row, column = first + sights.ends, *(first + sights.coordinates).unbind(-1)
-    fetching, looking = (_of_ends(looks[layer], sights.ends) for layer in (COORDINATE_LAYER, PATCH_LAYER))
-    words = {layer: looks[layer][sights.later] for layer in (PATCH_LAYER, ANSWER_LAYER)}  # [N, heads, P + L]
-    behind = sights.later.sum(-1)  # the words of each answer
-    given = {
-        "fetched": torch.cat(
-            [_given(fetching[:, :, :quarter], row), _given(fetching[:, :, quarter:][:, :, :quarter], column)]
+    attention = {layer: weights[:, :, :, free:] for layer, weights in attention.items()}
+    heads, prefix = attention[PATCH_LAYER].shape[3], attention[PATCH_LAYER].shape[4] - targets.answer_mask.shape[2]
+    quarter, half, most = max(1, heads // 4), max(1, heads // 2), max(1, heads - 1)
+    end, row, column = prefix + targets.question_ends, *(prefix + targets.coordinates).unbind(-1)
+    at_end = {layer: _at(attention[layer], targets.question_ends) for layer in (COORDINATE_LAYER, PATCH_LAYER)}
+    answers = {
+        layer: attention[layer][targets.answer_mask] for layer in (PATCH_LAYER, ANSWER_LAYER)
+    }  # [N, heads, P + L]
+    repeats = targets.answer_mask.sum(-1).flatten()
+    weights = {
+        "attn/coordinates": torch.cat(
+            [
+                _weight_on(at_end[COORDINATE_LAYER][:, :, :quarter], row),
+                _weight_on(at_end[COORDINATE_LAYER][:, :, quarter : 2 * quarter], column),
+            ]
         ),
-        "looked": _given(looking[:, :, :most], sights.tokens),
-        "told": _given(words[PATCH_LAYER][:, :half], at_end.flatten().repeat_interleave(behind.flatten())),
-        "followed": _given(words[ANSWER_LAYER][:, :most], sights.tokens.flatten().repeat_interleave(behind.flatten())),
+        "attn/question_to_patch": _weight_on(at_end[PATCH_LAYER][:, :, :most], targets.image_tokens),
+        "attn/answer_to_question": _weight_on(answers[PATCH_LAYER][:, :half], end.flatten().repeat_interleave(repeats)),
+        "attn/answer_to_patch": _weight_on(
+            answers[ANSWER_LAYER][:, :most], targets.image_tokens.flatten().repeat_interleave(repeats)
+        ),
     }
-    loss = torch.stack([-(part + 1e-6).log().mean() for part in given.values()]).sum()
-    return {"loss": loss, **{name: part.detach().mean() for name, part in given.items()}}
+    loss = torch.stack([-(part + 1e-6).log().mean() for part in weights.values()]).sum()
+    return loss, {name: part.detach().mean() for name, part in weights.items()}
 
 
-def _of_ends(looks: Tensor, ends: Tensor) -> Tensor:
-    """Return what the questions' ends look at, [B, K, heads, tokens], of looks [B, K, L, heads, tokens]."""
-    return looks.gather(2, ends[:, :, None, None, None].expand(-1, -1, 1, *looks.shape[3:]))[:, :, 0]
+def _at(attention: Tensor, positions: Tensor) -> Tensor:
+    """Return the weights [B, K, heads, tokens] of one position int[B, K] of attention [B, K, L, heads, tokens]."""
+    return attention.gather(2, positions[:, :, None, None, None].expand(-1, -1, 1, *attention.shape[3:]))[:, :, 0]
 
 
-def _given(looks: Tensor, to: Tensor) -> Tensor:
-    """Return what heads give, [..., heads], of looks [..., heads, tokens], to a token int[...] each."""
-    return looks.float().gather(-1, to[..., None, None].expand(*looks.shape[:-1], 1))[..., 0]
+def _weight_on(attention: Tensor, tokens: Tensor) -> Tensor:
+    """Return the weights [..., heads] of attention [..., heads, tokens] on one token int[...] each."""
+    return attention.float().gather(-1, tokens[..., None, None].expand(*attention.shape[:-1], 1))[..., 0]

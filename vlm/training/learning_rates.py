@@ -1,19 +1,19 @@
-"""Which parts of a model learn, how fast, and the proof of which tensors moved."""
+"""Which parts of a model train, at which learning rate, and a report of which parameters changed."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from vlm.model import PixelVLM
-
-ROLES = ("encoder", "connector", "decoder")
+from vlm.model import PixelModel, PixelVLM
+from vlm.training.config import OptimizerConfig
 
 
 @dataclass(frozen=True)
 class ModuleLearningRates:
-    """The learning rate of each role; None keeps it frozen. The output head belongs to the decoder.
+    """The peak learning rate of each role; None freezes it. The output head belongs to the decoder.
 
-    A decoder with adapters (`vlm.training.lora`) trains these alone.
+    Of a decoder with LoRA adapters only the adapters train.
     """
 
     encoder: float | None
@@ -21,50 +21,62 @@ class ModuleLearningRates:
     decoder: float | None
 
 
-def role_parameters(vlm: PixelVLM) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """Return the named parameters of each role; every parameter of the model is in exactly one."""
-    encoder = {id(parameter) for parameter in vlm.encoder.parameters()}
-    connector = {id(parameter) for parameter in vlm.connector.parameters()}
-    found: dict[str, list[tuple[str, nn.Parameter]]] = {role: [] for role in ROLES}
+def module_learning_rates(config: OptimizerConfig) -> ModuleLearningRates:
+    """Return the learning rates that a configuration asks for."""
+    encoder, connector = (
+        config.learning_rate if rate is None else rate or None
+        for rate in (config.encoder_learning_rate, config.connector_learning_rate)
+    )
+    return ModuleLearningRates(encoder, connector, None if config.decoder == "frozen" else config.learning_rate)
+
+
+def role_parameters(vlm: PixelModel) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Return the named parameters of each role; every parameter has exactly one. What is no VLM is all encoder."""
+    roles = {id(parameter): "encoder" for parameter in vlm.encoder.parameters()}
+    other = "encoder"
+    if isinstance(vlm, PixelVLM):
+        roles |= {id(parameter): "connector" for parameter in vlm.connector.parameters()}
+        other = "decoder"
+    found: dict[str, list[tuple[str, nn.Parameter]]] = {"encoder": [], "connector": [], "decoder": []}
     for name, parameter in vlm.model.named_parameters():
-        role = "encoder" if id(parameter) in encoder else "connector" if id(parameter) in connector else "decoder"
-        found[role].append((name, parameter))
-    return found
+        found[roles.get(id(parameter), other)].append((name, parameter))
+    return {role: parameters for role, parameters in found.items() if parameters}
 
 
-def parameter_groups(vlm: PixelVLM, plan: ModuleLearningRates, weight_decay: float) -> list[dict]:
-    """Freeze what the plan freezes; return optimizer groups, with no decay on vectors (norms and biases)."""
+def parameter_groups(vlm: PixelModel, rates: ModuleLearningRates, weight_decay: float) -> list[dict[str, Any]]:
+    """Freeze what has no rate; return optimizer groups, without decay on vectors (norms and biases)."""
     groups = []
     for role, parameters in role_parameters(vlm).items():
-        rate = getattr(plan, role)
+        rate = getattr(rates, role)
         adapters = [(name, parameter) for name, parameter in parameters if "lora_" in name]
-        for _, parameter in parameters:
-            parameter.requires_grad_(rate is not None and not adapters)
+        for name, parameter in parameters:
+            parameter.requires_grad_(rate is not None and (not adapters or "lora_" in name))
         if rate is None:
             continue
-        for _, parameter in adapters:
-            parameter.requires_grad_(True)
-        parameters = adapters or parameters
-        matrices = [parameter for _, parameter in parameters if parameter.ndim > 1]
-        vectors = [parameter for _, parameter in parameters if parameter.ndim <= 1]
-        groups.append({"params": matrices, "lr": rate, "weight_decay": weight_decay, "role": role})
-        groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0, "role": role})
+        trained = [parameter for _, parameter in adapters or parameters]
+        for wanted, decay in ((True, weight_decay), (False, 0.0)):
+            own = [parameter for parameter in trained if (parameter.ndim > 1) == wanted]
+            groups.append({"params": own, "lr": rate, "weight_decay": decay, "role": role})
     return groups
 
 
-def snapshot(vlm: PixelVLM) -> dict[str, Tensor]:
-    """Return a copy of every parameter, to compare with later."""
+def auxiliary_group(modules: nn.Module, config: OptimizerConfig, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the optimizer group of the modules that train beside the model; none where there are none."""
+    parameters = list(modules.parameters())
+    rate = config.auxiliary_learning_rate or config.encoder_learning_rate or config.learning_rate
+    return [{"params": parameters, "lr": rate, "weight_decay": weight_decay, "role": "auxiliary"}] if parameters else []
+
+
+def snapshot(vlm: PixelModel) -> dict[str, Tensor]:
+    """Return a copy of every parameter by name."""
     return {name: parameter.detach().clone() for name, parameter in vlm.model.named_parameters()}
 
 
-def parameter_update_report(before: dict[str, Tensor], vlm: PixelVLM) -> dict[str, dict[str, float]]:
-    """Tell, for each role, how many tensors there are, how many moved since `snapshot`, and the largest change."""
+def parameter_update_report(before: dict[str, Tensor], vlm: PixelModel) -> dict[str, dict[str, float]]:
+    """Return, for each role, its number of tensors, how many changed since `snapshot`, and the largest change."""
     report = {}
     for role, parameters in role_parameters(vlm).items():
         changes = [float((p.detach() - before[name].to(p.device)).abs().max()) for name, p in parameters]
-        report[role] = {
-            "tensors": len(changes),
-            "changed": sum(change > 0 for change in changes),
-            "largest_change": max(changes, default=0.0),
-        }
+        changed = sum(change > 0 for change in changes)
+        report[role] = {"tensors": len(changes), "changed": changed, "largest_change": max(changes, default=0.0)}
     return report

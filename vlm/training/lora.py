@@ -1,8 +1,8 @@
-"""LoRA (Hu et al. 2021) on the decoder alone, through peft: beside a fully trained encoder, and gone when it is done.
+"""LoRA (Hu et al. 2021) on the decoder alone, through peft, beside a fully trained encoder.
 
-Towers and decoders name their layers alike, so that `target_modules=["q_proj", "v_proj"]` adapts both. Here the layers
-are those of `PixelVLM.decoder`, by their full names. Adapters live in the model while it trains; a checkpoint holds
-the plain model and, in a file of its own, the adapters, and `merge` folds them into the weights at the end.
+Vision towers and decoders name their layers alike, so that `target_modules=["q_proj", "v_proj"]` would adapt both. Here
+the layers are those of `PixelVLM.decoder`, by their full names. A checkpoint holds the plain model and, in a file of its
+own, the adapters; `merge` folds them into the weights at the end.
 """
 
 import contextlib
@@ -23,16 +23,21 @@ from vlm.model import PixelModel, PixelVLM
 ADAPTERS = "adapters.safetensors"
 
 
-def add_lora(vlm: PixelVLM, rank: int, alpha: int | None = None) -> None:
-    """Put an adapter on every linear layer of the decoder, in place; at first it changes nothing.
+def add_lora(vlm: PixelModel, rank: int, alpha: int | None = None) -> None:
+    """Add an adapter to every linear layer of the decoder, in place; a new one changes no output.
 
     Args:
         vlm: the model.
         rank: of each adapter.
         alpha: its scale times the rank; twice the rank by default.
+
+    Raises:
+        UserError: the rank is below 1.
     """
     if rank < 1:
         raise UserError(f"expected a LoRA rank of at least 1, got {rank}")
+    if not isinstance(vlm, PixelVLM):
+        raise UserError(f"LoRA needs a model with a decoder, got {vlm.kind}")
     inside = {id(module) for module in vlm.decoder.modules() if isinstance(module, nn.Linear)}
     names = [name for name, module in vlm.model.named_modules() if id(module) in inside]
     config = LoraConfig(
@@ -44,7 +49,7 @@ def add_lora(vlm: PixelVLM, rank: int, alpha: int | None = None) -> None:
     inject_adapter_in_model(config, vlm.model)
 
 
-def _adapted(model: nn.Module) -> list[tuple[nn.Module, str, LoraLayer]]:
+def _adapted_layers(model: nn.Module) -> list[tuple[nn.Module, str, LoraLayer]]:
     """Return every adapted layer with its parent and its name there."""
     return [
         (parent, name, child)
@@ -60,9 +65,9 @@ def adapters(vlm: PixelModel) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def _plain(vlm: PixelModel) -> Iterator[None]:
-    """Show the model without its adapters, their layers as they were before."""
-    layers = _adapted(vlm.model)
+def _without_adapters(vlm: PixelModel) -> Iterator[None]:
+    """Put the base layers in place of the adapted ones for a while."""
+    layers = _adapted_layers(vlm.model)
     try:
         for parent, name, layer in layers:
             setattr(parent, name, layer.get_base_layer())
@@ -72,28 +77,28 @@ def _plain(vlm: PixelModel) -> Iterator[None]:
             setattr(parent, name, layer)
 
 
-def merge(vlm: PixelVLM) -> None:
-    """Fold the adapters into the decoder's weights, in place: a plain model that gives the same answers."""
-    for parent, name, layer in _adapted(vlm.model):
+def merge(vlm: PixelModel) -> None:
+    """Fold the adapters into the decoder's weights, in place; the outputs stay the same."""
+    for parent, name, layer in _adapted_layers(vlm.model):
         layer.merge()
         setattr(parent, name, layer.get_base_layer())
 
 
-def save(vlm: PixelModel, directory: Path, record: dict[str, Any]) -> None:
-    """Write a checkpoint from which `restore` goes on: the plain model, and the adapters if there are any."""
-    with _plain(vlm):
-        checkpoint.save(vlm, directory, record)
+def save(vlm: PixelModel, directory: Path, metadata: dict[str, Any]) -> None:
+    """Write a checkpoint for `restore`: the plain model, and the adapters if there are any."""
+    with _without_adapters(vlm):
+        checkpoint.save(vlm, directory, metadata)
     found = adapters(vlm)
     if found:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}, directory / ADAPTERS)
 
 
 def restore(vlm: PixelModel, directory: Path) -> None:
-    """Take the weights of a checkpoint of `save`, adapters included, into a model with the same adapters."""
-    with _plain(vlm):
+    """Load the weights of a checkpoint of `save` into a model with the same adapters."""
+    with _without_adapters(vlm):
         vlm.model.load_state_dict(checkpoint.load_as(type(vlm), directory).model.state_dict())
-    wanted, file = set(adapters(vlm)), Path(directory) / ADAPTERS
+    expected, file = set(adapters(vlm)), Path(directory) / ADAPTERS
     found = load_file(file) if file.is_file() else {}
-    if wanted != set(found):
-        raise checkpoint.CheckpointError(f"{directory} holds {len(found)} adapter tensors, expected {len(wanted)}")
+    if expected != set(found):
+        raise checkpoint.CheckpointError(f"{directory} holds {len(found)} adapter tensors, expected {len(expected)}")
     vlm.model.load_state_dict(found, strict=False)

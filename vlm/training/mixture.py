@@ -1,89 +1,81 @@
-"""Several tasks in one training, at given shares: the paper's pixel value prediction is one of its tasks.
+"""A mixture of objectives in one training, each with a weight: the paper trains PVP as one task among others.
 
-A task is a lesson over the same model and its batches. Each step draws a task by its share, from the seed and the step
-alone, and is that task's step: its batch of that number, its loss, its figures under its name.
+Each step belongs to one objective, drawn by weight from the seed and the step alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from common.errors import UserError
-from vlm.training.trainer import Objective
-
-
-class Batches(Protocol):
-    """Whole batches by number, as `vlm.training.trainer.train` takes them."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, step: int) -> dict[str, Any]: ...
+from vlm.training.objective import Batch, Losses, Objective
 
 
 @dataclass(frozen=True)
-class Task:
-    """A lesson in a mixture. name: what its figures are logged under; share: its weight among the tasks."""
+class MixtureBatch(Batch):
+    """The batch of one step and the number of the objective that it belongs to."""
 
-    name: str
-    lesson: Objective
-    batches: Batches
-    share: float
+    objective: int
+    batch: Batch
 
-    def __post_init__(self) -> None:
-        if self.share <= 0:
-            raise UserError(f"expected a share above 0 for {self.name}, got {self.share}")
+
+class Mixture:
+    """Named objectives over one model with weights.
+
+    Args:
+        objectives: by name, in a fixed order; the name prefixes an objective's metrics where there are several.
+        weights: the share of the steps that each takes, relative to their sum; equal by default.
+
+    Raises:
+        UserError: no objective, a weight that is not positive, or objectives over different models.
+    """
+
+    def __init__(self, objectives: Mapping[str, Objective], weights: Sequence[float] | None = None):
+        weights = [1.0] * len(objectives) if weights is None else list(weights)
+        if not objectives or len(weights) != len(objectives) or min(weights) <= 0:
+            raise UserError(f"expected a positive weight for each of {len(objectives)} objectives, got {weights}")
+        self.names, self.objectives = tuple(objectives), tuple(objectives.values())
+        if any(one.vlm is not self.objectives[0].vlm for one in self.objectives):
+            raise UserError("expected objectives over one model")
+        self.probabilities = np.array(weights) / sum(weights)
+
+    @property
+    def vlm(self) -> Any:
+        """The model that all objectives train."""
+        return self.objectives[0].vlm
+
+    def auxiliary(self) -> nn.ModuleDict:
+        """Return the modules that train beside the model, of all objectives, by name."""
+        return nn.ModuleDict({name: module for one in self.objectives for name, module in one.modules().items()})
+
+    def loss(self, batch: MixtureBatch) -> Losses:
+        """Return the losses of a batch, by its objective; metrics of several objectives carry their name."""
+        objective = self.objectives[batch.objective]
+        losses = objective.loss(objective.encode(batch.batch), batch.batch)
+        if len(self.objectives) == 1:
+            return losses
+        name = self.names[batch.objective]
+        metrics = {"loss": losses.loss.detach(), **losses.metrics}
+        return Losses(losses.loss, {f"{name}/{metric}": value for metric, value in metrics.items()})
 
 
 class MixtureDataset(Dataset):
-    """Step i's task, drawn by share from the seed and i alone, and that task's batch i."""
+    """Whole batches by step, each drawn from the seed and the step alone, so that a resumed run sees the same ones."""
 
-    def __init__(self, tasks: Sequence[Task], steps: int, seed: int):
-        if not tasks or any(len(task.batches) < steps for task in tasks):
-            raise UserError(f"expected tasks of at least {steps} batches each")
-        self.tasks, self.steps, self.seed = tuple(tasks), steps, seed
-        shares = np.array([task.share for task in tasks])
-        self.shares = shares / shares.sum()
+    def __init__(self, mixture: Mixture, steps: int, seed: int):
+        self.samplers = [(one.sampler, one.stream) for one in mixture.objectives]  # without the model: workers copy it
+        self.probabilities, self.steps, self.seed = mixture.probabilities, steps, seed
 
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        which = int(np.random.default_rng([self.seed, step, len(self.tasks)]).choice(len(self.tasks), p=self.shares))
-        return {"task": torch.tensor(which), **self.tasks[which].batches[step]}
-
-
-class MixtureObjective(Objective):
-    """Gives each batch to its task's lesson; all lessons teach one model, each with attention as it computes it."""
-
-    def __init__(self, tasks: Sequence[Task]):
-        first = tasks[0].lesson
-        if any(task.lesson.vlm is not first.vlm for task in tasks):
-            raise UserError("expected tasks over one model")
-        super().__init__(first.vlm, first.bf16, first.attention)
-        self.names = [task.name for task in tasks]
-        self.lessons: Any = nn.ModuleList(task.lesson for task in tasks)
-
-    def save_auxiliary(self, directory: Path) -> None:
-        """Write what each task's lesson trains beside the model."""
-        for lesson in self.lessons:
-            lesson.save_auxiliary(directory)
-
-    def load_auxiliary(self, directory: Path) -> None:
-        """Take what `save_auxiliary` wrote."""
-        for lesson in self.lessons:
-            lesson.load_auxiliary(directory)
-
-    def forward(self, task: Tensor, **batch: Any) -> dict[str, Tensor]:
-        """Return the task's loss, and under the task's name its loss and figures."""
-        name, lesson = self.names[int(task)], self.lessons[int(task)]
-        if self.attention != lesson.attention:
-            self.vlm.set_attn_implementation(lesson.attention)
-            self.attention = lesson.attention
-        out = lesson(**batch)
-        return {"loss": out["loss"]} | {f"{name}_{figure}": value for figure, value in out.items()}
+    def __getitem__(self, step: int) -> MixtureBatch:
+        which = 0
+        if (count := len(self.samplers)) > 1:
+            which = int(np.random.default_rng([self.seed, step, count]).choice(count, p=self.probabilities))
+        sampler, stream = self.samplers[which]
+        return MixtureBatch(which, sampler(step, np.random.default_rng([self.seed, step, *stream])))

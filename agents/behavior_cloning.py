@@ -1,0 +1,89 @@
+"""Behavior cloning as an objective: the cross-entropy of the exact probabilities of the legal text answers."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from agents.auxiliary_action_head import AuxiliaryActionHead
+from agents.bc_dataset import BCBatch, BCSampler, GameBatch, LabelledDataset
+from envs.games import find_game
+from vlm.decoding.candidate_scoring import CandidateScorer
+from vlm.image_features import ImageFeatures
+from vlm.model import PixelVLM
+from vlm.prompts import action_prompt
+from vlm.training.objective import Losses, Objective, encode_frames
+
+
+class BehaviorCloningObjective(Objective[PixelVLM, BCBatch]):
+    """Cross-entropy with the targets, over the same scores that play uses (`vlm.decoding.candidate_scoring`).
+
+    Args:
+        vlm: the model.
+        sampler: of batches.
+        action_names: of each game.
+        head: the auxiliary action head, if any.
+        aux_loss_weight: the weight of its cross-entropy.
+    """
+
+    attention = "eager"  # on a CPU, backward through sdpa is slower over so few tokens
+
+    def __init__(
+        self,
+        vlm: PixelVLM,
+        sampler: BCSampler,
+        action_names: Mapping[str, Sequence[str]],
+        head: AuxiliaryActionHead | None = None,
+        aux_loss_weight: float = 1.0,
+    ):
+        super().__init__(vlm, sampler)
+        self.head, self.aux_loss_weight = head, aux_loss_weight
+        self.scorers = {
+            game: CandidateScorer(vlm, action_prompt(find_game(game).title, names), names)
+            for game, names in action_names.items()
+        }
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return the auxiliary action head."""
+        return {"action_head": self.head} if self.head else {}
+
+    def encode(self, batch: BCBatch) -> list[ImageFeatures]:
+        """Return the features of each game's frames."""
+        return [encode_frames(self.vlm, part.frames) for part in batch.games]
+
+    def loss(self, features: list[ImageFeatures], batch: BCBatch) -> Losses:
+        """Return the mean loss over games, and for each game its loss, its accuracy and its auxiliary loss."""
+        losses: list[Tensor] = []
+        metrics: dict[str, Tensor] = {}
+        for part, own in zip(batch.games, features, strict=True):
+            if not batch.aux_only or self.head is None:
+                log_probs = self.scorers[part.game].log_probs(own)  # [B, A]
+                losses.append(_cross_entropy(log_probs, part))
+                metrics[f"{part.game}/loss"] = losses[-1]
+                accuracy = (log_probs.argmax(1) == part.targets.argmax(1)).float().mean()
+                metrics[f"{part.game}/action_accuracy"] = accuracy
+            if self.head:
+                aux = _cross_entropy(self.head(part.game, own.tokens), part)
+                losses.append(self.aux_loss_weight * aux)
+                metrics[f"{part.game}/aux_loss"] = aux
+        return Losses(torch.stack(losses).sum() / len(batch.games), metrics)
+
+
+def _cross_entropy(log_probs: Tensor, batch: GameBatch) -> Tensor:
+    return (batch.weights * -(batch.targets * log_probs).sum(1)).sum() / batch.weights.sum()
+
+
+def action_names_by_game(datasets: Sequence[LabelledDataset]) -> dict[str, tuple[str, ...]]:
+    """Return the action names of each game."""
+    return {dataset.data.info.game: dataset.data.info.action_names for dataset in datasets}
+
+
+def new_action_head(vlm: PixelVLM, datasets: Sequence[LabelledDataset], seed: int) -> AuxiliaryActionHead:
+    """Return an auxiliary action head for the games of some datasets, with weights drawn from a seed."""
+    games = {
+        dataset.data.info.game: (*dataset.data.frame(0).shape[:2], len(dataset.data.info.action_names))
+        for dataset in datasets
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AuxiliaryActionHead(vlm, games).to(vlm.device)

@@ -1,0 +1,124 @@
+"""The configuration of behavior cloning, and its named configs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from agents.checkpoint_selection import SelectionConfig
+from agents.demonstrations import DemonstrationsConfig
+from common.command import require_at_least
+from common.errors import UserError
+from envs.games import find_game
+from vlm.training.config import UNSET_OUT, OptimizerConfig, RunConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class CloneData:
+    """What is learned from, and the losses."""
+
+    data: tuple[Path, ...] = ()
+    """Dataset directories of `agents.record`, of one game or of several."""
+    batch_size: int = 64
+    """Steps of a batch, shared by the games."""
+    game_weights: tuple[str, ...] = ()
+    """Games that take more or less of a batch than the others' 1, as in `--game-weights MsPacman=3`."""
+    targets: Literal["soft", "hard"] = "soft"
+    """soft: distributions by the expert's values; hard: its best action (or the player's, without labels)."""
+    target_temperature: float = 0.4
+    """Temperature of soft targets, in units of the dataset's mean advantage."""
+    argmax_weight: float = 0.1
+    """Share of a soft target that is its best action alone, which breaks ties."""
+    horizontal_flip: tuple[str, ...] = ()
+    """Games that are mirrored left to right half of the time, with their actions: where both sides of the screen obey
+    the same rules, as in a symmetric maze, this doubles the data."""
+    aux_loss_weight: float | None = None
+    """Weight of the auxiliary action head's loss (`agents.auxiliary_action_head`); None is 1 for a new model and 0 with
+    --init."""
+    aux_warmup_fraction: float = 0.0
+    """Share of the steps that begins with the auxiliary head alone, at twice the speed. For a decoder that cannot play
+    yet: one that can is set back by it (docs/log)."""
+    pvp_weight: float = 0.0
+    """Share of the steps that train pixel value prediction instead, so that the policy's encoder keeps detail."""
+    pvp_config: str = "with-play"
+    """The named config of `pretrain.pvp` whose data settings those steps follow."""
+    pvp_data: tuple[str, ...] = ()
+    """Where their images come from besides the demonstrations: recorded games and folders of pictures."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "batch_size")
+        require_at_least(self, 0, "aux_loss_weight")
+        for name in ("aux_warmup_fraction", "pvp_weight"):
+            if not 0 <= getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} must be at least 0 and less than 1, got {getattr(self, name)}")
+        self.weights_by_game()
+
+    def weights_by_game(self) -> dict[str, float]:
+        """Return the weight of each game that `game_weights` names."""
+        found = {}
+        for given in self.game_weights:
+            name, _, weight = given.partition("=")
+            if not weight.replace(".", "", 1).isdecimal() or float(weight) <= 0:
+                raise UserError(f"--game-weights: expected GAME=NUMBER above 0, as in MsPacman=3, got {given!r}")
+            found[find_game(name).name] = float(weight)
+        return found
+
+
+@dataclass(frozen=True)
+class CloneConfig(TrainConfig):
+    """Clone experts' play into one text policy."""
+
+    data: CloneData = CloneData()
+    demonstrations: DemonstrationsConfig = DemonstrationsConfig()
+    selection: SelectionConfig = SelectionConfig()
+
+
+_DEFAULT = CloneConfig(
+    RunConfig(UNSET_OUT, steps=4000),
+    optimizer=OptimizerConfig(3e-4, connector_learning_rate=1e-3, encoder_learning_rate=1e-3),
+)
+CONFIGS = {
+    "default": _DEFAULT,
+    # a first policy from demonstrations, after `pretrain.pvp --config policy`
+    "policy": _DEFAULT.replace(
+        steps=1600,
+        batch_size=64,
+        aux_loss_weight=1.0,
+        game_weights=("MsPacman=3",),
+        horizontal_flip=("MsPacman",),
+        pvp_weight=0.1,
+        eval_every=0,
+        learning_rate=7e-4,
+        encoder_learning_rate=1.2e-3,
+        connector_learning_rate=1.2e-3,
+        trainer=("warmup_steps=50", "save_steps=200"),
+    ),
+    # the released policy's last training, on games of its own labelled by the experts
+    "policy-last": _DEFAULT.replace(
+        steps=2800,
+        batch_size=128,
+        aux_loss_weight=1.0,
+        game_weights=("MsPacman=3",),
+        horizontal_flip=("MsPacman",),
+        target_temperature=0.3,
+        pvp_weight=0.05,
+        eval_every=0,
+        seed=13,
+        learning_rate=6e-4,
+        encoder_learning_rate=9e-4,
+        connector_learning_rate=9e-4,
+        trainer=("warmup_steps=30", "save_steps=100"),
+    ),
+    # the study games-nano
+    "games-nano": _DEFAULT.replace(
+        steps=800,
+        batch_size=32,
+        aux_loss_weight=1.0,
+        game_weights=("MsPacman=2",),
+        eval_every=0,
+        learning_rate=7e-4,
+        encoder_learning_rate=1.2e-3,
+        connector_learning_rate=1.2e-3,
+        trainer=("warmup_steps=40", "save_steps=200"),
+    ),
+}

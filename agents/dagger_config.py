@@ -1,0 +1,75 @@
+"""The configuration of DAgger, and its named configs."""
+
+from dataclasses import dataclass
+
+from agents.checkpoint_selection import SELECTION_SEED
+from agents.clone_config import CONFIGS as CLONE_CONFIGS
+from agents.clone_config import CloneConfig
+from agents.demonstrations import default_expert
+from agents.registry import EXPERTS
+from common.command import require_at_least
+from common.errors import UserError
+from vlm.training.config import UNSET_OUT, OptimizerConfig, RunConfig
+
+
+@dataclass(frozen=True)
+class DaggerOptions:
+    """The iterations of DAgger."""
+
+    game: tuple[str, ...] = ()
+    """The games to improve in; by default all that the checkpoint was trained on."""
+    iterations: int = 3
+    """How many iterations; more may be added to a finished run."""
+    episodes: int = 20
+    """Whole games of each that the policy plays in an iteration."""
+    expert: str = ""
+    """Who labels: planner, mspacman-expert, carnival-expert or paddle-expert; by default the expert of each game."""
+    label_every: int = 4
+    """Steps between labels."""
+    rollout_temperature: float = 0.3
+    """The temperature of recorded play: its mistakes are what is to be learned from."""
+    recording_weight: int = 1
+    """How often a recording counts among the data."""
+    lr_decay: float = 0.7
+    """What the learning rates are multiplied by from iteration to iteration."""
+    rollout_seed: int = 600
+    """The seed of the first iteration's games; each iteration has the next."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "episodes", "label_every", "recording_weight")
+        require_at_least(self, 0, "iterations")
+        if not 0 < self.lr_decay <= 1:
+            raise UserError(f"--lr-decay must be above 0 and at most 1, got {self.lr_decay}")
+        if self.expert and self.expert not in EXPERTS:
+            raise UserError(
+                f"expected --expert {', '.join(EXPERTS)}, got {self.expert!r}; agents.record takes others, and "
+                "agents.clone what it recorded"
+            )
+        if self.rollout_seed + self.iterations > SELECTION_SEED:
+            raise UserError(
+                f"--rollout-seed and its iterations must stay below {SELECTION_SEED}, which is reserved for choosing"
+            )
+
+    def expert_of(self, game: str) -> str:
+        """Return who labels a game."""
+        return self.expert or default_expert(game)
+
+
+@dataclass(frozen=True)
+class DaggerConfig(CloneConfig):
+    """Improve a policy by DAgger. The other settings are those of each iteration's training (`agents.clone`)."""
+
+    dagger: DaggerOptions = DaggerOptions()
+
+
+_DEFAULT = DaggerConfig(
+    RunConfig(UNSET_OUT, steps=1500),
+    optimizer=OptimizerConfig(1e-4, connector_learning_rate=3e-4, encoder_learning_rate=3e-4),
+).replace(eval_every=0)
+CONFIGS = {
+    "default": _DEFAULT,
+    # after `agents.clone --config policy`
+    "policy": DaggerConfig(**vars(CLONE_CONFIGS["policy"])).replace(
+        steps=1500, learning_rate=2.8e-4, connector_learning_rate=4.8e-4, encoder_learning_rate=4.8e-4
+    ),
+}

@@ -1,0 +1,122 @@
+"""The configuration of pixel value prediction, and its named configs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.command import require_at_least
+from common.errors import UserError
+from pretrain.pvp_prompts import NATIVE, parse_grid
+from vlm.pretrained import RELEASED_CAPTIONER, RELEASED_CLIP
+from vlm.training.config import UNSET_OUT, ModelConfig, RunConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class PvpModel(ModelConfig):
+    """The model that pixel value prediction starts from."""
+
+    vision_tower: Path | None = None
+    """A CLIP of `pretrain.contrastive` whose vision tower the encoder starts from."""
+    sinusoidal_init: bool = False
+    """Initialize number embeddings, and the positions of a new CLIP tower, with one sinusoidal encoding."""
+
+    def __post_init__(self) -> None:
+        if self.vision_tower and self.init:
+            raise UserError("--vision-tower and --init both name what the encoder starts from; give one")
+
+
+@dataclass(frozen=True)
+class PvpData:
+    """Images, questions and the loss of the answers."""
+
+    data: tuple[str, ...] = ()
+    """Where images come from: directories of recorded games, and folders of PNG and JPEG files."""
+    val_episodes: int = 0
+    """The last episodes of every recorded dataset, held out for evaluation."""
+    grid: str = NATIVE
+    """The grid that coordinates count on: 32 or 64 cells a side laid over the image, or its native pixels."""
+    order: str = "row,column"
+    """The order of coordinates: row,column as in the lab's code, or x,y as in the paper's text."""
+    size: tuple[int, int] = (210, 160)
+    """Rows and columns of the images, reached by whole factors and cropping."""
+    augmentation: float = 0.0
+    """Probability of changed colors, and of changed geometry, in an image."""
+    synthetic: float = 0.0
+    """Share of synthetic images."""
+    curriculum_fraction: float = 0.0
+    """Share of the steps over which augmentation and the fineness of synthetic images rise from zero."""
+    shuffle_targets: bool = False
+    """Answer every image with another's colors: a control that teaches the format and no detail."""
+    images: int = 8
+    """Images of a batch."""
+    questions: int = 48
+    """Questions about each image."""
+    label_std: float = 0.0
+    """Standard deviation, of 255, of Gaussian targets for numbers; 0 is the paper's loss."""
+    attention_supervision_weight: float = 0.0
+    """Weight of the attention supervision loss (`vlm.training.attention_supervision`); 0 is the paper's loss."""
+    caption_weight: float = 0.0
+    """Share of the steps that train captions of the recorded games instead, so that the encoder keeps their meaning;
+    a new model has the words of captions in its vocabulary."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "images", "questions")
+        for name in ("augmentation", "synthetic", "curriculum_fraction", "caption_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name.replace('_', '-')} must be from 0 to 1, got {getattr(self, name)}")
+        if self.caption_weight == 1:
+            raise UserError("--caption-weight must be less than 1, so that pixel values are trained; got 1.0")
+        if self.attention_supervision_weight < 0:
+            raise UserError(
+                f"--attention-supervision-weight must be at least 0, got {self.attention_supervision_weight}"
+            )
+        if self.shuffle_targets and self.images < 2:
+            raise UserError("--shuffle-targets needs --images of at least 2")
+        parse_grid(self.grid)
+
+
+@dataclass(frozen=True)
+class PvpConfig(TrainConfig):
+    """Train pixel value prediction."""
+
+    model: PvpModel = PvpModel()
+    data: PvpData = PvpData()
+
+
+_DEFAULT = PvpConfig(RunConfig(UNSET_OUT))
+CONFIGS = {
+    "default": _DEFAULT,
+    # beside play: the settings of `agents.clone --pvp-weight`
+    "with-play": _DEFAULT.replace(grid="32", images=8, questions=16, synthetic=0.2, augmentation=0.25, label_std=6.0),
+    # what the released policy was trained on before play
+    "policy": _DEFAULT.replace(preset="micro", sinusoidal_init=True, grid="32", steps=400),
+    # the study pvp-nano, out of distribution; it trains from the released CLIP's tower
+    "pvp-nano": _DEFAULT.replace(
+        preset="nano-clip",
+        vision_tower=RELEASED_CLIP,
+        sinusoidal_init=True,
+        grid="32",
+        val_episodes=2,
+        augmentation=1.0,
+        synthetic=0.5,
+        curriculum_fraction=0.5,
+        images=8,
+        questions=16,
+        label_std=6.0,
+        attention_supervision_weight=1.0,
+        steps=1000,
+        encoder_learning_rate=3e-4,
+        trainer=("warmup_steps=40", "save_steps=125"),
+    ),
+    # the study games-nano: plain frames of the games that are played, from the released captioner
+    "games-nano": _DEFAULT.replace(
+        init=RELEASED_CAPTIONER,
+        grid="32",
+        val_episodes=2,
+        images=16,
+        questions=16,
+        label_std=6.0,
+        steps=1000,
+        encoder_learning_rate=1e-3,
+        trainer=("warmup_steps=100", "save_steps=125"),
+    ),
+}

@@ -1,0 +1,269 @@
+"""`fit`: the one training loop, transformers' Trainer over a mixture of objectives.
+
+It starts from a model, trains roles at their own learning rates, resumes from its newest complete checkpoint, and
+writes `last`: a checkpoint with plain weights (adapters merged) that tells how it was made and which parameters moved.
+"""
+
+import contextlib
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import TrainerState
+
+from common.errors import UserError
+from common.files import atomic_file
+from common.run_arguments import require_same_arguments
+from vlm import checkpoint
+from vlm.device import best_device, is_main_process, world_size
+from vlm.model import PixelModel
+from vlm.precision import autocast
+from vlm.training import lora
+from vlm.training.config import RunConfig, TrainConfig
+from vlm.training.learning_rates import (
+    auxiliary_group,
+    module_learning_rates,
+    parameter_groups,
+    parameter_update_report,
+    snapshot,
+)
+from vlm.training.mixture import Mixture, MixtureBatch, MixtureDataset
+
+AUXILIARY = "auxiliary.safetensors"  # the modules that train beside the model, in a run and in its checkpoints
+DEFAULTS = {  # of TrainingArguments, where ours differ from the library's
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": "100",
+    "weight_decay": "0.05",
+    "save_steps": "500",
+    "save_total_limit": "1",
+    "logging_steps": "50",
+    "logging_nan_inf_filter": "false",
+    "report_to": "tensorboard",
+    "dataloader_num_workers": "1",
+    "dataloader_pin_memory": "false",
+    "optim": "adamw_torch_fused",
+}
+OWN_FLAGS = {"output_dir": "--out", "max_steps": "--steps", "seed": "--seed", "learning_rate": "--learning-rate"}
+
+
+class TrainingModule(nn.Module):
+    """The model, the auxiliary modules and the mixture's loss as one module, as the Trainer wants it."""
+
+    def __init__(self, mixture: Mixture, bf16: bool | None):
+        super().__init__()
+        self.mixture, self.bf16 = mixture, bf16
+        self.model, self.auxiliary = mixture.vlm.model, mixture.auxiliary()
+        self._attention: str | None = None
+        if not any(parameter.ndim == 5 for parameter in self.model.parameters()):  # 3D convolutions have no such layout
+            self.model.to(memory_format=torch.channels_last)  # convolutions train a third faster
+
+    def forward(self, batch: MixtureBatch) -> dict[str, Any]:
+        """Return `loss` and `metrics` of a batch."""
+        vlm, objective = self.mixture.vlm, self.mixture.objectives[batch.objective]
+        if self._attention != objective.attention:
+            vlm.set_attn_implementation(objective.attention)
+            self._attention = objective.attention
+        with autocast(vlm.device, self.bf16):
+            losses = self.mixture.loss(batch)
+        return {"loss": losses.loss, "metrics": losses.metrics}
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Recompute activations in the backward pass; the Trainer calls it when asked to."""
+        self.model.gradient_checkpointing_enable(**options)
+
+
+def _only(batches: list[MixtureBatch]) -> dict[str, MixtureBatch]:
+    return {"batch": batches[0]}
+
+
+class VlmTrainer(Trainer):
+    """transformers' Trainer over whole batches, whose checkpoints are ours with the optimizer's state beside them."""
+
+    model: TrainingModule
+
+    def __init__(self, module: TrainingModule, groups: list[dict], metadata: dict[str, Any], **options: Any):
+        self.groups, self.metadata = groups, metadata
+        self._metrics: dict[str, list[Tensor]] = {}
+        super().__init__(model=module, data_collator=_only, **options)
+
+    def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
+        """Build the optimizer that `optim` names over the parameter groups of the roles."""
+        build, options = self.get_optimizer_cls_and_kwargs(self.args)
+        self.optimizer = build(self.groups, **options)
+        return self.optimizer
+
+    def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
+        return SequentialSampler(self.train_dataset)
+
+    def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, **_: Any) -> Any:
+        """Return the loss; the log gets the means of the other metrics since its last entry."""
+        out = model(**inputs)
+        for name, value in out["metrics"].items():
+            self._metrics.setdefault(name, []).append(value.detach())
+        return (out["loss"], out) if return_outputs else out["loss"]
+
+    def log(self, logs: dict[str, float], *rest: Any) -> None:
+        """Add the mean of each metric over the batches that had it."""
+        if "loss" in logs:
+            logs |= {name: round(float(torch.stack(values).nanmean()), 4) for name, values in self._metrics.items()}
+            self._metrics.clear()
+        super().log(logs, *rest)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if is_main_process():
+            directory = Path(output_dir or str(self.args.output_dir))
+            lora.save(self.model.mixture.vlm, directory, self.metadata)
+            save_auxiliary(self.model.auxiliary, directory)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        directory = Path(resume_from_checkpoint)
+        lora.restore(self.model.mixture.vlm, directory)
+        load_auxiliary(self.model.auxiliary, directory)
+
+
+def save_auxiliary(modules: nn.Module, directory: Path) -> None:
+    """Write the weights of auxiliary modules into a directory, if there are any."""
+    if tensors := {name: tensor.detach().cpu().contiguous() for name, tensor in modules.state_dict().items()}:
+        with atomic_file(directory / AUXILIARY) as temporary:
+            save_file(tensors, temporary)
+
+
+def load_auxiliary(modules: nn.Module, directory: Path) -> None:
+    """Load what `save_auxiliary` wrote.
+
+    Raises:
+        CheckpointError: the file is missing or holds other modules.
+    """
+    expected = {name: tensor.shape for name, tensor in modules.state_dict().items()}
+    if not expected:
+        return
+    file = directory / AUXILIARY
+    if not file.is_file():
+        raise checkpoint.CheckpointError(
+            f"expected {AUXILIARY} in {directory}: was this run begun without its modules?"
+        )
+    found = load_file(file)
+    if {name: tensor.shape for name, tensor in found.items()} != expected:
+        raise checkpoint.CheckpointError(f"{file} holds other modules; move it away to begin with new ones")
+    modules.load_state_dict(found)
+
+
+def trainer_options(options: Sequence[str]) -> dict[str, str]:
+    """Return `--trainer` options by name, over our defaults.
+
+    Raises:
+        UserError: not NAME=VALUE, no option of TrainingArguments, or one that has a flag of its own.
+    """
+    known = {field.name for field in fields(TrainingArguments) if field.init}
+    found = dict(DEFAULTS)
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise UserError(f"--trainer: expected NAME=VALUE, as in save_steps=200, got {option!r}")
+        if name in OWN_FLAGS:
+            raise UserError(f"--trainer: {name} has a flag of its own, {OWN_FLAGS[name]}")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise UserError(f"--trainer: TrainingArguments has no {name!r}; nearest: {near}")
+        found[name] = value
+    return found
+
+
+def _parse_bool(options: dict[str, str], name: str) -> bool | None:
+    value = options.pop(name, None)
+    if value is None or value.lower() in ("true", "false"):
+        return None if value is None else value.lower() == "true"
+    raise UserError(f"--trainer: expected {name}=true or {name}=false, got {value!r}")
+
+
+def training_arguments(run: RunConfig) -> tuple[TrainingArguments, bool | None]:
+    """Return transformers' arguments for a run, and whether to compute in bfloat16 (None: where it is native).
+
+    bfloat16 is computed by our own autocast, which leaves the weights and the losses in float32.
+    """
+    options = trainer_options(run.trainer)
+    bf16 = _parse_bool(options, "bf16")
+    options |= {
+        "output_dir": str(run.out / "checkpoints"),
+        "seed": str(run.seed),
+        "per_device_train_batch_size": "1",  # an item is a whole batch
+        "remove_unused_columns": "false",
+    }
+    if world_size() > 1:
+        options["ddp_find_unused_parameters"] = "true"  # a step may leave an auxiliary module out
+        if best_device().type == "cpu":
+            options["use_cpu"] = "true"  # else the processes do not find each other
+    try:
+        (arguments,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(
+            [word for name, value in options.items() for word in (f"--{name}", value)]
+        )
+    except (ValueError, SystemExit) as error:
+        raise UserError(f"--trainer {' '.join(run.trainer)}: {error}") from error
+    batches_per_step = world_size() * arguments.gradient_accumulation_steps
+    arguments.max_steps = max(1, run.steps // batches_per_step)
+    return arguments, bf16
+
+
+def newest_complete_checkpoint(directory: Path) -> Path | None:
+    """Return the checkpoint of the most steps whose files are all there, or None."""
+    steps: dict[Path, int] = {}
+    for place in directory.glob("checkpoint-*"):
+        with contextlib.suppress(OSError, ValueError):  # the file is the last that is written: missing or cut short
+            steps[place] = TrainerState.load_from_json(str(place / "trainer_state.json")).global_step
+    return max(steps, key=lambda place: steps[place], default=None)
+
+
+def require_same_run(config: TrainConfig, ignore: Sequence[str] = ()) -> None:
+    """Write a run's configuration; raise `UserError` for a directory that holds a run with another one."""
+    if is_main_process():
+        require_same_arguments(config.run.out, config.to_flat(), ignore)
+
+
+def fit(
+    mixture: Mixture,
+    config: TrainConfig,
+    metadata: dict[str, Any] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    dtype: torch.dtype | None = None,
+    finish: Callable[[], dict[str, Any]] | None = None,
+    export: Callable[[Path], None] | None = None,
+) -> Path:
+    """Train the mixture's model, or resume; return the directory of the last checkpoint.
+
+    Args:
+        mixture: objectives over one model.
+        config: how to train; `config.run.out` names the run.
+        metadata: what `training.json` tells beside the configuration.
+        callbacks: of transformers' Trainer.
+        dtype: in which `last` stores the weights; by default as they are.
+        finish: called with the trained model, before `last` is written; returns more metadata.
+        export: writes files of its own into the directory of `last`.
+    """
+    arguments, bf16 = training_arguments(config.run)
+    require_same_run(config)
+    vlm: PixelModel = mixture.vlm
+    before = snapshot(vlm)
+    if config.optimizer.decoder == "lora":
+        lora.add_lora(vlm, config.optimizer.lora_rank)
+    module = TrainingModule(mixture, bf16)
+    groups = parameter_groups(vlm, module_learning_rates(config.optimizer), arguments.weight_decay)
+    groups += auxiliary_group(module.auxiliary, config.optimizer, arguments.weight_decay)
+    metadata = {**config.metadata(), **(metadata or {})}
+    dataset = MixtureDataset(mixture, config.run.steps, config.run.seed)
+    trainer = VlmTrainer(module, groups, metadata, args=arguments, train_dataset=dataset, callbacks=list(callbacks))
+    resumed = newest_complete_checkpoint(Path(str(arguments.output_dir)))
+    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    lora.merge(vlm)
+    last = config.run.out / "last"
+    metadata |= {"parameter_updates": parameter_update_report(before, vlm), **(finish() if finish else {})}
+    checkpoint.save(vlm, last, metadata, dtype, export)
+    if is_main_process():
+        save_auxiliary(module.auxiliary, config.run.out)
+    return last
