@@ -33,11 +33,6 @@ def action_prompt(title: str, action_names: Sequence[str]) -> str:
     return f"[play] {title} : {' , '.join(action_names)} {IMAGE} action :"
 
 
-def action_answer(name: str) -> str:
-    """Return the answer for an action."""
-    return name
-
-
 def parse_action(text: str, legal: Sequence[str]) -> str | None:
     """Return the legal action that equals an answer up to whitespace, or None."""
     name = " ".join(text.split())

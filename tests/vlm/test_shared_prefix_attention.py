@@ -11,36 +11,31 @@ from transformers import DynamicCache
 from common.errors import UserError
 from vlm.decoding.masks import causal_mask
 from vlm.decoding.packing import forward_packed
-from vlm.decoding.prefix import encode_prefix
-from vlm.decoding.shared_prefix_attention import IMPLEMENTATION, SharedPrefixKV, forward_with_shared_prefix
+from vlm.decoding.shared_prefix_attention import IMPLEMENTATION, CachedPrefix, forward_with_shared_prefix
 
 
-def forward(vlm, prefix, rows, tokens):
+def forward(family, rows, tokens):
     """Run text tokens after the prefixes of a family."""
-    words = torch.full((rows, tokens), 7)
+    vlm, cache = family.vlm, DynamicCache(config=family.vlm.decoder.config)
+    cached_prefix = CachedPrefix.encode(vlm, family.features(), family.shared)
+    embeddings = vlm.embed(torch.full((rows, tokens), 7))
     mask = causal_mask(torch.ones(1, tokens, dtype=torch.bool), torch.float32)
-    prefix_rows = torch.arange(len(prefix.embeddings)).repeat_interleave(rows // len(prefix.embeddings))
-    position_ids = prefix.position_ids_after(torch.arange(tokens), prefix_rows)
-    cache = DynamicCache(config=vlm.decoder.config)
-    states = forward_with_shared_prefix(
-        vlm, SharedPrefixKV.from_cache(prefix.cache(vlm)), cache, vlm.embed(words), position_ids, mask
-    )
-    return states, cache
+    return forward_with_shared_prefix(vlm, cached_prefix, cache, embeddings, torch.arange(tokens), mask), cache
 
 
 @torch.no_grad()
 def test_no_row_gets_a_copy_of_the_prefix(build_family):
     family = build_family("llava")
-    prefix, given = encode_prefix(family.vlm, family.features(), family.shared), []
+    given = []
     family.vlm.decoder.layers[0].self_attn.register_forward_pre_hook(
-        lambda _, __, kwargs: given.append(kwargs.get("shared_prefix")), with_kwargs=True
+        lambda _, __, kwargs: given.append(kwargs.get("cached_prefix")), with_kwargs=True
     )
-    states, cache = forward(family.vlm, prefix, rows=10, tokens=3)
-    alone, shared_prefix = given
-    assert alone is None
+    states, cache = forward(family, rows=10, tokens=3)
+    in_prefix, cached_prefix = given
+    assert in_prefix is None
     assert states.shape[:2] == (10, 3)
-    assert [keys.shape[0] for keys, _ in shared_prefix.layers] == [2, 2]
-    assert shared_prefix.layers[0][0].shape[2] == prefix.length
+    assert [keys.shape[0] for keys, _ in cached_prefix.layers] == [2, 2]
+    assert cached_prefix.layers[0][0].shape[2] == cached_prefix.prefix.length
     assert cache.layers[0].keys.shape[:3] == (10, 2, 3)  # the rows' own
 
 
@@ -62,30 +57,27 @@ def test_the_decoders_own_attention_is_restored_afterwards(build_family):
 
 def test_attention_that_is_more_than_a_softmax_is_refused(build_family):
     family = build_family("llava")
-    prefix = encode_prefix(family.vlm, family.features(), family.shared)
     layer = family.vlm.decoder.layers[0].self_attn
     layer.register_forward_pre_hook(
-        lambda _, args, kwargs: (args, {**kwargs, "softcap": 30.0} if "shared_prefix" in kwargs else kwargs),
+        lambda _, args, kwargs: (args, {**kwargs, "softcap": 30.0} if "cached_prefix" in kwargs else kwargs),
         with_kwargs=True,
     )
     with pytest.raises(UserError, match="attention options unsupported here: softcap"):
-        forward(family.vlm, prefix, 4, 3)
+        forward(family, 4, 3)
 
 
 def test_a_decoder_with_its_own_attention_is_refused(build_family, monkeypatch):
     family = build_family("llava")
-    prefix = encode_prefix(family.vlm, family.features(), family.shared)
     monkeypatch.setattr(type(family.vlm.decoder), "_supports_attention_backend", False)
     with pytest.raises(UserError, match="does not use transformers' attention interface; pack by mask"):
-        forward(family.vlm, prefix, 4, 3)
+        forward(family, 4, 3)
 
 
 def test_a_decoder_that_does_not_pass_on_the_prefix_is_refused(build_family):
     family = build_family("llava")
-    prefix = encode_prefix(family.vlm, family.features(), family.shared)
     family.vlm.decoder.layers[0].self_attn.register_forward_pre_hook(
-        lambda _, args, kwargs: (args, {name: kwargs[name] for name in kwargs if name != "shared_prefix"}),
+        lambda _, args, kwargs: (args, {name: kwargs[name] for name in kwargs if name != "cached_prefix"}),
         with_kwargs=True,
     )
     with pytest.raises(UserError, match="does not pass the shared prefix to its attention; pack by mask"):
-        forward(family.vlm, prefix, 4, 3)
+        forward(family, 4, 3)

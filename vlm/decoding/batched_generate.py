@@ -16,8 +16,8 @@ from transformers import DynamicCache
 
 from common.errors import UserError
 from vlm.decoding.masks import causal_mask
-from vlm.decoding.prefix import Prefix, SharedIds, embed_text, encode_prefix, gather_cache_rows
-from vlm.decoding.shared_prefix_attention import SharedPrefixKV, forward_with_shared_prefix
+from vlm.decoding.prefix import SharedIds, embed_text, gather_cache_rows
+from vlm.decoding.shared_prefix_attention import CachedPrefix, forward_with_shared_prefix
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 
@@ -56,20 +56,6 @@ def generate_batch(
     longest = max(part.shape[-1] for part in answers)
     padded = [functional.pad(part, (0, longest - part.shape[-1]), value=_pad_id(vlm)) for part in answers]
     return torch.cat(padded, dim=1)
-
-
-@dataclass(frozen=True)
-class CachedPrefix:
-    """Prefixes of B images with their keys and values, for any number of calls."""
-
-    prefix: Prefix
-    shared_prefix: SharedPrefixKV
-
-    @classmethod
-    def encode(cls, vlm: PixelVLM, features: ImageFeatures, shared_ids: SharedIds) -> "CachedPrefix":
-        """Run the decoder over the prefixes; see `encode_prefix`."""
-        prefix = encode_prefix(vlm, features, shared_ids)
-        return cls(prefix, SharedPrefixKV.from_cache(prefix.cache(vlm)))
 
 
 @torch.no_grad()
@@ -112,8 +98,8 @@ class DecodingState:
             raise UserError(
                 f"expected suffixes int[B, K, L], lengths int[B, K], got {list(suffixes.shape)}, {list(lengths.shape)}"
             )
-        self.vlm, self.suffixes, self.lengths = vlm, suffixes, lengths.to(suffixes.device)
-        self.prefix, self.shared_prefix = cached_prefix.prefix, cached_prefix.shared_prefix
+        self.vlm, self.cached_prefix = vlm, cached_prefix
+        self.suffixes, self.lengths = suffixes, lengths.to(suffixes.device)
         self.split_point, group_ids = self._cheapest_split()
         self.group_cache = DynamicCache(config=vlm.decoder.config)
         examples, self.prefix_group = pad_groups(group_ids)
@@ -185,12 +171,8 @@ class DecodingState:
         valid: Bool[Tensor, "R S"],
     ) -> Float[Tensor, "R T D"]:
         """Return the last hidden states of the last T of S tokens, `offsets` after their images' prefixes."""
-        images = len(self.suffixes)
-        rows = torch.arange(images, device=embeddings.device).repeat_interleave(len(embeddings) // images)
-        embeddings = embeddings.to(self.prefix.embeddings.dtype)
-        position_ids = self.prefix.position_ids_after(offsets, rows)
-        mask = causal_mask(valid, embeddings.dtype)[:, :, -embeddings.shape[1] :]
-        return forward_with_shared_prefix(self.vlm, self.shared_prefix, cache, embeddings, position_ids, mask)
+        mask = causal_mask(valid, self.cached_prefix.prefix.embeddings.dtype)[:, :, -embeddings.shape[1] :]
+        return forward_with_shared_prefix(self.vlm, self.cached_prefix, cache, embeddings, offsets, mask)
 
 
 def pad_groups(group_ids: Int[Tensor, "B K"]) -> tuple[Int[Tensor, " BU"], Int[Tensor, "B K"]]:

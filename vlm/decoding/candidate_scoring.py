@@ -81,7 +81,7 @@ class CandidateScorer:
                 f"{type(vlm.model).__name__} has M-RoPE positions, for which candidates cannot be scored yet; "
                 "generate answers instead (--decode generate)"
             )
-        self.vlm, self.candidates, self.cache_prompt = vlm, tuple(candidates), cache_prompt
+        self.vlm, self.cache_prompt = vlm, cache_prompt
         self._before, self._after = [*vlm.bos_ids, *self._encode(before)], self._encode(after)
         self.trie = CandidateTrie.build([self._encode(candidate) for candidate in candidates])
         self._layouts: dict[int, tuple[Tensor, Tensor]] = {}

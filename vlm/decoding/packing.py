@@ -25,8 +25,8 @@ from transformers import DynamicCache
 
 from common.errors import UserError
 from vlm.decoding.masks import additive_mask, causal_mask
-from vlm.decoding.prefix import Prefix, SharedIds, embed_text, encode_prefix
-from vlm.decoding.shared_prefix_attention import SharedPrefixKV, forward_with_shared_prefix
+from vlm.decoding.prefix import SharedIds, embed_text, encode_prefix
+from vlm.decoding.shared_prefix_attention import CachedPrefix, forward_with_shared_prefix
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 
@@ -55,7 +55,7 @@ def forward_packed(
         raise UserError(f"expected suffixes int[B, K, L], got {list(suffixes.shape)}")
     if method not in _METHODS:
         raise UserError(f"expected a method ({', '.join(_METHODS)}), got {method!r}")
-    return _METHODS[method](vlm, encode_prefix(vlm, features, shared_ids), suffixes)
+    return _METHODS[method](vlm, features, shared_ids, suffixes)
 
 
 def forward_packed_with_attention(
@@ -69,10 +69,9 @@ def forward_packed_with_attention(
 
     Weights are by layer index, over the prefix's P tokens and then the suffix's own L.
     """
-    prefix = encode_prefix(vlm, features, shared_ids)
-    shared_prefix = SharedPrefixKV.from_cache(prefix.cache(vlm), layers)
-    states = _forward_suffixes(vlm, prefix, shared_prefix, suffixes)
-    recorded = shared_prefix.attention_weights.items()
+    cached_prefix = CachedPrefix.encode(vlm, features, shared_ids, layers)
+    states = _forward_suffixes(vlm, cached_prefix, suffixes)
+    recorded = cached_prefix.attention_weights.items()
     return states, {layer: w.unflatten(0, suffixes.shape[:2]) for layer, w in recorded if w is not None}
 
 
@@ -89,25 +88,23 @@ def pad_token_lists(
     return torch.tensor(padded), lengths
 
 
-def _forward_by_mask(vlm: PixelVLM, prefix: Prefix, suffixes: Tensor) -> Tensor:
+def _forward_by_mask(vlm: PixelVLM, features: ImageFeatures, shared_ids: Tensor, suffixes: Tensor) -> Tensor:
     """Return the states of suffixes, as those of one empty branch."""
     no_tokens, no_length = suffixes.new_zeros(len(suffixes), 1, 0), suffixes.new_zeros(1, 1)
-    return _forward_tree(vlm, prefix, no_tokens, no_length, suffixes[:, None])[:, 0]
+    return forward_packed_tree(vlm, features, shared_ids, no_tokens, no_length, suffixes[:, None])[:, 0]
 
 
-def _forward_by_cache(vlm: PixelVLM, prefix: Prefix, suffixes: Tensor) -> Tensor:
-    return _forward_suffixes(vlm, prefix, SharedPrefixKV.from_cache(prefix.cache(vlm)), suffixes)
+def _forward_by_cache(vlm: PixelVLM, features: ImageFeatures, shared_ids: Tensor, suffixes: Tensor) -> Tensor:
+    return _forward_suffixes(vlm, CachedPrefix.encode(vlm, features, shared_ids), suffixes)
 
 
-def _forward_suffixes(vlm: PixelVLM, prefix: Prefix, shared_prefix: SharedPrefixKV, suffixes: Tensor) -> Tensor:
-    batch, count, length = suffixes.shape
-    rows = torch.arange(batch, device=suffixes.device).repeat_interleave(count)
-    position_ids = prefix.position_ids_after(torch.arange(length, device=suffixes.device), rows)
-    embeddings = embed_text(vlm, suffixes.flatten(0, 1)).to(prefix.embeddings.dtype)  # [B * K, L, D]
-    mask = causal_mask(torch.ones(1, length, dtype=torch.bool, device=embeddings.device), embeddings.dtype)
+def _forward_suffixes(vlm: PixelVLM, cached_prefix: CachedPrefix, suffixes: Tensor) -> Tensor:
+    embeddings, length = embed_text(vlm, suffixes.flatten(0, 1)), suffixes.shape[2]  # [B * K, L, D]
+    valid, offsets = torch.ones_like(suffixes[0, :1], dtype=torch.bool), torch.arange(length, device=suffixes.device)
+    mask = causal_mask(valid, cached_prefix.prefix.embeddings.dtype)
     cache = DynamicCache(config=vlm.decoder.config)
-    states = forward_with_shared_prefix(vlm, shared_prefix, cache, embeddings, position_ids, mask)
-    return states.unflatten(0, (batch, count))
+    states = forward_with_shared_prefix(vlm, cached_prefix, cache, embeddings, offsets, mask)
+    return states.unflatten(0, suffixes.shape[:2])
 
 
 _METHODS = {"mask": _forward_by_mask, "cache": _forward_by_cache}
@@ -118,7 +115,7 @@ def forward_packed_tree(
     features: ImageFeatures,
     shared_ids: SharedIds,
     prefixes: Int[Tensor, "B E T"],
-    lengths: Int[Tensor, "B E"],
+    lengths: Int[Tensor, "_ E"],
     suffixes: Int[Tensor, "B E K L"],
 ) -> Float[Tensor, "B E K L D"]:
     """Return the last hidden states of K suffixes of each of E prefixes of each of B images, as of separate sequences.
@@ -132,13 +129,10 @@ def forward_packed_tree(
         features: of B images, from `PixelVLM.encode_images`.
         shared_ids: the text before every prefix; see `encode_prefix`.
         prefixes: token ids, padded on the right.
-        lengths: of the prefixes.
+        lengths: of the prefixes, int[B, E], or int[1, E] for all images.
         suffixes: token ids, padded on the right; the states of padding are meaningless.
     """
-    return _forward_tree(vlm, encode_prefix(vlm, features, shared_ids), prefixes, lengths, suffixes)
-
-
-def _forward_tree(vlm: PixelVLM, root: Prefix, prefixes: Tensor, lengths: Tensor, suffixes: Tensor) -> Tensor:
+    root = encode_prefix(vlm, features, shared_ids)
     layout = PackedTreeLayout(root.length, lengths, prefixes.shape[2], suffixes.shape[2], suffixes.shape[3])
     ids = torch.cat([prefixes.flatten(1), suffixes.flatten(1)], dim=1)
     embeddings = torch.cat([root.embeddings, embed_text(vlm, ids).to(root.embeddings.dtype)], dim=1)

@@ -53,21 +53,6 @@ class Prefix:
         position_ids = (largest if rows is None else largest[rows])[:, None] + 1 + offsets  # [R, T]
         return position_ids.expand(*self.position_ids.shape[:-2], *position_ids.shape)
 
-    def cache(self, vlm: PixelVLM) -> DynamicCache:
-        """Run the decoder over the prefix and return its keys and values, with gradients if they are enabled.
-
-        Raises:
-            UserError: the decoder filled no cache, which happens silently under gradient checkpointing.
-        """
-        cache = DynamicCache(config=vlm.decoder.config)
-        forward_with_cache(vlm, cache, self.embeddings, self.position_ids)
-        if cache.get_seq_length() != self.length:
-            raise UserError(
-                f"expected {type(vlm.decoder).__name__} to keep {self.length} tokens, it kept "
-                f"{cache.get_seq_length()}: gradient checkpointing forbids a cache; turn it off or pack by mask"
-            )
-        return cache
-
 
 def encode_prefix(vlm: PixelVLM, features: ImageFeatures, shared_ids: SharedIds) -> Prefix:
     """Return the prefixes of B images.

@@ -18,52 +18,70 @@ from torch.nn import functional
 from transformers import AttentionInterface, DynamicCache
 
 from common.errors import UserError
-from vlm.decoding.prefix import forward_with_cache
+from vlm.decoding.prefix import Prefix, SharedIds, encode_prefix, forward_with_cache
+from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 
 IMPLEMENTATION = "pvplay_shared_prefix"  # its name in transformers' attention interface
 
 
 @dataclass(frozen=True)
-class SharedPrefixKV:
-    """Keys and values of B prefixes of P tokens, a pair [B, heads, P, width] for each layer of the decoder.
+class CachedPrefix:
+    """B prefixes of P tokens with their keys and values, for any number of suffixes."""
 
-    attention_weights: by the index of each recorded layer, None before the forward pass, then the rows' weights
-    [R, T, heads, P + S]: to the prefix, then to their own S tokens.
-    """
-
+    prefix: Prefix
     layers: tuple[tuple[Tensor, Tensor], ...]
+    """Keys and values [B, heads, P, width] of each layer of the decoder."""
     attention_weights: dict[int, Tensor | None] = field(default_factory=dict)
+    """By the index of each recorded layer, the weights [R, T, heads, P + S] of the rows' last forward pass: to the
+    prefix, then to their own S tokens."""
 
     @classmethod
-    def from_cache(cls, cache: DynamicCache, recorded_layers: Sequence[int] = ()) -> "SharedPrefixKV":
-        """Return the content of a cache, and the layers whose attention weights to record."""
-        return cls(tuple((layer.keys, layer.values) for layer in cache.layers), dict.fromkeys(recorded_layers))
+    def encode(
+        cls, vlm: PixelVLM, features: ImageFeatures, shared_ids: SharedIds, recorded_layers: Sequence[int] = ()
+    ) -> "CachedPrefix":
+        """Run the decoder over prefixes (`encode_prefix`), with gradients if they are enabled.
+
+        Raises:
+            UserError: as `encode_prefix`, or the decoder filled no cache, silently, under gradient checkpointing.
+        """
+        prefix, cache = encode_prefix(vlm, features, shared_ids), DynamicCache(config=vlm.decoder.config)
+        forward_with_cache(vlm, cache, prefix.embeddings, prefix.position_ids)
+        if cache.get_seq_length() != prefix.length:
+            raise UserError(
+                f"expected {type(vlm.decoder).__name__} to keep {prefix.length} tokens, it kept "
+                f"{cache.get_seq_length()}: gradient checkpointing forbids a cache; turn it off or pack by mask"
+            )
+        layers = tuple((layer.keys, layer.values) for layer in cache.layers)
+        return cls(prefix, layers, dict.fromkeys(recorded_layers))
 
 
 def forward_with_shared_prefix(
     vlm: PixelVLM,
-    shared_prefix: SharedPrefixKV,
+    cached_prefix: CachedPrefix,
     cache: DynamicCache,
     embeddings: Float[Tensor, "R T D"],
-    position_ids: Int[Tensor, "R T"] | Int[Tensor, "3 R T"],
+    offsets: Int[Tensor, " T"] | Int[Tensor, "R T"],
     attention_mask: Float[Tensor, "_ 1 T own"],
 ) -> Float[Tensor, "R T D"]:
     """Return the decoder's last hidden states of R rows after B prefixes, R / B rows for each in the prefixes' order.
 
     Args:
         vlm: the model.
-        shared_prefix: of the B prefixes.
+        cached_prefix: of the B prefixes.
         cache: the rows' own tokens so far, without the prefix; the new tokens are added.
         embeddings: of the new tokens.
-        position_ids: of the new tokens, counted from the prefix's beginning.
+        offsets: of the new tokens from their prefix's end.
         attention_mask: additive, over the rows' own tokens; the prefix is visible to all.
 
     Raises:
         UserError: the decoder's class does not use transformers' attention interface.
     """
+    prefix, batch = cached_prefix.prefix, len(cached_prefix.prefix.embeddings)
+    rows = torch.arange(batch, device=embeddings.device).repeat_interleave(len(embeddings) // batch)
+    embeddings, position_ids = embeddings.to(prefix.embeddings.dtype), prefix.position_ids_after(offsets, rows)
     with _shared_prefix_attention(vlm):
-        return forward_with_cache(vlm, cache, embeddings, position_ids, attention_mask, shared_prefix=shared_prefix)
+        return forward_with_cache(vlm, cache, embeddings, position_ids, attention_mask, cached_prefix=cached_prefix)
 
 
 @contextmanager
@@ -88,17 +106,17 @@ def _attend(
     attention_mask: Float[Tensor, "_ 1 T S"],
     scaling: float,
     dropout: float = 0.0,
-    shared_prefix: SharedPrefixKV | None = None,
+    cached_prefix: CachedPrefix | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "R T heads width"], None]:
     """Return the attention output, as transformers' attention functions do; `key` and `value` are the rows' own."""
     unsupported = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
-    if shared_prefix is None:
+    if cached_prefix is None:
         raise UserError(f"{type(module).__name__} does not pass the shared prefix to its attention; pack by mask")
     if unsupported:
         raise UserError(f"{type(module).__name__} needs attention options unsupported here: {', '.join(unsupported)}")
     layer: Any = module.layer_idx
-    prefix_key, prefix_value = shared_prefix.layers[layer]
+    prefix_key, prefix_value = cached_prefix.layers[layer]
     batch, groups, prefix_length, _ = prefix_key.shape
     inner = (len(query) // batch, query.shape[1] // groups, query.shape[2])  # rows, heads of a group, tokens
     # queries and scores as [B, groups, rows, heads of a group, T, ...]
@@ -108,8 +126,8 @@ def _attend(
     mask = attention_mask.expand(batch * inner[0], -1, -1, -1).unflatten(0, (batch, inner[0]))[:, None]
     own_scores = query @ key.mT + mask
     weights = torch.cat([prefix_scores, own_scores], dim=-1).softmax(-1, dtype=torch.float32).to(query.dtype)
-    if layer in shared_prefix.attention_weights:
-        shared_prefix.attention_weights[layer] = weights.permute(0, 2, 4, 1, 3, 5).flatten(0, 1).flatten(2, 3)
+    if layer in cached_prefix.attention_weights:
+        cached_prefix.attention_weights[layer] = weights.permute(0, 2, 4, 1, 3, 5).flatten(0, 1).flatten(2, 3)
     weights = functional.dropout(weights, dropout, module.training)
     prefix_output = (weights[..., :prefix_length].flatten(2, 4) @ prefix_value).unflatten(2, inner)
     output = prefix_output + weights[..., prefix_length:] @ value

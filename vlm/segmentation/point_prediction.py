@@ -25,8 +25,9 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
-from vlm.decoding.batched_generate import CachedPrefix, last_hidden_states
+from vlm.decoding.batched_generate import last_hidden_states
 from vlm.decoding.packing import pad_token_lists
+from vlm.decoding.shared_prefix_attention import CachedPrefix
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.prompts import MASK_PREFIX, POINT_ANSWERS, POINT_END, point_prompt
