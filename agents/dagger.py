@@ -13,6 +13,7 @@ killed reaches the same weights when its command is repeated.
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from agents.clone import clone
 from agents.clone_config import CloneConfig
 from agents.dagger_config import CONFIGS, DaggerConfig, DaggerOptions
 from agents.label_noise import expert_self_agreement
-from common.command import run
+from common.command import command, run
 from common.errors import UserError
 from common.files import write_text_atomically
 from common.results import new_result, read_result, write_result
@@ -133,11 +134,7 @@ def write_iterations(file: Path, rows: list[dict[str, Any]], noise: dict[str, di
     write_result(file, result)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    print(f"the policy is in {run_dagger(parse_config(CONFIGS, argv, __doc__))}")
-    return 0
-
+main = command(partial(parse_config, CONFIGS, description=__doc__), run_dagger, __doc__, "the policy is in {}")
 
 if __name__ == "__main__":
     sys.exit(run(main))

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import tyro
+
 from common.errors import UserError
 
 
@@ -29,3 +31,23 @@ def require_at_least(args: Any, minimum: float, *names: str) -> None:
         value = getattr(args, name)
         if value is not None and value < minimum:
             raise UserError(f"--{name.replace('_', '-')} must be at least {minimum:g}, got {value}")
+
+
+def command(
+    args: type | Callable[[list[str] | None], Any], action: Callable[[Any], Any], description: str | None, message: str
+) -> Callable[..., int]:
+    """Return the `main` of a command: it parses a command line, acts on it and prints a message.
+
+    Args:
+        args: the dataclass of the arguments, or a function that parses a command line (None: that of the process).
+        action: called with the parsed arguments.
+        description: the head of the command's file.
+        message: printed at the end; `{}` stands for what the action returns.
+    """
+
+    def main(argv: list[str] | None = None) -> int:
+        parsed = tyro.cli(args, args=argv, description=description) if isinstance(args, type) else args(argv)
+        print(message.format(action(parsed)))
+        return 0
+
+    return main

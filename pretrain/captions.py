@@ -12,9 +12,10 @@ a run that was killed.
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from common.command import run
+from common.command import command, run
 from pretrain.caption_objective import CaptionData, CaptionObjective
 from pretrain.data.frame_captions import caption_tokenizer
 from vlm import checkpoint
@@ -57,11 +58,7 @@ def train_captions(config: CaptionConfig) -> Path:
     return fit(mixture, config, {"images_of": sorted(config.data.data)})
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    print(f"the model is in {train_captions(parse_config(CONFIGS, argv, __doc__))}")
-    return 0
-
+main = command(partial(parse_config, CONFIGS, description=__doc__), train_captions, __doc__, "the model is in {}")
 
 if __name__ == "__main__":
     sys.exit(run(main))

@@ -12,12 +12,13 @@ loads with plain `CLIPModel.from_pretrained`, and its tower fits the encoder of 
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from common.command import run
+from common.command import command, run
 from common.errors import UserError
 from envs.episodes import EpisodeDataset
 from pretrain.contrastive_objective import ContrastiveData, ContrastiveObjective, ContrastiveSampler
@@ -86,11 +87,7 @@ def train_contrastive(config: ContrastiveConfig) -> Path:
     return fit(Mixture({"contrastive": ContrastiveObjective(clip, sampler)}), config, {"images_of": games}, dtype=dtype)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    print(f"the CLIP is in {train_contrastive(parse_config(CONFIGS, argv, __doc__))}")
-    return 0
-
+main = command(partial(parse_config, CONFIGS, description=__doc__), train_contrastive, __doc__, "the CLIP is in {}")
 
 if __name__ == "__main__":
     sys.exit(run(main))

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from PIL import Image
 
-from common.command import run
+from common.command import command, run
 from common.errors import UserError
 from envs.atari import make_envs
 from envs.games import find_game
@@ -71,11 +70,7 @@ def show(args: Args) -> Path:
     return file
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    print(f"the image is {show(tyro.cli(Args, args=argv, description=__doc__))}")
-    return 0
-
+main = command(Args, show, __doc__, "the image is {}")
 
 if __name__ == "__main__":
     sys.exit(run(main))

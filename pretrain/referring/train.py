@@ -14,12 +14,13 @@ paper's lab. The same command resumes a run that was killed.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common.command import run
+from common.command import command, run
 from common.errors import UserError
 from pretrain.referring.config import CONFIGS, GAMES, PHOTOGRAPH_SIZE, ReferringConfig, ReferringData
 from pretrain.referring.mask_objective import MaskHeadObjective, MaskSampler
@@ -105,11 +106,7 @@ def train_referring(config: ReferringConfig) -> Path:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    print(f"the model is in {train_referring(parse_config(CONFIGS, argv, __doc__))}")
-    return 0
-
+main = command(partial(parse_config, CONFIGS, description=__doc__), train_referring, __doc__, "the model is in {}")
 
 if __name__ == "__main__":
     sys.exit(run(main))
