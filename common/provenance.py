@@ -26,8 +26,8 @@ def git_commit() -> str:
 
 
 def changed() -> bool:
-    """Return whether a tracked file of the checkout differs from its commit."""
-    return bool(_git("status", "--porcelain", "--untracked-files=no"))
+    """Return whether a tracked file differs from the commit; results, which commands write, do not count."""
+    return bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!experiments/results"))
 
 
 def package_versions() -> dict[str, str]:
