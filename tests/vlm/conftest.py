@@ -24,8 +24,8 @@ from vlm.image_input import ImageConfig
 from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.prompts import PIXEL_PREFIX
-from vlm.training.objective import Batch, Losses, Objective
 from vlm.tokenizer import build_tokenizer
+from vlm.training.objective import Batch, Losses, Objective
 
 IMAGE = 60  # of 64 tokens, 1 to 56 are text
 TEXT = {

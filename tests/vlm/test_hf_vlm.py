@@ -154,8 +154,8 @@ def test_it_generates_the_same_text_after_a_round_trip_through_a_checkpoint(mode
 def test_it_trains_and_evaluates_pvp_and_segments_by_points(model_dir, tmp_path):
     Image.fromarray(frames()[0, 0]).save(tmp_path / "frame.png")
     config = CONFIGS["default"].replace(
-        out=tmp_path / "run", init=model_dir, synthetic=1, size=(40, 30), grid="8", images=2, questions=3, decoder="lora",
-        lora_rank=2, steps=2, trainer=("save_steps=2", "warmup_steps=1", "dataloader_num_workers=0"),
+        out=tmp_path / "run", init=model_dir, synthetic=1, size=(40, 30), grid="8", images=2, questions=3,
+        decoder="lora", lora_rank=2, steps=2, trainer=("save_steps=2", "warmup_steps=1", "dataloader_num_workers=0"),
     )  # fmt: skip
     last = pvp.train_pvp(config)
     updates = checkpoint.read_training(last)["parameter_updates"]
