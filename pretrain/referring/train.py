@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from common.command import command, run
+from common.command import command
 from common.errors import UserError
 from pretrain.referring.config import CONFIGS, GAMES, PHOTOGRAPH_SIZE, ReferringConfig, ReferringData
 from pretrain.referring.mask_objective import MaskHeadObjective, MaskSampler
@@ -107,6 +107,3 @@ def train_referring(config: ReferringConfig) -> Path:
 
 
 main = command(partial(parse_config, CONFIGS, description=__doc__), train_referring, __doc__, "the model is in {}")
-
-if __name__ == "__main__":
-    sys.exit(run(main))
