@@ -6,9 +6,19 @@ import pickle
 from types import FunctionType
 
 import pytest
+import torch
 from torch import nn
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start; tests run in one process a core
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_modifyitems(items):
+    """Mark as fast what is not marked as slow."""
+    for item in items:
+        if item.get_closest_marker("slow") is None:
+            item.add_marker("fast")
 
 
 class _ModuleFinder(pickle.Pickler):
