@@ -2,7 +2,7 @@
 
 import io
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -45,30 +45,27 @@ def effect_chart(effects: list[Effect], axis: str) -> str:
             parts.append(f'<text x="{x(tick)}" y="{bottom + 11}" class="tick" text-anchor="middle">{tick:g}</text>')
     for number, effect in enumerate(effects):
         parts += _effect_marks(effect, LINE * number + LINE / 2, x)
-    parts.append(f'<text x="0" y="{bottom + 11}" class="tick">{escape(axis)}</text>' if len(axis) < 20 else "")
-    parts.append(f'<text x="0" y="{bottom + 24}" class="tick">{escape(axis)}</text>' if len(axis) >= 20 else "")
-    height = bottom + (28 if len(axis) >= 20 else 15)
+    below = bottom + (11 if len(axis) < 20 else 24)  # a short label fits beside the ticks
+    parts.append(f'<text x="0" y="{below}" class="tick">{escape(axis)}</text>')
     label = escape("; ".join(f"{effect.label}: {effect.text}" for effect in effects), quote=True)
-    return f'<svg viewBox="0 0 {WIDTH} {height}" class="effects" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {below + 4}" class="effects" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    )
 
 
-def _effect_marks(effect: Effect, y: float, x: Any) -> list[str]:
+def _effect_marks(effect: Effect, y: float, x: Callable[[float], float]) -> list[str]:
     kind = "paper" if effect.from_paper else "ours"
-    texts = [
+    marks = [
         f'<text x="0" y="{y + 4}">{escape(effect.label)}</text>',
         f'<text x="{WIDTH}" y="{y + 4}" text-anchor="end" class="{kind}">{escape(effect.text)}</text>',
     ]
-    if effect.value is None:
-        return texts
-    at = x(effect.value)
-    if effect.from_paper:
-        return [*texts, f'<path d="M{at - 5} {y}l5 -5l5 5l-5 5z" class="paper"/>']
-    ends = x(effect.value - effect.half_width), x(effect.value + effect.half_width)
-    return [
-        *texts,
-        f'<line x1="{ends[0]}" x2="{ends[1]}" y1="{y}" y2="{y}" class="ours"/>',
-        f'<circle cx="{at}" cy="{y}" r="3.5" class="ours"/>',
-    ]
+    if effect.value is not None and effect.from_paper:
+        marks.append(f'<path d="M{x(effect.value) - 5} {y}l5 -5l5 5l-5 5z" class="paper"/>')
+    elif effect.value is not None:
+        left, right = x(effect.value - effect.half_width), x(effect.value + effect.half_width)
+        marks.append(f'<line x1="{left}" x2="{right}" y1="{y}" y2="{y}" class="ours"/>')
+        marks.append(f'<circle cx="{x(effect.value)}" cy="{y}" r="3.5" class="ours"/>')
+    return marks
 
 
 def curve_chart(rows: list[Row], regime: str, name: str) -> Chart:

@@ -1,10 +1,11 @@
 """The verdict of each study on the paper's claim, and its effects beside the paper's number (Gou et al. 2024)."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from envs.games import find_game
-from experiments.statistics import Mean, Row, difference, filter_rows, paired_differences
+from experiments.statistics import Mean, Row, difference, filter_rows, games_of, paired_differences
 
 PAPER_GAMES = (80.34, 70.54)  # mean score in two games
 PAPER_CIOU = 10.19  # on average
@@ -44,20 +45,17 @@ class Finding:
     axis: str
 
 
-def headline_findings(results: dict[str, list[Row]]) -> list[Finding]:
-    """Return the three findings, of the rows of each study by name; a study without rows is not measured yet."""
-    return [
-        precision_finding(results.get("pvp-nano", [])),
-        play_finding(results.get("games-nano", [])),
-        segmentation_finding(results.get("refer-nano", [])),
-    ]
+def headline_findings(results: Mapping[str, dict[str, Any]]) -> list[Finding]:
+    """Return the three findings, of results by name; a study without one is not measured yet."""
+    studies = {"pvp-nano": precision_finding, "games-nano": play_finding, "refer-nano": segmentation_finding}
+    return [find(results[name]["rows"] if name in results else []) for name, find in studies.items()]
 
 
 def _unmeasured(study: str) -> tuple[str, str]:
     return "Not measured yet", f"python -m experiments.run {study} measures it."
 
 
-def _pvp_alone(means: list[Mean], digits: int, scale: float = 1.0) -> str:
+def _pvp_alone(means: Collection[Mean], digits: int, scale: float = 1.0) -> str:
     """Return PVP's own part as the end of a sentence."""
     values = " and ".join(f"{scale * mean.value:+.{digits}f}" for mean in means)
     return f"PVP's own part is {values}" + ("" if any(mean.sign for mean in means) else ", not distinguishable from 0")
@@ -85,65 +83,42 @@ def precision_finding(rows: list[Row]) -> Finding:
         sentence = f"Unfreezing the encoder changes the error of pixel values by {texts}."
     effects = [Effect.of(name, mean, 0, 100, " %") for name, mean in changes.items()]
     effects.append(Effect("paper", "lower (no number)", from_paper=True))
-    return Finding(
-        "pvp-nano",
-        "A frozen encoder costs pixel precision",
-        verdict,
-        sentence,
-        effects,
-        "change of the error by unfreezing, %; lower is better",
-    )
+    axis = "change of the error by unfreezing, %; lower is better"
+    return Finding("pvp-nano", "A frozen encoder costs pixel precision", verdict, sentence, effects, axis)
 
 
 def play_finding(rows: list[Row]) -> Finding:
     """Return what PVP and an unfrozen encoder add to scores, with all demonstrations."""
-    games = sorted({row["game"] for row in rows if "data_fraction" in row})
     both, pvp = (
-        {find_game(game).title: mean for game in games if (mean := paired_differences(rows, 1.0, game, *pair)[0])}
+        {find_game(g).title: mean for g in games_of(rows) if (mean := paired_differences(rows, 1.0, g, *pair)[0])}
         for pair in (BOTH, PVP)
     )
     verdict, sentence, effects = *_unmeasured("games-nano"), []
     if both and pvp:
         verdict = _verdict(both.values(), pvp.values())
         added = " and ".join(f"{mean.value:+.0f} in {game}" for game, mean in both.items())
-        sentence = f"Together they change the mean score by {added}; {_pvp_alone(list(pvp.values()), 0)}."
+        sentence = f"Together they change the mean score by {added}; {_pvp_alone(pvp.values(), 0)}."
         for name, means in (("both", both), ("PVP alone", pvp)):
             effects += [Effect.of(f"{game}, {name}", mean, 0) for game, mean in means.items()]
     effects += [Effect(f"paper, game {n}", f"+{gain}", gain, from_paper=True) for n, gain in enumerate(PAPER_GAMES, 1)]
-    return Finding(
-        "games-nano",
-        "PVP and unfreezing help play",
-        verdict,
-        sentence,
-        effects,
-        "points of mean score; the paper's games are others: compare signs",
-    )
+    axis = "points of mean score; the paper's games are others: compare signs"
+    return Finding("games-nano", "PVP and unfreezing help play", verdict, sentence, effects, axis)
 
 
 def segmentation_finding(rows: list[Row]) -> Finding:
     """Return what PVP and an unfrozen encoder add to referring segmentation by the mask head."""
-    own = filter_rows(rows, mask="head", set="test")
-
-    def effect(condition: tuple[str, str], other: tuple[str, str]) -> Mean | None:
-        with_it, without = (filter_rows(own, encoder=encoder, pvp=pvp) for encoder, pvp in (condition, other))
-        return difference(with_it, without, "ciou")
-
-    means = {
-        "both": effect(*BOTH),
-        "both, new decoder": effect(("adapted", "encoder_only"), BOTH[1]),
-        "PVP alone": effect(*PVP),
-        "unfreezing alone": effect(*UNFREEZING),
-    }
+    own, means = filter_rows(rows, mask="head", set="test"), {}
+    new_decoder = (("adapted", "encoder_only"), BOTH[1])
+    pairs = {"both": BOTH, "both, new decoder": new_decoder, "PVP alone": PVP, "unfreezing alone": UNFREEZING}
+    for name, pair in pairs.items():
+        with_it, without = (filter_rows(own, encoder=encoder, pvp=pvp) for encoder, pvp in pair)
+        if mean := difference(with_it, without, "ciou"):
+            means[name] = mean
     verdict, sentence = _unmeasured("refer-nano")
-    if (both := means["both"]) and (pvp := means["PVP alone"]):
+    if (both := means.get("both")) and (pvp := means.get("PVP alone")):
         verdict = _verdict([both], [pvp])
         sentence = f"Together they change cIoU by {both.text(1, 100, '+')} points; {_pvp_alone([pvp], 1, 100)}."
-    effects = [Effect.of(name, mean, 1, 100) for name, mean in means.items() if mean]
-    return Finding(
-        "refer-nano",
-        "PVP and unfreezing help referring segmentation",
-        verdict,
-        sentence,
-        [*effects, Effect("paper", f"+{PAPER_CIOU}", PAPER_CIOU, from_paper=True)],
-        "points of cIoU",
-    )
+    effects = [Effect.of(name, mean, 1, 100) for name, mean in means.items()]
+    effects.append(Effect("paper", f"+{PAPER_CIOU}", PAPER_CIOU, from_paper=True))
+    claim = "PVP and unfreezing help referring segmentation"
+    return Finding("refer-nano", claim, verdict, sentence, effects, "points of cIoU")

@@ -13,24 +13,22 @@ import base64
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from common.command import run
+from common.command import command, run
 from common.errors import UserError
 from common.files import write_text_atomically
 from common.provenance import ROOT
 from common.results import RESULTS, read_result
 from experiments.charts import effect_chart
 from experiments.findings import Finding, headline_findings
-from experiments.sections import Section, make_sections
-from experiments.tables import Result, table_markdown
+from experiments.sections import Result, Section, make_sections, provenance
+from experiments.tables import table_markdown
 
-TEMPLATE = "report.html.j2"
 DOCS = ROOT / "docs" / "results.md"
 
 
@@ -58,11 +56,6 @@ def read_results(folder: Path) -> dict[str, Result]:
     return found
 
 
-def find_headlines(results: Mapping[str, Result]) -> list[Finding]:
-    """Return the findings of results by name."""
-    return headline_findings({name: result["rows"] for name, result in results.items()})
-
-
 def copy_videos(videos: Sequence[Path], out: Path) -> list[dict[str, str]]:
     """Copy videos beside the page; return the source and caption of each."""
     copied = []
@@ -87,10 +80,11 @@ def write_page(args: Args) -> Path:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters["embed_png"] = embed_png
-    cards = [(finding, effect_chart(finding.effects, finding.axis)) for finding in find_headlines(results)]
-    page = environment.get_template(TEMPLATE).render(
-        cards=cards, sections=make_sections(results, args.results), videos=copy_videos(args.videos, args.out)
+    environment.filters.update(embed_png=embed_png, provenance=provenance)
+    page = environment.get_template("report.html.j2").render(
+        cards=[(finding, effect_chart(finding.effects, finding.axis)) for finding in headline_findings(results)],
+        sections=make_sections(results, args.results),
+        videos=copy_videos(args.videos, args.out),
     )
     write_text_atomically(args.out / "index.html", page)
     return args.out / "index.html"
@@ -99,7 +93,7 @@ def write_page(args: Args) -> Path:
 def results_markdown(folder: Path = RESULTS) -> str:
     """Return docs/results.md: every section with its verdict, tables, commands and provenance."""
     results = read_results(folder)
-    findings = {finding.section: finding for finding in find_headlines(results)}
+    findings = {finding.section: finding for finding in headline_findings(results)}
     parts = ["# Results\n\nGenerated from `experiments/results/*.json` by `python -m experiments.report --write-docs`."]
     parts += [section_markdown(section, findings.get(section.name)) for section in make_sections(results, folder)]
     return "\n\n".join(parts) + "\n"
@@ -111,23 +105,23 @@ def section_markdown(section: Section, finding: Finding | None) -> str:
     if finding:
         parts.insert(1, f"**{finding.verdict}.** {finding.sentence}")
     parts += [table_markdown(table) for table in section.tables]
-    parts += [f"![{image.caption}]({os.path.relpath(image.file, DOCS.parent)})" for image in section.images]
-    parts += [f"```bash\n{one.command.replace('; ', chr(10))}\n```\n\n{one.provenance}" for one in section.runs]
+    parts += [f"![{section.image_caption}]({os.path.relpath(image, DOCS.parent)})" for image in section.images]
+    for result in section.results:
+        parts += [f"```bash\n{result['command'].replace('; ', chr(10))}\n```", provenance(result)]
     return "\n\n".join(parts)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
+def write(args: Args) -> str:
+    """Write the page or the document; return what to print."""
     if args.markdown:
-        print(results_markdown(args.results), end="")
-    elif args.write_docs:
+        return results_markdown(args.results).removesuffix("\n")
+    if args.write_docs:
         write_text_atomically(DOCS, results_markdown(args.results))
-        print(f"wrote {DOCS}")
-    else:
-        print(f"the page is {write_page(args)}")
-    return 0
+        return f"wrote {DOCS}"
+    return f"the page is {write_page(args)}"
 
+
+main = command(Args, write, __doc__, "{}")
 
 if __name__ == "__main__":
     sys.exit(run(main))

@@ -54,6 +54,11 @@ def filter_rows(rows: Iterable[Row], **values: Any) -> list[Row]:
     return [row for row in rows if all(row.get(name) == value for name, value in values.items())]
 
 
+def games_of(rows: Iterable[Row]) -> list[str]:
+    """Return the games of rows, each once, sorted."""
+    return sorted({row["game"] for row in rows})
+
+
 def by_seed(rows: Iterable[Row], metric: str) -> dict[int, float]:
     """Return a metric by training seed, without rows that lack it."""
     return {row["seed"]: row[metric] for row in rows if row.get(metric) is not None}
@@ -76,10 +81,9 @@ def difference(rows: Iterable[Row], others: Iterable[Row], metric: str, ratio: b
 def paired_differences(
     rows: list[Row], fraction: float, game: str, condition: tuple[str, str], other: tuple[str, str]
 ) -> tuple[Mean | None, Mean | None]:
-    """Return one condition of `games-nano` minus another in a game.
+    """Return one condition of `games-nano` minus another in a game, each None without a shared seed.
 
-    Returns:
-        The differences in points of the mean score and in nats of the expert's log-likelihood, None without any seed.
+    The first is in points of the mean score, the second in nats of the expert's log-likelihood.
     """
     one, two = (
         [
@@ -91,12 +95,11 @@ def paired_differences(
     return difference(one, two, "points"), difference(one, two, "nats")
 
 
-def seed_score_matrix(rows: list[Row], encoder: str, pvp: str, fraction: float) -> tuple[list[str], np.ndarray]:
+def seed_score_matrix(rows: list[Row]) -> tuple[list[str], np.ndarray]:
     """Return the games and float[seeds, games]: the mean score of each policy of a condition in each game."""
-    own = filter_rows(rows, encoder=encoder, pvp=pvp, data_fraction=fraction)
-    games = sorted({row["game"] for row in own})
-    means = {(row["seed"], row["game"]): float(np.mean(row["scores"])) for row in own}
-    seeds = [seed for seed in sorted({row["seed"] for row in own}) if all((seed, game) in means for game in games)]
+    games = games_of(rows)
+    means = {(row["seed"], row["game"]): float(np.mean(row["scores"])) for row in rows}
+    seeds = [seed for seed in sorted({row["seed"] for row in rows}) if all((seed, game) in means for game in games)]
     return games, np.array([[means[seed, game] for game in games] for seed in seeds]).reshape(len(seeds), len(games))
 
 
@@ -117,11 +120,7 @@ def interquartile_mean(scores: SeedScores) -> tuple[float, float, float]:
 def probability_of_improvement(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
     """Return (probability, low, high) that a policy of one condition scores higher than one of another.
 
-    rliable's probability of improvement and its 95 % stratified bootstrap interval (Agarwal et al. 2021).
-
-    Args:
-        one: float[seeds, games].
-        other: float[seeds, games].
+    Both are float[seeds, games]; rliable's 95 % stratified bootstrap interval (Agarwal et al. 2021).
     """
     from rliable import metrics
 

@@ -121,10 +121,7 @@ def measure(args: Args) -> list[Row]:
     return [row]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    return benchmark_main(Args, measure, [], __doc__, argv)
-
+main = benchmark_main(Args, measure, [], __doc__)
 
 if __name__ == "__main__":
     sys.exit(run(main))

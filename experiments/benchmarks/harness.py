@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import tyro
 
-from common.command import require_at_least
+from common.command import command, require_at_least
 from common.results import new_result, write_result
 from vlm import checkpoint
 from vlm.model import PixelVLM
@@ -47,11 +46,10 @@ class BenchmarkArgs:
 
 
 ArgsType = TypeVar("ArgsType", bound=BenchmarkArgs)
+Functions = Mapping[str, Callable[[int], object]]  # each is called with the number of its round
 
 
-def interleaved(
-    functions: Mapping[str, Callable[[int], object]], rounds: int, block: int = 1
-) -> dict[str, list[float]]:
+def interleaved(functions: Functions, rounds: int, block: int = 1) -> dict[str, list[float]]:
     """Call every function with the numbers 0 to `rounds` - 1, in turns of `block`; return the seconds of each call."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for first in range(0, rounds, block):
@@ -63,9 +61,9 @@ def interleaved(
     return seconds
 
 
-def median_seconds(functions: Mapping[str, Callable[[int], object]], rounds: int, block: int = 1) -> dict[str, float]:
+def median_seconds(functions: Functions, rounds: int) -> dict[str, float]:
     """Return the median seconds of a call of each function, interleaved."""
-    return {name: float(np.median(times)) for name, times in interleaved(functions, rounds, block).items()}
+    return {name: float(np.median(times)) for name, times in interleaved(functions, rounds).items()}
 
 
 def comparison(benchmark: str, candidate: float, baseline: float, baseline_name: str, unit: str, **details: Any) -> Row:
@@ -86,19 +84,20 @@ def benchmark_main(
     measure: Callable[[ArgsType], list[Row]],
     seeds: list[int],
     description: str | None,
-    argv: list[str] | None,
-) -> int:
-    """Parse the arguments, measure on their number of threads, write the result and print its rows."""
-    args = tyro.cli(args_type, args=argv, description=description)
-    started = time.monotonic()
-    torch.set_num_threads(args.threads)
-    rows = [{**row, "threads": args.threads} for row in measure(args)]
-    result = new_result(args.out.stem, None, seeds) | {"rows": rows, "seconds": round(time.monotonic() - started, 1)}
-    write_result(args.out, result)
-    for row in rows:
-        print(
-            f"{row['benchmark']}: {row['candidate']:g}, {row['baseline_name']}: {row['baseline']:g} ({row['unit']}); "
-            f"ratio {row['ratio']:g}"
-        )
-    print(f"result: {args.out}")
-    return 0
+) -> Callable[..., int]:
+    """Return the `main` of a benchmark: it measures on `--threads` threads, writes the result and prints its rows."""
+
+    def run(args: ArgsType) -> Path:
+        started = time.monotonic()
+        torch.set_num_threads(args.threads)
+        rows = [{**row, "threads": args.threads} for row in measure(args)]
+        seconds = round(time.monotonic() - started, 1)
+        write_result(args.out, new_result(args.out.stem, None, seeds) | {"rows": rows, "seconds": seconds})
+        for row in rows:
+            print(
+                f"{row['benchmark']}: {row['candidate']:g}, {row['baseline_name']}: {row['baseline']:g} "
+                f"({row['unit']}); ratio {row['ratio']:g}"
+            )
+        return args.out
+
+    return command(args_type, run, description, "result: {}")

@@ -251,10 +251,7 @@ def measure(args: Args) -> list[Row]:
     return [row | details for row in (training_row(args), reconstruction_row(args))]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    return benchmark_main(Args, measure, [0], __doc__, argv)
-
+main = benchmark_main(Args, measure, [0], __doc__)
 
 if __name__ == "__main__":
     sys.exit(run(main))

@@ -28,7 +28,7 @@ def test_the_result_holds_rows_threads_and_the_name_of_its_file(tmp_path, capsys
         assert torch.get_num_threads() == 1
         return [comparison("work", 30.0, 10.0, "rest", "jobs per second", model=args.model_name())]
 
-    assert benchmark_main(Args, measure, [5], "About.", ["--out", str(tmp_path / "work_speed.json")]) == 0
+    assert benchmark_main(Args, measure, [5], "About.")(["--out", str(tmp_path / "work_speed.json")]) == 0
     result = json.loads((tmp_path / "work_speed.json").read_text())
     assert (result["name"], result["seeds"]) == ("work_speed", [5])
     (row,) = result["rows"]
@@ -40,5 +40,5 @@ def test_the_result_holds_rows_threads_and_the_name_of_its_file(tmp_path, capsys
 @pytest.mark.parametrize("option", ["--rounds", "--threads"])
 def test_zero_counts_are_refused(option, tmp_path, capsys):
     arguments = ["--out", str(tmp_path / "b.json"), option, "0"]
-    assert run(lambda: benchmark_main(Args, lambda _: [], [], "", arguments)) == 2
+    assert run(lambda: benchmark_main(Args, lambda _: [], [], "")(arguments)) == 2
     assert f"{option} must be at least 1, got 0" in capsys.readouterr().err

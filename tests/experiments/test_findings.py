@@ -31,7 +31,7 @@ def played(encoder, pvp, *scores, **more):
 
 
 def cells(table):
-    return {row.label: row.cells for row in table.rows}
+    return dict(table.rows)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from common.command import run
 from common.results import new_result, write_result
 from envs.protocol import MACHADO2018
 from experiments import report
-from experiments.sections import agent_scores, run_of
+from experiments.sections import agent_scores, provenance
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 PHONE_WIDTH, SCREEN_HEIGHT = 420, 900
@@ -46,9 +46,9 @@ def results(tmp_path):
 
 def test_a_result_is_given_with_protocol_seeds_commit_and_all_devices(results):
     study, scores = (json.loads((results / f"{name}.json").read_text()) for name in ("pvp-nano", "shipped"))
-    assert "protocol machado2018; seeds 0; " in run_of(scores).provenance
+    assert "protocol machado2018; seeds 0; " in provenance(scores)
     study["rows"][0]["device"], study["rows"][1]["device"] = "NVIDIA H200", "cpu"
-    assert run_of(study).provenance.endswith(f"; {study['machine']}, NVIDIA H200.")
+    assert provenance(study).endswith(f"; {study['machine']}, NVIDIA H200.")
 
 
 def test_scores_are_grouped_by_agent_and_temperature():
