@@ -21,6 +21,7 @@ def test_the_notebook_is_stored_without_outputs(notebook):
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(notebook, tmp_path, monkeypatch):
     for name, value in {"PLAY_STEPS": "20", "TRAIN_STEPS": "4", "OUT": str(tmp_path / "run")}.items():
         monkeypatch.setenv(f"QUICKSTART_{name}", value)
