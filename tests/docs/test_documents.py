@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -46,6 +47,25 @@ def commands():
             if module.split(".")[0] in ROOMS:
                 rest = re.split(r"\s(?:&&|\||#|&)\s?|;", rest.replace("\\|", "|"))[0]
                 found.append((name(page), module, rest.strip().rstrip(",.:)")))
+    return sorted(set(found))
+
+
+def stored_commands():
+    """Return (file, module, arguments) of every command that a committed result or checkpoint names."""
+    found = []
+
+    def walk(file, value):
+        if isinstance(value, dict):
+            for command in str(value.get("command", "")).split(";"):
+                if match := COMMAND.search(command):
+                    found.append((name(file), *match.groups()))
+            value = list(value.values())
+        for part in value if isinstance(value, list) else []:
+            walk(file, part)
+
+    results, weights = ROOT / "experiments" / "results", ROOT / "vlm" / "weights"
+    for file in (*results.glob("*.json"), *weights.glob("*/training.json")):
+        walk(file, json.loads(file.read_text()))
     return sorted(set(found))
 
 
@@ -104,6 +124,15 @@ def test_every_command_in_the_documents_parses(page, module, arguments, monkeypa
         assert callable(entry(module).main)
     else:
         parse(module, shlex.split(arguments), monkeypatch)
+
+
+def test_results_and_checkpoints_name_commands():
+    assert len({file for file, _, _ in stored_commands()}) > 15
+
+
+@pytest.mark.parametrize(("file", "module", "arguments"), stored_commands(), ids=lambda part: part[:60])
+def test_every_command_that_made_a_result_or_a_checkpoint_still_parses(file, module, arguments, monkeypatch):
+    parse(module, shlex.split(arguments), monkeypatch)
 
 
 def test_every_command_of_the_readme_table_exists():
