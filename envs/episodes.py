@@ -18,6 +18,7 @@ import pyarrow.parquet as parquet
 from datasets import Dataset, Features, Image, List, Value
 from jaxtyping import Bool, Float32, Int, Int64, UInt8
 from PIL import Image as PilImage
+from pyarrow import Table, concat_tables
 
 from common.errors import UserError
 from common.files import atomic_file, write_text_atomically
@@ -55,16 +56,15 @@ class Episode:
     seed: int
 
     def __post_init__(self) -> None:
-        frames, length = self.frames, len(self.actions)
+        frames, actions, values, length = self.frames, self.actions, self.action_values, len(self.actions)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
             raise UserError(f"expected frames uint8[T, H, W, 3], got {frames.dtype}{list(frames.shape)}")
         if not length:
             raise UserError("expected an episode of at least one step, got none")
-        if self.actions.shape != (length,) or not np.issubdtype(self.actions.dtype, np.integer):
-            raise UserError(f"expected actions int[T], got {self.actions.dtype}{list(self.actions.shape)}")
+        if actions.shape != (length,) or not np.issubdtype(actions.dtype, np.integer):
+            raise UserError(f"expected actions int[T], got {actions.dtype}{list(actions.shape)}")
         if len(frames) != length or self.rewards.shape != (length,):
             raise UserError(f"expected {length} frames and rewards, got {len(frames)} and {len(self.rewards)}")
-        values = self.action_values
         if values is not None and (values.ndim != 2 or len(values) != length):
             raise UserError(f"expected action_values float32[{length}, A], got {list(values.shape)}")
         if self.terminated == self.truncated:
@@ -110,11 +110,6 @@ def encode_png(frame: UInt8[np.ndarray, "height width 3"]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_png(png: bytes) -> UInt8[np.ndarray, "height width 3"]:
-    """Return the RGB pixels of a PNG."""
-    return np.asarray(PilImage.open(io.BytesIO(png)).convert("RGB"))
-
-
 def read_info(path: Path) -> DatasetInfo:
     """Return a dataset's info; `DatasetError` names what is missing or damaged."""
     file = Path(path) / INFO
@@ -132,16 +127,15 @@ class EpisodeWriter:
     def __init__(self, path: Path, info: DatasetInfo):
         self.path, self.info = Path(path), info
         self._data = self.path / "data"
-        if (self.path / INFO).exists():
-            existing = read_info(self.path)
-            if not existing.same_data(info):
-                raise DatasetError(
-                    f"{path} holds {existing.game} played by {existing.agent} under {existing.protocol.name}; "
-                    f"{info.game} played by {info.agent} under {info.protocol.name} needs a directory of its own"
-                )
-        self._data.mkdir(parents=True, exist_ok=True)
         if not (self.path / INFO).exists():
             write_text_atomically(self.path / INFO, json.dumps(info.to_dict(), indent=1))
+        existing = read_info(self.path)
+        if not existing.same_data(info):
+            raise DatasetError(
+                f"{path} holds {existing.game} played by {existing.agent} under {existing.protocol.name}; "
+                f"{info.game} played by {info.agent} under {info.protocol.name} needs a directory of its own"
+            )
+        self._data.mkdir(exist_ok=True)
 
     def seeds(self) -> set[int]:
         """Return the seeds of the stored episodes."""
@@ -149,8 +143,7 @@ class EpisodeWriter:
 
     def append(self, episode: Episode) -> Path:
         """Store one episode; return its file."""
-        length = len(episode.actions)
-        values = episode.action_values
+        length, values = len(episode.actions), episode.action_values
         if values is not None and values.shape[1] != len(self.info.action_names):
             raise UserError(f"expected {len(self.info.action_names)} action values per row, got {values.shape[1]}")
         last = np.arange(length) == length - 1
@@ -191,30 +184,23 @@ class EpisodeDataset:
         if not files:
             raise DatasetError(f"{self.path} holds no complete episode")
         tables = [self._read(file) for file in files]
-        lengths = [table.num_rows for table in tables]
-        first = np.cumsum([0, *lengths[:-1]])
-        self._pngs = [png for table in tables for png in table["frame"].combine_chunks().field("bytes").to_pylist()]
+        table, lengths = concat_tables(tables), [table.num_rows for table in tables]
+        self._pngs = [png for one in tables for png in one["frame"].combine_chunks().field("bytes").to_pylist()]
         self.actions, self.rewards, self.terminated, self.truncated = (
-            np.concatenate([table[name].to_numpy() for table in tables])
-            for name in ("action", "reward", "terminated", "truncated")
+            table[name].to_numpy() for name in ("action", "reward", "terminated", "truncated")
         )
-        self.action_values = np.concatenate([self._values(table) for table in tables])
-        self.starts = np.repeat(first, lengths)
-        self.seeds = [int(table["episode"][0].as_py()) for table in tables]
-        self._lengths = lengths
+        unlabelled = [np.nan] * len(self.info.action_names)
+        self.action_values = np.array([row or unlabelled for row in table["action_values"].to_pylist()], np.float32)
+        self._first = np.cumsum([0, *lengths[:-1]])
+        self.starts = np.repeat(self._first, lengths)
+        self.seeds = table["episode"].to_numpy()[self._first].tolist()
 
     @staticmethod
-    def _read(file: Path):
+    def _read(file: Path) -> Table:
         try:
             return parquet.read_table(file)
         except (OSError, ValueError) as error:
             raise DatasetError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
-
-    def _values(self, table) -> np.ndarray:
-        width = len(self.info.action_names)
-        rows = table["action_values"].to_pylist()
-        unlabelled = [np.nan] * width
-        return np.array([unlabelled if row is None else row for row in rows], dtype=np.float32).reshape(-1, width)
 
     def __len__(self) -> int:
         return len(self._pngs)
@@ -222,14 +208,12 @@ class EpisodeDataset:
     @cached_property
     def scores(self) -> list[float]:
         """The sum of rewards of each episode, in the order of `seeds`."""
-        ends = np.cumsum(self._lengths)
-        return [float(self.rewards[end - n : end].sum()) for end, n in zip(ends, self._lengths, strict=True)]
+        return [float(rewards.sum()) for rewards in np.split(self.rewards, self._first[1:])]
 
     def frame(self, row: int) -> UInt8[np.ndarray, "height width 3"]:
         """Return the frame of a row."""
-        return decode_png(self._pngs[row])
+        return np.asarray(PilImage.open(io.BytesIO(self._pngs[row])).convert("RGB"))
 
     def frames(self, row: int, history: int) -> UInt8[np.ndarray, "history height width 3"]:
         """Return the last `history` frames up to a row, oldest first; the first frame of an episode is repeated."""
-        first = self.starts[row]
-        return np.stack([self.frame(max(first, row - back)) for back in range(history - 1, -1, -1)])
+        return np.stack([self.frame(max(self.starts[row], row - back)) for back in range(history - 1, -1, -1)])

@@ -26,7 +26,6 @@ from pathlib import Path
 import gymnasium
 import minari
 import numpy as np
-import tyro
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector.episode_buffer import EpisodeBuffer
 from minari.dataset.minari_dataset import parse_dataset_id
@@ -34,7 +33,7 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.namespace import create_namespace, list_local_namespaces
 from minari.storage.datasets_root_dir import get_dataset_path
 
-from common.command import run
+from common.command import command, run
 from common.errors import UserError
 from envs.episodes import DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
 from envs.games import Game, MultiPlayerGameError, UnknownGameError, action_names, find_game, screen_size
@@ -54,25 +53,19 @@ class MinariError(UserError):
 
 
 def import_minari(dataset_id: str, path: Path) -> int:
-    """Add the missing episodes of a Minari dataset to a dataset directory; return their number.
-
-    Raises:
-        MinariError: the dataset is missing, damaged, or not of unmodified Atari games in color at native size.
-        DatasetError: `path` holds different data.
-    """
+    """Add the missing episodes of a Minari dataset of unmodified Atari games to a directory; return their number."""
     _namespace(dataset_id)
     data = _load(dataset_id)
     with _damage_as_minari_error(dataset_id):
-        metadata = data.storage.metadata
-        indices = [int(index) for index in data.episode_indices]
-        info = _read_info(data, metadata)
-        seeds = list(indices)
-        if METADATA_KEY in metadata:
-            seeds = [int(episode["seed"]) for episode in data.storage.get_episode_metadata(indices)]
+        info = _read_info(data)
+        seeds = {int(index): int(index) for index in data.episode_indices}
+        if METADATA_KEY in data.storage.metadata:
+            episodes = data.storage.get_episode_metadata(list(seeds))
+            seeds = {index: int(episode["seed"]) for index, episode in zip(seeds, episodes, strict=True)}
     writer = EpisodeWriter(path, info)
     stored = writer.seeds()
-    missing = [(index, seed) for index, seed in zip(indices, seeds, strict=True) if seed not in stored]
-    for index, seed in missing:
+    missing = {index: seed for index, seed in seeds.items() if seed not in stored}
+    for index, seed in missing.items():
         with _damage_as_minari_error(f"{dataset_id}, episode {index}"):
             episode = _read_episode(data, index, seed, len(info.action_names))
         writer.append(episode)
@@ -84,10 +77,6 @@ def export_minari(path: Path, dataset_id: str) -> int:
 
     `minari.load_dataset(dataset_id)` reads it, and its `recover_environment()` makes the game under the dataset's
     protocol, except for no-op starts.
-
-    Raises:
-        MinariError: the id is taken, or invalid.
-        DatasetError: the dataset directory is missing or damaged.
     """
     namespace = _namespace(dataset_id)
     final = get_dataset_path(dataset_id)
@@ -142,8 +131,9 @@ def _load(dataset_id: str) -> minari.MinariDataset:
         return minari.load_dataset(dataset_id)
 
 
-def _read_info(data: minari.MinariDataset, metadata: dict) -> DatasetInfo:
+def _read_info(data: minari.MinariDataset) -> DatasetInfo:
     """Return the properties shared by all episodes; refuse a dataset of anything but unmodified Atari games."""
+    metadata = data.storage.metadata
     game, protocol = _read_spec(data)
     names = action_names(game, protocol.full_action_space)
     _check_spaces(data, game, len(names))
@@ -194,19 +184,16 @@ def _read_protocol(dataset_id: str, spec: EnvSpec) -> Protocol:
         full_action_space=bool(spec.kwargs.get("full_action_space", False)),
         max_episode_frames=min(limit for limit in limits if limit),
     )
-    known = (known for known in PROTOCOLS.values() if known == replace(protocol, name=known.name))
-    return next(known, protocol)
+    return next((known for known in PROTOCOLS.values() if known == replace(protocol, name=known.name)), protocol)
 
 
 def _check_spaces(data: minari.MinariDataset, game: Game, actions: int) -> None:
     """Refuse observations other than the game's native screen in color, and actions other than its own."""
-    observation_space, action_space = data.observation_space, data.action_space
-    shape = (*screen_size(game), 3)
-    if getattr(observation_space, "shape", None) != shape or observation_space.dtype != np.uint8:
-        raise MinariError(f"expected frames uint8{list(shape)} of {game.name}; {data.id} holds {observation_space}")
-    discrete = isinstance(action_space, gymnasium.spaces.Discrete)
-    if not discrete or (action_space.n, action_space.start) != (actions, 0):
-        raise MinariError(f"expected the {actions} actions of {game.name}; {data.id} holds {action_space}")
+    frames, shape = data.observation_space, (*screen_size(game), 3)
+    if getattr(frames, "shape", None) != shape or frames.dtype != np.uint8:
+        raise MinariError(f"expected frames uint8{list(shape)} of {game.name}; {data.id} holds {frames}")
+    if data.action_space != gymnasium.spaces.Discrete(actions):
+        raise MinariError(f"expected the {actions} actions of {game.name}; {data.id} holds {data.action_space}")
 
 
 def _read_episode(data: minari.MinariDataset, index: int, seed: int, num_actions: int) -> Episode:
@@ -215,14 +202,13 @@ def _read_episode(data: minari.MinariDataset, index: int, seed: int, num_actions
     actions = np.asarray(stored.actions, dtype=np.int64).reshape(-1)
     if actions.size and not 0 <= actions.min() <= actions.max() < num_actions:
         raise ValueError(f"expected actions from 0 to {num_actions - 1}, got {actions.min()} to {actions.max()}")
-    length = len(actions)
     values = (stored.infos or {}).get("action_values")
-    terminated = bool(length and np.asarray(stored.terminations).reshape(-1)[-1])
+    terminated = bool(actions.size and np.asarray(stored.terminations).reshape(-1)[-1])
     return Episode(
-        frames=stored.observations[:length],
+        frames=stored.observations[: len(actions)],
         actions=actions,
         rewards=np.asarray(stored.rewards, dtype=np.float32).reshape(-1),
-        action_values=None if values is None else np.asarray(values, dtype=np.float32)[:length],
+        action_values=None if values is None else np.asarray(values, dtype=np.float32)[: len(actions)],
         terminated=terminated,
         truncated=not terminated,
         seed=seed,
@@ -231,11 +217,9 @@ def _read_episode(data: minari.MinariDataset, index: int, seed: int, num_actions
 
 def _write(data: EpisodeDataset, directory: Path, dataset_id: str) -> None:
     """Write a dataset episode by episode, so that memory holds the frames of one."""
-    info = data.info
-    observation_space = gymnasium.spaces.Box(0, 255, data.frame(0).shape, np.uint8)
-    action_space = gymnasium.spaces.Discrete(len(info.action_names))
-    env_spec = _make_spec(info)
-    storage = MinariStorage.new(directory, observation_space, action_space, env_spec, "hdf5", jpeg_encoding=False)
+    info, frames = data.info, gymnasium.spaces.Box(0, 255, data.frame(0).shape, np.uint8)
+    actions = gymnasium.spaces.Discrete(len(info.action_names))
+    storage = MinariStorage.new(directory, frames, actions, _make_spec(info), "hdf5", jpeg_encoding=False)
     storage.update_metadata(
         {
             "dataset_id": dataset_id,
@@ -266,18 +250,15 @@ def _make_spec(info: DatasetInfo) -> EnvSpec:
 
 def _make_buffer(data: EpisodeDataset, seed: int, start: int, stop: int) -> EpisodeBuffer:
     """Return one episode as Minari stores it, with one more frame and info than actions."""
-    frames = np.stack([data.frame(row) for row in (*range(start, stop), stop - 1)])
-    values = data.action_values[start:stop]
-    unlabelled = np.full((1, values.shape[1]), np.nan, dtype=np.float32)
-    has_labels = not np.isnan(values).all()
+    values = np.pad(data.action_values[start:stop], ((0, 1), (0, 0)), constant_values=np.nan)
     return EpisodeBuffer(
         seed=seed,
-        observations=frames,
+        observations=np.stack([data.frame(row) for row in (*range(start, stop), stop - 1)]),
         actions=data.actions[start:stop],
         rewards=data.rewards[start:stop],
         terminations=data.terminated[start:stop],
         truncations=data.truncated[start:stop],
-        infos={"action_values": np.concatenate([values, unlabelled])} if has_labels else None,
+        infos=None if np.isnan(values).all() else {"action_values": values},
     )
 
 
@@ -297,15 +278,14 @@ class Args:
             raise UserError("expected one of --import-id and --export-id")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
+def convert(args: Args) -> str:
+    """Import or export; return what was done."""
     if args.import_id:
-        print(f"imported {import_minari(args.import_id, args.out)} episodes into {args.out}")
-    else:
-        print(f"exported {export_minari(args.out, str(args.export_id))} episodes to {args.export_id}")
-    return 0
+        return f"imported {import_minari(args.import_id, args.out)} episodes into {args.out}"
+    return f"exported {export_minari(args.out, str(args.export_id))} episodes to {args.export_id}"
 
+
+main = command(Args, convert, __doc__, "{}")
 
 if __name__ == "__main__":
     sys.exit(run(main))
