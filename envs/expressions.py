@@ -44,9 +44,7 @@ def nouns_of(obj: GameObject) -> tuple[str, ...]:
     """Return the nouns of an object, the simplest first."""
     if obj.name:
         first, _, rest = obj.name.partition(" ")
-        if first in COLORS:
-            return (obj.name, rest)
-        return (obj.name, f"{obj.color} {obj.name}")
+        return (obj.name, rest if first in COLORS else f"{obj.color} {obj.name}")
     size = "large " if obj.size >= MIN_LARGE else "small " if obj.size <= MAX_SMALL else ""
     noun = f"{obj.color} object"
     return (noun, f"{size}{noun}") if size else (noun,)
@@ -77,7 +75,7 @@ def draw_expression(
         objects: of one frame.
         rng: random generator.
         no_target: the probability of an expression that matches none of the objects.
-        candidates: the result of `list_expressions`, to draw several expressions of one frame.
+        candidates: of `list_expressions`, to draw several expressions of one frame.
     """
     if rng.random() < no_target:
         return _without_target(objects, rng)
@@ -134,10 +132,8 @@ def _by_size(noun: str, members: list[int], referents: list[GameObject]) -> Iter
 
 def _by_position(noun: str, members: list[int], referents: list[GameObject]) -> Iterator[Expression]:
     """Yield the only one in a ninth of the frame, unless a center is near the border of a ninth."""
-    third = np.array(referents[0].frame_size) / 3
-    centers = np.array([obj.center for obj in referents])  # [N, 2]
-    borders = np.stack([third, 2 * third])
-    if (np.abs(centers[:, None] - borders) < MARGIN).any():
+    third, centers = np.array(referents[0].frame_size) / 3, np.array([obj.center for obj in referents])  # [2], [N, 2]
+    if (np.abs(centers[:, None] - np.stack([third, 2 * third])) < MARGIN).any():
         return
     cells = [tuple(cell) for cell in (centers // third).astype(int).tolist()]
     for member, (row, column) in zip(members, cells, strict=True):
@@ -160,8 +156,7 @@ def _by_relation(
         beyond = [member for member, gap in zip(members, distances, strict=True) if gap >= 0]
         if len(beyond) == 1 and all(gap <= -MARGIN for gap in distances if gap < 0):
             yield Expression(f"the {noun} {word} the {anchor}", "relation", beyond[0])
-    center = np.array(other.center)
-    distance = np.array([np.hypot(*(np.array(obj.center) - center)) for obj in referents])
+    distance = np.hypot(*(np.array([obj.center for obj in referents]) - other.center).T)
     order = np.argsort(distance, kind="stable")
     if distance[order[1]] - distance[order[0]] >= MARGIN:
         yield Expression(f"the {noun} nearest to the {anchor}", "relation", members[order[0]])

@@ -4,15 +4,12 @@
 
 Nothing is learned and nothing is read from the console's memory; the same frame gives the same list. The steps:
 
-1. The rows of the status display (score, lives, bullets) are removed in the games of `HUD`; elsewhere, scores count as
-   objects.
+1. Rows of the status display (score, lives, bullets) are removed in the games of `HUD`.
 2. The most common color is the background. Regions of another color that are large, or span the frame, are background
-   too, and so are medium-sized regions of a color that covers much of the frame (walls); small ones are not
-   (Ms. Pac-Man's pellets have the color of her walls).
-3. Regions that touch are one object where one of them is small (sprites of several colors), or where both have one
-   color, once as drawn and once blended: a frame is the maximum of the console's last two, so that a sprite drawn in
-   every other one of them shows as the maximum of itself and the background. Regions inside another's box, pairs of one
-   shape side by side (eyes) and pieces of a sprite that the frame's edge cuts are merged as well.
+   too, and so are medium-sized regions of a color that covers much of the frame (walls); small ones are pellets.
+3. Regions that touch are one object where one of them is small, or where both have one color, once as drawn and once
+   blended: a sprite that is drawn in every other frame shows as the maximum of itself and the background. Regions
+   inside another's box, pairs of one shape side by side (eyes) and pieces cut by the frame's edge are merged as well.
 4. Objects of Carnival and Ms. Pac-Man are classified by `envs.object_classes`.
 """
 
@@ -40,6 +37,7 @@ MAX_REGIONS = 2000  # a frame with more is noise or a photograph, and has no obj
 LEFT_EDGES = (0, 8)  # columns where the picture begins: the console may blank 8
 EDGE_GAP = 4  # rows between the pieces of a sprite that an edge cuts
 NEIGHBORHOOD = np.ones((3, 3), dtype=bool)  # 8-connected
+Pair = tuple[int, int]  # the indices of two regions
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +71,7 @@ class GameObject:
 
 
 def find_objects(frame: UInt8[np.ndarray, "height width 3"], game_name: str) -> list[GameObject]:
-    """Return the objects of a frame of native size, from top to bottom, then from left to right.
-
-    Args:
-        frame: an observation of `envs.atari`.
-        game_name: the game, in any spelling that `envs.games.find_game` reads.
-    """
+    """Return the objects of a frame of native size, from top to bottom, then from left to right."""
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
         raise UserError(f"expected a frame uint8[H, W, 3], got {frame.dtype}{list(frame.shape)}")
     game = find_game(game_name).name
@@ -87,10 +80,8 @@ def find_objects(frame: UInt8[np.ndarray, "height width 3"], game_name: str) -> 
     if len(regions.colors) > MAX_REGIONS:
         return []
     class_colors = _class_colors(regions, classes)
-    found = [
-        _make_object(regions, members, class_colors, classes, frame.shape[:2])
-        for members in _merge(regions, class_colors, classes)
-    ]
+    merged = _merge(regions, class_colors, classes)
+    found = [_make_object(regions, members, class_colors, classes) for members in merged]
     found = [thing for thing in found if thing.size >= MIN_SIZE]
     return sorted(found, key=lambda thing: (*thing.box, thing.color, thing.size))
 
@@ -115,8 +106,8 @@ class _Regions:
         self.colors: list[int] = []
         self.sizes: list[int] = []
         self.boxes: list[Box] = []
-        for index, extent in enumerate(ndimage.find_objects(np.searchsorted(palette, pixels) + 1)):
-            color, count = int(palette[index]), int(counts[index])
+        extents = ndimage.find_objects(np.searchsorted(palette, pixels) + 1)
+        for color, count, extent in zip(palette.tolist(), counts.tolist(), extents, strict=True):
             if color in (-1, self.background):
                 continue
             if self._add_color(color, extent, pixels[extent] == color, total, count) and count > most:
@@ -144,6 +135,10 @@ class _Regions:
             self.boxes.append((top, left, top + int(heights[part]), left + int(widths[part])))
         return is_wall
 
+    def classify(self, classes: tuple[ObjectClass, ...], color: int, size: int, box: Box) -> ObjectClass | None:
+        """Return the first class that an object matches."""
+        return next((cls for cls in classes if cls.matches(color, self.wall, size, box)), None)
+
     def blend(self, color: int) -> int:
         """Return the maximum of a color and the background, per channel."""
         return sum(max(color & channel, self.background & channel) for channel in (0xFF0000, 0xFF00, 0xFF))
@@ -158,12 +153,7 @@ def _class_colors(regions: _Regions, classes: tuple[ObjectClass, ...]) -> list[i
     return [unblended.get(color) for color in regions.colors]
 
 
-def _classify(wall: int, color: int, size: int, box: Box, classes: tuple[ObjectClass, ...]) -> ObjectClass | None:
-    """Return the first class that matches."""
-    return next((cls for cls in classes if cls.matches(color, wall, size, box)), None)
-
-
-def _touching(labels: np.ndarray) -> set[tuple[int, int]]:
+def _touching(labels: np.ndarray) -> set[Pair]:
     """Return the pairs of 8-connected regions."""
     pairs = set()
     for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
@@ -176,11 +166,11 @@ def _touching(labels: np.ndarray) -> set[tuple[int, int]]:
     return pairs
 
 
-def _related(regions: _Regions) -> set[tuple[int, int]]:
+def _related(regions: _Regions) -> set[Pair]:
     """Return the pairs that belong together without touching: inside, side by side, cut by the frame's edge."""
     if not regions.boxes:
         return set()
-    top, left, bottom, right = (side[:, None] for side in np.array(regions.boxes).T)  # [N, 1] each
+    top, left, bottom, right = np.array(regions.boxes).T[..., None]  # [N, 1] each
     size, color = np.array(regions.sizes)[:, None], np.array(regions.colors)[:, None]
     same, width = color == color.T, regions.labels.shape[-1]
     inside = (top >= top.T) & (left >= left.T) & (bottom <= bottom.T) & (right <= right.T) & (size <= SMALL)
@@ -211,29 +201,26 @@ def _merge(regions: _Regions, class_colors: list[int | None], classes: tuple[Obj
     first_of: dict[ObjectClass, int] = {}
     for index, class_color in enumerate(class_colors):
         color = regions.colors[index] if class_color is None else class_color
-        cls = _classify(regions.wall, color, regions.sizes[index], regions.boxes[index], classes)
+        cls = regions.classify(classes, color, regions.sizes[index], regions.boxes[index])
         if cls and cls.single and first_of.setdefault(cls, index) != index:
             join(first_of[cls], index)
     for one, other in _merge_order(_touching(regions.labels) | related, regions.sizes, class_colors):
-        if group_of[one] == group_of[other] or not _mergeable(
-            regions, class_colors, one, other, (one, other) in related
-        ):
+        first, second = group_of[one], group_of[other]
+        if first == second or not _mergeable(regions, class_colors, one, other, (one, other) in related):
             continue
-        colors = {group_color[group_of[one]], group_color[group_of[other]]}
+        colors = {group_color[first], group_color[second]}
         if None not in colors and len(colors) == 2:
             continue
-        boxes = np.array([regions.boxes[i] for i in (*groups[group_of[one]], *groups[group_of[other]])])
+        boxes = np.array([regions.boxes[i] for i in (*groups[first], *groups[second])])
         if (boxes[:, 2:].max(0) - boxes[:, :2].min(0)).max() <= MAX_EXTENT:
             join(one, other)
     return list(groups.values())
 
 
-def _merge_order(
-    pairs: set[tuple[int, int]], sizes: list[int], class_colors: list[int | None]
-) -> list[tuple[int, int]]:
+def _merge_order(pairs: set[Pair], sizes: list[int], class_colors: list[int | None]) -> list[Pair]:
     """Return the pairs of two class colors first, then from the smallest region, each to its largest neighbor."""
 
-    def key(pair: tuple[int, int]) -> tuple:
+    def key(pair: Pair) -> tuple:
         if None not in (class_colors[pair[0]], class_colors[pair[1]]):
             return (0, 0, pair)
         smaller, larger = sorted(pair, key=lambda index: (class_colors[index] is not None, sizes[index], index))
@@ -254,20 +241,16 @@ def _mergeable(regions: _Regions, class_colors: list[int | None], one: int, othe
 
 
 def _make_object(
-    regions: _Regions,
-    members: list[int],
-    class_colors: list[int | None],
-    classes: tuple[ObjectClass, ...],
-    frame_size: tuple[int, int],
+    regions: _Regions, members: list[int], class_colors: list[int | None], classes: tuple[ObjectClass, ...]
 ) -> GameObject:
     """Return the object of some regions; its color is a class color, or else that of the largest region."""
     boxes = np.array([regions.boxes[index] for index in members])
-    top, left, bottom, right = *(int(v) for v in boxes[:, :2].min(0)), *(int(v) for v in boxes[:, 2:].max(0))
+    (top, left), (bottom, right) = boxes[:, :2].min(0).tolist(), boxes[:, 2:].max(0).tolist()
     labels = regions.labels[top:bottom, left:right]
     patch = labels == members[0] + 1 if len(members) == 1 else np.isin(labels, np.array(members) + 1)
     largest = max(members, key=lambda index: (class_colors[index] is not None, regions.sizes[index]))
     class_color = class_colors[largest]
     color = regions.colors[largest] if class_color is None else class_color
     box, size = (top, left, bottom, right), sum(regions.sizes[index] for index in members)
-    cls = _classify(regions.wall, color, size, box, classes)
-    return GameObject(cls.name if cls else None, color_word(color), box, patch, frame_size)
+    cls = regions.classify(classes, color, size, box)
+    return GameObject(cls.name if cls else None, color_word(color), box, patch, regions.labels.shape)
