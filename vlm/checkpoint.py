@@ -58,7 +58,7 @@ def save(
         vlm: the model.
         directory: where to write.
         training: the content of `training.json`.
-        dtype: the type of the stored weights, the model's own by default. `load` returns float32 in either case.
+        dtype: of the stored weights, by default the model's own. `load` returns float32 in either case.
         export: writes more files into the directory, before it appears.
     """
     if not is_main_process():
@@ -69,7 +69,7 @@ def save(
     metadata = {"kind": vlm.kind, **dataclasses.asdict(vlm.image_config)}
     with atomic_directory(directory) as temporary:
         vlm.model.save_pretrained(temporary, state_dict=weights)
-        vlm.save_tokenizer(temporary)
+        vlm.processor.save_pretrained(temporary)
         (temporary / METADATA).write_text(json.dumps(metadata, indent=1) + "\n")
         (temporary / TRAINING).write_text(json.dumps(training or {}, indent=1) + "\n")
         if export:
@@ -77,30 +77,30 @@ def save(
 
 
 def load(directory: Path, device: torch.device | None = None) -> PixelVLM:
-    """Return the model of a checkpoint, in float32 and evaluation mode.
+    """Return a model in float32 and evaluation mode, on a device, by default a GPU if there is one.
 
     Args:
         directory: a checkpoint, a directory of transformers' own files, or the id of a model on the hub.
-        device: where to put the model; by default a GPU if there is one.
+        device: of the weights.
 
     Raises:
         CheckpointError: it is missing, damaged or of another kind.
     """
-    vlm = _load(Path(directory))
+    directory = Path(directory)
+    if (directory / METADATA).is_file():
+        is_pretrained = _kind(_read_json(directory, METADATA)) == PretrainedVLM.kind
+    else:
+        is_pretrained = _is_transformers_model(directory)
+    vlm = _load_pretrained(str(directory)) if is_pretrained else load_as(PixelVLM, directory)
     vlm.model.to(device or best_device())
     return vlm
 
 
-def _load(directory: Path) -> PixelVLM:
-    if (directory / METADATA).is_file() and _kind(_read_json(directory, METADATA)) != PretrainedVLM.kind:
-        return load_as(PixelVLM, directory)
-    if (directory / "config.json").is_file() or (not directory.exists() and looks_like_id(str(directory))):
-        return load_pretrained(str(directory))
-    return load_as(PixelVLM, directory)
+def _is_transformers_model(directory: Path) -> bool:
+    return (directory / "config.json").is_file() or (not directory.exists() and looks_like_id(str(directory)))
 
 
-def load_pretrained(name: str) -> PretrainedVLM:
-    """Return a pretrained model by its directory or hub id; `CheckpointError` if it is no vision-language model."""
+def _load_pretrained(name: str) -> PretrainedVLM:
     try:
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(name)
@@ -117,10 +117,8 @@ def load_as(model_class: type[Model], directory: Path) -> Model:
     """Return the model of a checkpoint of a given class, in float32 on the CPU; raises as `load` does."""
     directory = Path(directory)
     metadata = _read_json(directory, METADATA)
-    if _kind(metadata) != model_class.kind:
-        raise CheckpointError(
-            f"{directory / METADATA}: expected a checkpoint of kind {model_class.kind}, got {_kind(metadata)}"
-        )
+    if (kind := _kind(metadata)) != model_class.kind:
+        raise CheckpointError(f"{directory / METADATA}: expected a checkpoint of kind {model_class.kind}, got {kind}")
     if not (directory / WEIGHTS).is_file():
         raise CheckpointError(f"{directory} is incomplete: {WEIGHTS} is missing")
     try:
@@ -133,18 +131,15 @@ def load_as(model_class: type[Model], directory: Path) -> Model:
     mismatched = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
     if mismatched:
         raise CheckpointError(f"{directory / WEIGHTS} does not fit its config.json: {', '.join(mismatched[:3])}")
-    return model_class(model.eval(), tokenizer, _image_config(directory, metadata))
+    known = {field.name for field in dataclasses.fields(ImageConfig)}
+    if unknown := sorted(set(metadata) - known - {"kind"}):
+        raise CheckpointError(f"{directory / METADATA}: expected {', '.join(sorted(known))}, got {', '.join(unknown)}")
+    image_config = ImageConfig(**{name: value for name, value in metadata.items() if name in known})
+    return model_class(model.eval(), tokenizer, image_config)
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _image_config(directory: Path, metadata: dict[str, Any]) -> ImageConfig:
-    known = {field.name for field in dataclasses.fields(ImageConfig)}
-    if unknown := sorted(set(metadata) - known - {"kind"}):
-        raise CheckpointError(f"{directory / METADATA}: expected {', '.join(sorted(known))}, got {', '.join(unknown)}")
-    return ImageConfig(**{name: value for name, value in metadata.items() if name in known})
 
 
 def _kind(metadata: dict[str, Any]) -> str | None:
@@ -170,9 +165,7 @@ def _read_json(directory: Path, name: str) -> dict[str, Any]:
 def read_training(directory: Path) -> dict[str, Any]:
     """Return the `training.json` of a checkpoint; empty for a pretrained model without one."""
     directory = Path(directory)
-    if not (directory / TRAINING).is_file() and (
-        looks_like_id(str(directory)) or (directory / "config.json").is_file()
-    ):
+    if not (directory / TRAINING).is_file() and _is_transformers_model(directory):
         return {}
     return _read_json(directory, TRAINING)
 

@@ -18,18 +18,24 @@ from vlm import checkpoint
 from vlm.model import Frames, PixelModel, PixelVLM
 from vlm.presets import find_preset, vision_config
 
-TEXT_CONFIG = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4}
-PROJECTION_DIM = 128
 MAX_TEXT_LENGTH = 64  # tokens, the end token included
+PROJECTION_DIM = 128
+TEXT_CONFIG = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": MAX_TEXT_LENGTH,
+    "hidden_act": "gelu",
+}
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Int[Tensor, "B L"]:
     """Return the token ids of texts, truncated to `MAX_TEXT_LENGTH`, with an end token each and padding."""
-    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    rows = [[*row[: MAX_TEXT_LENGTH - 1], end] for row in encoded]
+    rows = [[*row[: MAX_TEXT_LENGTH - 1], tokenizer.eos_token_id] for row in encoded]
     longest = max(len(row) for row in rows)
-    return torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+    return torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
 
 
 class PixelClip(PixelModel):
@@ -63,17 +69,11 @@ def build_clip(preset_name: str, tokenizer: PreTrainedTokenizerFast, seed: int =
     preset = find_preset(preset_name)
     if preset.image_config.square_size is None:
         raise UserError(f"expected a preset with a CLIP tower (nano-clip, tiny-clip), got {preset_name!r}")
-    text_config = {
-        **TEXT_CONFIG,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": MAX_TEXT_LENGTH,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "hidden_act": "gelu",
-    }
+    special_ids = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
     config = CLIPConfig(
-        text_config=text_config, vision_config=vision_config(preset).to_dict(), projection_dim=PROJECTION_DIM
+        text_config={**TEXT_CONFIG, "vocab_size": len(tokenizer), **special_ids},
+        vision_config=vision_config(preset).to_dict(),
+        projection_dim=PROJECTION_DIM,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -88,15 +88,13 @@ def load_clip(directory: Path) -> PixelClip:
 
 def load_vision_tower(vlm: PixelVLM, clip: PixelClip) -> None:
     """Copy the weights of a CLIP's vision tower into a VLM's encoder; `UserError` if their shapes differ."""
-    tower = clip.encoder.state_dict()
-    shapes = {name: tensor.shape for name, tensor in vlm.encoder.state_dict().items()}
-    if shapes != {name: tensor.shape for name, tensor in tower.items()} or vlm.image_config != clip.image_config:
-        raise UserError(
-            f"expected an encoder like the CLIP's tower, {_describe(clip.encoder)}, got {_describe(vlm.encoder)}"
+    shapes, expected = (
+        {name: tensor.shape for name, tensor in model.encoder.state_dict().items()} for model in (vlm, clip)
+    )
+    if shapes != expected or vlm.image_config != clip.image_config:
+        own, tower = (
+            f"{type(model.encoder).__name__} of {sum(p.numel() for p in model.encoder.parameters()):,} parameters"
+            for model in (vlm, clip)
         )
-    vlm.encoder.load_state_dict(tower)
-
-
-def _describe(encoder: torch.nn.Module) -> str:
-    parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    return f"{type(encoder).__name__} of {parameters:,} parameters"
+        raise UserError(f"expected an encoder like the CLIP's tower, {tower}, got {own}")
+    vlm.encoder.load_state_dict(clip.encoder.state_dict())

@@ -14,14 +14,10 @@ from common.errors import UserError
 class ImageFeatures:
     """Encoder and connector output for B images of one size."""
 
-    tokens: Float[Tensor, "B N D"]
-    """The connector's output, which the decoder reads at an image's placeholders."""
-    inputs: Mapping[str, Tensor]
-    """The class's own image inputs by name; M-RoPE positions and dense patch embeddings need them."""
-    hidden_states: tuple[Tensor, ...] = ()
-    """The encoder's hidden states, if they were requested."""
-    image_ids: Int[Tensor, " P"] | None = None
-    """The token ids of one image in a prompt, markers included; None where an image is its N placeholders."""
+    tokens: Float[Tensor, "B N D"]  # the connector's output, which the decoder reads at an image's placeholders
+    inputs: Mapping[str, Tensor]  # of the class, by name; M-RoPE positions and dense patch embeddings need them
+    hidden_states: tuple[Tensor, ...] = ()  # of the encoder, if they were requested
+    image_ids: Int[Tensor, " P"] | None = None  # one image in a prompt, markers included; None: N placeholders
 
     def with_markers(self, embed: Callable[[Tensor], Tensor], image_token_id: int) -> Float[Tensor, "B P D"]:
         """Return the embeddings of each image in a prompt, those of the markers around its tokens included."""
@@ -32,7 +28,7 @@ class ImageFeatures:
         return text.masked_scatter(is_image[:, None], self.tokens.flatten(0, 1).to(text.dtype))
 
 
-def stack_image_tokens(outputs: Sequence[Float[Tensor, "... D"]], batch: int) -> Float[Tensor, "B N D"]:
+def stack_image_tokens(outputs: Sequence[Float[Tensor, "... D"]] | Tensor, batch: int) -> Float[Tensor, "B N D"]:
     """Return the tokens of B images, given those of each image, or of each tile in the images' order."""
     rows = [output.flatten(0, -2) for output in outputs]
     total = sum(len(row) for row in rows)

@@ -12,19 +12,17 @@ from common.errors import UserError
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How frames become the encoder's input; part of every checkpoint."""
+    """How frames become the encoder's input; part of every checkpoint.
 
-    history: int = 1
-    """Number of frames, the current one included."""
-    square_size: int | None = None
-    """Side of the square that frames are padded to, for an encoder of one input size; None pads to `stride`."""
-    stride: int = 32
-    """Without a square, rows and columns are padded to multiples of this."""
-    frame_diff_scale: float = 1.0
-    """Factor on the differences between frames."""
+    Coordinates are channels of each pixel's row and column (CoordConv, Liu et al. 2018); a convolution alone infers its
+    position only from the borders.
+    """
+
+    history: int = 1  # frames, the current one included
+    square_size: int | None = None  # side of the square that frames are padded to, for an encoder of one input size
+    stride: int = 32  # of the encoder, in pixels; without a square, rows and columns are padded to multiples of it
+    frame_diff_scale: float = 1.0  # factor on the differences between frames
     coordinate_channels: bool = False
-    """Whether two channels hold row and column (CoordConv, Liu et al. 2018); a convolution alone infers its position
-    only from the borders."""
 
     @property
     def channels(self) -> int:
@@ -55,10 +53,8 @@ def preprocess_frames(
 ) -> Float[Tensor, "B C rows columns"]:
     """Return the encoder's input; see `PixelModel.preprocess`."""
     rows, columns = config.padded_size(*map(int, frames.shape[2:4]))  # ints in a trace too
-    scaled = [frames[:, index].to(dtype) * (1 / 256) for index in range(config.history)]  # [B, H, W, 3] each
-    current, *earlier = reversed(scaled)
-    differences = [(current - frame) * config.frame_diff_scale for frame in reversed(earlier)]
-    planes = [current, *differences]
+    *earlier, current = (frames[:, index].to(dtype) * (1 / 256) for index in range(config.history))
+    planes = [current, *((current - frame) * config.frame_diff_scale for frame in earlier)]  # [B, H, W, C_i]
     if config.coordinate_channels:
         planes.append(_coordinates(rows, columns, frames.device).to(dtype).expand(len(frames), -1, -1, -1))
     # channels last in memory, the layout of frames and the faster one for convolutions
@@ -67,8 +63,8 @@ def preprocess_frames(
 
 def _coordinates(rows: int, columns: int, device: torch.device) -> Float[Tensor, "rows columns 2"]:
     """Return each pixel's row and column, scaled to (-2, 2)."""
-    y, x = (torch.arange(n, device=device).add(0.5).div(n / 4).sub(2) for n in (rows, columns))
-    return torch.stack([y[:, None].expand(rows, columns), x.expand(rows, columns)], dim=-1)
+    axes = [torch.arange(n, device=device).add(0.5).div(n / 4).sub(2) for n in (rows, columns)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
 def _pad_and_concat(planes: list[Tensor], rows: int, columns: int) -> Float[Tensor, "B rows columns C"]:
@@ -76,7 +72,8 @@ def _pad_and_concat(planes: list[Tensor], rows: int, columns: int) -> Float[Tens
     if torch.jit.is_tracing():  # a trace cannot record writes into slices, and fuses concatenation well
         padding = [(0, 0, 0, columns - plane.shape[2], 0, rows - plane.shape[1]) for plane in planes]
         return torch.cat([functional.pad(plane, by) for plane, by in zip(planes, padding, strict=True)], dim=-1)
-    output = planes[0].new_zeros(len(planes[0]), rows, columns, sum(plane.shape[-1] for plane in planes))
-    for plane, part in zip(planes, output.split([plane.shape[-1] for plane in planes], dim=-1), strict=True):
+    channels = [plane.shape[-1] for plane in planes]
+    output = planes[0].new_zeros(len(planes[0]), rows, columns, sum(channels))
+    for plane, part in zip(planes, output.split(channels, dim=-1), strict=True):
         part[:, : plane.shape[1], : plane.shape[2]] = plane
     return output

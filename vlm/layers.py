@@ -29,8 +29,7 @@ class StridedPointwiseConv2d(nn.Conv2d):
         """Return the convolution at every n-th row and column."""
         if self.padding != (0, 0):  # in a pretrained model: subsampling would have to start in the padding
             return super().forward(input)
-        row_stride, column_stride = self.stride
-        subsampled = input[:, :, ::row_stride, ::column_stride]
+        subsampled = input[:, :, :: self.stride[0], :: self.stride[1]]
         return functional.conv2d(subsampled, self.weight, self.bias, groups=self.groups)
 
 

@@ -4,9 +4,9 @@ Encoder, connector and decoder are reached by role through transformers' accesso
 how a class names its parts.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,26 +24,20 @@ Frames = np.ndarray | Tensor  # uint8[B, T, H, W, 3], which `preprocess` checks
 
 
 class PixelModel(ABC):
-    """A model of transformers (`model`), its `tokenizer` and `image_config`.
+    """A model of transformers, its tokenizer and its image preprocessing."""
 
-    kind: its name in checkpoints; auto_class: the class of transformers that loads it.
-    """
-
-    kind: str
-    auto_class: Any
+    kind: str  # its name in checkpoints
+    auto_class: Any  # the class of transformers that loads it
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, image_config: ImageConfig):
         self.model, self.tokenizer, self.image_config = model, tokenizer, image_config
+        self.processor: Any = tokenizer  # what transformers saves beside the weights
         replace_layers(model)
 
     @property
     @abstractmethod
     def encoder(self) -> nn.Module:
         """The vision encoder."""
-
-    def save_tokenizer(self, directory: Path) -> None:
-        """Write the tokenizer as transformers' own files."""
-        self.tokenizer.save_pretrained(directory)
 
     @property
     def history(self) -> int:
@@ -56,14 +50,9 @@ class PixelModel(ABC):
         return self.image_config.square_size
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The type of the weights."""
-        return next(self.model.parameters()).dtype
-
-    @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return next(self.model.parameters()).device
+        return self.model.device
 
     def set_attn_implementation(self, kind: str) -> None:
         """Compute attention by `kind`, eager or sdpa; parts without sdpa support stay eager."""
@@ -80,17 +69,14 @@ class PixelModel(ABC):
     def preprocess(self, frames: Frames) -> Float[Tensor, "B C rows columns"]:
         """Return the encoder's input for frames, without resizing or rounding.
 
-        The current frame comes first, then its difference to each earlier one, the newest first, so that moving objects
-        stand out. Black and unchanged pixels are 0. n / 256 for an integer n from -255 to 255 is exact in bfloat16, and
-        so are its products with a power of 2.
+        The current frame comes first, then its difference to each earlier one, the oldest first, so that moving objects
+        stand out. Colors are in [0, 1), differences in (-1, 1) times `frame_diff_scale`, coordinates in (-2, 2): black
+        and unchanged pixels are 0. n / 256 for an integer n from -255 to 255 is exact in bfloat16, and so are its
+        products with a power of 2. Zeros pad the bottom and right (`ImageConfig.padded_size`), so that games of 210 and
+        214 lines share one shape. The type is autocast's where autocast is on.
 
         Args:
             frames: `history` of them, oldest first, at native size.
-
-        Returns:
-            [B, C, rows, columns] with the channels of `ImageConfig`, in the autocast type where autocast is on: colors
-            in [0, 1), differences in (-1, 1) times `frame_diff_scale`, coordinates in (-2, 2). Zeros pad the bottom
-            and right (`ImageConfig.padded_size`), so that games of 210 and 214 lines share one shape.
 
         Raises:
             UserError: the frames have another type or shape.
@@ -101,8 +87,14 @@ class PixelModel(ABC):
                 f"expected frames uint8[B, {self.history}, H, W, 3], got {frames.dtype}{list(frames.shape)}"
             )
         device = self.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.dtype
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.model.dtype
         return preprocess_frames(frames, self.image_config, dtype)
+
+    def token_grid(self, rows: int, columns: int) -> tuple[int, int]:
+        """Return the rows and columns of image tokens of an encoder input of so many pixels."""
+        config: Any = self.encoder.config
+        stride = getattr(config, "patch_size", self.image_config.stride)
+        return rows // stride, columns // stride
 
 
 class PixelVLM(PixelModel):
@@ -131,41 +123,49 @@ class PixelVLM(PixelModel):
 
     @property
     def bos_ids(self) -> list[int]:
-        """The token ids that begin every text; presets have none."""
-        return []
+        """The token id that begins every text, if any; presets have none."""
+        bos = self.tokenizer.bos_token_id
+        return [bos] if bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos] else []
 
     def image_ids(self, images: Any) -> list[int]:
-        """Return the token ids of one of the images of `preprocess` in a prompt: a placeholder for each image token."""
-        return [self.model.config.image_token_id] * self.encode_images(images[:1]).tokens.shape[1]
+        """Return the token ids of one of the images of `preprocess` in a prompt: placeholders, and markers if any."""
+        if isinstance(images, ImageInputs):
+            return images.image_ids.tolist()
+        return [self.model.config.image_token_id] * math.prod(self.token_grid(*images.shape[2:]))
 
     def generate_inputs(self, ids: Int[Tensor, "B L"], images: Any) -> dict[str, Tensor]:
         """Return the inputs of transformers' `generate` for a prompt about each image."""
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": images}
+        inputs = {**_image_inputs(images), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if uses_mrope(self.model):  # without these types, the class silently falls back to one-dimensional positions
+            inputs["mm_token_type_ids"] = (ids == self.model.config.image_token_id).int()
+        return inputs
 
     def encode_images(
         self, images: Float[Tensor, "B C H W"] | Mapping[str, Tensor], output_hidden_states: bool = False
     ) -> ImageFeatures:
-        """Return the features of images, by one pass through encoder and connector.
-
-        Args:
-            images: the output of `preprocess`, or the class's own image inputs by name, of images of one size.
-            output_hidden_states: whether to return the encoder's hidden states too.
+        """Return the features of images of one size, from `preprocess`, by one pass through encoder and connector.
 
         Raises:
             UserError: the class has no image tokens, or the images have different numbers of them.
         """
         if not hasattr(self.model, "get_image_features"):
             raise UserError(f"{type(self.model).__name__} does not read images as tokens")
-        inputs = {"pixel_values": images} if isinstance(images, Tensor) else dict(images)
+        inputs = _image_inputs(images)
         options = {"output_hidden_states": True} if output_hidden_states else {}
         output = self.model.get_image_features(**inputs, **options)
-        tokens = list(output.pooler_output)
+        tokens = stack_image_tokens(output.pooler_output, getattr(images, "num_images", len(output.pooler_output)))
         hidden_states = tuple(output.hidden_states) if output_hidden_states else ()
-        if isinstance(images, ImageInputs):
-            stacked = stack_image_tokens(tokens, images.num_images)
-            return ImageFeatures(stacked, inputs, hidden_states, images.image_ids)
-        return ImageFeatures(stack_image_tokens(tokens, len(tokens)), inputs, hidden_states)
+        return ImageFeatures(tokens, inputs, hidden_states, getattr(images, "image_ids", None))
 
     def embed(self, tokens: Int[Tensor, "..."]) -> Float[Tensor, "... D"]:
         """Return the decoder's embeddings of token ids."""
         return self.model.get_input_embeddings()(tokens)
+
+
+def _image_inputs(images: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {"pixel_values": images} if isinstance(images, Tensor) else dict(images)
+
+
+def uses_mrope(model: PreTrainedModel) -> bool:
+    """Whether positions count time, rows and columns separately (M-RoPE; Wang et al. 2024, "Qwen2-VL")."""
+    return hasattr(getattr(model, "get_base_model", lambda: model)().base_model, "get_rope_index")

@@ -4,9 +4,8 @@ The answer's token has to read what lies where, but a decoder with random weight
 tokens, which carries no position, and finds better heads hundreds of steps later. A head whose query and key have
 constant parts (the biases of its projections) attends at one offset whatever its input, since rotary positions rotate
 a constant by the offset. With offsets that span the image, the last token of a prompt reads the image position by
-position from the first step on. The biases stay trainable, and the other half of the heads starts as usual. An earlier
-prototype learned faster with such heads, but differed in other ways too; for `micro` no difference has been shown
-(`docs/log/`).
+position from the first step on. The biases stay trainable, and the other half of the heads starts as usual. For `micro`
+no difference in learning has been shown (`docs/log/`).
 """
 
 import math
@@ -25,10 +24,7 @@ FIRST_OFFSET = 2  # from the last token of an action prompt back to the image's 
 
 @torch.no_grad()
 def init_positional_heads(vlm: PixelVLM, image_tokens: int) -> None:
-    """Set half of a decoder's heads to relative offsets that span `image_tokens`, in place.
-
-    The decoder is a Llama with attention biases.
-    """
+    """Set half of a Llama's heads, which have biases, to relative offsets that span `image_tokens`, in place."""
     decoder: Any = vlm.decoder
     frequencies, layers = decoder.rotary_emb.inv_freq.float().cpu(), decoder.layers
     count = num_positional_heads(layers[0].self_attn)

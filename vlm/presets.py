@@ -26,6 +26,7 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     ResNetConfig,
 )
@@ -41,51 +42,32 @@ from vlm.tokenizer import build_tokenizer
 class Preset:
     """The dimensions of a model: an encoder, a ResNet or a CLIP tower, and a Llama decoder (`text_*`)."""
 
-    widths: tuple[int, ...]
-    """Channels of the ResNet's stem and of its stages, at strides 4, 8, 16, ...; or the one width of a CLIP tower."""
-    depths: tuple[int, ...]
-    """Blocks of each stage of the ResNet; or the number of layers of a CLIP tower."""
+    widths: tuple[int, ...]  # of the ResNet's stem and stages, at strides 4, 8, 16, ...; or the one of a CLIP tower
+    depths: tuple[int, ...]  # blocks of each stage of the ResNet; or the number of layers of a CLIP tower
     text_width: int
     text_layers: int
     text_heads: int
     text_mlp: int
-    initializer_range: float
-    """Standard deviation of initial weights, about 1 / sqrt(width); transformers' default suits ten times the width."""
+    initializer_range: float  # about 1 / sqrt(width); transformers' default suits ten times the width
     image_config: ImageConfig
-    heads: int = 1
-    """Attention heads of a CLIP tower."""
-    patch: int = 18
-    """Side of a CLIP tower's patches, in pixels."""
-    rope_theta: float = 10_000.0
-    """Base of the decoder's rotary positions; the larger, the more of a head is free to match distant content."""
-    head_width: int = 0
-    """Width of each decoder head; 0 divides `text_width` among the heads."""
-    positional_heads: bool = False
-    """Whether half of the decoder's heads start as fixed relative offsets (`vlm.positional_heads`)."""
+    heads: int = 1  # of a CLIP tower
+    patch: int = 18  # side of a CLIP tower's patches, in pixels
+    rope_theta: float = 10_000.0  # the larger, the more of a decoder head is free to match distant content
+    head_width: int = 0  # of each decoder head; 0 divides `text_width` among the heads
+    positional_heads: bool = False  # half of the decoder's heads start as fixed offsets (`vlm.positional_heads`)
 
 
 FRAME_STACK_INPUT = ImageConfig(history=2, frame_diff_scale=8, coordinate_channels=True)
 SQUARE_INPUT = ImageConfig(square_size=216)
+POSITIONAL_HEADS: Any = {"rope_theta": 100, "positional_heads": True}
 IMAGE_TOKENS = 35  # 7 x 5, of a frame of up to 224 rows, as of most games, without a square
 
 PRESETS = {
     "tiny": Preset((16, 16, 16, 32), (1, 1, 1), 32, 1, 2, 64, 0.1, FRAME_STACK_INPUT),
     "micro": Preset(
-        (8, 32, 64, 128),
-        (1, 1, 1),
-        128,
-        3,
-        16,
-        512,
-        0.06,
-        FRAME_STACK_INPUT,
-        rope_theta=100,
-        head_width=16,
-        positional_heads=True,
+        (8, 32, 64, 128), (1, 1, 1), 128, 3, 16, 512, 0.06, FRAME_STACK_INPUT, head_width=16, **POSITIONAL_HEADS
     ),
-    "nano": Preset(
-        (16, 48, 96, 192), (1, 1, 1), 256, 3, 16, 1024, 0.06, FRAME_STACK_INPUT, rope_theta=100, positional_heads=True
-    ),
+    "nano": Preset((16, 48, 96, 192), (1, 1, 1), 256, 3, 16, 1024, 0.06, FRAME_STACK_INPUT, **POSITIONAL_HEADS),
     "tiny-clip": Preset((32,), (2,), 32, 3, 2, 64, 0.1, SQUARE_INPUT, heads=2, patch=36, rope_theta=1e6),
     "nano-clip": Preset((192,), (6,), 256, 3, 4, 704, 0.06, SQUARE_INPUT, heads=3, rope_theta=1e6),
     "base-clip": Preset((768,), (12,), 1024, 12, 16, 2816, 0.02, SQUARE_INPUT, heads=12, rope_theta=1e6),
@@ -115,19 +97,16 @@ def build(name: str, seed: int = 0, tokenizer: PreTrainedTokenizerFast | None = 
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = (
-            _build_llava(preset, parts)
-            if preset.image_config.square_size
-            else FastVlmForConditionalGeneration(FastVlmConfig(**parts))
-        )
+        model = _build_model(preset, parts)
     vlm = PixelVLM(model.eval(), tokenizer, preset.image_config)
     if preset.positional_heads:
         init_positional_heads(vlm, IMAGE_TOKENS)
     return vlm
 
 
-def _build_llava(preset: Preset, parts: dict[str, Any]) -> LlavaForConditionalGeneration:
-    assert preset.image_config.square_size
+def _build_model(preset: Preset, parts: dict[str, Any]) -> PreTrainedModel:
+    if not preset.image_config.square_size:
+        return FastVlmForConditionalGeneration(FastVlmConfig(**parts))
     config = LlavaConfig(
         **parts,
         image_token_id=parts["image_token_index"],
@@ -170,7 +149,6 @@ def _text_config(preset: Preset, tokenizer: PreTrainedTokenizerFast) -> LlamaCon
         hidden_size=preset.text_width,
         num_hidden_layers=preset.text_layers,
         num_attention_heads=preset.text_heads,
-        num_key_value_heads=preset.text_heads,
         intermediate_size=preset.text_mlp,
         head_dim=preset.head_width or preset.text_width // preset.text_heads,
         attention_bias=preset.positional_heads,

@@ -23,6 +23,7 @@ Captions are free text:
     <image> [caption]                                                       ->  a frame of pong with a ball
 """
 
+import re
 from collections.abc import Sequence
 
 IMAGE = "<image>"
@@ -69,17 +70,13 @@ def pixel_prompt(row: int, column: int, order: str = "row,column") -> str:
 
 def pixel_answer(rgb: Sequence[int]) -> str:
     """Return the answer for a color of three integers from 0 to 255."""
-    red, green, blue = (int(value) for value in rgb)
-    return f"{red},{green},{blue}]"
+    return f"{','.join(str(int(value)) for value in rgb)}]"
 
 
 def parse_pixel(text: str) -> tuple[int, int, int] | None:
     """Return the color in an answer, or None."""
-    answer = text.strip()
-    parts = [part.strip() for part in answer.removesuffix("]").split(",")]
-    if not answer.endswith("]") or len(parts) != 3:
+    match = re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*]\s*", text)
+    if not match or max(map(int, match.groups())) > 255:
         return None
-    if not all(part.isdecimal() and int(part) < 256 for part in parts):
-        return None
-    red, green, blue = (int(part) for part in parts)
+    red, green, blue = map(int, match.groups())
     return red, green, blue

@@ -7,6 +7,7 @@ encoding also orders the answers: the logit of 130 rises with that of 131. All e
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from vlm.model import PixelVLM
+from vlm.tokenizer import token_ids
 
 LONGEST_WAVE, SHORTEST_WAVE = 512, 8  # wavelengths, in units of the numbers
 
@@ -31,7 +33,7 @@ def sinusoidal_encoding(
 @torch.no_grad()
 def init_number_embeddings(vlm: PixelVLM, amplitude: float = 0.15) -> None:
     """Encode the numbers 0 to 255 in their token embeddings; `UserError` if a number takes several tokens."""
-    tokens = vlm.tokenizer([str(number) for number in range(256)], add_special_tokens=False)["input_ids"]
+    tokens = [token_ids(vlm.tokenizer, str(number)) for number in range(256)]
     if any(len(number) != 1 for number in tokens):
         raise UserError("expected a tokenizer whose numbers from 0 to 255 are single tokens")
     embeddings = vlm.model.get_input_embeddings().weight
@@ -46,7 +48,7 @@ def init_position_embeddings(
     """Encode rows and columns in a CLIP tower's position embeddings, half of the width each.
 
     Args:
-        tower: the CLIP vision tower of a VLM or of a CLIP.
+        tower: of a VLM or of a CLIP.
         height: rows of the images, which lie in the upper left of the square.
         width: columns of the images.
         grid: cells along each side of the grid that prompts count on; None for pixels.
@@ -55,18 +57,13 @@ def init_position_embeddings(
     Raises:
         UserError: the tower has no position embeddings.
     """
-    embeddings = getattr(tower, "embeddings", None)
-    positions = getattr(embeddings, "position_embedding", None)
-    if embeddings is None or positions is None:
+    embeddings: Any = getattr(tower, "embeddings", None)
+    if not hasattr(embeddings, "position_embedding"):
         raise UserError(f"expected a CLIP tower with position embeddings, got {type(tower).__name__}")
-    side, half = embeddings.image_size // embeddings.patch_size, positions.weight.shape[1] // 2
+    weight = embeddings.position_embedding.weight
+    side, half = embeddings.image_size // embeddings.patch_size, weight.shape[1] // 2
     centers = (torch.arange(side) + 0.5) * embeddings.patch_size
     rows, columns = (centers * (grid / size if grid else 1) - 0.5 for size in (height, width))
-    encoding = torch.cat(
-        [
-            sinusoidal_encoding(rows, half)[:, None].expand(-1, side, -1),
-            sinusoidal_encoding(columns, positions.weight.shape[1] - half)[None].expand(side, -1, -1),
-        ],
-        dim=-1,
-    )
-    positions.weight[1:] = amplitude * encoding.flatten(0, 1).to(positions.weight)
+    row_encoding = sinusoidal_encoding(rows, half).repeat_interleave(side, 0)
+    column_encoding = sinusoidal_encoding(columns, weight.shape[1] - half).repeat(side, 1)
+    weight[1:] = amplitude * torch.cat([row_encoding, column_encoding], dim=-1).to(weight)

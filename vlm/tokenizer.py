@@ -4,31 +4,24 @@ Text is lower-cased and split at whitespace and punctuation. A word outside the 
 spelled letter by letter; characters other than letters and digits become `<unk>`.
 """
 
-import string
 from collections.abc import Sequence
+from functools import lru_cache
+from string import ascii_lowercase, digits
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerFast
 
-SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
-PUNCTUATION = (",", ":", ".", "[", "]", "?", "'", "*", "-", "(", ")", "/", "!", "&", "+")
+ACTIONS = ("noop", "fire", "up", "down", "left", "right")
+WORDS = f"""
+<pad> <s> </s> <unk> <image> , : . [ ] ? ' * - ( ) / ! & + {" ".join(ACTIONS)}
+play action reconstruct segmentation caption loc rgb mask game frame
+a an the and of in on at to is are with no above below left-most right-most top bottom middle large small red green blue
+yellow white black grey orange pink purple brown cyan object objects ghost pellet rabbit duck owl bullet gun player
+enemy ball paddle ship
+""".split()
 # The fixed parts of a prompt with coordinates are one token each, so that it is short.
 COORDINATE_PROMPT_PARTS = ("[reconstruct] loc: [", "] rgb: [", "] mask:")
-ACTIONS = ("noop", "fire", "up", "down", "left", "right")
-PROMPT_WORDS = "play action reconstruct segmentation caption loc rgb mask game frame"
-CAPTION_WORDS = (
-    "a an the and of in on at to is are with no above below left-most right-most top bottom middle large "
-    "small red green blue yellow white black grey orange pink purple brown cyan object objects ghost "
-    "pellet rabbit duck owl bullet gun player enemy ball paddle ship"
-)
-
-
-def _vocabulary() -> dict[str, int]:
-    words = [*SPECIAL, *PUNCTUATION, *ACTIONS, *PROMPT_WORDS.split(), *CAPTION_WORDS.split()]
-    words += [str(number) for number in range(256)]
-    words += list(string.ascii_lowercase) + [f"##{letter}" for letter in string.ascii_lowercase + string.digits]
-    return {word: index for index, word in enumerate(dict.fromkeys(words))}
 
 
 def build_tokenizer(extra_words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
@@ -37,9 +30,8 @@ def build_tokenizer(extra_words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     `extra_words`, in lower case, become single tokens after all others. With them, `<end>` with the largest id ends a
     text: for an end token of id 2, CLIP's text model follows an old bug and pools at the largest id of a text instead.
     """
-    vocabulary = _vocabulary()
-    for word in extra_words:
-        vocabulary.setdefault(word, len(vocabulary))
+    pieces = [*map(str, range(256)), *ascii_lowercase, *(f"##{letter}" for letter in ascii_lowercase + digits)]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys([*WORDS, *pieces, *extra_words]))}
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="<unk>", max_input_chars_per_word=40))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -47,13 +39,23 @@ def build_tokenizer(extra_words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     tokenizer.add_tokens([AddedToken(part, normalized=False) for part in COORDINATE_PROMPT_PARTS])
-    end = "<end>" if extra_words else "</s>"
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<s>",
-        eos_token=end,
+        eos_token="<end>" if extra_words else "</s>",
         unk_token="<unk>",
         extra_special_tokens={"image_token": "<image>"},
         padding_side="left",
     )
+
+
+@lru_cache(maxsize=4096)  # prompts about a grid have thousands of points and few coordinates
+def token_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, ...]:
+    """Return the token ids of a part of a text, without special tokens."""
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def padding_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the id that pads token lists: of the end token where a tokenizer has no padding."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -47,7 +47,7 @@ def test_bfloat16_weights_take_half_the_space_and_stay_near(saved, tmp_path):
     sizes = [(file / "model.safetensors").stat().st_size for file in (tmp_path / "half", path)]
     assert sizes[0] < 0.7 * sizes[1]
     loaded = checkpoint.load(tmp_path / "half")
-    assert loaded.dtype == torch.float32
+    assert loaded.model.dtype == torch.float32
     worst = max((a - b).abs().max() for a, b in zip(vlm.model.parameters(), loaded.model.parameters(), strict=True))
     assert worst < 0.01
 

@@ -89,7 +89,8 @@ def test_position_comes_from_the_sinusoids_alone(parts):
     )
     pixels = vlm.preprocess(scene(history=vlm.history)[0])
     features = encode(vlm, pixels)
-    logits = head(encoder_maps(vlm, features), *expression_states(vlm, features, *expression_tokens(vlm.tokenizer, EXPRESSIONS)))
+    states = expression_states(vlm, features, *expression_tokens(vlm.tokenizer, EXPRESSIONS))
+    logits = head(encoder_maps(vlm, features), *states)
     assert torch.allclose(logits, logits[:1, :1, :, :1])
     middle = logits.shape[2] // 2
     assert torch.allclose(logits[0, 0, [0, middle], 0], torch.tensor([0.0, 5.0]))
@@ -99,7 +100,8 @@ def test_logits_cover_every_pixel_and_gradients_reach_encoder_and_decoder(parts)
     vlm, head = parts
     pixels = vlm.preprocess(scene(history=vlm.history)[0])
     features = encode(vlm, pixels)
-    logits = head(encoder_maps(vlm, features), *expression_states(vlm, features, *expression_tokens(vlm.tokenizer, EXPRESSIONS)))
+    states = expression_states(vlm, features, *expression_tokens(vlm.tokenizer, EXPRESSIONS))
+    logits = head(encoder_maps(vlm, features), *states)
     assert logits.shape == (2, 2, *pixels.shape[2:])
     logits.square().mean().backward()
     for part in (vlm.encoder, vlm.decoder, head):
@@ -122,17 +124,18 @@ def test_one_batch_is_overfitted_by_expression(tmp_path):
     torch.manual_seed(0)
     head = MaskHead.of(vlm, hidden_channels=16)
     frames, masks = scene()
-    pixels, asked = vlm.preprocess(frames), expression_tokens(vlm.tokenizer, [["the red object", "the cyan object"]] * 2)
+    pixels, words = vlm.preprocess(frames), ["the red object", "the cyan object"]
+    tokens = expression_tokens(vlm.tokenizer, [words] * 2)
     optimizer = torch.optim.AdamW([*vlm.model.parameters(), *head.parameters()], lr=5e-3)
     for _ in range(400):
         features = encode(vlm, pixels)
-        logits = head(encoder_maps(vlm, features), *expression_states(vlm, features, *asked))[..., :210, :160]
+        logits = head(encoder_maps(vlm, features), *expression_states(vlm, features, *tokens))[..., :210, :160]
         loss = functional.binary_cross_entropy_with_logits(logits, masks.float(), pos_weight=torch.tensor(4.0))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     segmenter = ReferringSegmenter(vlm, head)
-    shown = np.stack([segmenter.predict(frame, ["the red object", "the cyan object"]) for frame in frames]) > 0.5
+    shown = np.stack([segmenter.predict(frame, words) for frame in frames]) > 0.5
     truth = masks.numpy()
     assert (shown & truth).sum() / (shown | truth).sum() > 0.9
 

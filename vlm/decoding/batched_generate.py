@@ -16,10 +16,12 @@ from transformers import DynamicCache
 
 from common.errors import UserError
 from vlm.decoding.masks import causal_mask
-from vlm.decoding.prefix import SharedIds, embed_text, gather_cache_rows
+from vlm.decoding.prefix import Offsets, SharedIds, embed_text
 from vlm.decoding.shared_prefix_attention import CachedPrefix, forward_with_shared_prefix
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
+
+Lengths = Int[Tensor, "_ _"]
 
 
 @torch.no_grad()
@@ -29,22 +31,21 @@ def generate_batch(
     shared_ids: SharedIds,
     suffixes: Int[Tensor, "B K L"],
     max_new_tokens: int,
-    lengths: Int[Tensor, "_ _"] | None = None,
+    lengths: Lengths | None = None,
     chunk: int = 512,
 ) -> Int[Tensor, "B K N"]:
     """Return the greedy answers to K prompts about each of B images, equal to those of `generate` for each alone.
 
+    Answers hold their end and are padded after it to the longest; the model's `generation_config` defines both.
+
     Args:
         vlm: a model that `require_prefix_sharing` accepts.
-        features: of B images, from `PixelVLM.encode_images`.
+        features: of B images.
         shared_ids: the text before every suffix; see `encode_prefix`.
         suffixes: the rest of each prompt, padded on the right.
-        max_new_tokens: where an answer without an end is truncated; the model's `generation_config` defines its end.
+        max_new_tokens: where an answer without an end is truncated.
         lengths: of the suffixes, int[B, K]; all L by default.
         chunk: about how many prompts are decoded at a time.
-
-    Returns:
-        The answers on the suffixes' device, their end included, padded after it to the longest.
 
     Raises:
         UserError: the class cannot share a prefix, or shapes do not fit.
@@ -60,15 +61,11 @@ def generate_batch(
 
 @torch.no_grad()
 def last_hidden_states(
-    vlm: PixelVLM,
-    cached_prefix: CachedPrefix,
-    suffixes: Int[Tensor, "B K L"],
-    lengths: Int[Tensor, "_ _"] | None = None,
-    chunk: int = 256,
+    vlm: PixelVLM, cached_prefix: CachedPrefix, suffixes: Int[Tensor, "B K L"], lengths: Lengths
 ) -> Float[Tensor, "B K D"]:
     """Return the decoder's last hidden state of each prompt, which predicts the answer's first token."""
     state = DecodingState(vlm, cached_prefix, suffixes, lengths)
-    hidden = [state.prefill(columns).hidden for columns in state.split(chunk)]
+    hidden = [state.prefill(columns).hidden for columns in state.split(chunk=256)]
     return torch.cat([part.unflatten(0, (len(suffixes), -1)) for part in hidden], dim=1)
 
 
@@ -76,13 +73,10 @@ def last_hidden_states(
 class PrefillState:
     """R prompts after prefill, image by image."""
 
-    cache: DynamicCache
-    """Of the suffixes' tokens."""
-    valid: Bool[Tensor, "R L"]
-    """False at padding."""
+    cache: DynamicCache  # of the suffixes' tokens
+    valid: Bool[Tensor, "R L"]  # False at padding
     lengths: Int[Tensor, " R"]
-    hidden: Float[Tensor, "R D"]
-    """The last hidden state of each prompt."""
+    hidden: Float[Tensor, "R D"]  # the last hidden state of each prompt
 
 
 class DecodingState:
@@ -105,7 +99,7 @@ class DecodingState:
         examples, self.prefix_group = pad_groups(group_ids)
         if self.split_point:
             ids = suffixes.flatten(0, 1)[examples, : self.split_point]  # [B * U, split_point]
-            offsets = torch.arange(self.split_point, device=ids.device).expand(len(ids), -1)
+            offsets = torch.arange(self.split_point, device=ids.device)
             self._forward(self.group_cache, embed_text(vlm, ids), offsets, torch.ones_like(ids, dtype=torch.bool))
 
     def _cheapest_split(self) -> tuple[int, Int[Tensor, "B K"]]:
@@ -137,10 +131,11 @@ class DecodingState:
         groups, lengths = self.prefix_group[:, columns].flatten(), self.lengths[:, columns].flatten()  # [R]
         cache = DynamicCache(config=self.vlm.decoder.config)
         if self.split_point:
-            gather_cache_rows(self.group_cache, groups, into=cache)
+            for index, layer in enumerate(self.group_cache.layers):
+                cache.update(layer.keys.index_select(0, groups), layer.values.index_select(0, groups), index)
         ids = self.suffixes[:, columns].flatten(0, 1)  # [R, L]
         valid = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-        offsets = torch.arange(self.split_point, ids.shape[1], device=ids.device).expand(len(ids), -1)
+        offsets = torch.arange(self.split_point, ids.shape[1], device=ids.device)
         states = self._forward(cache, embed_text(self.vlm, ids[:, self.split_point :]), offsets, valid)
         last = states[torch.arange(len(ids), device=ids.device), lengths - 1 - self.split_point]
         return PrefillState(cache, valid, lengths, last)
@@ -160,15 +155,10 @@ class DecodingState:
                 return torch.stack(generated, dim=1).unflatten(0, (len(self.suffixes), -1))
             valid = functional.pad(valid, (0, 1), value=True)
             offsets = (state.lengths + len(generated) - 1)[:, None]
-            embeddings = self.vlm.embed(generated[-1])[:, None]
-            hidden = self._forward(state.cache, embeddings, offsets, valid)[:, -1]
+            hidden = self._forward(state.cache, self.vlm.embed(generated[-1])[:, None], offsets, valid)[:, -1]
 
     def _forward(
-        self,
-        cache: DynamicCache,
-        embeddings: Float[Tensor, "R T D"],
-        offsets: Int[Tensor, "R T"],
-        valid: Bool[Tensor, "R S"],
+        self, cache: DynamicCache, embeddings: Float[Tensor, "R T D"], offsets: Offsets, valid: Bool[Tensor, "R S"]
     ) -> Float[Tensor, "R T D"]:
         """Return the last hidden states of the last T of S tokens, `offsets` after their images' prefixes."""
         mask = causal_mask(valid, self.cached_prefix.prefix.embeddings.dtype)[:, :, -embeddings.shape[1] :]
@@ -176,14 +166,10 @@ class DecodingState:
 
 
 def pad_groups(group_ids: Int[Tensor, "B K"]) -> tuple[Int[Tensor, " BU"], Int[Tensor, "B K"]]:
-    """Return rows for the groups of suffixes, the same number U for each image, and each suffix's row.
+    """Return rows for groups of suffixes, numbered across images without a gap, and each suffix's row.
 
-    Args:
-        group_ids: numbered across images without a gap.
-
-    Returns:
-        The flat index of one suffix of each row's group, the last group of an image with fewer than U repeated; and
-        each suffix's row.
+    A row is the flat index of one suffix of its group. Each image has the same number U of rows: the last group of an
+    image with fewer is repeated.
     """
     batch, count = group_ids.shape
     first, last = group_ids.amin(1, keepdim=True), group_ids.amax(1, keepdim=True)

@@ -24,24 +24,20 @@ from transformers import DynamicCache
 from common.errors import UserError
 from vlm.decoding.masks import additive_mask
 from vlm.decoding.prefix import forward_with_cache
-from vlm.hf_vlm import uses_mrope
 from vlm.image_features import ImageFeatures
-from vlm.model import PixelVLM
+from vlm.model import PixelVLM, uses_mrope
 from vlm.prompts import IMAGE
+from vlm.tokenizer import token_ids
 
 
 @dataclass(frozen=True)
 class CandidateTrie:
     """Tokenized candidates as a trie of N nodes, parents before children."""
 
-    tokens: tuple[int, ...]
-    """Of each node."""
-    parents: tuple[int, ...]
-    """Each node's predecessor, -1 at the first token of a candidate."""
-    depths: tuple[int, ...]
-    """Of each node, 1 at the first token."""
-    ends: tuple[int, ...]
-    """The last node of each candidate."""
+    tokens: tuple[int, ...]  # of each node
+    parents: tuple[int, ...]  # of each node, -1 at the first token of a candidate
+    depths: tuple[int, ...]  # of each node, 1 at the first token
+    ends: tuple[int, ...]  # the last node of each candidate
 
     @classmethod
     def build(cls, candidates: Sequence[Sequence[int]]) -> "CandidateTrie":
@@ -82,13 +78,10 @@ class CandidateScorer:
                 "generate answers instead (--decode generate)"
             )
         self.vlm, self.cache_prompt = vlm, cache_prompt
-        self._before, self._after = [*vlm.bos_ids, *self._encode(before)], self._encode(after)
-        self.trie = CandidateTrie.build([self._encode(candidate) for candidate in candidates])
+        self._before, self._after = [*vlm.bos_ids, *token_ids(vlm.tokenizer, before)], token_ids(vlm.tokenizer, after)
+        self.trie = CandidateTrie.build([token_ids(vlm.tokenizer, candidate) for candidate in candidates])
         self._layouts: dict[int, tuple[Tensor, Tensor]] = {}
         self._text_kv: list[tuple[Tensor, Tensor]] | None = None
-
-    def _encode(self, text: str) -> list[int]:
-        return self.vlm.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def log_probs(self, features: ImageFeatures) -> Float[Tensor, "B C"]:
         """Return the log-probability of every candidate for each image, its end included."""
@@ -133,10 +126,15 @@ class CandidateScorer:
 
     def _text_cache(self, batch: int) -> DynamicCache:
         """Return a cache of the text before the image for each row of a batch."""
-        text_kv = self._text_kv or self._compute_text_kv()
+        cache = DynamicCache(config=self.vlm.decoder.config)
+        text_kv = self._text_kv
+        if text_kv is None:
+            ids = torch.tensor([self._before], device=self.vlm.device)
+            text = DynamicCache(config=self.vlm.decoder.config)
+            forward_with_cache(self.vlm, text, self.vlm.embed(ids), torch.arange(ids.shape[1], device=ids.device)[None])
+            text_kv = [(layer.keys, layer.values) for layer in text.layers]
         if self.cache_prompt and not torch.is_grad_enabled():
             self._text_kv = text_kv
-        cache = DynamicCache(config=self.vlm.decoder.config)
         for layer, (keys, values) in zip(cache.layers, text_kv, strict=True):
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
@@ -144,19 +142,11 @@ class CandidateScorer:
             raise RuntimeError("the decoder kept no cache: is gradient checkpointing on?")
         return cache
 
-    def _compute_text_kv(self) -> list[tuple[Tensor, Tensor]]:
-        """Return keys and values of the text before the image, a pair for each layer of the decoder."""
-        ids = torch.tensor([self._before], device=self.vlm.device)
-        cache = DynamicCache(config=self.vlm.decoder.config)
-        forward_with_cache(self.vlm, cache, self.vlm.embed(ids), torch.arange(ids.shape[1], device=ids.device)[None])
-        return [(layer.keys, layer.values) for layer in cache.layers]
-
 
 def prompt_ids(vlm: PixelVLM, prompt: str, image_ids: Sequence[int]) -> list[int]:
     """Return the token ids of a prompt for transformers' own forward; `image_ids` from `PixelVLM.image_ids`."""
     before, _, after = prompt.partition(IMAGE)
-    before_ids, after_ids = vlm.tokenizer([before, after], add_special_tokens=False)["input_ids"]
-    return [*vlm.bos_ids, *before_ids, *image_ids, *after_ids]
+    return [*vlm.bos_ids, *token_ids(vlm.tokenizer, before), *image_ids, *token_ids(vlm.tokenizer, after)]
 
 
 @torch.no_grad()

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from vlm.decoding.candidate_scoring import CandidateScorer
 
-CLAMP_MAX = 3e38  # above every activation
-
 
 class _FramesToLogProbs(nn.Module):
     """A scorer's forward pass from frames on, for tracing."""
@@ -45,7 +43,7 @@ class _ClampedActivation(nn.Module):
         self.activation = activation
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.activation(input).clamp(max=CLAMP_MAX)
+        return self.activation(input).clamp(max=3e38)  # above every activation
 
 
 @contextmanager
@@ -71,14 +69,10 @@ def _clamped_activations(model: nn.Module) -> Iterator[None]:
 
 
 class OpenVinoScorer:
-    """Scores candidates as `scorer` does, for frames of one shape.
+    """Scores candidates as `scorer` does, which caches its prompt, for frames of one shape.
 
-    The graph starts at the frames, since preprocessing outside of it would take a fifth of the time.
-
-    Args:
-        scorer: with a cached prompt.
-        frames: an example of the shape to compile for.
-        precision: f32 or bf16; None is the processor's native one.
+    The graph starts at the frames, since preprocessing outside of it would take a fifth of the time. `frames` are an
+    example of the shape to compile for; `precision` is f32, bf16 or, for None, the processor's native one.
     """
 
     def __init__(self, scorer: CandidateScorer, frames: UInt8[np.ndarray, "B T H W 3"], precision: str | None = None):

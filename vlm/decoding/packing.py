@@ -30,40 +30,36 @@ from vlm.decoding.shared_prefix_attention import CachedPrefix, forward_with_shar
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 
+Suffixes = Int[Tensor, "B K L"]
+Lengths = Int[Tensor, "B K"]
+
 
 def forward_packed(
-    vlm: PixelVLM,
-    features: ImageFeatures,
-    shared_ids: SharedIds,
-    suffixes: Int[Tensor, "B K L"],
-    method: str = "cache",
+    vlm: PixelVLM, features: ImageFeatures, shared_ids: SharedIds, suffixes: Suffixes, method: str = "cache"
 ) -> Float[Tensor, "B K L D"]:
     """Return the decoder's last hidden states of K suffixes for each of B images; those of padding are meaningless.
 
     Args:
         vlm: a model that `require_prefix_sharing` accepts.
-        features: of B images, from `PixelVLM.encode_images`.
+        features: of B images.
         shared_ids: the text before every suffix; see `encode_prefix`.
-        suffixes: token ids, in training with the answers', padded on the right (`pad_token_lists`).
+        suffixes: token ids, in training with the answers'; see `pad_token_lists`.
         method: cache, the faster one, or mask, for gradient checkpointing; the states are the same.
 
     Raises:
         UserError: the class cannot share a prefix, image tokens and placeholders do not match, or `cache` was requested
             under gradient checkpointing.
     """
-    if suffixes.ndim != 3:
-        raise UserError(f"expected suffixes int[B, K, L], got {list(suffixes.shape)}")
-    if method not in _METHODS:
-        raise UserError(f"expected a method ({', '.join(_METHODS)}), got {method!r}")
-    return _METHODS[method](vlm, features, shared_ids, suffixes)
+    if method == "cache":
+        return _forward_suffixes(vlm, CachedPrefix.encode(vlm, features, shared_ids), suffixes)
+    if method != "mask":
+        raise UserError(f"expected a method (mask, cache), got {method!r}")
+    no_tokens, no_length = suffixes.new_zeros(len(suffixes), 1, 0), suffixes.new_zeros(1, 1)  # one empty branch
+    return forward_packed_tree(vlm, features, shared_ids, no_tokens, no_length, suffixes[:, None])[:, 0]
 
 
 def forward_packed_with_attention(
-    vlm: PixelVLM,
-    features: ImageFeatures,
-    shared_ids: SharedIds,
-    suffixes: Int[Tensor, "B K L"],
-    layers: Sequence[int],
+    vlm: PixelVLM, features: ImageFeatures, shared_ids: SharedIds, suffixes: Suffixes, layers: Sequence[int]
 ) -> tuple[Float[Tensor, "B K L D"], dict[int, Float[Tensor, "B K L heads all"]]]:
     """Return the states of `forward_packed` by cache, and the attention weights of the suffixes' tokens in some layers.
 
@@ -75,9 +71,7 @@ def forward_packed_with_attention(
     return states, {layer: w.unflatten(0, suffixes.shape[:2]) for layer, w in recorded if w is not None}
 
 
-def pad_token_lists(
-    rows: Sequence[Sequence[Sequence[int]]], pad: int
-) -> tuple[Int[Tensor, "B K L"], Int[Tensor, "B K"]]:
+def pad_token_lists(rows: Sequence[Sequence[Sequence[int]]], pad: int) -> tuple[Suffixes, Lengths]:
     """Return token lists, K for each of B images, padded on the right, and their lengths; none may be empty."""
     counts = {len(row) for row in rows}
     if len(counts) != 1 or not all(tokens for row in rows for tokens in row):
@@ -88,16 +82,6 @@ def pad_token_lists(
     return torch.tensor(padded), lengths
 
 
-def _forward_by_mask(vlm: PixelVLM, features: ImageFeatures, shared_ids: Tensor, suffixes: Tensor) -> Tensor:
-    """Return the states of suffixes, as those of one empty branch."""
-    no_tokens, no_length = suffixes.new_zeros(len(suffixes), 1, 0), suffixes.new_zeros(1, 1)
-    return forward_packed_tree(vlm, features, shared_ids, no_tokens, no_length, suffixes[:, None])[:, 0]
-
-
-def _forward_by_cache(vlm: PixelVLM, features: ImageFeatures, shared_ids: Tensor, suffixes: Tensor) -> Tensor:
-    return _forward_suffixes(vlm, CachedPrefix.encode(vlm, features, shared_ids), suffixes)
-
-
 def _forward_suffixes(vlm: PixelVLM, cached_prefix: CachedPrefix, suffixes: Tensor) -> Tensor:
     embeddings, length = embed_text(vlm, suffixes.flatten(0, 1)), suffixes.shape[2]  # [B * K, L, D]
     valid, offsets = torch.ones_like(suffixes[0, :1], dtype=torch.bool), torch.arange(length, device=suffixes.device)
@@ -105,9 +89,6 @@ def _forward_suffixes(vlm: PixelVLM, cached_prefix: CachedPrefix, suffixes: Tens
     cache = DynamicCache(config=vlm.decoder.config)
     states = forward_with_shared_prefix(vlm, cached_prefix, cache, embeddings, offsets, mask)
     return states.unflatten(0, suffixes.shape[:2])
-
-
-_METHODS = {"mask": _forward_by_mask, "cache": _forward_by_cache}
 
 
 def forward_packed_tree(
@@ -124,13 +105,8 @@ def forward_packed_tree(
         prefix 0            the red ghost loc: [            prefix 1    the gun loc: [
         suffixes            12,7] mask:   3,9] mask: ...    suffixes    12,7] mask: ...
 
-    Args:
-        vlm: a model that `require_prefix_sharing` accepts.
-        features: of B images, from `PixelVLM.encode_images`.
-        shared_ids: the text before every prefix; see `encode_prefix`.
-        prefixes: token ids, padded on the right.
-        lengths: of the prefixes, int[B, E], or int[1, E] for all images.
-        suffixes: token ids, padded on the right; the states of padding are meaningless.
+    Prefixes and suffixes are padded on the right, and the states of padding are meaningless. `lengths` are those of the
+    prefixes, of each image or of all. The other arguments are those of `forward_packed`.
     """
     root = encode_prefix(vlm, features, shared_ids)
     layout = PackedTreeLayout(root.length, lengths, prefixes.shape[2], suffixes.shape[2], suffixes.shape[3])
@@ -167,17 +143,17 @@ class PackedTreeLayout:
 
     def mask(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "B 1 T T"]:
         """Return the additive mask of the whole sequence."""
-        num_prefixes, device = self.lengths.shape[1], self.lengths.device
-        root = torch.full((self.root_length,), -1, device=device)
+        (batch, num_prefixes), device = self.lengths.shape, self.lengths.device
         branch = torch.arange(num_prefixes, device=device)
         suffix = torch.arange(num_prefixes * self.num_suffixes, device=device).repeat_interleave(self.suffix_length)
         in_prefixes = branch.repeat_interleave(self.prefix_length)
         in_suffixes = branch.repeat_interleave(self.num_suffixes * self.suffix_length)
+        root, end = torch.full((self.root_length,), -1, device=device), self.root_length + len(in_prefixes)
         prefix_ids = torch.cat([root, in_prefixes, in_suffixes])  # the prefix of each token, -1 in the root
         suffix_ids = torch.cat([root, torch.full_like(in_prefixes, -1), suffix])  # -1 in root and prefixes
+        valid = torch.ones(batch, len(prefix_ids), dtype=torch.bool, device=device)
         unpadded = torch.arange(self.prefix_length, device=device) < self.lengths[..., None]  # [B, E, T]
-        valid = torch.ones(len(unpadded), len(prefix_ids), dtype=torch.bool, device=device)
-        valid[:, len(root) : len(root) + len(in_prefixes)] = unpadded.flatten(1)
+        valid[:, self.root_length : end] = unpadded.flatten(1)
         visible = torch.ones(len(prefix_ids), len(prefix_ids), dtype=torch.bool, device=device).tril()
         for segment_ids in (prefix_ids, suffix_ids):  # tokens attend to segment -1 and to their own
             visible &= (segment_ids[None] == -1) | (segment_ids[None] == segment_ids[:, None])

@@ -5,7 +5,6 @@ A prefix can be shared if the decoder is causal: then none of its states depends
 """
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +15,12 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from common.errors import UserError
-from vlm.hf_vlm import uses_mrope
 from vlm.image_features import ImageFeatures
-from vlm.model import PixelVLM
+from vlm.model import PixelVLM, uses_mrope
 
 SharedIds = Int[Tensor, " S"] | Int[Tensor, "_ S"]
-PositionIds = Int[Tensor, "B P"] | Int[Tensor, "3 B P"]
+Offsets = Int[Tensor, " T"] | Int[Tensor, "_ T"]
+PositionIds = Int[Tensor, "_ _"] | Int[Tensor, "3 _ _"]
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,7 @@ class Prefix:
         """P."""
         return self.embeddings.shape[1]
 
-    def position_ids_after(
-        self, offsets: Int[Tensor, " T"] | Int[Tensor, "_ T"], rows: Int[Tensor, " R"] | None = None
-    ) -> Int[Tensor, "R T"] | Int[Tensor, "3 R T"]:
+    def position_ids_after(self, offsets: Offsets, rows: Int[Tensor, " R"] | None = None) -> PositionIds:
         """Return the position ids of text tokens after a prefix; they start one above the prefix's largest.
 
         Args:
@@ -68,43 +65,36 @@ def encode_prefix(vlm: PixelVLM, features: ImageFeatures, shared_ids: SharedIds)
         UserError: the class cannot share a prefix, or image tokens and placeholders do not match.
     """
     require_prefix_sharing(vlm.model)
-    if features.image_ids is not None:
-        shared_ids = _prepend_image(vlm, features.image_ids, shared_ids)
-    ids = _insert_placeholders(shared_ids, vlm.model.config.image_token_id, features.tokens)  # [B, P]
+    ids = _ids_with_image(vlm, features, shared_ids)  # [B, P]
     is_image = ids == vlm.model.config.image_token_id
     text = vlm.embed(ids.masked_fill(is_image, 0))
     tokens = features.tokens.flatten(0, 1).to(text.dtype)
-    embeddings = text.masked_scatter(is_image[..., None], tokens).to(vlm.dtype)
-    return Prefix(embeddings, _prefix_position_ids(vlm.model, ids, is_image, features.inputs))
+    embeddings = text.masked_scatter(is_image[..., None], tokens).to(vlm.model.dtype)
+    position_ids = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
+    if uses_mrope(vlm.model):
+        base: Any = getattr(vlm.model, "get_base_model", lambda: vlm.model)().base_model
+        grids = {name: value for name, value in features.inputs.items() if name != "pixel_values"}
+        position_ids = base.get_rope_index(ids, mm_token_type_ids=is_image.int(), **grids)[0]
+    return Prefix(embeddings, position_ids)
 
 
 def forward_with_cache(
     vlm: PixelVLM,
     cache: Cache,
     embeddings: Float[Tensor, "R T D"],
-    position_ids: Int[Tensor, "R T"] | Int[Tensor, "3 R T"],
+    position_ids: PositionIds,
     attention_mask: Shaped[Tensor, "R all"] | Float[Tensor, "_ 1 T all"] | None = None,
     **kwargs: Any,
 ) -> Float[Tensor, "R T D"]:
     """Return the decoder's last hidden states of tokens after those in a cache, and add their keys and values to it.
 
-    Args:
-        vlm: the model.
-        cache: of R rows.
-        embeddings: of the new tokens.
-        position_ids: of the new tokens, counted from the beginning.
-        attention_mask: over cached and new tokens, 0 at padding, or additive; by default all are attended to.
-        kwargs: passed on to the decoder's attention function.
+    The mask is over cached and new tokens, 0 at padding, or additive; by default all are attended to. `kwargs` reach
+    the decoder's attention function.
     """
     arguments = inspect.signature(vlm.decoder.forward).parameters
-    cache_argument = "cache" if "cache" in arguments else "past_key_values"  # the older name in transformers 5
+    kwargs["cache" if "cache" in arguments else "past_key_values"] = cache  # the latter is the older name
     return vlm.decoder(
-        inputs_embeds=embeddings,
-        position_ids=position_ids,
-        attention_mask=attention_mask,
-        use_cache=True,
-        **{cache_argument: cache},
-        **kwargs,
+        inputs_embeds=embeddings, position_ids=position_ids, attention_mask=attention_mask, use_cache=True, **kwargs
     ).last_hidden_state
 
 
@@ -113,13 +103,6 @@ def embed_text(vlm: PixelVLM, ids: Int[Tensor, "..."]) -> Float[Tensor, "... D"]
     if (ids == vlm.model.config.image_token_id).any():
         raise UserError("expected suffixes of text only, got an image placeholder: images belong in the shared prefix")
     return vlm.embed(ids)
-
-
-def gather_cache_rows(cache: DynamicCache, rows: Int[Tensor, " R"], into: Cache) -> Cache:
-    """Copy rows of a cache into an empty one and return it; gradients flow back."""
-    for index, layer in enumerate(cache.layers):
-        into.update(layer.keys.index_select(0, rows), layer.values.index_select(0, rows), index)
-    return into
 
 
 def require_prefix_sharing(model: PreTrainedModel) -> None:
@@ -139,20 +122,15 @@ def require_prefix_sharing(model: PreTrainedModel) -> None:
         raise UserError(f"{type(base).__name__} cannot share a prefix among prompts: {reason}")
 
 
-def _prepend_image(vlm: PixelVLM, image_ids: Tensor, shared_ids: Tensor) -> Tensor:
-    """Return `shared_ids` after the class's own ids for an image, unless it contains an image already."""
-    if (shared_ids == vlm.model.config.image_token_id).any():
-        return shared_ids
-    front = torch.cat([torch.tensor(vlm.bos_ids, dtype=torch.long, device=image_ids.device), image_ids])
-    return torch.cat([front.expand(*shared_ids.shape[:-1], -1), shared_ids.to(front.device)], dim=-1)
-
-
-def _insert_placeholders(shared_ids: Tensor, image_token: int, tokens: Tensor) -> Int[Tensor, "B P"]:
-    """Return the ids of each prefix, with placeholders in front if there are none; they must match `tokens`."""
-    batch, count = tokens.shape[:2]
+def _ids_with_image(vlm: PixelVLM, features: ImageFeatures, shared_ids: Tensor) -> Int[Tensor, "B P"]:
+    """Return the ids of each prefix, after the image's if they have none; placeholders must match its tokens."""
+    image_token, (batch, count) = vlm.model.config.image_token_id, features.tokens.shape[:2]
     if not (shared_ids == image_token).any():
-        front = torch.full((count,), image_token, device=shared_ids.device)
-        shared_ids = torch.cat([front.expand(*shared_ids.shape[:-1], -1), shared_ids], dim=-1)
+        if features.image_ids is None:
+            image = torch.full((count,), image_token, device=shared_ids.device)
+        else:
+            image = torch.cat([features.image_ids.new_tensor(vlm.bos_ids), features.image_ids])
+        shared_ids = torch.cat([image.expand(*shared_ids.shape[:-1], -1), shared_ids.to(image.device)], dim=-1)
     if shared_ids.ndim == 2 and len(shared_ids) != batch:
         raise UserError(f"expected a shared text for each of {batch} images, got {len(shared_ids)}")
     ids = shared_ids.expand(batch, -1)
@@ -160,14 +138,3 @@ def _insert_placeholders(shared_ids: Tensor, image_token: int, tokens: Tensor) -
     if placeholders != batch * count:
         raise UserError(f"expected {batch * count} image placeholders in {batch} shared texts, got {placeholders}")
     return ids
-
-
-def _prefix_position_ids(
-    model: PreTrainedModel, ids: Tensor, is_image: Tensor, inputs: Mapping[str, Tensor]
-) -> PositionIds:
-    """Return the position ids that the class's own forward would compute."""
-    if uses_mrope(model):
-        base = getattr(model, "get_base_model", lambda: model)()
-        grids = {name: value for name, value in inputs.items() if name != "pixel_values"}
-        return base.base_model.get_rope_index(ids, mm_token_type_ids=is_image.int(), **grids)[0]
-    return torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, DynamicCache
 
 from common.errors import UserError
-from vlm.decoding.prefix import Prefix, SharedIds, encode_prefix, forward_with_cache
+from vlm.decoding.prefix import Offsets, Prefix, SharedIds, encode_prefix, forward_with_cache
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 
@@ -30,11 +30,10 @@ class CachedPrefix:
     """B prefixes of P tokens with their keys and values, for any number of suffixes."""
 
     prefix: Prefix
-    layers: tuple[tuple[Tensor, Tensor], ...]
-    """Keys and values [B, heads, P, width] of each layer of the decoder."""
+    layers: tuple[tuple[Tensor, Tensor], ...]  # keys and values [B, heads, P, width] of each layer of the decoder
+    # by the index of each recorded layer: the weights [R, T, heads, P + S] of the rows' last forward pass, to the
+    # prefix, then to their own S tokens
     attention_weights: dict[int, Tensor | None] = field(default_factory=dict)
-    """By the index of each recorded layer, the weights [R, T, heads, P + S] of the rows' last forward pass: to the
-    prefix, then to their own S tokens."""
 
     @classmethod
     def encode(
@@ -61,7 +60,7 @@ def forward_with_shared_prefix(
     cached_prefix: CachedPrefix,
     cache: DynamicCache,
     embeddings: Float[Tensor, "R T D"],
-    offsets: Int[Tensor, " T"] | Int[Tensor, "R T"],
+    offsets: Offsets,
     attention_mask: Float[Tensor, "_ 1 T own"],
 ) -> Float[Tensor, "R T D"]:
     """Return the decoder's last hidden states of R rows after B prefixes, R / B rows for each in the prefixes' order.
@@ -110,10 +109,9 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "R T heads width"], None]:
     """Return the attention output, as transformers' attention functions do; `key` and `value` are the rows' own."""
-    unsupported = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
     if cached_prefix is None:
         raise UserError(f"{type(module).__name__} does not pass the shared prefix to its attention; pack by mask")
-    if unsupported:
+    if unsupported := [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]:
         raise UserError(f"{type(module).__name__} needs attention options unsupported here: {', '.join(unsupported)}")
     layer: Any = module.layer_idx
     prefix_key, prefix_value = cached_prefix.layers[layer]

@@ -20,14 +20,8 @@ def encoder_maps(
     Of a hierarchical encoder, the last map of each size; of a plain vision transformer, its dense patch embedding
     (`dense_patch_embedding`), the hidden states of the middle layer and those of the last.
 
-    Args:
-        vlm: the model.
-        features: encoded with `output_hidden_states`.
-        valid_size: rows and columns of the image, if it does not fill the encoder's input. The finest map is cropped
-            to the cells that the image's mask depends on.
-
-    Raises:
-        UserError: the features have no hidden states.
+    `valid_size`: rows and columns of images that do not fill the encoder's input; the finest map is cropped to the
+    cells that their masks depend on. `UserError` if the features have no hidden states.
     """
     if not features.hidden_states:
         raise UserError("expected features with the encoder's hidden states: encode_images(..., True)")
@@ -38,9 +32,9 @@ def encoder_maps(
         maps = [maps[len(maps) // 2], maps[-1]]
     else:
         maps = [state for index, state in enumerate(maps) if sizes[index] not in sizes[index + 1 :]]
-    embedding = _coarse_patch_embedding(vlm.encoder)
-    if embedding is not None:
-        return [dense_patch_embedding(embedding, pixels, valid_size), *maps]
+    first = next(module for module in vlm.encoder.modules() if isinstance(module, nn.Conv2d))
+    if first.kernel_size == first.stride and first.stride[0] > MAX_STRIDE:
+        return [dense_patch_embedding(first, pixels, valid_size), *maps]
     if valid_size:
         strides = (side // cells for side, cells in zip(pixels.shape[2:], maps[0].shape[2:], strict=True))
         rows, columns = (_num_valid_cells(n, stride) for n, stride in zip(valid_size, strides, strict=True))
@@ -53,25 +47,16 @@ def dense_patch_embedding(
 ) -> Float[Tensor, "B C h w"]:
     """Return a patch embedding's map at the largest stride up to `MAX_STRIDE` that divides the patch size.
 
-    Each cell is the embedding of the patch around it, on zero padding. With `valid_size`, the map is cropped as in
-    `encoder_maps`.
+    Each cell is the embedding of the patch around it, on zero padding; `valid_size` crops as in `encoder_maps`.
     """
-    patch = embedding.stride[0]
+    patch = int(embedding.stride[0])
     stride = max(n for n in range(1, MAX_STRIDE + 1) if patch % n == 0)
-    left = (patch - stride) // 2
-    right = patch - stride - left
+    left, right = (patch - stride) // 2, (patch - stride + 1) // 2
     padded = functional.pad(pixels.to(embedding.weight.dtype), (left, right, left, right))
     if valid_size:
         rows, columns = (patch + stride * (_num_valid_cells(n, stride) - 1) for n in valid_size)
         padded = padded[:, :, :rows, :columns]
     return functional.conv2d(padded, embedding.weight, embedding.bias, stride=stride)
-
-
-def _coarse_patch_embedding(encoder: nn.Module) -> nn.Conv2d | None:
-    """Return the encoder's first convolution if it cuts images into patches larger than `MAX_STRIDE`."""
-    first = next((module for module in encoder.modules() if isinstance(module, nn.Conv2d)), None)
-    is_coarse = first is not None and first.kernel_size == first.stride and first.stride[0] > MAX_STRIDE
-    return first if is_coarse else None
 
 
 def _num_valid_cells(num_pixels: int, stride: int) -> int:

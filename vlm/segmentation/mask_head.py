@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,11 +28,13 @@ from transformers import PreTrainedTokenizerFast
 from common.errors import UserError
 from common.files import atomic_file, write_text_atomically
 from vlm.checkpoint import CheckpointError
-from vlm.decoding.packing import forward_packed, pad_token_lists
+from vlm.decoding.packing import Lengths, Suffixes, forward_packed, pad_token_lists
+from vlm.decoding.prefix import SharedIds
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.prompts import MASK_PREFIX, mask_question
 from vlm.segmentation.encoder_maps import NUM_CONV_BLOCKS, encoder_maps
+from vlm.tokenizer import padding_id, token_ids
 
 WEIGHTS_FILE, CONFIG_FILE = "mask_head.safetensors", "mask_head.json"
 HIDDEN_CHANNELS = 96
@@ -57,18 +59,12 @@ OLD_NAMES = {  # of configuration fields and modules in files of version 0.1
 class MaskHeadConfig:
     """Sizes of a mask head."""
 
-    channels: tuple[int, ...]
-    """Of the encoder's maps, the finest first."""
-    strides: tuple[int, ...]
-    """Of the encoder's maps, in pixels."""
-    decoder_dim: int
-    """Width of the decoder's hidden states."""
-    hidden_channels: int = HIDDEN_CHANNELS
-    """Of the pyramid's maps."""
-    pixel_features: int = 32
-    """Features of a pixel, and length of a dynamic kernel."""
-    num_frequencies: int = 6
-    """Sines over the rows, and as many cosines, of 1, 2, ... half periods; the same over the columns."""
+    channels: tuple[int, ...]  # of the encoder's maps, the finest first
+    strides: tuple[int, ...]  # of the encoder's maps, in pixels
+    decoder_dim: int  # width of the decoder's hidden states
+    hidden_channels: int = HIDDEN_CHANNELS  # of the pyramid's maps
+    pixel_features: int = 32  # features of a pixel, and length of a dynamic kernel
+    num_frequencies: int = 6  # sines, and cosines, of 1, 2, ... half periods over the rows; the same over the columns
 
 
 class LateralConv(nn.Module):
@@ -131,26 +127,18 @@ class MaskHead(nn.Module):
         states: Float[Tensor, "B K L D"],
         weights: Float[Tensor, "B K L"],
     ) -> Float[Tensor, "B K H W"]:
-        """Return float32 logits of the pixels that the finest map covers.
+        """Return float32 logits of the pixels that the finest of `encoder_maps` covers.
 
-        Args:
-            maps: of `encoder_maps`; the finest may be cropped.
-            states: of `expression_states`.
-            weights: of `expression_states`.
+        `states` and `weights` are those of `expression_states`.
         """
-        config = self.config
-        fused = self._fuse(maps)
         pooled = torch.einsum("bkld,bkl->bkd", self.expression_mlp(states), weights.to(states.dtype))
+        num_sinusoids = 2 * self.config.num_frequencies
         kernels, row_coefficients, column_coefficients, scalar_bias = self.controller(pooled).split(
-            [config.pixel_features, 2 * config.num_frequencies, 2 * config.num_frequencies, 1], dim=-1
+            [self.config.pixel_features, num_sinusoids, num_sinusoids, 1], dim=-1
         )  # [B, K, ...]
-        logits = self._apply_kernels(fused, kernels).float()
-        row_bias, column_bias = (
-            self._position_bias(coefficients, cells * config.strides[-1], pixels)
-            for coefficients, cells, pixels in zip(
-                (row_coefficients, column_coefficients), maps[-1].shape[2:], logits.shape[2:], strict=True
-            )
-        )
+        logits = self._apply_kernels(self._fuse(maps), kernels).float()
+        row_bias = self._position_bias(row_coefficients, maps[-1].shape[2], logits.shape[2])
+        column_bias = self._position_bias(column_coefficients, maps[-1].shape[3], logits.shape[3])
         return logits + row_bias[..., :, None] + column_bias[..., None, :] + scalar_bias.float()[..., None]
 
     def _fuse(self, maps: Sequence[Tensor]) -> Tensor:
@@ -183,10 +171,15 @@ class MaskHead(nn.Module):
         products = merged @ functional.gelu(fused).flatten(2) + offsets[..., None]
         return functional.pixel_shuffle(products.unflatten(-1, fused.shape[2:]), upscale)
 
-    def _position_bias(self, coefficients: Tensor, length: int, num_pixels: int) -> Tensor:
-        """Return [B, K, num_pixels]: a sum of sinusoids along an image side of at least `length` pixels."""
-        features = sinusoidal_features(max(length, num_pixels), self.config.num_frequencies, coefficients.device)
-        return coefficients.float() @ features[:, :num_pixels]
+    def _position_bias(self, coefficients: Tensor, cells: int, num_pixels: int) -> Tensor:
+        """Return [B, K, num_pixels]: a sum of sinusoids along an image side of `cells` of the coarsest map.
+
+        They are 1, 2, ... half periods over the side, sines first, then cosines.
+        """
+        length = max(cells * self.config.strides[-1], num_pixels)
+        positions = torch.arange(length, device=coefficients.device) * (torch.pi / length)
+        angles = torch.arange(1, self.config.num_frequencies + 1, device=positions.device)[:, None] * positions
+        return coefficients.float() @ torch.cat([angles.sin(), angles.cos()])[:, :num_pixels]
 
     def save(self, directory: Path) -> None:
         """Write the head beside its model; plain transformers ignores its files."""
@@ -197,11 +190,7 @@ class MaskHead(nn.Module):
 
     @classmethod
     def load(cls, directory: Path) -> "MaskHead":
-        """Return the head of a checkpoint; files of version 0.1 are read by `OLD_NAMES`.
-
-        Raises:
-            CheckpointError: the files are missing or of another version.
-        """
+        """Return the head of a checkpoint; `CheckpointError` if its files are missing or of an unknown version."""
         weights_file, config_file = Path(directory) / WEIGHTS_FILE, Path(directory) / CONFIG_FILE
         if not weights_file.is_file() or not config_file.is_file():
             raise CheckpointError(
@@ -210,7 +199,8 @@ class MaskHead(nn.Module):
         fields = {OLD_NAMES.get(name, name): value for name, value in json.loads(config_file.read_text()).items()}
         try:
             head = cls(MaskHeadConfig(tuple(fields.pop("channels")), tuple(fields.pop("strides")), **fields))
-            head.load_state_dict({_current_name(name): tensor for name, tensor in load_file(weights_file).items()})
+            tensors = load_file(weights_file).items()
+            head.load_state_dict({".".join(OLD_NAMES.get(m, m) for m in name.split(".")): t for name, t in tensors})
         except (KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{weights_file} is no mask head of this version: {str(error).splitlines()[0]}"
@@ -218,41 +208,21 @@ class MaskHead(nn.Module):
         return head.eval()
 
 
-def _current_name(parameter: str) -> str:
-    return ".".join(OLD_NAMES.get(module, module) for module in parameter.split("."))
-
-
-def sinusoidal_features(length: int, num_frequencies: int, device: torch.device) -> Float[Tensor, "F length"]:
-    """Return sines, then cosines, of 1, 2, ..., `num_frequencies` half periods over `length` positions, float32."""
-    half_period = torch.arange(length, device=device) * (torch.pi / length)
-    angles = torch.arange(1, num_frequencies + 1, device=device)[:, None] * half_period
-    return torch.cat([angles.sin(), angles.cos()])
-
-
 def expression_tokens(
     tokenizer: PreTrainedTokenizerFast, expressions: Sequence[Sequence[str]]
-) -> tuple[Int[Tensor, " S"], Int[Tensor, "B K L"], Int[Tensor, "B K"]]:
+) -> tuple[SharedIds, Suffixes, Lengths]:
     """Return the tokens of K expressions about each of B images: shared prefix, padded questions, and their lengths."""
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    shared = torch.tensor(tokenizer(MASK_PREFIX, add_special_tokens=False)["input_ids"])
-    questions = [
-        tokenizer([mask_question(expression) for expression in of_image], add_special_tokens=False)["input_ids"]
-        for of_image in expressions
-    ]
-    return shared, *pad_token_lists(questions, pad)
+    questions = [[token_ids(tokenizer, mask_question(words)) for words in of_image] for of_image in expressions]
+    return torch.tensor(token_ids(tokenizer, MASK_PREFIX)), *pad_token_lists(questions, padding_id(tokenizer))
 
 
 def expression_states(
-    vlm: PixelVLM,
-    features: ImageFeatures,
-    shared: Int[Tensor, " S"],
-    questions: Int[Tensor, "B K L"],
-    lengths: Int[Tensor, "B K"],
+    vlm: PixelVLM, features: ImageFeatures, shared: SharedIds, questions: Suffixes, lengths: Lengths
 ) -> tuple[Float[Tensor, "B K L D"], Float[Tensor, "B K L"]]:
-    """Return the decoder's hidden states over each expression, and their pooling weights, 0 at padding.
+    """Return the decoder's hidden states over `expression_tokens`, and their pooling weights, 0 at padding.
 
     Half of the weight is spread evenly over the tokens; the last token, which attends to all others, gets the other
-    half. Arguments are those of `expression_tokens` and the features of `PixelVLM.encode_images`.
+    half.
     """
     device = features.tokens.device
     states = forward_packed(vlm, features, shared.to(device), questions.to(device))

@@ -16,7 +16,7 @@ section 3.1). A grid so takes at most half of its points.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,10 +27,12 @@ from transformers import PreTrainedTokenizerFast
 from common.errors import UserError
 from vlm.decoding.batched_generate import last_hidden_states
 from vlm.decoding.packing import pad_token_lists
+from vlm.decoding.prefix import SharedIds
 from vlm.decoding.shared_prefix_attention import CachedPrefix
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.prompts import MASK_PREFIX, POINT_ANSWERS, POINT_END, point_prompt
+from vlm.tokenizer import padding_id, token_ids
 
 STRIDE = 2  # rows and columns between the points of the first step
 CONFIDENT_LOGIT = 1.5  # absolute logit from which an answer is certain
@@ -41,42 +43,28 @@ class PointPromptFormat:
     """Prompts and answers about points in the tokens of a model."""
 
     tokenizer: PreTrainedTokenizerFast
-    shared: Int[Tensor, " S"]
-    """Tokens between the image and every expression."""
-    answers: Int[Tensor, "2"]
-    """Tokens of 0 and 1."""
-    end: int
-    """The token after an answer."""
+    shared: SharedIds  # between the image and every expression
+    answers: Int[Tensor, "2"]  # 0 and 1
+    end: int  # after an answer
     pad: int
-    _cache: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, vlm: PixelVLM) -> "PointPromptFormat":
         """Return the format of a model; `UserError` if 0 or 1 are several tokens of its tokenizer."""
         tokenizer = vlm.tokenizer
-        answers = tokenizer(list(POINT_ANSWERS), add_special_tokens=False)["input_ids"]
+        answers = [token_ids(tokenizer, answer) for answer in POINT_ANSWERS]
         if any(len(tokens) != 1 for tokens in answers):
             raise UserError(f"expected a tokenizer whose 0 and 1 are single tokens, got {answers}")
-        shared = torch.tensor(tokenizer(MASK_PREFIX, add_special_tokens=False)["input_ids"])
-        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        return cls(tokenizer, shared, torch.tensor(answers).flatten(), tokenizer.eos_token_id, pad)
+        shared = torch.tensor(token_ids(tokenizer, MASK_PREFIX))
+        return cls(tokenizer, shared, torch.tensor(answers).flatten(), tokenizer.eos_token_id, padding_id(tokenizer))
 
     def expression_tokens(self, expression: str) -> list[int]:
         """Return the tokens of a prompt's first part, up to the coordinates."""
-        return self._tokenize(point_prompt(expression))
+        return list(token_ids(self.tokenizer, point_prompt(expression)))
 
     def point_tokens(self, row: int, column: int) -> list[int]:
         """Return the tokens of a prompt's second part: the coordinates and the end."""
-        return [*self._cached_tokens(f"{row},"), *self._cached_tokens(f"{column}{POINT_END}")]
-
-    def _cached_tokens(self, coordinate: str) -> list[int]:
-        """Return the tokens of a coordinate; a grid has thousands of points and few coordinates."""
-        if coordinate not in self._cache:
-            self._cache[coordinate] = self._tokenize(coordinate)
-        return self._cache[coordinate]
-
-    def _tokenize(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*token_ids(self.tokenizer, f"{row},"), *token_ids(self.tokenizer, f"{column}{POINT_END}")]
 
 
 @torch.no_grad()
@@ -88,11 +76,11 @@ def predict_points(
     stride: int = STRIDE,
     logit_bias: float = 0.0,
 ) -> Float[Tensor, "K grid grid"]:
-    """Return the float32 logits of 1 against 0 at each point of a grid, for each of K expressions.
+    """Return the float32 logits of 1 against 0 at each point of a grid, for each of K expressions about one image.
 
     Args:
         vlm: the model.
-        features: of one image, by `PixelVLM.encode_images`.
+        features: of the image.
         expressions: K of them.
         grid: points along each side.
         stride: rows and columns between the points of the first step; 1 predicts every point.
@@ -104,15 +92,7 @@ def predict_points(
 
 
 class PointSampler:
-    """Logits at points for one expression; image and expression are encoded once.
-
-    Args:
-        vlm: the model.
-        features: of one image, by `PixelVLM.encode_images`.
-        prompts: the model's format.
-        expression: its text.
-        logit_bias: added to all logits.
-    """
+    """Logits at points for one expression about one image; both are encoded once. `logit_bias` is added to all."""
 
     def __init__(
         self,

@@ -30,11 +30,11 @@ POINT_GRID, LOGIT_BIAS = "point_grid", "logit_bias"
 
 
 class ReferringSegmenter:
-    """A model that predicts masks for expressions.
+    """A model that predicts masks for expressions, by its mask head, or without one by points.
 
     Args:
         vlm: the model.
-        head: its mask head, or None to predict points.
+        head: its mask head, if any.
         grid: points along each side.
         size: rows and columns that images are resized to; None keeps them.
         logit_bias: added to the logits of points.
@@ -59,34 +59,25 @@ class ReferringSegmenter:
     def predict(
         self, frames: UInt8[np.ndarray, "history H W 3"], expressions: Sequence[str]
     ) -> Float[np.ndarray, "K H W"]:
-        """Return each pixel's probability, float32, of belonging to the target of each expression.
+        """Return each pixel's probability, float32, of belonging to the target of each of K expressions.
 
-        Args:
-            frames: the image last, behind those before it; a single frame is repeated to the model's history.
-            expressions: K of them.
+        The image is the last frame, behind those before it; a single frame is repeated to the model's history.
         """
-        height, width = frames.shape[1:3]
         resized = np.stack([resize_image(frame, self.size) for frame in frames])
         if len(resized) < self.vlm.history:
             resized = np.repeat(resized[-1:], self.vlm.history, axis=0)
-        predict = self._predict_with_head if self.head else self._predict_with_points
-        return resize_logits(predict(resized, expressions), height, width).sigmoid().cpu().numpy()
-
-    def _predict_with_head(self, frames: np.ndarray, expressions: Sequence[str]) -> Tensor:
-        assert self.head is not None
-        height, width = frames.shape[1:3]
-        features = self.vlm.encode_images(self.vlm.preprocess(frames[None]), output_hidden_states=True)
-        states = expression_states(self.vlm, features, *expression_tokens(self.vlm.tokenizer, [expressions]))
-        maps = encoder_maps(self.vlm, features, (height, width))
-        return self.head(maps, *states)[0, :, :height, :width]
-
-    def _predict_with_points(self, frames: np.ndarray, expressions: Sequence[str]) -> Tensor:
-        features = self.vlm.encode_images(self.vlm.preprocess(frames[None]))
-        logits = predict_points(self.vlm, features, expressions, self.grid, logit_bias=self.logit_bias)
-        return resize_logits(logits, *frames.shape[1:3])
+        size = resized.shape[1:3]
+        features = self.vlm.encode_images(self.vlm.preprocess(resized[None]), output_hidden_states=bool(self.head))
+        if self.head:
+            states = expression_states(self.vlm, features, *expression_tokens(self.vlm.tokenizer, [expressions]))
+            logits = self.head(encoder_maps(self.vlm, features, size), *states)[0, :, : size[0], : size[1]]
+        else:
+            points = predict_points(self.vlm, features, expressions, self.grid, logit_bias=self.logit_bias)
+            logits = _resize_logits(points, *size)
+        return _resize_logits(logits, *frames.shape[1:3]).sigmoid().cpu().numpy()
 
 
-def resize_logits(logits: Float[Tensor, "K h w"], height: int, width: int) -> Float[Tensor, "K H W"]:
+def _resize_logits(logits: Float[Tensor, "K h w"], height: int, width: int) -> Float[Tensor, "K H W"]:
     """Return logits at another size, bilinear."""
     if logits.shape[1:] == (height, width):
         return logits
@@ -94,11 +85,7 @@ def resize_logits(logits: Float[Tensor, "K h w"], height: int, width: int) -> Fl
 
 
 def load_segmenter(directory: Path, points: bool = False) -> ReferringSegmenter:
-    """Return the segmenter of a checkpoint of `pretrain.referring`.
-
-    Args:
-        directory: the checkpoint.
-        points: whether to predict points even if there is a mask head.
+    """Return the segmenter of a checkpoint, by its mask head, or without one or with `points` by points in text.
 
     Raises:
         CheckpointError: it was not trained on masks, or not on points.
@@ -114,10 +101,5 @@ def load_segmenter(directory: Path, points: bool = False) -> ReferringSegmenter:
     if POINT_GRID not in training:
         target = "points" if points else "masks"
         raise CheckpointError(f"expected a checkpoint trained on {target} (`pretrain.referring`), got {directory}")
-    return ReferringSegmenter(
-        checkpoint.load(directory),
-        None,
-        int(training[POINT_GRID]),
-        training_resolution(directory),
-        float(training.get(LOGIT_BIAS, 0.0)),
-    )
+    size, logit_bias = training_resolution(directory), float(training.get(LOGIT_BIAS, 0.0))
+    return ReferringSegmenter(checkpoint.load(directory), None, int(training[POINT_GRID]), size, logit_bias)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from common.errors import UserError
@@ -23,36 +24,24 @@ from vlm.hf_vlm import PretrainedVLM
 from vlm.model import PixelModel, PixelVLM
 from vlm.positional_heads import num_positional_heads
 
+Edges = Float[Tensor, " edges"]
 COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER = 0, 1, 2
 SUPERVISED_LAYERS = (COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER)
 
 
-@torch.no_grad()
-def patch_edges(model: PixelModel, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return the edges of the image tokens' patches in pixels: float[rows + 1] and float[columns + 1].
-
-    They cover the padded size that the encoder reads.
-    """
-    pixels = model.preprocess(torch.zeros(1, model.history, height, width, 3, dtype=torch.uint8))
-    encoder: Any = model.encoder
-    if patch := getattr(encoder.config, "patch_size", None):
-        rows, columns = (int(size) // int(patch) for size in pixels.shape[2:])
-    else:
-        rows, columns = encoder(pixels).last_hidden_state.shape[2:]
-    row_edges, column_edges = (
-        torch.linspace(0, size, n + 1) for n, size in zip((rows, columns), pixels.shape[2:], strict=True)
-    )
-    return row_edges, column_edges
+def patch_edges(model: PixelModel, height: int, width: int) -> tuple[Edges, Edges]:
+    """Return the edges of the image tokens' rows and columns in pixels, over the padded size that the encoder reads."""
+    size = model.image_config.padded_size(height, width)
+    rows, columns = model.token_grid(*size)
+    return torch.linspace(0, size[0], rows + 1), torch.linspace(0, size[1], columns + 1)
 
 
-def target_patch_index(edges: tuple[Tensor, Tensor], coordinates: Tensor, height: int, width: int) -> Tensor:
-    """Return int[...]: the image token whose patch covers each coordinate.
+def target_patch_index(
+    edges: tuple[Edges, Edges], coordinates: Float[Tensor, "*K 2"], height: int, width: int
+) -> Int[Tensor, "*K"]:
+    """Return the image token whose patch covers each coordinate, a fraction of height and width.
 
-    Args:
-        edges: of `patch_edges`, for images of that size.
-        coordinates: float[..., 2], fractions of height and width.
-        height: of the images, in pixels.
-        width: of the images, in pixels.
+    `edges` are those of `patch_edges` for images of that size, in pixels.
     """
     row_edges, column_edges = (one.to(coordinates) for one in edges)
     row = torch.bucketize((coordinates[..., 0] * height).contiguous(), row_edges[1:-1], right=True)
@@ -61,68 +50,50 @@ def target_patch_index(edges: tuple[Tensor, Tensor], coordinates: Tensor, height
 
 
 def require_attention_access(vlm: PixelVLM) -> None:
-    """Raise `UserError` for a model whose image tokens have no known place, or whose decoder has too few layers."""
+    """Raise `UserError` for a model whose patches are unknown or whose decoder has too few layers."""
     if isinstance(vlm, PretrainedVLM):
         raise UserError(f"attention supervision needs a model of ours, whose patches are known, got {vlm.kind}")
-    layers = getattr(vlm.decoder, "layers", [])
-    if len(layers) <= ANSWER_LAYER:
-        raise UserError(
-            f"attention supervision needs a decoder of {ANSWER_LAYER + 1} layers or more, got {len(layers)}"
-        )
+    if (layers := len(getattr(vlm.decoder, "layers", []))) <= ANSWER_LAYER:
+        raise UserError(f"attention supervision needs a decoder of {ANSWER_LAYER + 1} layers or more, got {layers}")
 
 
 @dataclass(frozen=True)
 class AttentionTargets:
-    """What the tokens of B x K questions and their answers should attend to.
+    """What the tokens of B x K questions and their answers should attend to."""
 
-    coordinates: int[B, K, 2], the positions of the two coordinates in each question; question_ends: int[B, K], of its
-    last token; answer_mask: bool[B, K, L], the answer's tokens; image_tokens: int[B, K], of `target_patch_index`.
-    """
-
-    coordinates: Tensor
-    question_ends: Tensor
-    answer_mask: Tensor
-    image_tokens: Tensor
+    coordinates: Int[Tensor, "B K 2"]  # the positions of the two coordinates in each question
+    question_ends: Int[Tensor, "B K"]  # the position of its last token
+    answer_mask: Bool[Tensor, "B K L"]  # the answer's tokens
+    image_tokens: Int[Tensor, "B K"]  # of `target_patch_index`
 
 
 def attention_supervision_loss(
-    vlm: PixelVLM, attention: Mapping[int, Tensor], targets: AttentionTargets
-) -> tuple[Tensor, dict[str, Tensor]]:
+    vlm: PixelVLM, attention: Mapping[int, Float[Tensor, "B K L heads all"]], targets: AttentionTargets
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Return the mean -log attention weight on the targets, and the mean weights as metrics.
 
     `attn/coordinates`: from the question's end to its coordinates, a quarter of the heads to each;
     `attn/question_to_patch`: from it to the image token, all heads but one; `attn/answer_to_question`: from the
     answer's tokens to the question's end, half of the heads; `attn/answer_to_patch`: from them to the image token, all
-    heads but one. Positional heads (`vlm.positional_heads`) are left alone.
-
-    Args:
-        vlm: the model.
-        attention: by layer, [B, K, L, heads, P + L], of `forward_packed_with_attention`.
-        targets: what to attend to.
+    heads but one. Positional heads (`vlm.positional_heads`) are left alone. `attention` is that of
+    `forward_packed_with_attention`.
     """
     decoder: Any = vlm.decoder
     free = num_positional_heads(decoder.layers[PATCH_LAYER].self_attn)
     attention = {layer: weights[:, :, :, free:] for layer, weights in attention.items()}
     heads, prefix = attention[PATCH_LAYER].shape[3], attention[PATCH_LAYER].shape[4] - targets.answer_mask.shape[2]
     quarter, half, most = max(1, heads // 4), max(1, heads // 2), max(1, heads - 1)
-    end, row, column = prefix + targets.question_ends, *(prefix + targets.coordinates).unbind(-1)
-    at_end = {layer: _at(attention[layer], targets.question_ends) for layer in (COORDINATE_LAYER, PATCH_LAYER)}
-    answers = {
-        layer: attention[layer][targets.answer_mask] for layer in (PATCH_LAYER, ANSWER_LAYER)
-    }  # [N, heads, P + L]
-    repeats = targets.answer_mask.sum(-1).flatten()
+    row, column = (prefix + targets.coordinates).unbind(-1)
+    to_coordinates, to_patch = (_at(attention[i], targets.question_ends) for i in (COORDINATE_LAYER, PATCH_LAYER))
+    to_row, to_column = to_coordinates[:, :, :quarter], to_coordinates[:, :, quarter : 2 * quarter]
+    repeats = targets.answer_mask.sum(-1).flatten()  # N answer tokens in all
+    ends, patches = (t.flatten().repeat_interleave(repeats) for t in (targets.question_ends, targets.image_tokens))
+    to_question, answer_to_patch = (attention[i][targets.answer_mask] for i in (PATCH_LAYER, ANSWER_LAYER))
     weights = {
-        "attn/coordinates": torch.cat(
-            [
-                _weight_on(at_end[COORDINATE_LAYER][:, :, :quarter], row),
-                _weight_on(at_end[COORDINATE_LAYER][:, :, quarter : 2 * quarter], column),
-            ]
-        ),
-        "attn/question_to_patch": _weight_on(at_end[PATCH_LAYER][:, :, :most], targets.image_tokens),
-        "attn/answer_to_question": _weight_on(answers[PATCH_LAYER][:, :half], end.flatten().repeat_interleave(repeats)),
-        "attn/answer_to_patch": _weight_on(
-            answers[ANSWER_LAYER][:, :most], targets.image_tokens.flatten().repeat_interleave(repeats)
-        ),
+        "attn/coordinates": torch.cat([_weight_on(to_row, row), _weight_on(to_column, column)]),
+        "attn/question_to_patch": _weight_on(to_patch[:, :, :most], targets.image_tokens),
+        "attn/answer_to_question": _weight_on(to_question[:, :half], prefix + ends),
+        "attn/answer_to_patch": _weight_on(answer_to_patch[:, :most], patches),
     }
     loss = torch.stack([-(part + 1e-6).log().mean() for part in weights.values()]).sum()
     return loss, {name: part.detach().mean() for name, part in weights.items()}

@@ -10,10 +10,11 @@ Flags are the fields' names without their section (`--learning-rate`, not `--opt
 name is unique within a config. Everything that transformers' `TrainingArguments` knows is reached through `--trainer`.
 """
 
+import argparse
 import dataclasses
 import difflib
 import json
-import sys
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where a training writes, how long it runs and what transformers' Trainer is told."""
+    """Where a training writes, how long it runs and the options of transformers' Trainer."""
 
     out: Path
     """The run's directory: arguments.json, checkpoints, TensorBoard logs and `last`. The same command resumes it."""
@@ -85,13 +86,12 @@ class TrainConfig:
 
     def replace(self, **fields: Any) -> Self:
         """Return a copy with some fields changed, each named without its section."""
-        owners = field_owners(self)
-        if unknown := sorted(set(fields) - set(owners)):
-            near = difflib.get_close_matches(unknown[0], owners, n=1, cutoff=0.0)[0]
-            raise UserError(f"{type(self).__name__} has no field {unknown[0]!r}; nearest: {near}")
-        sections: dict[str, dict[str, Any]] = {}
+        owners, sections = field_owners(self), defaultdict[str, dict[str, Any]](dict)
         for name, value in fields.items():
-            sections.setdefault(owners[name], {})[name] = value
+            if name not in owners:
+                near = difflib.get_close_matches(name, owners, n=1, cutoff=0.0)[0]
+                raise UserError(f"{type(self).__name__} has no field {name!r}; nearest: {near}")
+            sections[owners[name]][name] = value
         changed = {name: dataclasses.replace(getattr(self, name), **own) for name, own in sections.items()}
         return dataclasses.replace(self, **changed)
 
@@ -124,43 +124,26 @@ def field_owners(config: TrainConfig) -> dict[str, str]:
 
 
 def named_config(configs: Mapping[str, Config], name: str, flag: str = "--config") -> Config:
-    """Return a named config.
-
-    Raises:
-        UserError: no config has that name; the nearest is named.
-    """
+    """Return a named config; `UserError` names the nearest."""
     if name not in configs:
         near = difflib.get_close_matches(name, configs, n=1, cutoff=0.0)[0]
         raise UserError(f"expected {flag} {', '.join(configs)}, got {name!r}; nearest: {near}")
     return configs[name]
 
 
-def parse_config(
-    configs: Mapping[str, Config], argv: list[str] | None, description: str | None, default: str = "default"
-) -> Config:
-    """Parse a training's command line: `--config NAME` picks a named config, every other flag overrides one field.
-
-    Raises:
-        UserError: no config has that name.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    name = default
-    for index, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        if flag == "--config":
-            if not equals and index + 1 == len(arguments):
-                raise UserError(f"--config expects a name ({', '.join(configs)})")
-            name = value if equals else arguments[index + 1]
-            del arguments[index : index + (1 if equals else 2)]
-            break
-    config = named_config(configs, name)
-    named = f"\nNamed configs (--config NAME; other flags override single fields): {', '.join(configs)}."
+def parse_config(configs: Mapping[str, Config], argv: list[str] | None, description: str | None) -> Config:
+    """Parse a training's command line: `--config NAME` picks a named config, every other flag overrides one field."""
+    choice = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    choice.add_argument("--config", default="default")
+    try:
+        chosen, flags = choice.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError(f"--config expects a name ({', '.join(configs)})") from error
+    config = named_config(configs, chosen.config)
+    description = f"""{description or ""}
+Named configs (--config NAME; other flags override single fields): {", ".join(configs)}."""
     return tyro.cli(
-        type(config),
-        args=arguments,
-        default=config,
-        description=(description or "") + named,
-        config=(tyro.conf.OmitArgPrefixes,),
+        type(config), args=flags, default=config, description=description, config=(tyro.conf.OmitArgPrefixes,)
     )
 
 

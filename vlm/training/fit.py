@@ -6,6 +6,7 @@ writes `last`: a checkpoint with plain weights (adapters merged) that tells how 
 
 import contextlib
 import difflib
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -22,6 +23,7 @@ from common.errors import UserError
 from common.files import atomic_file
 from common.run_arguments import require_same_arguments
 from vlm import checkpoint
+from vlm.checkpoint import CheckpointError
 from vlm.device import best_device, is_main_process, world_size
 from vlm.model import PixelModel
 from vlm.precision import autocast
@@ -54,7 +56,7 @@ OWN_FLAGS = {"output_dir": "--out", "max_steps": "--steps", "seed": "--seed", "l
 
 
 class TrainingModule(nn.Module):
-    """The model, the auxiliary modules and the mixture's loss as one module, as the Trainer wants it."""
+    """The model, the auxiliary modules and the mixture's loss as the one module that the Trainer trains."""
 
     def __init__(self, mixture: Mixture, bf16: bool | None):
         super().__init__()
@@ -75,7 +77,7 @@ class TrainingModule(nn.Module):
         return {"loss": losses.loss, "metrics": losses.metrics}
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """Recompute activations in the backward pass; the Trainer calls it when asked to."""
+        """Recompute activations in the backward pass, for the Trainer's option of that name."""
         self.model.gradient_checkpointing_enable(**options)
 
 
@@ -90,7 +92,7 @@ class VlmTrainer(Trainer):
 
     def __init__(self, module: TrainingModule, groups: list[dict], metadata: dict[str, Any], **options: Any):
         self.groups, self.metadata = groups, metadata
-        self._metrics: dict[str, list[Tensor]] = {}
+        self._metrics: dict[str, list[Tensor]] = defaultdict(list)
         super().__init__(model=module, data_collator=_only, **options)
 
     def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
@@ -106,7 +108,7 @@ class VlmTrainer(Trainer):
         """Return the loss; the log gets the means of the other metrics since its last entry."""
         out = model(**inputs)
         for name, value in out["metrics"].items():
-            self._metrics.setdefault(name, []).append(value.detach())
+            self._metrics[name].append(value.detach())
         return (out["loss"], out) if return_outputs else out["loss"]
 
     def log(self, logs: dict[str, float], *rest: Any) -> None:
@@ -136,31 +138,20 @@ def save_auxiliary(modules: nn.Module, directory: Path) -> None:
 
 
 def load_auxiliary(modules: nn.Module, directory: Path) -> None:
-    """Load what `save_auxiliary` wrote.
-
-    Raises:
-        CheckpointError: the file is missing or holds other modules.
-    """
-    expected = {name: tensor.shape for name, tensor in modules.state_dict().items()}
+    """Load what `save_auxiliary` wrote; `CheckpointError` if the file is missing or holds other modules."""
+    expected, file = {name: tensor.shape for name, tensor in modules.state_dict().items()}, directory / AUXILIARY
     if not expected:
         return
-    file = directory / AUXILIARY
     if not file.is_file():
-        raise checkpoint.CheckpointError(
-            f"expected {AUXILIARY} in {directory}: was this run begun without its modules?"
-        )
+        raise CheckpointError(f"expected {AUXILIARY} in {directory}: was this run begun without its modules?")
     found = load_file(file)
     if {name: tensor.shape for name, tensor in found.items()} != expected:
-        raise checkpoint.CheckpointError(f"{file} holds other modules; move it away to begin with new ones")
+        raise CheckpointError(f"{file} holds other modules; move it away to begin with new ones")
     modules.load_state_dict(found)
 
 
 def trainer_options(options: Sequence[str]) -> dict[str, str]:
-    """Return `--trainer` options by name, over our defaults.
-
-    Raises:
-        UserError: not NAME=VALUE, no option of TrainingArguments, or one that has a flag of its own.
-    """
+    """Return `--trainer` options by name, over our defaults; `UserError` for one that cannot be set."""
     known = {field.name for field in fields(TrainingArguments) if field.init}
     found = dict(DEFAULTS)
     for option in options:
@@ -176,20 +167,15 @@ def trainer_options(options: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _parse_bool(options: dict[str, str], name: str) -> bool | None:
-    value = options.pop(name, None)
-    if value is None or value.lower() in ("true", "false"):
-        return None if value is None else value.lower() == "true"
-    raise UserError(f"--trainer: expected {name}=true or {name}=false, got {value!r}")
-
-
 def training_arguments(run: RunConfig) -> tuple[TrainingArguments, bool | None]:
     """Return transformers' arguments for a run, and whether to compute in bfloat16 (None: where it is native).
 
     bfloat16 is computed by our own autocast, which leaves the weights and the losses in float32.
     """
     options = trainer_options(run.trainer)
-    bf16 = _parse_bool(options, "bf16")
+    bf16 = options.pop("bf16", "").lower()
+    if bf16 not in ("", "true", "false"):
+        raise UserError(f"--trainer: expected bf16=true or bf16=false, got {bf16!r}")
     options |= {
         "output_dir": str(run.out / "checkpoints"),
         "seed": str(run.seed),
@@ -206,9 +192,8 @@ def training_arguments(run: RunConfig) -> tuple[TrainingArguments, bool | None]:
         )
     except (ValueError, SystemExit) as error:
         raise UserError(f"--trainer {' '.join(run.trainer)}: {error}") from error
-    batches_per_step = world_size() * arguments.gradient_accumulation_steps
-    arguments.max_steps = max(1, run.steps // batches_per_step)
-    return arguments, bf16
+    arguments.max_steps = max(1, run.steps // (world_size() * arguments.gradient_accumulation_steps))
+    return arguments, bf16 == "true" if bf16 else None
 
 
 def newest_complete_checkpoint(directory: Path) -> Path | None:
@@ -240,11 +225,11 @@ def fit(
     Args:
         mixture: objectives over one model.
         config: how to train; `config.run.out` names the run.
-        metadata: what `training.json` tells beside the configuration.
+        metadata: what `training.json` holds beside the configuration.
         callbacks: of transformers' Trainer.
-        dtype: in which `last` stores the weights; by default as they are.
-        finish: called with the trained model, before `last` is written; returns more metadata.
-        export: writes files of its own into the directory of `last`.
+        dtype: of the weights in `last`, by default the model's own.
+        finish: called after the training, before `last` is written; returns more metadata.
+        export: writes more files into `last`.
     """
     arguments, bf16 = training_arguments(config.run)
     require_same_run(config)
@@ -261,9 +246,8 @@ def fit(
     resumed = newest_complete_checkpoint(Path(str(arguments.output_dir)))
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     lora.merge(vlm)
-    last = config.run.out / "last"
     metadata |= {"parameter_updates": parameter_update_report(before, vlm), **(finish() if finish else {})}
-    checkpoint.save(vlm, last, metadata, dtype, export)
+    checkpoint.save(vlm, config.run.out / "last", metadata, dtype, export)
     if is_main_process():
         save_auxiliary(module.auxiliary, config.run.out)
-    return last
+    return config.run.out / "last"

@@ -32,15 +32,13 @@ def module_learning_rates(config: OptimizerConfig) -> ModuleLearningRates:
 
 def role_parameters(vlm: PixelModel) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """Return the named parameters of each role; every parameter has exactly one. What is no VLM is all encoder."""
-    roles = {id(parameter): "encoder" for parameter in vlm.encoder.parameters()}
-    other = "encoder"
-    if isinstance(vlm, PixelVLM):
-        roles |= {id(parameter): "connector" for parameter in vlm.connector.parameters()}
-        other = "decoder"
+    if not isinstance(vlm, PixelVLM):
+        return {"encoder": list(vlm.model.named_parameters())}
+    encoder, connector = ({id(p) for p in module.parameters()} for module in (vlm.encoder, vlm.connector))
     found: dict[str, list[tuple[str, nn.Parameter]]] = {"encoder": [], "connector": [], "decoder": []}
-    for name, parameter in vlm.model.named_parameters():
-        found[roles.get(id(parameter), other)].append((name, parameter))
-    return {role: parameters for role, parameters in found.items() if parameters}
+    for name, p in vlm.model.named_parameters():
+        found["encoder" if id(p) in encoder else "connector" if id(p) in connector else "decoder"].append((name, p))
+    return found
 
 
 def parameter_groups(vlm: PixelModel, rates: ModuleLearningRates, weight_decay: float) -> list[dict[str, Any]]:
@@ -54,8 +52,9 @@ def parameter_groups(vlm: PixelModel, rates: ModuleLearningRates, weight_decay: 
         if rate is None:
             continue
         trained = [parameter for _, parameter in adapters or parameters]
-        for wanted, decay in ((True, weight_decay), (False, 0.0)):
-            own = [parameter for parameter in trained if (parameter.ndim > 1) == wanted]
+        for is_matrix in (True, False):
+            own = [parameter for parameter in trained if (parameter.ndim > 1) == is_matrix]
+            decay = weight_decay if is_matrix else 0.0
             groups.append({"params": own, "lr": rate, "weight_decay": decay, "role": role})
     return groups
 

@@ -1,8 +1,8 @@
 """LoRA (Hu et al. 2021) on the decoder alone, through peft, beside a fully trained encoder.
 
 Vision towers and decoders name their layers alike, so that `target_modules=["q_proj", "v_proj"]` would adapt both. Here
-the layers are those of `PixelVLM.decoder`, by their full names. A checkpoint holds the plain model and, in a file of its
-own, the adapters; `merge` folds them into the weights at the end.
+the layers are those of `PixelVLM.decoder`, by their full names. A checkpoint holds the plain model and the adapters, in
+a file of their own; `merge` folds them into the weights at the end.
 """
 
 import contextlib
@@ -23,30 +23,14 @@ from vlm.model import PixelModel, PixelVLM
 ADAPTERS = "adapters.safetensors"
 
 
-def add_lora(vlm: PixelModel, rank: int, alpha: int | None = None) -> None:
-    """Add an adapter to every linear layer of the decoder, in place; a new one changes no output.
-
-    Args:
-        vlm: the model.
-        rank: of each adapter.
-        alpha: its scale times the rank; twice the rank by default.
-
-    Raises:
-        UserError: the rank is below 1.
-    """
-    if rank < 1:
-        raise UserError(f"expected a LoRA rank of at least 1, got {rank}")
+def add_lora(vlm: PixelModel, rank: int) -> None:
+    """Add an adapter to every linear layer of the decoder, in place; a new one changes no output."""
     if not isinstance(vlm, PixelVLM):
         raise UserError(f"LoRA needs a model with a decoder, got {vlm.kind}")
     inside = {id(module) for module in vlm.decoder.modules() if isinstance(module, nn.Linear)}
     names = [name for name, module in vlm.model.named_modules() if id(module) in inside]
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank if alpha is None else alpha,
-        lora_dropout=0.0,
-        target_modules="|".join(re.escape(name) for name in names),
-    )
-    inject_adapter_in_model(config, vlm.model)
+    pattern = "|".join(re.escape(name) for name in names)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=pattern), vlm.model)
 
 
 def _adapted_layers(model: nn.Module) -> list[tuple[nn.Module, str, LoraLayer]]:
@@ -88,8 +72,7 @@ def save(vlm: PixelModel, directory: Path, metadata: dict[str, Any]) -> None:
     """Write a checkpoint for `restore`: the plain model, and the adapters if there are any."""
     with _without_adapters(vlm):
         checkpoint.save(vlm, directory, metadata)
-    found = adapters(vlm)
-    if found:
+    if found := adapters(vlm):
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}, directory / ADAPTERS)
 
 

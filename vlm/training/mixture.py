@@ -24,18 +24,13 @@ class MixtureBatch(Batch):
 
 
 class Mixture:
-    """Named objectives over one model with weights.
+    """Objectives over one model by name, which prefixes their metrics where there are several.
 
-    Args:
-        objectives: by name, in a fixed order; the name prefixes an objective's metrics where there are several.
-        weights: the share of the steps that each takes, relative to their sum; equal by default.
-
-    Raises:
-        UserError: no objective, a weight that is not positive, or objectives over different models.
+    weights: the share of the steps that each takes, relative to their sum; equal by default.
     """
 
     def __init__(self, objectives: Mapping[str, Objective], weights: Sequence[float] | None = None):
-        weights = [1.0] * len(objectives) if weights is None else list(weights)
+        weights = weights or [1.0] * len(objectives)
         if not objectives or len(weights) != len(objectives) or min(weights) <= 0:
             raise UserError(f"expected a positive weight for each of {len(objectives)} objectives, got {weights}")
         self.names, self.objectives = tuple(objectives), tuple(objectives.values())

@@ -7,6 +7,7 @@ losses = objective.loss(features, batch)      the loss and the metrics that the 
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeVar
@@ -48,12 +49,10 @@ Sampler = Callable[[int, np.random.Generator], AnyBatch]
 
 
 class Objective(ABC, Generic[Model, AnyBatch]):
-    """One task. `attention`: the attention implementation it trains fastest with.
+    """One task. Its sampler returns the batch of a step from the step's number and a generator, and from nothing else.
 
-    Args:
-        vlm: the model that is trained.
-        sampler: returns the batch of a step from the step's number and a generator, and from nothing else.
-        stream: numbers that tell its random draws from those of other objectives with the same seed.
+    attention: the attention implementation it trains fastest with; stream: numbers that tell its random draws from
+    those of other objectives with the same seed.
     """
 
     attention = "sdpa"
@@ -85,12 +84,12 @@ def encode_frames(vlm: PixelVLM, frames: Tensor, output_hidden_states: bool = Fa
 
 
 @torch.no_grad()
-def mean_metrics(objective: Objective, steps: int, seed: int = 0) -> dict[str, float]:
+def mean_metrics(objective: Objective, steps: int) -> dict[str, float]:
     """Return the mean of `loss` and of every metric over the batches of steps 0 to `steps` - 1, without training."""
-    found: dict[str, list[Tensor]] = {}
+    found: dict[str, list[Tensor]] = defaultdict(list)
     for step in range(steps):
-        batch = objective.sampler(step, objective.rng(seed, step)).to(objective.vlm.device)
+        batch = objective.sampler(step, objective.rng(0, step)).to(objective.vlm.device)
         losses = objective.loss(objective.encode(batch), batch)
         for name, value in {"loss": losses.loss, **losses.metrics}.items():
-            found.setdefault(name, []).append(value)
+            found[name].append(value)
     return {name: float(torch.stack(values).mean()) for name, values in found.items()}
