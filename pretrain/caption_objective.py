@@ -1,27 +1,26 @@
 """Captions as an objective: frames of recorded games, written descriptions, and the loss of their tokens."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional
 
 from common.command import require_at_least
 from common.errors import UserError
 from envs.games import find_game
+from pretrain.answer_objective import IGNORE_INDEX, AnswerObjective, FrameBatch, training_sequence
 from pretrain.data.augmentation import crop_or_resize
 from pretrain.data.frame_captions import describe_frame, write_caption
 from pretrain.data.images import EpisodeFrames
-from pretrain.pvp_prompts import IGNORE_INDEX
 from vlm.decoding.packing import forward_packed, pad_token_lists
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.prompts import CAPTION_PREFIX
-from vlm.training.objective import Batch, Losses, Objective, encode_frames
+from vlm.training.objective import Losses
 
 
 @dataclass(frozen=True)
@@ -44,24 +43,18 @@ class CaptionData:
 
 
 @dataclass(frozen=True)
-class CaptionBatch(Batch):
+class CaptionBatch(FrameBatch):
     """Frames with K captions each.
 
     input_ids: the prompt's last token and a caption; labels: the next token of each, to the caption's end.
     """
 
-    frames: UInt8[Tensor, "B history H W 3"]
     input_ids: Int[Tensor, "B K L"]
     labels: Int[Tensor, "B K L"]
 
 
 class CaptionSampler:
-    """Samples frames of recorded games and writes captions of what is in them.
-
-    Args:
-        vlm: the model, for its history and tokenizer.
-        data: the settings.
-    """
+    """Samples frames of recorded games and writes captions of what is in them."""
 
     def __init__(self, vlm: PixelVLM, data: CaptionData):
         if not data.data:
@@ -79,21 +72,20 @@ class CaptionSampler:
             stack = source.frame_stack(int(rng.integers(len(source))), self.history)
             objects, title = describe_frame(stack[-1], source.name), find_game(source.name).title
             stacks.append(crop_or_resize(stack, *self.data.size))
-            rows.append(self._tokens([write_caption(objects, title, rng) for _ in range(self.data.captions)]))
+            rows.append(self._sequences([write_caption(objects, title, rng) for _ in range(self.data.captions)]))
         return CaptionBatch(
             frames=torch.from_numpy(np.stack(stacks)),
-            input_ids=pad_token_lists([[caption[:-1] for caption in captions] for captions in rows], self.pad)[0],
-            labels=pad_token_lists([[caption[1:] for caption in captions] for captions in rows], IGNORE_INDEX)[0],
+            input_ids=pad_token_lists([[input_ids for input_ids, _ in row] for row in rows], self.pad)[0],
+            labels=pad_token_lists([[labels for _, labels in row] for row in rows], IGNORE_INDEX)[0],
         )
 
-    def _tokens(self, captions: Sequence[str]) -> list[list[int]]:
-        """Return the prompt's last token, each caption's tokens and its end."""
-        prompt = self.tokenizer(CAPTION_PREFIX, add_special_tokens=False)["input_ids"]
-        found = self.tokenizer(list(captions), add_special_tokens=False)["input_ids"]
-        return [[prompt[-1], *tokens, self.tokenizer.eos_token_id] for tokens in found]
+    def _sequences(self, captions: list[str]) -> list[tuple[list[int], list[int]]]:
+        """Return `input_ids` and `labels` of the prompt's last token with each caption and its end."""
+        prompt, *tokens = self.tokenizer([CAPTION_PREFIX, *captions], add_special_tokens=False)["input_ids"]
+        return [training_sequence(prompt[-1:], [*caption, self.tokenizer.eos_token_id]) for caption in tokens]
 
 
-class CaptionObjective(Objective[PixelVLM, CaptionBatch]):
+class CaptionObjective(AnswerObjective[CaptionBatch]):
     """Cross-entropy on every token of a caption, its end included."""
 
     stream = (0xCA,)
@@ -102,14 +94,9 @@ class CaptionObjective(Objective[PixelVLM, CaptionBatch]):
         super().__init__(vlm, CaptionSampler(vlm, data))
         self.shared = torch.tensor(vlm.tokenizer(CAPTION_PREFIX, add_special_tokens=False)["input_ids"][:-1])
 
-    def encode(self, batch: CaptionBatch) -> ImageFeatures:
-        """Return the features of the frames."""
-        return encode_frames(self.vlm, batch.frames)
-
     def loss(self, features: ImageFeatures, batch: CaptionBatch) -> Losses:
         """Return the loss, and `token_accuracy`, the share of tokens that are the likeliest."""
-        shared, kept = self.shared.to(batch.labels.device), batch.labels != IGNORE_INDEX
-        hidden = forward_packed(self.vlm, features, shared, batch.input_ids)
-        logits = self.vlm.model.get_output_embeddings()(hidden[kept]).float()  # [A, V]
-        accuracy = (logits.detach().argmax(-1) == batch.labels[kept]).float().mean()
-        return Losses(functional.cross_entropy(logits, batch.labels[kept]), {"token_accuracy": accuracy})
+        hidden = forward_packed(self.vlm, features, self.shared.to(batch.labels.device), batch.input_ids)
+        logits, labels = self.answer_logits(hidden, batch.labels)
+        accuracy = (logits.detach().argmax(-1) == labels).float().mean()
+        return Losses(functional.cross_entropy(logits, labels), {"token_accuracy": accuracy})

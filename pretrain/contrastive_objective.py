@@ -68,14 +68,7 @@ def pad_to_square(frame: np.ndarray, size: int) -> np.ndarray:
 
 
 class ContrastiveSampler:
-    """Samples frames with their captions, equally many of each of a batch's games.
-
-    Args:
-        datasets: recorded games.
-        clip: the model, for its tokenizer and its input size.
-        data: the settings.
-        steps: of the training.
-    """
+    """Samples frames with their captions, equally many of each of a batch's games, for a training of `steps`."""
 
     def __init__(self, datasets: list[EpisodeDataset], clip: PixelClip, data: ContrastiveData, steps: int):
         assert clip.square_size is not None

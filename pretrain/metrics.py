@@ -90,10 +90,7 @@ def blurred(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
 def patch_mean_image(
     image: UInt8[np.ndarray, "H W 3"], patch_size: int, rows: int, columns: int
 ) -> Float[np.ndarray, "rows columns 3"]:
-    """Return for each grid cell the mean of the patch that holds the cell's center.
-
-    Patches are squares of `patch_size` pixels from the upper left; patches at the other edges are cropped.
-    """
+    """Return for each grid cell the mean of the patch, a square from the upper left, that holds the cell's center."""
     height, width, _ = image.shape
     starts = [np.arange(0, size, patch_size) for size in (height, width)]
     sums = np.add.reduceat(np.add.reduceat(image.astype(float), starts[0], axis=0), starts[1], axis=1)
@@ -112,21 +109,13 @@ def baselines(
     patch_size: int,
     training_mean: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return what one would predict without reading pixels, [rows, columns, 3] by name.
+    """Return what one would predict for the cells `true` of an image without reading pixels, by name.
 
-    Args:
-        image: the image.
-        true: the colors of its grid.
-        patch_size: side of the encoder's patches.
-        training_mean: mean color of the training images, float[3], if known.
+    `training_mean` is the mean color of the training images, float[3], if known.
     """
-    known = {} if training_mean is None else {"training mean": np.broadcast_to(training_mean, true.shape)}
-    return {
-        **known,
-        "image mean": np.broadcast_to(true.reshape(-1, 3).mean(0), true.shape),
-        "blurred": blurred(true),
-        "patch mean": patch_mean_image(image, patch_size, *true.shape[:2]),
-    }
+    found = {} if training_mean is None else {"training mean": np.broadcast_to(training_mean, true.shape)}
+    found["image mean"] = np.broadcast_to(true.reshape(-1, 3).mean(0), true.shape)
+    return found | {"blurred": blurred(true), "patch mean": patch_mean_image(image, patch_size, *true.shape[:2])}
 
 
 def rare_color_mask(image: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "H W"]:

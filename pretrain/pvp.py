@@ -63,8 +63,7 @@ def pvp_objective(vlm: PixelVLM, data: PvpData, steps: int) -> PvpObjective:
     prompts = PixelPromptFormat.from_model(vlm, data.order)
     split = "train" if data.val_episodes else "all"
     sources = [open_image_source(place, split, data.val_episodes) for place in data.data]
-    images = ImageSampler(sources, data.size, vlm.history, data.augmentation, data.synthetic, data.curriculum_fraction)
-    sampler = PvpSampler(images, prompts, data.grid, steps, data.images, data.questions, data.shuffle_targets)
+    sampler = PvpSampler(ImageSampler(sources, data, vlm.history), prompts, data, steps)
     return PvpObjective(vlm, sampler, prompts, data.label_std, data.attention_supervision_weight)
 
 
@@ -90,9 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; see the head of this file."""
     last = train_pvp(parse_config(CONFIGS, argv, __doc__))
     for role, report in checkpoint.read_training(last)["parameter_updates"].items():
-        print(
-            f"{role}: {report['changed']} of {report['tensors']} tensors changed, at most {report['largest_change']:.2g}"
-        )
+        changed, tensors, largest = (report[name] for name in ("changed", "tensors", "largest_change"))
+        print(f"{role}: {changed} of {tensors} tensors changed, at most {largest:.2g}")
     print(f"the model is in {last}")
     return 0
 

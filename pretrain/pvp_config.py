@@ -60,15 +60,12 @@ class PvpData:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "images", "questions")
+        require_at_least(self, 0, "attention_supervision_weight")
         for name in ("augmentation", "synthetic", "curriculum_fraction", "caption_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} must be from 0 to 1, got {getattr(self, name)}")
         if self.caption_weight == 1:
             raise UserError("--caption-weight must be less than 1, so that pixel values are trained; got 1.0")
-        if self.attention_supervision_weight < 0:
-            raise UserError(
-                f"--attention-supervision-weight must be at least 0, got {self.attention_supervision_weight}"
-            )
         if self.shuffle_targets and self.images < 2:
             raise UserError("--shuffle-targets needs --images of at least 2")
         parse_grid(self.grid)

@@ -10,27 +10,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from common.errors import UserError
+from pretrain.answer_objective import IGNORE_INDEX, AnswerObjective, FrameBatch
 from pretrain.data.augmentation import augment, crop_or_resize
 from pretrain.data.images import ImageSource
 from pretrain.data.synthetic_images import synthetic_image
-from pretrain.pvp_prompts import IGNORE_INDEX, PixelPromptFormat, downsample_grid, sample_coordinates
-from vlm.decoding.packing import forward_packed, forward_packed_with_attention, pad_token_lists
+from pretrain.pvp_config import PvpData
+from pretrain.pvp_prompts import PixelPromptFormat, downsample_grid, sample_coordinates
+from vlm.decoding.packing import forward_packed, pad_token_lists
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
-from vlm.training.attention_supervision import (
-    SUPERVISED_LAYERS,
-    AttentionTargets,
-    attention_supervision_loss,
-    patch_edges,
-    require_attention_access,
-    target_patch_index,
-)
-from vlm.training.objective import Batch, Losses, Objective, encode_frames
+from vlm.training.attention_supervision import AttentionTargets
+from vlm.training.objective import Losses
 
 STATIC_PROB = 0.5  # of showing a model of several frames the same frame, as in a still image
 
@@ -38,52 +33,39 @@ STATIC_PROB = 0.5  # of showing a model of several frames the same frame, as in 
 class ImageSampler:
     """Samples an image at the size that all images of a batch share.
 
+    A model of several frames sees a still image repeated, and so it sees some frames of games: a user's file is one
+    picture in which nothing moves.
+
     Args:
         sources: where images come from, with equal probability.
-        size: rows and columns.
-        history: frames that the model sees; a still image is repeated, and so are some frames of games, since a
-            user's file is one picture in which nothing moves.
-        augmentation: the probability of each kind of change (`pretrain.data.augmentation`).
-        synthetic: the share of synthetic images.
-        curriculum_fraction: the share of the training over which augmentation and the fineness of synthetic images
-            rise from zero; 0 for none.
+        data: the settings.
+        history: frames that the model sees.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[ImageSource],
-        size: tuple[int, int],
-        history: int = 1,
-        augmentation: float = 0.0,
-        synthetic: float = 0.0,
-        curriculum_fraction: float = 0.0,
-    ):
-        if not sources and synthetic < 1:
-            raise UserError("expected a source of images, or synthetic images alone; got neither")
-        self.sources, self.size, self.history = sources, size, history
-        self.augmentation, self.synthetic, self.curriculum_fraction = augmentation, synthetic, curriculum_fraction
+    def __init__(self, sources: Sequence[ImageSource], data: PvpData, history: int = 1):
+        self.sources, self.data, self.history = sources, data, history
 
     def __call__(self, rng: np.random.Generator, progress: float) -> np.ndarray:
         """Return uint8[history, H, W, 3]; `progress` is the share of the training that is done."""
-        level = min(1.0, progress / self.curriculum_fraction) if self.curriculum_fraction else 1.0
-        if rng.random() < self.synthetic:
-            return np.stack([synthetic_image(rng, *self.size, level)] * self.history)
+        data = self.data
+        level = min(1.0, progress / data.curriculum_fraction) if data.curriculum_fraction else 1.0
+        if rng.random() < data.synthetic:
+            return np.stack([synthetic_image(rng, *data.size, level)] * self.history)
         source = self.sources[int(rng.integers(len(self.sources)))]
-        stack = crop_or_resize(source.frame_stack(int(rng.integers(len(source))), self.history), *self.size, rng)
+        stack = crop_or_resize(source.frame_stack(int(rng.integers(len(source))), self.history), *data.size, rng)
         if self.history > 1 and rng.random() < STATIC_PROB:
             stack = np.stack([stack[-1]] * self.history)
-        return augment(stack, rng, self.augmentation * level)
+        return augment(stack, rng, data.augmentation * level)
 
 
 @dataclass(frozen=True)
-class PvpBatch(Batch):
+class PvpBatch(FrameBatch):
     """Images with K questions each.
 
     input_ids: questions and answers; labels: the next token of each, `IGNORE_INDEX` within the question; coordinates:
     the places asked about, as fractions of the image's height and width.
     """
 
-    frames: UInt8[Tensor, "B history H W 3"]
     input_ids: Int[Tensor, "B K L"]
     labels: Int[Tensor, "B K L"]
     coordinates: Float[Tensor, "B K 2"]
@@ -95,32 +77,18 @@ class PvpSampler:
     Args:
         image_sampler: of the images.
         prompts: how the model's tokenizer writes questions and answers.
-        grid: see `pretrain.pvp_prompts.parse_grid`.
+        data: the settings.
         steps: of the training, for the curriculum.
-        images: of a batch.
-        questions: about each image.
-        shuffle_targets: answer every image with the colors of the batch's next one: a control that teaches the format
-            of questions and answers, coordinates included, and nothing that is seen.
     """
 
-    def __init__(
-        self,
-        image_sampler: ImageSampler,
-        prompts: PixelPromptFormat,
-        grid: str,
-        steps: int,
-        images: int,
-        questions: int,
-        shuffle_targets: bool = False,
-    ):
-        self.image_sampler, self.prompts, self.grid = image_sampler, prompts, grid
-        self.steps, self.images, self.questions, self.shuffle_targets = steps, images, questions, shuffle_targets
-        downsample_grid(image_sampler(np.random.default_rng(0), 1.0)[-1], grid)  # refuses a grid that is too fine
+    def __init__(self, image_sampler: ImageSampler, prompts: PixelPromptFormat, data: PvpData, steps: int):
+        self.image_sampler, self.prompts, self.data, self.steps = image_sampler, prompts, data, steps
+        downsample_grid(image_sampler(np.random.default_rng(0), 1.0)[-1], data.grid)  # refuses a grid that is too fine
 
     def __call__(self, step: int, rng: np.random.Generator) -> PvpBatch:
         """Return the batch of a step."""
-        stacks = [self.image_sampler(rng, step / self.steps) for _ in range(self.images)]
-        answered = [*stacks[1:], stacks[0]] if self.shuffle_targets else stacks
+        stacks = [self.image_sampler(rng, step / self.steps) for _ in range(self.data.images)]
+        answered = [*stacks[1:], stacks[0]] if self.data.shuffle_targets else stacks
         input_ids, labels, coordinates = zip(*(self._questions(stack[-1], rng) for stack in answered), strict=True)
         return PvpBatch(
             frames=torch.from_numpy(np.stack(stacks)),
@@ -130,8 +98,8 @@ class PvpSampler:
         )
 
     def _questions(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list, list, np.ndarray]:
-        values = downsample_grid(image, self.grid)
-        places = sample_coordinates(values, self.questions, rng)
+        values = downsample_grid(image, self.data.grid)
+        places = sample_coordinates(values, self.data.questions, rng)
         fractions = ((places + 0.5) / values.shape[:2]).astype(np.float32)
         return *self.prompts.training_sequences(places, values[places[:, 0], places[:, 1]]), fractions
 
@@ -142,7 +110,7 @@ def gaussian_targets(std: float) -> Float[Tensor, "256 256"]:
     return torch.softmax(-((numbers[:, None] - numbers) ** 2) / (2 * std**2), dim=-1)
 
 
-class PvpObjective(Objective[PixelVLM, PvpBatch]):
+class PvpObjective(AnswerObjective[PvpBatch]):
     """PVP: cross-entropy on the answers' tokens, their end included."""
 
     def __init__(
@@ -153,59 +121,35 @@ class PvpObjective(Objective[PixelVLM, PvpBatch]):
         label_std: float = 0.0,
         attention_supervision: float = 0.0,
     ):
-        super().__init__(vlm, sampler)
-        self.prompts, self.attention_supervision = prompts, attention_supervision
-        self._edges: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by the size of images
         if (attention_supervision or label_std) and prompts.number_token_ids is None:
             raise UserError("--label-std and --attention-supervision-weight need numbers that are single tokens")
-        if attention_supervision:
-            require_attention_access(vlm)
-        self.targets = gaussian_targets(label_std) if label_std else None
-
-    def encode(self, batch: PvpBatch) -> ImageFeatures:
-        """Return the features of the images."""
-        return encode_frames(self.vlm, batch.frames)
+        super().__init__(vlm, sampler, attention_supervision)
+        self.prompts, self.targets = prompts, gaussian_targets(label_std) if label_std else None
 
     def loss(self, features: ImageFeatures, batch: PvpBatch) -> Losses:
         """Return the loss with the metrics of `answer_metrics`, `feature_variation` and attention weights."""
-        shared, labels = self.prompts.prefix_ids.to(batch.input_ids.device), batch.labels
-        attention_loss, metrics = torch.zeros(()), {}
+        shared, input_ids = self.prompts.prefix_ids.to(batch.input_ids.device), batch.input_ids
+        attention_loss: Tensor | float = 0.0
+        attention_metrics: dict[str, Tensor] = {}
         if self.attention_supervision:
-            hidden, weights = forward_packed_with_attention(
-                self.vlm, features, shared, batch.input_ids, SUPERVISED_LAYERS
-            )
-            attention_loss, metrics = attention_supervision_loss(self.vlm, weights, self.attention_targets(batch))
+            targets = self.attention_targets(batch)
+            hidden, attention_loss, attention_metrics = self.supervised_states(features, shared, input_ids, targets)
         else:
-            hidden = forward_packed(self.vlm, features, shared, batch.input_ids)  # [B, K, L, D]
-        logits = self.vlm.model.get_output_embeddings()(hidden[labels != IGNORE_INDEX]).float()  # [A, V]
-        answers = labels[labels != IGNORE_INDEX]  # [A]
-        loss = self.answer_loss(logits, answers)
-        if self.attention_supervision:
-            loss = loss + self.attention_supervision * attention_loss
-        metrics = {**self.answer_metrics(logits.detach(), answers, labels), **metrics}
+            hidden = forward_packed(self.vlm, features, shared, input_ids)  # [B, K, L, D]
+        logits, answers = self.answer_logits(hidden, batch.labels)
+        metrics = {**self.answer_metrics(logits.detach(), answers, batch.labels), **attention_metrics}
         if len(batch.frames) > 1:
             metrics["feature_variation"] = feature_variation(features.tokens.detach())
-        return Losses(loss, metrics)
+        return Losses(self.answer_loss(logits, answers) + attention_loss, metrics)
 
     def attention_targets(self, batch: PvpBatch) -> AttentionTargets:
         """Return what the questions and answers of a batch should attend to."""
         assert self.prompts.number_token_ids is not None
-        height, width = batch.frames.shape[2:4]
-        if (height, width) not in self._edges:
-            self._edges[height, width] = patch_edges(self.vlm, height, width)
-        answers = batch.labels != IGNORE_INDEX
-        ends = answers.int().argmax(-1)
-        index = torch.arange(batch.input_ids.shape[2], device=ends.device)
-        numbers = torch.isin(batch.input_ids, self.prompts.number_token_ids.to(ends.device)) & (
-            index < ends[:, :, None]
-        )
-        last = (numbers * index).argmax(-1)
-        return AttentionTargets(
-            coordinates=torch.stack([numbers.int().argmax(-1), last], dim=-1),
-            question_ends=ends,
-            answer_mask=answers & (index > ends[:, :, None]),
-            image_tokens=target_patch_index(self._edges[height, width], batch.coordinates, height, width),
-        )
+        index = torch.arange(batch.labels.shape[2], device=batch.labels.device)
+        before_answer = (batch.labels != IGNORE_INDEX).cumsum(-1) == 0
+        numbers = torch.isin(batch.input_ids, self.prompts.number_token_ids.to(index.device)) & before_answer
+        coordinate_tokens = torch.stack([numbers.int().argmax(-1), (numbers * index).argmax(-1)], dim=-1)
+        return self.answer_targets(batch.frames, batch.labels, coordinate_tokens, batch.coordinates)
 
     def answer_loss(self, logits: Float[Tensor, "A V"], answers: Int[Tensor, " A"]) -> Tensor:
         """Return the mean cross-entropy of answer tokens, against Gaussian targets for numbers where asked for."""

@@ -21,12 +21,11 @@ TOKENS_BEFORE_BLUE = 4  # red, comma, green, comma
 class PixelPrediction:
     """A model's answers for K cells of an image.
 
-    greedy: colors by greedy decoding, -1 where the answer cannot be parsed; expected: means of the model's distribution
-    over each number, given the numbers before it, None where numbers are not single tokens.
+    `expected` holds the means of the model's distribution over each number, given the numbers before it.
     """
 
-    greedy: Int[np.ndarray, "K 3"]
-    expected: Float[np.ndarray, "K 3"] | None
+    greedy: Int[np.ndarray, "K 3"]  # colors by greedy decoding, -1 where the answer cannot be parsed
+    expected: Float[np.ndarray, "K 3"] | None  # None where numbers are not single tokens
 
     @property
     def parse_failures(self) -> Bool[np.ndarray, " K"]:
@@ -52,14 +51,9 @@ def predict_pixels(
     prompt_format: PixelPromptFormat,
     chunk: int,
 ) -> PixelPrediction:
-    """Return a model's colors of cells of an image.
+    """Return a model's colors of cells of the last of `frames`, by rows and columns on the grid of its training.
 
-    Args:
-        vlm: the model.
-        frames: the image, behind the frames before it.
-        coordinates: rows and columns on the grid of the model's training.
-        prompt_format: the model's.
-        chunk: questions decoded at a time.
+    `chunk` questions are decoded at a time.
     """
     features = vlm.encode_images(vlm.preprocess(frames[None]))
     prefix_ids = prompt_format.prefix_ids.to(vlm.device)

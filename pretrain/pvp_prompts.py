@@ -12,14 +12,15 @@ import torch
 from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
+from pretrain.answer_objective import training_sequence
 from pretrain.data.images import ImageError
 from vlm.model import PixelVLM
 from vlm.prompts import IMAGE, ORDERS, PIXEL_PREFIX, pixel_answer, pixel_prompt
 
 NATIVE = "native"
-IGNORE_INDEX = -100  # label of a token without loss
 MAX_ANSWER_TOKENS = 16
 
 
@@ -65,18 +66,14 @@ def sample_coordinates(
 
 @dataclass(frozen=True)
 class PixelPromptFormat:
-    """Token ids of pixel questions and answers.
+    """Token ids of pixel questions and answers."""
 
-    prefix_ids: int[S], between the image and every question; number_token_ids: int[256], of the numbers 0 to 255, None
-    where the tokenizer splits numbers; order: of the two coordinates, one of `ORDERS`.
-    """
-
-    tokenizer: object
-    prefix_ids: Tensor
-    number_token_ids: Tensor | None
+    tokenizer: PreTrainedTokenizerFast
+    prefix_ids: Int[Tensor, " S"]  # between the image and every question
+    number_token_ids: Int[Tensor, "256"] | None  # of 0 to 255; None where the tokenizer splits numbers
     eos_token_id: int
     pad_token_id: int
-    order: str = ORDERS[0]
+    order: str = ORDERS[0]  # of the two coordinates
 
     @classmethod
     def from_model(cls, vlm: PixelVLM, order: str = ORDERS[0]) -> "PixelPromptFormat":
@@ -96,18 +93,14 @@ class PixelPromptFormat:
         prompts = [pixel_prompt(row, column, self.order) for row, column in coordinates]
         return self._encode([prompt.removeprefix(f"{IMAGE} {PIXEL_PREFIX}") for prompt in prompts])
 
-    def answer_ids(self, colors: UInt8[np.ndarray, "K 3"]) -> list[list[int]]:
-        """Return the token ids of each answer, the end token included."""
-        return [[*ids, self.eos_token_id] for ids in self._encode([pixel_answer(rgb) for rgb in colors])]
-
     def training_sequences(
         self, coordinates: Int[np.ndarray, "K 2"], colors: UInt8[np.ndarray, "K 3"]
     ) -> tuple[list[list[int]], list[list[int]]]:
-        """Return `input_ids` and `labels` of K questions with their answers; labels are shifted to the next token."""
-        pairs = list(zip(self.question_ids(coordinates), self.answer_ids(colors), strict=True))
-        input_ids = [question + answer[:-1] for question, answer in pairs]
-        labels = [[IGNORE_INDEX] * (len(question) - 1) + answer for question, answer in pairs]
-        return input_ids, labels
+        """Return `input_ids` and `labels` of K questions with their answers and end tokens."""
+        answers = [[*ids, self.eos_token_id] for ids in self._encode([pixel_answer(rgb) for rgb in colors])]
+        pairs = zip(self.question_ids(coordinates), answers, strict=True)
+        sequences = [training_sequence(question, answer) for question, answer in pairs]
+        return [input_ids for input_ids, _ in sequences], [labels for _, labels in sequences]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]

@@ -88,10 +88,10 @@ class Args:
 
 @dataclass(frozen=True)
 class EvalImage:
-    """An image to reconstruct. name: for file names; frames: the image, behind the frames before it."""
+    """An image to reconstruct."""
 
     name: str
-    frames: UInt8[np.ndarray, "history H W 3"]
+    frames: UInt8[np.ndarray, "history H W 3"]  # the image last
     small_objects: Bool[np.ndarray, "H W"]
 
 
@@ -101,24 +101,22 @@ def open_eval_images(args: Args, grid: str, history: int, size: tuple[int, int] 
     Raises:
         ImageError: an image cannot be read, or is smaller than the grid.
     """
+    found: list[tuple[str, np.ndarray, np.ndarray | None]] = [
+        (file.stem, np.stack([read_image(file)] * history), None) for file in args.image
+    ]
+    if args.data:
+        source = open_image_source(str(args.data))
+        count = min(args.count, len(source))
+        for index in sorted(np.random.default_rng(args.seed).choice(len(source), count, replace=False).tolist()):
+            mask = source.motion_mask(index) if isinstance(source, EpisodeFrames) else None
+            found.append((f"{source.name}-{index}", source.frame_stack(index, history), mask))
     images = []
-    for file in args.image:
-        original = read_image(file)
-        downsample_grid(original, grid)
-        image = resize_image(original, size)
-        images.append(EvalImage(file.stem, np.stack([image] * history), rare_color_mask(image)))
-    if not args.data:
-        return images
-    source = open_image_source(str(args.data))
-    count = min(args.count, len(source))
-    for index in sorted(np.random.default_rng(args.seed).choice(len(source), count, replace=False)):
-        frames = source.frame_stack(int(index), history)
-        downsample_grid(frames[-1], grid)
-        mask = source.motion_mask(int(index)) if isinstance(source, EpisodeFrames) else None
-        frames = np.stack([resize_image(frame, size) for frame in frames])
+    for name, originals, mask in found:
+        downsample_grid(originals[-1], grid)  # refuses a grid that is too fine
+        frames = np.stack([resize_image(frame, size) for frame in originals])
         if mask is None or mask.shape != frames.shape[1:3]:
             mask = rare_color_mask(frames[-1])
-        images.append(EvalImage(f"{source.name}-{index}", frames, mask))
+        images.append(EvalImage(name, frames, mask))
     return images
 
 
@@ -186,13 +184,12 @@ def reconstruct(args: Args) -> list[Metrics]:
     assert args.grid
     assert args.order
     started, named = time.monotonic(), name_checkpoints(args.checkpoint)
-    sizes = {training_resolution(path) for path in named.values()}
     vlms = {name: checkpoint.load(path) for name, path in named.items()}
-    histories = {vlm.history for vlm in vlms.values()}
-    if len(sizes) > 1 or len(histories) > 1:
-        found = sorted(map(str, sizes))
-        raise UserError(f"expected checkpoints of one image size and history in training, got {found}")
-    images, rows = open_eval_images(args, args.grid, histories.pop(), sizes.pop()), []
+    inputs = {(vlm.history, training_resolution(named[name])) for name, vlm in vlms.items()}
+    if len(inputs) > 1:
+        found = sorted(map(str, inputs))
+        raise UserError(f"expected checkpoints of one history and image size in training, got {found}")
+    images, rows = open_eval_images(args, args.grid, *inputs.pop()), []
     with SummaryWriter(str(args.out)) as writer:
         for step, image in enumerate(tqdm(images, desc="reconstruct", unit="image")):
             found_rows, picture = reconstruct_image(image, vlms, args.grid, args.order, args.chunk)

@@ -13,16 +13,17 @@ shows what pixel value prediction changed.
   number of objects (`count`), also with each game's means subtracted (`count_within`), so that the game does not help.
 """
 
+import copy
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import nn
 
 from common.command import require_at_least, run
@@ -42,22 +43,17 @@ BLOCK_SIZE = 18  # pixels along a side of a block of the downsampled baseline
 
 @dataclass(frozen=True)
 class LabeledFrames:
-    """Frames of several games with their labels.
+    """Frames of several games with their labels; texts are arrays of str."""
 
-    frames: padded to a square; games: titles; counts: numbers of objects; titled, untitled: a caption of each frame
-    that names the game, and one that does not.
-    """
-
-    frames: UInt8[np.ndarray, "N side side 3"]
-    games: tuple[str, ...]
-    counts: Int[np.ndarray, " N"]
-    titled: tuple[str, ...]
-    untitled: tuple[str, ...]
+    frames: UInt8[np.ndarray, "N side side 3"]  # padded to a square
+    games: Shaped[np.ndarray, " N"]  # titles
+    counts: Int[np.ndarray, " N"]  # numbers of objects
+    titled: Shaped[np.ndarray, " N"]  # a caption of each frame that names the game
+    untitled: Shaped[np.ndarray, " N"]  # a caption of each frame that does not
 
     def subset(self, rows: np.ndarray) -> "LabeledFrames":
         """Return some of the rows."""
-        games, titled, untitled = (tuple(texts[i] for i in rows) for texts in (self.games, self.titled, self.untitled))
-        return LabeledFrames(self.frames[rows], games, self.counts[rows], titled, untitled)
+        return LabeledFrames(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -82,14 +78,13 @@ def sample_frames(
             objects = describe_frame(frame, data.info.game)
             captions = (write_caption(objects, title, rng), write_caption(objects, None, rng))
             samples.append((pad_to_square(frame, square_size), title, len(objects), *captions))
-    frames, games, counts, titled, untitled = zip(*samples, strict=True)
-    return LabeledFrames(np.stack(frames), games, np.array(counts), titled, untitled)
+    return LabeledFrames(*(np.array(column) for column in zip(*samples, strict=True)))
 
 
 def measure_probes(features: FeatureFunction, train: LabeledFrames, test: LabeledFrames) -> dict[str, float]:
     """Return `game`, `count` and `count_within` of linear probes, see the head of this file."""
-    games = sorted(set(train.games))
-    game_train, game_test = (np.array([games.index(name) for name in part.games]) for part in (train, test))
+    games = np.unique(train.games)
+    game_train, game_test = (np.searchsorted(games, part.games) for part in (train, test))
     x_train, x_test = features(train.frames), features(test.frames)
     count_train, count_test = np.log1p(train.counts), np.log1p(test.counts)
     game_scores = ridge(x_train, np.eye(len(games))[game_train], x_test)
@@ -108,12 +103,9 @@ def measure_probes(features: FeatureFunction, train: LabeledFrames, test: Labele
 def retrieval_accuracy(
     images: Float[np.ndarray, "N D"], texts: Float[np.ndarray, "N D"], captions: Sequence[str]
 ) -> dict[str, float]:
-    """Return `top1`, `top5` and `different` of retrieving captions by frame; equal captions count as one.
+    """Return `top1`, `top5` and `different` of retrieving captions by frame, from the unit vectors of both.
 
-    Args:
-        images: unit vectors of frames.
-        texts: unit vectors of their captions.
-        captions: the captions themselves.
+    Equal captions count as one.
     """
     distinct, first = np.unique(captions, return_index=True)
     target = np.searchsorted(distinct, captions)
@@ -139,10 +131,9 @@ def downsampled_pixels(frames: UInt8[np.ndarray, "N H W 3"]) -> Float[np.ndarray
 
 def with_vision_tower(clip: PixelClip, encoder: nn.Module) -> PixelClip:
     """Return a copy of a CLIP with the weights of another encoder in its vision tower."""
-    other = build_clip_like(clip)
-    other.model.load_state_dict(clip.model.state_dict())
-    other.model.vision_model.load_state_dict(encoder.state_dict())
-    return other
+    model = copy.deepcopy(clip.model)
+    model.vision_model.load_state_dict(encoder.state_dict())
+    return PixelClip(model, clip.tokenizer, clip.image_config)
 
 
 def build_clip_like(clip: PixelClip, seed: int = 0) -> PixelClip:
@@ -182,40 +173,37 @@ class Args:
         require_at_least(self, 1, "train_frames", "test_frames", "captions", "val_episodes")
 
 
-def load_probe_data(args: Args, square_size: int) -> ProbeData:
-    """Return the frames and captions that the arguments ask for."""
-    data = [EpisodeDataset(path) for path in args.data]
+def load_probe_data(args: Args, clip: PixelClip) -> ProbeData:
+    """Return the frames and captions that the arguments name, padded to the CLIP's input size."""
+    assert clip.square_size is not None
+    size, seed, data = clip.square_size, args.seed, [EpisodeDataset(path) for path in args.data]
     train, val = ([split_rows(one, split, args.val_episodes) for one in data] for split in ("train", "val"))
     ood = [EpisodeDataset(path) for path in args.held_out_games]
-    per_game = -(-args.captions // max(1, len(ood)))
-    rows = [np.arange(len(one)) for one in ood]
+    per_game, ood_rows = -(-args.captions // max(1, len(ood))), [np.arange(len(one)) for one in ood]
     return ProbeData(
-        train=sample_frames(data, train, args.train_frames, square_size, args.seed),
-        test=sample_frames(data, val, args.test_frames, square_size, args.seed + 1),
-        ood=sample_frames(ood, rows, per_game, square_size, args.seed + 2) if ood else None,
+        train=sample_frames(data, train, args.train_frames, size, seed),
+        test=sample_frames(data, val, args.test_frames, size, seed + 1),
+        ood=sample_frames(ood, ood_rows, per_game, size, seed + 2) if ood else None,
     )
 
 
 def measure(args: Args) -> list[dict]:
     """Return a row of metrics for each encoder: the CLIP's, random weights, the VLM's, downsampled pixels."""
     clip = load_clip(args.clip)
-    assert clip.square_size is not None
-    data = load_probe_data(args, clip.square_size)
+    data = load_probe_data(args, clip)
     rows = [
-        {"encoder": name, **measure_clip(found, mean_token_features(found), data, args)}
-        for name, found in (("clip", clip), ("random", build_clip_like(clip, args.seed)))
+        {"encoder": name, **measure_clip(model, mean_token_features(model), data, args)}
+        for name, model in (("clip", clip), ("random", build_clip_like(clip, args.seed)))
     ]
     if args.vlm:
         rows.append({"encoder": "vlm", **measure_vlm(args, checkpoint.load(args.vlm), data)})
-    rows.append({"encoder": "pixels", **measure_probes(downsampled_pixels, data.train, data.test)})
-    return rows
+    return [*rows, {"encoder": "pixels", **measure_probes(downsampled_pixels, data.train, data.test)}]
 
 
 def measure_vlm(args: Args, vlm: PixelVLM, data: ProbeData | None = None) -> dict:
     """Return the metrics of a VLM's encoder, which was initialized from the vision tower of the arguments' CLIP."""
     clip = load_clip(args.clip)
-    assert clip.square_size is not None
-    data = data or load_probe_data(args, clip.square_size)
+    data = data or load_probe_data(args, clip)
     return measure_clip(with_vision_tower(clip, vlm.encoder), mean_token_features(vlm), data, args)
 
 
@@ -240,9 +228,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; see the head of this file."""
     args = tyro.cli(Args, args=argv, description=__doc__)
     started, rows = time.monotonic(), measure(args)
-    result = new_result(args.out.stem, None, [args.seed])
-    result |= {"seconds": round(time.monotonic() - started, 1), "rows": rows}
-    write_result(args.out, {**result, "checkpoint": checkpoint.content_hash(args.clip)})
+    result = new_result(args.out.stem, None, [args.seed]) | {"checkpoint": checkpoint.content_hash(args.clip)}
+    write_result(args.out, result | {"seconds": round(time.monotonic() - started, 1), "rows": rows})
     for row in rows:
         print(", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     return 0

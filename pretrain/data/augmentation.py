@@ -15,11 +15,7 @@ def crop_or_resize(
 ) -> UInt8[np.ndarray, "*batch height width 3"]:
     """Return a window of an image, which is first resized by the whole factor that makes it just cover the window.
 
-    Args:
-        image: of any size.
-        height: rows of the window.
-        width: its columns.
-        rng: draws the window's place; the window is centered without it.
+    `rng` draws the window's place; the window is centered without it.
     """
     rows, columns = image.shape[-3:-1]
     up, down = max(-(-height // rows), -(-width // columns)), min(rows // height, columns // width)

@@ -8,6 +8,7 @@ objects and phrases; every statement is true of the objects that `envs.objects.f
 are mentioned more often: they move, while common kinds are scenery, which fits every frame of a game.
 """
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -39,14 +40,11 @@ RARITY_EXPONENT = 2  # an object's position is given with a weight of 1 / (numbe
 
 @dataclass(frozen=True)
 class DetectedObject:
-    """What a caption can say of an object.
+    """What a caption can say of an object."""
 
-    name: None where the game's kinds of object are unknown; size: "small", "large" or "".
-    """
-
-    name: str | None
+    name: str | None  # None where the game's kinds of object are unknown
     color: str
-    size: str
+    size: str  # "small", "large" or ""
     position: str
 
     def noun(self, detailed: bool) -> str:
@@ -108,8 +106,4 @@ def caption_tokenizer() -> PreTrainedTokenizerFast:
     nouns = [cls.name for classes in OBJECT_CLASSES.values() for cls in classes]
     phrases += [*COLORS, *nouns, *(f"{noun}s" for noun in nouns), *PLURALS.values(), "small", "large"]
     phrases += [game.title for game in list_games()]
-    return build_tokenizer(sorted({word for phrase in phrases for word in _words(phrase)}))
-
-
-def _words(phrase: str) -> list[str]:
-    return "".join(letter if letter.isalpha() else " " for letter in phrase.lower()).split()
+    return build_tokenizer(sorted({word for phrase in phrases for word in re.findall(r"[^\W\d_]+", phrase.lower())}))

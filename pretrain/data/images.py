@@ -8,12 +8,10 @@ Every image is uint8[H, W, 3]. Greyscale, palette, 16-bit and transparent pictur
 become black. A folder skips the pictures that cannot be read and reports them.
 """
 
-import os
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -33,34 +31,20 @@ class ImageError(UserError):
     """An image or image source that cannot be used; the message names it."""
 
 
-class ImageSource(Protocol):
-    """An indexed set of images."""
+class ImageSource(ABC):
+    """An indexed set of images. name: of the source, in files and tables."""
 
-    @property
-    def name(self) -> str:
-        """Name of the source in files and tables."""
-        ...
+    name: str
 
+    @abstractmethod
     def __len__(self) -> int: ...
-
-    def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
-        """Return one image."""
-        ...
-
-    def frame_stack(self, index: int, history: int) -> UInt8[np.ndarray, "history H W 3"]:
-        """Return an image and the frames before it, oldest first."""
-        ...
-
-
-class StillImageSource(ABC):
-    """Images without earlier frames; a frame stack repeats the image."""
 
     @abstractmethod
     def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
         """Return one image."""
 
     def frame_stack(self, index: int, history: int) -> UInt8[np.ndarray, "history H W 3"]:
-        """Return the image `history` times."""
+        """Return an image behind the frames before it, oldest first; a still image is repeated."""
         return np.stack([self.image(index)] * history)
 
 
@@ -70,7 +54,6 @@ def read_image(file: Path) -> UInt8[np.ndarray, "H W 3"]:
     Raises:
         ImageError: the file is missing, empty, damaged, too large or of another format.
     """
-    file = Path(file)
     if not file.is_file():
         raise ImageError(f"expected a PNG or JPEG file, got {file}, which is not a file")
     if not file.stat().st_size:
@@ -100,14 +83,8 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
     return np.array(picture.convert("RGB"))
 
 
-class EpisodeFrames:
-    """The frames of one split of a recorded dataset.
-
-    Args:
-        path: a directory of `agents.record`.
-        split: "train", "val" or "all".
-        num_val: validation games at the end of the dataset.
-    """
+class EpisodeFrames(ImageSource):
+    """The frames of one split (`split_rows`) of a dataset of `agents.record`."""
 
     def __init__(self, path: Path, split: str = "all", num_val: int = 0):
         self.data = EpisodeDataset(path)
@@ -132,16 +109,14 @@ class EpisodeFrames:
         return (self.data.frame(row) != self.data.frame(previous)).any(-1)
 
 
-class ImageFolder(StillImageSource):
+class ImageFolder(ImageSource):
     """The pictures in a folder and its subfolders, sorted by path; `skipped` lists why files could not be read."""
 
     def __init__(self, path: Path):
-        path = Path(path)
         self.name = path.name
         if not path.is_dir():
             raise ImageError(f"expected a folder of PNG or JPEG files, got {path}")
-        found = sorted(Path(folder) / file for folder, _, files in os.walk(path) for file in files)
-        found = [file for file in found if file.suffix.lower() in SUFFIXES]
+        found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)
         if not found:
             raise ImageError(f"expected PNG or JPEG files in {path}, found none")
         self.files: list[Path] = []
@@ -164,7 +139,7 @@ class ImageFolder(StillImageSource):
 
 
 @dataclass(frozen=True)
-class SyntheticImages(StillImageSource):
+class SyntheticImages(ImageSource):
     """Generated images; image `index` depends on the seed and the index alone."""
 
     seed: int

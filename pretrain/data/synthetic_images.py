@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-ImageGenerator = Callable[[np.random.Generator, int, int, int], np.ndarray]
 MAX_CELLS = 32  # along a side, at level 1
 
 
@@ -84,19 +83,12 @@ def sprites(rng: np.random.Generator, height: int, width: int, cells: int) -> np
     return image
 
 
-def _color(rng: np.random.Generator) -> tuple[int, int, int]:
-    red, green, blue = (int(value) for value in rng.integers(0, 256, 3))
-    return red, green, blue
+def _color(rng: np.random.Generator) -> tuple[int, ...]:
+    return tuple(rng.integers(0, 256, 3).tolist())
 
 
-KINDS: dict[str, ImageGenerator] = {
-    "mosaic": mosaic,
-    "palette": palette,
-    "checkerboard": checkerboard,
-    "smooth": smooth,
-    "noise": noise,
-    "shapes": shapes,
-    "sprites": sprites,
+KINDS: dict[str, Callable[[np.random.Generator, int, int, int], np.ndarray]] = {
+    kind.__name__: kind for kind in (mosaic, palette, checkerboard, smooth, noise, shapes, sprites)
 }
 
 

@@ -30,44 +30,34 @@ def check_compat(compat: str) -> None:
 def decode_segmentation(
     segmentation: Any, height: int, width: int, compat: str = "plain"
 ) -> Bool[np.ndarray, "H W"] | UInt8[np.ndarray, "H W"]:
-    """Return the mask of an annotation's `segmentation`, bool[height, width].
+    """Return the mask of an annotation's `segmentation`: bool, or with "lisa" the number of parts at each pixel.
 
     Args:
         segmentation: a list of polygons, each [x0, y0, x1, y1, ...] in pixels; an RLE dict, compressed (`counts` is
             text) or not (`counts` is a list); or a list of such dicts. An empty list is an empty mask.
         height: of the image, in pixels.
         width: of the image, in pixels.
-        compat: "plain" merges overlapping parts; "lisa" returns uint8[height, width], the number of parts at each
-            pixel.
+        compat: one of `COMPAT_MODES`.
 
     Raises:
         MaskError: the segmentation is malformed or does not fit the image.
     """
     check_compat(compat)
-    rles = _to_rles(segmentation, height, width)
-    if compat == "lisa":
-        parts = coco.decode(rles) if rles else np.zeros((height, width, 0), np.uint8)  # [H, W, N]
-        return parts.sum(axis=2).astype(np.uint8)
-    return coco.decode(coco.merge(rles)).astype(bool) if rles else np.zeros((height, width), dtype=bool)
-
-
-def _to_rles(segmentation: Any, height: int, width: int) -> list[dict]:
     parts = [segmentation] if isinstance(segmentation, dict) else segmentation
     if not isinstance(parts, Sequence) or isinstance(parts, str):
         raise MaskError(f"expected polygons or run lengths, got {type(segmentation).__name__}")
-    return [
-        _checked_rle(part, height, width) if isinstance(part, dict) else _polygon_rle(part, height, width)
-        for part in parts
-        if isinstance(part, dict) or not _has_no_area(part)
-    ]
+    converted = [(_checked_rle if isinstance(one, dict) else _polygon_rle)(one, height, width) for one in parts]
+    rles = [rle for rle in converted if rle is not None]
+    if compat == "lisa":
+        masks = coco.decode(rles) if rles else np.zeros((height, width, 0), np.uint8)  # [H, W, N]
+        return masks.sum(axis=2).astype(np.uint8)
+    return coco.decode(coco.merge(rles)).astype(bool) if rles else np.zeros((height, width), dtype=bool)
 
 
-def _has_no_area(polygon: Any) -> bool:
-    """Whether a polygon has fewer than three corners; pycocotools would read four numbers as a box."""
-    return isinstance(polygon, Sequence) and len(polygon) in (0, 2, 4)
-
-
-def _polygon_rle(polygon: Any, height: int, width: int) -> dict:
+def _polygon_rle(polygon: Any, height: int, width: int) -> dict | None:
+    """Return None for fewer than three corners; pycocotools would read four numbers as a box."""
+    if isinstance(polygon, Sequence) and len(polygon) in (0, 2, 4):
+        return None
     if not isinstance(polygon, Sequence) or isinstance(polygon, str) or len(polygon) % 2:
         raise MaskError(f"expected a polygon [x0, y0, x1, y1, ...], got {str(polygon)[:60]}")
     limit = MAX_COORDINATE * max(height, width)  # pycocotools' memory grows with the length of an edge

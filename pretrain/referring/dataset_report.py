@@ -14,8 +14,9 @@ papers count them and add up to 141,564 and 95,010; no page that lists them per 
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ from common.files import write_text_atomically
 from pretrain.referring.refcoco import MAX_NAMED_IMAGES
 from pretrain.referring.refer_files import (
     HUB_NAMES,
+    IMAGES,
     PARTITIONS,
     SPLITS,
     Ref,
     ReferError,
-    image_dir,
     in_split,
     instances_file,
     list_images,
@@ -83,68 +84,46 @@ PUBLISHED = {
 }
 
 
-def count(refs: Iterable[Ref]) -> Counts:
-    """Return the numbers of refs, expressions and images."""
-    refs = list(refs)
-    return Counts(len(refs), sum(len(ref.sentences) for ref in refs), len({ref.file_name for ref in refs}))
-
-
-def inspect(root: Path, images: Path | None = None) -> list[dict[str, Any]]:
+def inspect(root: Path, images: Path) -> list[dict[str, Any]]:
     """Return a row for every data set and form: `dataset`, `partition`, `form`, `missing` or `damaged`, and `splits`.
 
     `missing` lists the expected files that are not there; each of `splits` has its counts, the published ones and the
     number of its missing images.
     """
-    available = list_images(image_dir(root, images))
-    refer = [_inspect_refer(root, dataset, p, available) for dataset, known in PARTITIONS.items() for p in known]
-    return refer + [_inspect_parquet(root, dataset, available) for dataset in PARTITIONS]
+    available, rows = list_images(images), []
+
+    def add(form: str, dataset: str, partition: str, missing: list[str], read: Callable[[], list[Ref]]) -> None:
+        row: dict[str, Any] = {"dataset": dataset, "partition": partition, "form": form, "splits": []}
+        try:
+            extra = {"missing": missing} if missing else {"splits": _splits(read(), dataset, partition, available)}
+        except UserError as error:
+            extra = {"damaged": str(error)}
+        rows.append(row | extra)
+
+    for dataset, partitions in PARTITIONS.items():
+        for partition in partitions:
+            files = refs_file(root, dataset, partition), instances_file(root, dataset)
+            missing = [str(file) for file in files if not file.is_file()]
+            add("REFER", dataset, partition, missing, partial(read_refer, root, dataset, partition))
+    for dataset, (partition, *_) in PARTITIONS.items():
+        pattern = f"{root / dataset / 'data' / '*.parquet'} (of jxu124/{HUB_NAMES[dataset]})"
+        missing = [] if parquet_files(root, dataset) else [pattern]
+        add("Parquet", dataset, partition, missing, partial(read_parquet, root, dataset))
+    return rows
 
 
-def _inspect_refer(root: Path, dataset: str, partition: str, available: set[str]) -> dict[str, Any]:
-    files = (refs_file(root, dataset, partition), instances_file(root, dataset))
-    missing = [str(file) for file in files if not file.is_file()]
-    row = {"dataset": dataset, "partition": partition, "form": "REFER", "splits": []}
-    return _inspect(row, missing, lambda: read_refer(root, dataset, partition), available)
-
-
-def _inspect_parquet(root: Path, dataset: str, available: set[str]) -> dict[str, Any]:
-    pattern = Path(root) / dataset / "data" / "*.parquet"
-    missing = [] if parquet_files(root, dataset) else [f"{pattern} (of jxu124/{HUB_NAMES[dataset]})"]
-    row = {"dataset": dataset, "partition": PARTITIONS[dataset][0], "form": "Parquet", "splits": []}
-    return _inspect(row, missing, lambda: read_parquet(root, dataset), available)
-
-
-def _inspect(
-    row: dict[str, Any], missing: list[str], read: Callable[[], list[Ref]], available: set[str]
-) -> dict[str, Any]:
-    if missing:
-        return {**row, "missing": missing}
-    try:
-        return {**row, "splits": _inspect_splits(read(), row["dataset"], row["partition"], available)}
-    except UserError as error:
-        return {**row, "damaged": str(error)}
-
-
-def _inspect_splits(refs: list[Ref], dataset: str, partition: str, available: set[str]) -> list[dict[str, Any]]:
+def _splits(refs: list[Ref], dataset: str, partition: str, available: set[str]) -> list[dict[str, Any]]:
     rows = []
     for split in SPLITS:
         if (published := PUBLISHED.get((dataset, partition, split))) is None:
             continue
         selected = [ref for ref in refs if in_split(ref.split, split)]
-        missing = sorted({ref.file_name for ref in selected} - available)
-        counts = {"split": split, "found": asdict(count(selected)), "published": asdict(published)}
+        images = {ref.file_name for ref in selected}
+        found = Counts(len(selected), sum(len(ref.sentences) for ref in selected), len(images))
+        missing = sorted(images - available)
+        counts = {"split": split, "found": asdict(found), "published": asdict(published)}
         rows.append({**counts, "images_missing": len(missing), "first_missing": missing[:MAX_NAMED_IMAGES]})
     return rows
-
-
-def usable_splits(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Return the names of the splits in rows of `inspect` that have at least one image."""
-    return [
-        f"{row['dataset']} {row['partition']} {part['split']}"
-        for row in rows
-        for part in row["splits"]
-        if part["found"]["images"] > part["images_missing"]
-    ]
 
 
 def _describe(row: dict[str, Any]) -> list[str]:
@@ -171,16 +150,21 @@ def main(argv: list[str] | None = None) -> int:
     args = tyro.cli(Args, args=argv, description=__doc__)
     if not args.data.is_dir():
         raise ReferError(f"expected a folder with refcoco, refcoco+ or refcocog in it, got {args.data}")
-    folder = image_dir(args.data, args.images)
+    images = args.images or args.data / IMAGES
     print(
-        f"images: {len(list_images(folder)):,} files in {folder}" if folder.is_dir() else f"expected images in {folder}"
+        f"images: {len(list_images(images)):,} files in {images}" if images.is_dir() else f"expected images in {images}"
     )
-    rows = inspect(args.data, args.images)
+    rows = inspect(args.data, images)
     print("\n".join(line for row in rows for line in _describe(row)))
-    usable = usable_splits(rows)
+    usable = [
+        f"{row['dataset']} {row['partition']} {part['split']}"
+        for row in rows
+        for part in row["splits"]
+        if part["found"]["images"] > part["images_missing"]
+    ]
     print(f"usable: {', '.join(usable) if usable else 'nothing; the lines above list the expected files'}")
     if args.out:
-        report = {"images": str(folder), "usable": usable, "rows": rows}
+        report = {"images": str(images), "usable": usable, "rows": rows}
         write_text_atomically(args.out, json.dumps(report, indent=1) + "\n")
     return 0 if usable else 2
 

@@ -13,7 +13,6 @@ prediction counts as an empty mask; an empty mask is right for an expression wit
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from tqdm import tqdm
 from common.command import run
 from common.errors import UserError
 from common.results import new_result, write_result
-from pretrain.referring.coco_masks import COMPAT_MODES
+from pretrain.referring.coco_masks import COMPAT_MODES, encode_mask
 from pretrain.referring.config import GAMES
 from pretrain.referring.mask_predictions import MaskPrediction, read_predictions, score_predictions, write_predictions
 from pretrain.referring.recorded_games import GameReferringDataset
@@ -91,25 +90,24 @@ def load_test_set(args: Args, history: int) -> ReferringTestSet:
     return data
 
 
-def predict_all(
+def predict(
     args: Args, segmenter: ReferringSegmenter, data: ReferringTestSet, state: PartialState
 ) -> list[tuple[MaskPrediction, Confusion]]:
     """Return the prediction and the pixel counts of every expression, in order; each process takes a range of them."""
+    results = []
     with state.split_between_processes(list(range(len(data)))) as indices:
-        results = list(_predict(args, segmenter, data, indices, verbose=state.is_main_process))
+        for index in tqdm(indices, desc="predict", unit="expression", disable=not state.is_main_process):
+            sample = data[index]
+            mask = segmenter.predict(sample.frames, sample.expressions)[0] > 0.5
+            if index < args.num_images:
+                _save_image(args.out, index, sample, mask)
+            prediction: MaskPrediction = {
+                "sent_id": sample.sent_ids[0],
+                "ref_id": sample.ref_ids[0],
+                "mask": encode_mask(mask),
+            }
+            results.append((prediction, confusion(mask, sample.masks[0], args.compat)))
     return gather_object(results) if state.num_processes > 1 else results
-
-
-def _predict(
-    args: Args, segmenter: ReferringSegmenter, data: ReferringTestSet, indices: list[int], verbose: bool
-) -> Iterator[tuple[MaskPrediction, Confusion]]:
-    for index in tqdm(indices, desc="predict", unit="expression", disable=not verbose):
-        sample = data[index]
-        mask = segmenter.predict(sample.frames, sample.expressions)[0] > 0.5
-        if index < args.num_images:
-            _save_image(args.out, index, sample, mask)
-        prediction = MaskPrediction.of(sample.sent_ids[0], sample.ref_ids[0], mask)
-        yield prediction, confusion(mask, sample.masks[0], args.compat)
 
 
 def _save_image(directory: Path, index: int, sample: ReferringSample, mask: np.ndarray) -> None:
@@ -123,15 +121,11 @@ def _save_image(directory: Path, index: int, sample: ReferringSample, mask: np.n
 def evaluate(args: Args) -> dict[str, Any] | None:
     """Predict, score and write the results; return the row of metrics in the main process, None in others."""
     state = PartialState(cpu=best_device().type == "cpu")  # without cpu=True, CPU processes do not find each other
-    row: dict[str, Any] = {
-        "dataset": args.dataset,
-        "split": args.split,
-        "compat": args.compat,
-        "num_processes": state.num_processes,
-    }
+    row: dict[str, Any] = {name: getattr(args, name) for name in ("dataset", "split", "compat")}
+    row["num_processes"] = state.num_processes
     if args.checkpoint:
         segmenter = load_segmenter(args.checkpoint)
-        results = predict_all(args, segmenter, load_test_set(args, segmenter.vlm.history), state)
+        results = predict(args, segmenter, load_test_set(args, segmenter.vlm.history), state)
         confusions = [counts for _, counts in results]
         row |= {"method": segmenter.method, "checkpoint": checkpoint.content_hash(args.checkpoint)}
         if state.is_main_process:
@@ -143,9 +137,7 @@ def evaluate(args: Args) -> dict[str, Any] | None:
     if not state.is_main_process:
         return None
     row |= segmentation_metrics(confusions, args.compat)
-    result = new_result("referring-evaluation", None, [args.seed])
-    result["rows"] = [row]
-    write_result(args.out / "metrics.json", result)
+    write_result(args.out / "metrics.json", {**new_result("referring-evaluation", None, [args.seed]), "rows": [row]})
     return row
 
 

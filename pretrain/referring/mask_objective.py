@@ -5,62 +5,47 @@ Dice, in float32, as LISA's (Lai et al. 2024), each averaged over masks. But a m
 pixels and divided by the area of the object: averaged over pixels, a bullet would weigh a hundredth of a wall.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
-from pretrain.referring.samples import ReferringSource
+from pretrain.answer_objective import FrameBatch
+from pretrain.referring.config import ReferringData
+from pretrain.referring.samples import ReferringSource, pad_stack
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.segmentation.encoder_maps import encoder_maps
 from vlm.segmentation.mask_head import MaskHead, expression_states, expression_tokens
-from vlm.training.objective import Batch, Losses, Objective, encode_frames
+from vlm.training.objective import Losses, Objective, encode_frames
 
 MIN_AREA = 64  # pixels that a mask counts as at least, in its cross-entropy
 DICE_SMOOTH = 1.0  # pixels added to both sides of Dice's fraction, so that an empty mask that is right costs nothing
 
 
-def pad_stack(stacks: Sequence[np.ndarray]) -> np.ndarray:
-    """Return stacks [T, H, W, ...] of several sizes as one array [B, T, H, W, ...], zero below and to the right."""
-    rows, columns = max(s.shape[1] for s in stacks), max(s.shape[2] for s in stacks)
-    padded = np.zeros((len(stacks), stacks[0].shape[0], rows, columns, *stacks[0].shape[3:]), dtype=stacks[0].dtype)
-    for number, stack in enumerate(stacks):
-        padded[number, :, : stack.shape[1], : stack.shape[2]] = stack
-    return padded
-
-
 @dataclass(frozen=True)
-class MaskBatch(Batch):
+class MaskBatch(FrameBatch):
     """Frames with K expressions each and their masks."""
 
-    frames: UInt8[Tensor, "B history H W 3"]
     input_ids: Int[Tensor, "B K L"]
     lengths: Int[Tensor, "B K"]
     masks: Bool[Tensor, "B K H W"]
 
 
 class MaskSampler:
-    """Samples the frames, expressions and masks of a step.
+    """Samples the frames, expressions and masks of a step."""
 
-    Args:
-        tokenizer: the model's.
-        source: of frames and expressions.
-        images: frames of a batch.
-        expressions: about each frame.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, source: ReferringSource, images: int, expressions: int):
-        self.tokenizer, self.source, self.images, self.expressions = tokenizer, source, images, expressions
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, source: ReferringSource, data: ReferringData):
+        self.tokenizer, self.source, self.data = tokenizer, source, data
 
     def __call__(self, step: int, rng: np.random.Generator) -> MaskBatch:
         """Return the batch of a step."""
-        samples = [self.source.draw(rng, self.expressions) for _ in range(self.images)]
+        samples = [self.source.draw(rng, self.data.expressions) for _ in range(self.data.images)]
         _, input_ids, lengths = expression_tokens(self.tokenizer, [sample.expressions for sample in samples])
         return MaskBatch(
             frames=torch.from_numpy(pad_stack([sample.frames for sample in samples])),

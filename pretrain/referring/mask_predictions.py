@@ -7,45 +7,27 @@ One line for each expression, its mask as COCO's compressed RLE, null if the mod
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from jaxtyping import Bool
+from typing import Any, TypedDict
 
 from common.files import atomic_file
-from pretrain.referring.coco_masks import MaskError, decode_mask, encode_mask
+from pretrain.referring.coco_masks import MaskError, decode_mask
 from pretrain.referring.samples import ReferringTestSet
 from pretrain.referring.segmentation_metrics import Confusion, confusion
 
 
-@dataclass(frozen=True)
-class MaskPrediction:
+class MaskPrediction(TypedDict):
     """The prediction for one expression."""
 
     sent_id: int
     ref_id: int
-    rle: dict[str, Any] | None
-    """The mask, compressed; None if it is missing."""
-
-    @classmethod
-    def of(cls, sent_id: int, ref_id: int, mask: Bool[np.ndarray, "H W"] | None) -> "MaskPrediction":
-        """Return the prediction of a mask, or of none."""
-        return cls(sent_id, ref_id, None if mask is None else encode_mask(mask))
-
-    @property
-    def mask(self) -> Bool[np.ndarray, "H W"] | None:
-        """The mask, or None if it is missing."""
-        return None if self.rle is None else decode_mask(self.rle)
+    mask: dict[str, Any] | None  # of `encode_mask`; None if it is missing
 
 
 def write_predictions(file: Path, predictions: Iterable[MaskPrediction]) -> None:
     """Write predictions as they come; the file appears when all are written."""
     with atomic_file(file) as temporary, temporary.open("w") as stream:
-        for prediction in predictions:
-            row = {"sent_id": prediction.sent_id, "ref_id": prediction.ref_id, "mask": prediction.rle}
-            stream.write(json.dumps(row) + "\n")
+        stream.writelines(json.dumps(prediction) + "\n" for prediction in predictions)
 
 
 def read_predictions(file: Path) -> dict[int, MaskPrediction]:
@@ -54,7 +36,6 @@ def read_predictions(file: Path) -> dict[int, MaskPrediction]:
     Raises:
         MaskError: the file is missing, a line is damaged or an expression occurs twice; the message names it.
     """
-    file = Path(file)
     if not file.is_file():
         raise MaskError(f"expected a file of predictions, one line of JSON each, got {file}")
     predictions: dict[int, MaskPrediction] = {}
@@ -62,13 +43,14 @@ def read_predictions(file: Path) -> dict[int, MaskPrediction]:
         for number, line in enumerate(stream, 1):
             try:
                 row = json.loads(line)
-                prediction = MaskPrediction(int(row["sent_id"]), int(row["ref_id"]), row["mask"])
-                prediction.mask  # noqa: B018  decoded here, where the line of a damaged mask is known
+                sent_id, ref_id, mask = int(row["sent_id"]), int(row["ref_id"]), row["mask"]
+                if mask is not None:
+                    decode_mask(mask)  # here, where the line of a damaged mask is known
             except (MaskError, ValueError, KeyError, TypeError) as error:
                 raise MaskError(f"{file}, line {number} is damaged: {type(error).__name__}: {error}") from error
-            if prediction.sent_id in predictions:
-                raise MaskError(f"{file}, line {number}: expression {prediction.sent_id} has a second prediction")
-            predictions[prediction.sent_id] = prediction
+            if sent_id in predictions:
+                raise MaskError(f"{file}, line {number}: expression {sent_id} has a second prediction")
+            predictions[sent_id] = {"sent_id": sent_id, "ref_id": ref_id, "mask": mask}
     return predictions
 
 
@@ -76,11 +58,6 @@ def score_predictions(
     data: ReferringTestSet, predictions: dict[int, MaskPrediction], compat: str = "plain"
 ) -> list[Confusion]:
     """Return the pixel counts of each expression of a test set; a missing prediction counts as an empty mask.
-
-    Args:
-        data: the test set, whose masks follow the convention `compat`.
-        predictions: by `sent_id`, of `read_predictions`.
-        compat: "plain" or "lisa", see `pretrain.referring.segmentation_metrics`.
 
     Raises:
         MaskError: a prediction is for another expression, or its size is not that of its image.
@@ -90,7 +67,8 @@ def score_predictions(
         sample = data[index]
         prediction = predictions.get(sample.sent_ids[0])
         unused.discard(sample.sent_ids[0])
-        confusions.append(confusion(prediction.mask if prediction else None, sample.masks[0], compat))
+        rle = prediction["mask"] if prediction else None
+        confusions.append(confusion(None if rle is None else decode_mask(rle), sample.masks[0], compat))
     if unused:
         raise MaskError(
             f"expected predictions for {data.name}, got {len(unused)} for expressions that it does not hold, "

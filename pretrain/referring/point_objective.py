@@ -13,29 +13,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from scipy import ndimage, optimize, special
 from torch import Tensor
 from torch.nn import functional
 
 from common.errors import UserError
-from pretrain.pvp_prompts import IGNORE_INDEX
-from pretrain.referring.mask_objective import pad_stack
-from pretrain.referring.samples import ReferringSource
-from vlm.decoding.packing import forward_packed_tree, forward_packed_with_attention, pad_token_lists
+from pretrain.answer_objective import IGNORE_INDEX, AnswerObjective, FrameBatch, training_sequence
+from pretrain.referring.config import ReferringData
+from pretrain.referring.samples import ReferringSource, pad_stack
+from vlm.decoding.packing import forward_packed_tree, pad_token_lists
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.segmentation.point_prediction import PointPromptFormat, PointSampler
-from vlm.training.attention_supervision import (
-    SUPERVISED_LAYERS,
-    AttentionTargets,
-    attention_supervision_loss,
-    patch_edges,
-    require_attention_access,
-    target_patch_index,
-)
-from vlm.training.objective import Batch, Losses, Objective, encode_frames
+from vlm.training.attention_supervision import AttentionTargets
+from vlm.training.objective import Losses, encode_frames
 
 SAMPLING_WEIGHTS = (0.40, 0.30, 0.24, 0.06)  # of points on the object, on other objects, on the ring, and anywhere
 RING_FRACTION = 8  # the ring is as wide as this part of the grid
@@ -59,8 +52,6 @@ def sample_points(own: np.ndarray, others: np.ndarray, count: int, rng: np.rando
     Args:
         own: bool[G, G], the object; may be empty.
         others: bool[G, G], the other objects that are referred to in the image.
-        count: how many.
-        rng: the random generator.
     """
     ring = ndimage.binary_dilation(own, iterations=max(1, len(own) // RING_FRACTION)) & ~own if own.any() else own
     groups = (own, others & ~own, ring, ~own & ~ring)
@@ -75,14 +66,13 @@ def sample_points(own: np.ndarray, others: np.ndarray, count: int, rng: np.rando
 
 
 @dataclass(frozen=True)
-class PointBatch(Batch):
+class PointBatch(FrameBatch):
     """Frames with E expressions each and K points for each expression.
 
     prefix_ids, prefix_lengths: the expressions' tokens; input_ids: points and answers; labels: the next token of each;
     coordinates: the points, as fractions of the height and width of `frames`.
     """
 
-    frames: UInt8[Tensor, "B history H W 3"]
     prefix_ids: Int[Tensor, "B E T"]
     prefix_lengths: Int[Tensor, "B E"]
     input_ids: Int[Tensor, "B E K L"]
@@ -91,26 +81,14 @@ class PointBatch(Batch):
 
 
 class PointQuestionSampler:
-    """Samples the frames, expressions and points of a step.
+    """Samples the frames, expressions and points of a step."""
 
-    Args:
-        prompts: how the model's tokenizer writes points and answers.
-        source: of frames and expressions.
-        images: frames of a batch.
-        expressions: about each frame.
-        grid: cells along each side.
-        points: asked about for each expression.
-    """
-
-    def __init__(
-        self, prompts: PointPromptFormat, source: ReferringSource, images: int, expressions: int, grid: int, points: int
-    ):
-        self.prompts, self.source, self.images = prompts, source, images
-        self.expressions, self.grid, self.points = expressions, grid, points
+    def __init__(self, prompts: PointPromptFormat, source: ReferringSource, data: ReferringData):
+        self.prompts, self.source, self.data = prompts, source, data
 
     def __call__(self, step: int, rng: np.random.Generator) -> PointBatch:
         """Return the batch of a step."""
-        samples = [self.source.draw(rng, self.expressions) for _ in range(self.images)]
+        samples = [self.source.draw(rng, self.data.expressions) for _ in range(self.data.images)]
         frames = pad_stack([sample.frames for sample in samples])
         questions = [
             self._questions(mask, np.logical_or.reduce(sample.masks), rng)
@@ -119,10 +97,10 @@ class PointQuestionSampler:
         ]
         input_ids, labels, points = zip(*questions, strict=True)
         scale = np.array([sample.masks.shape[1:] for sample in samples for _ in sample.masks]) / frames.shape[2:4]
-        fractions = (np.stack(points) + 0.5) / self.grid * scale[:, None]
+        fractions = (np.stack(points) + 0.5) / self.data.grid * scale[:, None]
         expressions = [[self.prompts.expression_tokens(words) for words in sample.expressions] for sample in samples]
         prefix_ids, prefix_lengths = pad_token_lists(expressions, self.prompts.pad)
-        shape = (self.images, self.expressions)
+        shape = (self.data.images, self.data.expressions)
         return PointBatch(
             frames=torch.from_numpy(frames),
             prefix_ids=prefix_ids,
@@ -135,17 +113,17 @@ class PointQuestionSampler:
     def _questions(
         self, mask: np.ndarray, union: np.ndarray, rng: np.random.Generator
     ) -> tuple[list, list, np.ndarray]:
-        own, others = grid_mask(mask, self.grid), grid_mask(union, self.grid)
-        input_ids, labels, points = [], [], sample_points(own, others, self.points, rng)
-        for row, column in points:
-            tokens = self.prompts.point_tokens(row, column)
-            answer = int(self.prompts.answers[int(own[row, column])])
-            input_ids.append([*tokens, answer])
-            labels.append([IGNORE_INDEX] * (len(tokens) - 1) + [answer, self.prompts.end])
-        return input_ids, labels, points
+        own, others = grid_mask(mask, self.data.grid), grid_mask(union, self.data.grid)
+        points = sample_points(own, others, self.data.points, rng)
+        answers = self.prompts.answers[torch.from_numpy(own[points[:, 0], points[:, 1]]).long()].tolist()
+        sequences = [
+            training_sequence(self.prompts.point_tokens(row, column), [answer, self.prompts.end])
+            for (row, column), answer in zip(points, answers, strict=True)
+        ]
+        return [input_ids for input_ids, _ in sequences], [labels for _, labels in sequences], points
 
 
-class PointObjective(Objective[PixelVLM, PointBatch]):
+class PointObjective(AnswerObjective[PointBatch]):
     """Points in text: cross-entropy on the answer and its end."""
 
     stream = (0x901,)
@@ -157,57 +135,38 @@ class PointObjective(Objective[PixelVLM, PointBatch]):
         prompts: PointPromptFormat,
         attention_supervision: float = 0.0,
     ):
-        super().__init__(vlm, sampler)
-        self.prompts, self.attention_supervision = prompts, attention_supervision
-        if attention_supervision:
-            require_attention_access(vlm)
-            if len(prompts.point_tokens(0, 0)) != len(prompts.point_tokens(255, 255)):
-                raise UserError("--attention-supervision-weight needs numbers that are single tokens")
-
-    def encode(self, batch: PointBatch) -> ImageFeatures:
-        """Return the features of the frames."""
-        return encode_frames(self.vlm, batch.frames)
+        super().__init__(vlm, sampler, attention_supervision)
+        self.prompts = prompts
+        if attention_supervision and len(prompts.point_tokens(0, 0)) != len(prompts.point_tokens(255, 255)):
+            raise UserError("--attention-supervision-weight needs numbers that are single tokens")
 
     def loss(self, features: ImageFeatures, batch: PointBatch) -> Losses:
         """Return the loss, `accuracy` over all points and `recall` over those that are 1, and attention weights."""
-        shared, labels, metrics = self.prompts.shared.to(batch.labels.device), batch.labels, {}
-        attention_loss = torch.zeros(())
+        shared, labels = self.prompts.shared.to(batch.labels.device), batch.labels
+        prefixes = batch.prefix_ids, batch.prefix_lengths
+        attention_loss: Tensor | float = 0.0
+        attention_metrics: dict[str, Tensor] = {}
         if self.attention_supervision:
-            input_ids, labels = concat_prefix_suffix(batch.prefix_ids, batch.prefix_lengths, batch.input_ids, labels)
-            hidden, weights = forward_packed_with_attention(self.vlm, features, shared, input_ids, SUPERVISED_LAYERS)
-            attention_loss, metrics = attention_supervision_loss(
-                self.vlm, weights, self._attention_targets(batch, labels)
-            )
+            input_ids, labels = concat_prefix_suffix(*prefixes, batch.input_ids, labels)
+            targets = self.attention_targets(batch, labels)
+            hidden, attention_loss, attention_metrics = self.supervised_states(features, shared, input_ids, targets)
         else:
-            hidden = forward_packed_tree(
-                self.vlm, features, shared, batch.prefix_ids, batch.prefix_lengths, batch.input_ids
-            )
-        logits = self.vlm.model.get_output_embeddings()(hidden[labels != IGNORE_INDEX]).float()  # [A, V]
-        answers = labels[labels != IGNORE_INDEX]
-        loss = functional.cross_entropy(logits, answers)
-        if self.attention_supervision:
-            loss = loss + self.attention_supervision * attention_loss
-        return Losses(loss, {**self._metrics(logits.detach(), answers), **metrics})
+            hidden = forward_packed_tree(self.vlm, features, shared, *prefixes, batch.input_ids)
+        logits, answers = self.answer_logits(hidden, labels)
+        loss = functional.cross_entropy(logits, answers) + attention_loss
+        return Losses(loss, {**self._metrics(logits.detach(), answers), **attention_metrics})
 
     def _metrics(self, logits: Tensor, answers: Tensor) -> dict[str, Tensor]:
         no, yes = self.prompts.answers.to(answers.device)
-        asked = (answers == no) | (answers == yes)
-        predicted, truth = logits[asked, yes] > logits[asked, no], answers[asked] == yes
+        is_answer = (answers == no) | (answers == yes)  # not an end token
+        predicted, truth = logits[is_answer, yes] > logits[is_answer, no], answers[is_answer] == yes
         return {"accuracy": (predicted == truth).float().mean(), "recall": predicted[truth].float().mean()}
 
-    def _attention_targets(self, batch: PointBatch, labels: Tensor) -> AttentionTargets:
+    def attention_targets(self, batch: PointBatch, labels: Tensor) -> AttentionTargets:
         """Return what the questions of `concat_prefix_suffix` and their answers should attend to."""
-        height, width = batch.frames.shape[2:4]
-        answers, index = labels != IGNORE_INDEX, torch.arange(labels.shape[2], device=labels.device)
-        ends = answers.int().argmax(-1)  # [B, E * K]
         row = batch.prefix_lengths.repeat_interleave(batch.coordinates.shape[2], dim=1)  # a point begins with its row
-        edges = patch_edges(self.vlm, height, width)
-        return AttentionTargets(
-            coordinates=torch.stack([row, row + COLUMN_OFFSET], dim=-1),
-            question_ends=ends,
-            answer_mask=answers & (index > ends[:, :, None]),
-            image_tokens=target_patch_index(edges, batch.coordinates.flatten(1, 2), height, width),
-        )
+        coordinate_tokens = torch.stack([row, row + COLUMN_OFFSET], dim=-1)  # [B, E * K, 2]
+        return self.answer_targets(batch.frames, labels, coordinate_tokens, batch.coordinates.flatten(1, 2))
 
 
 @torch.no_grad()
@@ -218,23 +177,23 @@ def calibrate_logit_bias(
 
     Args:
         vlm: a model that was trained on points.
-        source: of frames and expressions, of those it was trained on.
+        source: of the frames and expressions that it was trained on.
         grid: cells along each side.
         seed: of all sampling.
-        images: to look at, with one expression each.
-        points: asked about in each, sampled uniformly.
+        images: how many to draw, with one expression each.
+        points: of each image, sampled uniformly.
     """
     rng, prompts = np.random.default_rng([seed, 0x5F]), PointPromptFormat.of(vlm)
     logits, truth = [], []
     for _ in range(images):
         sample = source.draw(rng, 1)
-        asked = rng.integers(grid, size=(points, 2))
+        chosen = rng.integers(grid, size=(points, 2))
         features = encode_frames(vlm, torch.from_numpy(sample.frames[None]))
-        answers = PointSampler(vlm, features, prompts, sample.expressions[0]).point_logits(torch.from_numpy(asked))
-        logits.append(answers.numpy().astype(np.float64))
-        truth.append(grid_mask(sample.masks[0], grid)[asked[:, 0], asked[:, 1]])
-    share, found = np.clip(np.mean(truth), 1e-4, 1 - 1e-4), np.concatenate(logits)
-    return float(optimize.brentq(lambda bias: special.expit(found + bias).mean() - share, -50, 50))
+        predicted = PointSampler(vlm, features, prompts, sample.expressions[0]).point_logits(torch.from_numpy(chosen))
+        logits.append(predicted.numpy().astype(np.float64))
+        truth.append(grid_mask(sample.masks[0], grid)[chosen[:, 0], chosen[:, 1]])
+    share, all_logits = np.clip(np.mean(truth), 1e-4, 1 - 1e-4), np.concatenate(logits)
+    return float(optimize.brentq(lambda bias: special.expit(all_logits + bias).mean() - share, -50, 50))
 
 
 def concat_prefix_suffix(

@@ -30,7 +30,7 @@ class GameReferringDataset:
         history: frames that the model sees.
         val_episodes: games of each data set in its validation split, and as many in its test split.
         no_target_fraction: the probability of an expression without a target.
-        seed: of all random draws; each split has its own.
+        seed: of the expressions; each split draws its own.
     """
 
     def __init__(

@@ -13,12 +13,12 @@ from common.errors import UserError
 from pretrain.data.images import read_image
 from pretrain.referring.coco_masks import check_compat, decode_segmentation
 from pretrain.referring.refer_files import (
+    IMAGES,
+    PARTITIONS,
     Ref,
     ReferError,
     find_dataset,
-    find_partition,
     find_split,
-    image_dir,
     in_split,
     list_images,
     read_refs,
@@ -47,7 +47,6 @@ class RefCocoDataset:
         root: the folder of the layout.
         dataset: refcoco, refcoco+ or refcocog, in any spelling.
         split: train, val, testA, testB or test, matched as REFER does.
-        partition: unc, umd or google; by default unc, and umd for refcocog.
         images: the folder of COCO's train2014 if it is not in `root`.
         compat: "plain", or "lisa" for masks that add overlapping polygons up.
 
@@ -55,20 +54,16 @@ class RefCocoDataset:
         ReferError: files are missing or damaged, the split is empty, or all of its images are missing.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        dataset: str,
-        split: str,
-        partition: str | None = None,
-        images: Path | None = None,
-        compat: str = "plain",
-    ):
+    def __init__(self, root: Path, dataset: str, split: str, images: Path | None = None, compat: str = "plain"):
         check_compat(compat)
         dataset, split = find_dataset(dataset), find_split(split)
-        partition = find_partition(dataset, partition)
-        self.name, self.compat, self.image_dir = f"{dataset}-{partition}-{split}", compat, image_dir(root, images)
-        refs = _select(read_refs(root, dataset, partition), split, f"{dataset} {partition}")
+        partition = PARTITIONS[dataset][0]
+        self.name, self.compat, self.image_dir = f"{dataset}-{partition}-{split}", compat, images or root / IMAGES
+        all_refs = read_refs(root, dataset)
+        refs = [ref for ref in all_refs if ref.sentences and in_split(ref.split, split)]
+        if not refs:
+            splits = ", ".join(sorted({ref.split for ref in all_refs})) or "none"
+            raise ReferError(f"{dataset} {partition} has no expressions in the split {split}; its splits: {splits}")
         available = list_images(self.image_dir)
         self.missing_images = sorted({ref.file_name for ref in refs} - available)
         self.expressions = [
@@ -122,18 +117,8 @@ class RefCocoDataset:
         """What was left out, one line to print; empty if nothing was."""
         if not self.missing_images:
             return ""
-        rest = len(self.missing_images) - MAX_NAMED_IMAGES
-        names = ", ".join(self.missing_images[:MAX_NAMED_IMAGES]) + (f" and {rest} more" if rest > 0 else "")
         return (
             f"{self.name}: {len(self.missing_images)} images missing in {self.image_dir} and {self.num_left_out} "
-            f"expressions left out: {names}"
+            f"expressions left out: {', '.join(self.missing_images[:MAX_NAMED_IMAGES])}"
+            f"{' ...' if len(self.missing_images) > MAX_NAMED_IMAGES else ''}"
         )
-
-
-def _select(refs: list[Ref], split: str, name: str) -> list[Ref]:
-    """Return the refs of a split; if there are none, `ReferError` lists the splits."""
-    selected = [ref for ref in refs if ref.sentences and in_split(ref.split, split)]
-    if not selected:
-        splits = ", ".join(sorted({ref.split for ref in refs})) or "none"
-        raise ReferError(f"{name} has no expressions in the split {split}; its splits: {splits}")
-    return selected

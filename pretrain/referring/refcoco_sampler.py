@@ -36,12 +36,11 @@ class RefCocoSampler:
         return ReferringSample(
             np.stack([image] * self.history),
             tuple(expression.text for expression in expressions),
-            np.stack([resize_mask(self.data.mask(index), self.size) for index in chosen]),
+            np.stack([_resize_mask(self.data.mask(index), self.size) for index in chosen]),
             source=expressions[0].ref.file_name,
         )
 
 
-def resize_mask(mask: Bool[np.ndarray, "H W"], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """Return a mask at rows and columns of `size`, by nearest pixel."""
+def _resize_mask(mask: Bool[np.ndarray, "H W"], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     resized = Image.fromarray(mask.astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
     return np.asarray(resized) > 0

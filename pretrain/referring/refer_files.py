@@ -15,7 +15,8 @@ After Yu et al. 2016 (arXiv 1608.00272), whose `refer.py` defines the layout and
 import difflib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,17 +43,12 @@ class Ref:
 
     ref_id: int
     ann_id: int
-    split: str
-    """As the file spells it."""
-    file_name: str
-    """Of the image."""
-    height: int
-    """Of the image, in pixels."""
+    split: str  # as the file spells it
+    file_name: str  # of the image
+    height: int  # of the image, in pixels
     width: int
-    segmentation: Any
-    """As COCO writes it."""
-    sentences: tuple[tuple[int, str], ...]
-    """Pairs of an expression's id and its text."""
+    segmentation: Any  # as COCO writes it
+    sentences: tuple[tuple[int, str], ...]  # pairs of an expression's id and its text
 
 
 def find_dataset(name: str) -> str:
@@ -61,44 +57,27 @@ def find_dataset(name: str) -> str:
     Raises:
         ReferError: the name is unknown; the message suggests the nearest.
     """
-    key = name.strip().lower().replace("plus", "+").replace("_", "").replace(" ", "")
-    if key in PARTITIONS:
-        return key
-    raise ReferError(
-        f"expected one of {', '.join(PARTITIONS)}, got {name!r}; did you mean {_nearest(key, PARTITIONS)}?"
-    )
-
-
-def find_partition(dataset: str, partition: str | None) -> str:
-    """Return a data set's partition, by default the first of `PARTITIONS`; `ReferError` for an unknown one."""
-    known = PARTITIONS[dataset]
-    if partition is None or partition in known:
-        return partition or known[0]
-    raise ReferError(
-        f"{dataset} has the partitions {', '.join(known)}, got {partition!r}; "
-        f"did you mean {_nearest(partition, known)}?"
-    )
+    return _find(name, name.strip().lower().replace("plus", "+").replace("_", "").replace(" ", ""), PARTITIONS)
 
 
 def find_split(name: str) -> str:
     """Return the split of a name in any case; `validation` is `val`. `ReferError` for an unknown one."""
-    key = {"validation": "val"}.get(name.strip().lower(), name.strip().lower())
-    known = {split.lower(): split for split in SPLITS}
-    if key in known:
-        return known[key]
-    nearest = known[_nearest(key, known)]
-    raise ReferError(f"expected one of the splits {', '.join(SPLITS)}, got {name!r}; did you mean {nearest}?")
+    return _find(name, name.strip().lower().replace("validation", "val"), SPLITS)
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+def _find(name: str, key: str, known: Iterable[str]) -> str:
+    """Return the one of `known` whose lower case is `key`."""
+    choices = {choice.lower(): choice for choice in known}
+    if key in choices:
+        return choices[key]
+    nearest = choices[difflib.get_close_matches(key, choices, n=1, cutoff=0.0)[0]]
+    raise ReferError(f"expected one of {', '.join(choices.values())}, got {name!r}; did you mean {nearest}?")
 
 
 def in_split(ref_split: str, split: str) -> bool:
     """Whether a ref belongs to a split, by REFER's rule.
 
-    `testA` and `testB` match their letter anywhere (some refs are `testAB`), `test` matches the word anywhere and so
-    both of them; `train` and `val` match themselves.
+    `testA` and `testB` match their letter anywhere (some refs are `testAB`), `test` matches the word anywhere.
     """
     if split in ("testA", "testB"):
         return split[-1] in ref_split
@@ -107,25 +86,18 @@ def in_split(ref_split: str, split: str) -> bool:
 
 def refs_file(root: Path, dataset: str, partition: str) -> Path:
     """Return the path of a partition's pickle."""
-    return Path(root) / dataset / f"refs({partition}).p"
+    return root / dataset / f"refs({partition}).p"
 
 
 def instances_file(root: Path, dataset: str) -> Path:
     """Return the path of a data set's annotations."""
-    return Path(root) / dataset / "instances.json"
+    return root / dataset / "instances.json"
 
 
 def parquet_files(root: Path, dataset: str) -> list[Path]:
     """Return the Parquet files of a data set, in its folder or in `data` below it, by name."""
-    folders = dict.fromkeys(Path(root) / name for name in (dataset, HUB_NAMES[dataset]))
-    return sorted(
-        file for folder in folders for parent in (folder, folder / "data") for file in parent.glob("*.parquet")
-    )
-
-
-def image_dir(root: Path, images: Path | None = None) -> Path:
-    """Return the folder of COCO's train2014: `images`, or the layout's own."""
-    return Path(images) if images else Path(root) / IMAGES
+    folders = {root / name / parent for name in (dataset, HUB_NAMES[dataset]) for parent in (".", "data")}
+    return sorted(file for folder in folders for file in folder.glob("*.parquet"))
 
 
 def list_images(folder: Path) -> set[str]:
@@ -133,20 +105,21 @@ def list_images(folder: Path) -> set[str]:
     return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
-def read_refs(root: Path, dataset: str, partition: str) -> list[Ref]:
-    """Return the refs of a partition: from REFER's pickle if there is one, else from the Parquet files.
+def read_refs(root: Path, dataset: str) -> list[Ref]:
+    """Return the refs of a data set's first partition: from REFER's pickle if there is one, else from Parquet files.
 
     Raises:
         ReferError: both are missing, or one is damaged; the message names the file.
     """
+    partition = PARTITIONS[dataset][0]
     if refs_file(root, dataset, partition).exists():
         return read_refer(root, dataset, partition)
-    if partition == PARTITIONS[dataset][0] and parquet_files(root, dataset):
+    if parquet_files(root, dataset):
         return read_parquet(root, dataset)
     raise ReferError(
         f"{dataset} is not in {root}: expected {refs_file(root, dataset, partition)} beside "
         f"{instances_file(root, dataset)}, or the Parquet files of jxu124/{HUB_NAMES[dataset]} in "
-        f"{Path(root) / dataset / 'data'}; `python -m pretrain.referring.dataset_report --data {root}` lists both"
+        f"{root / dataset / 'data'}; `python -m pretrain.referring.dataset_report --data {root}` lists both"
     )
 
 
@@ -157,28 +130,32 @@ def read_refer(root: Path, dataset: str, partition: str) -> list[Ref]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ReferError(f"{pickle} is damaged: expected a list of dicts, got {type(rows).__name__}")
     images, annotations = _read_instances(instances)
-    return [_refer_ref(row, images, annotations, pickle, instances) for row in rows]
+    refs = []
+    for row in rows:
+        with _damage(f"{pickle} is damaged: ref {row.get('ref_id')}"):
+            for number, known, kind in ((row["image_id"], images, "image"), (row["ann_id"], annotations, "annotation")):
+                if number not in known:
+                    raise ReferError(f"{pickle} refers to {kind} {number}, which {instances} does not hold")
+            refs.append(_to_ref(row, images[row["image_id"]], annotations[row["ann_id"]], row["split"]))
+    return refs
 
 
 def _read_instances(file: Path) -> tuple[dict[int, dict], dict[int, dict]]:
     if not file.is_file():
         raise ReferError(f"expected COCO's annotations at {file}, found none")
-    try:
+    with _damage(f"{file} is damaged"):
         content = json.loads(file.read_bytes())
-        return {row["id"]: row for row in content["images"]}, {row["id"]: row for row in content["annotations"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ReferError(f"{file} is damaged: {type(error).__name__}: {error}") from error
+        images, annotations = ({row["id"]: row for row in content[name]} for name in ("images", "annotations"))
+    return images, annotations
 
 
-def _refer_ref(row: dict, images: dict[int, dict], annotations: dict[int, dict], pickle: Path, instances: Path) -> Ref:
+@contextmanager
+def _damage(message: str) -> Iterator[None]:
+    """Turn the errors of a file of another content into a `ReferError`."""
     try:
-        image_id, ann_id = row["image_id"], row["ann_id"]
-        for number, known, kind in ((image_id, images, "image"), (ann_id, annotations, "annotation")):
-            if number not in known:
-                raise ReferError(f"{pickle} refers to {kind} {number}, which {instances} does not hold")
-        return _to_ref(row, images[image_id], annotations[ann_id], row["split"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ReferError(f"{pickle} is damaged: ref {row.get('ref_id')}: {type(error).__name__}: {error}") from error
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:  # Arrow's own errors are ValueErrors and KeyErrors
+        raise ReferError(f"{message}: {type(error).__name__}: {error}".partition("\n")[0]) from error
 
 
 def _to_ref(row: dict, image: dict, annotation: dict, split: str) -> Ref:
@@ -190,28 +167,16 @@ def _to_ref(row: dict, image: dict, annotation: dict, split: str) -> Ref:
 
 def read_parquet(root: Path, dataset: str) -> list[Ref]:
     """Return the refs of a data set's Parquet files, whose names give the split; `test` is testA if there is one."""
-    return [ref for file in parquet_files(root, dataset) for ref in _parquet_refs(file, dataset)]
-
-
-def _parquet_refs(file: Path, dataset: str) -> Iterator[Ref]:
-    try:
-        for row in parquet.read_table(file, columns=COLUMNS).to_pylist():
-            annotation = _annotation(json.loads(row["raw_anns"]), row["ann_id"])
-            yield _to_ref(
-                row, json.loads(row["raw_image_info"]), annotation, _parquet_split(file, row["split"], dataset)
-            )
-    except (OSError, ValueError, KeyError, TypeError) as error:  # Arrow's own errors are ValueErrors and KeyErrors
-        raise ReferError(f"{file} is damaged: {type(error).__name__}: {str(error).splitlines()[0]}") from error
-
-
-def _annotation(annotations: dict | Sequence[dict], ann_id: int) -> dict:
-    """Return the one annotation, or that of an id in a list."""
-    if isinstance(annotations, dict):
-        return annotations
-    return {annotation["id"]: annotation for annotation in annotations}[ann_id]
-
-
-def _parquet_split(file: Path, default: str, dataset: str) -> str:
-    test = "test" if dataset == "refcocog" else "testA"
-    names = {"train": "train", "validation": "val", "test": test, "testB": "testB"}
-    return names.get(file.name.split("-")[0], default)
+    splits = {"train": "train", "validation": "val", "test": "testA", "testB": "testB"}
+    if dataset == "refcocog":
+        splits["test"] = "test"
+    refs = []
+    for file in parquet_files(root, dataset):
+        with _damage(f"{file} is damaged"):
+            for row in parquet.read_table(file, columns=COLUMNS).to_pylist():
+                annotation = json.loads(row["raw_anns"])
+                if isinstance(annotation, list):
+                    annotation = {one["id"]: one for one in annotation}[row["ann_id"]]
+                split = splits.get(file.name.split("-")[0], row["split"])
+                refs.append(_to_ref(row, json.loads(row["raw_image_info"]), annotation, split))
+    return refs

@@ -14,15 +14,14 @@ class PickleError(UserError):
     """A pickle that is missing, damaged or unsafe; the message names it."""
 
 
-class _ForbiddenError(pickle.UnpicklingError):
-    """A pickle refers to a global outside `SAFE_TYPES`."""
-
-
 class _SafeUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module in BUILTINS and name in SAFE_TYPES:
             return super().find_class(module, name)
-        raise _ForbiddenError(f"{module}.{name}")
+        raise PickleError(
+            f"refused: expected plain lists, dicts, text and numbers, got the global {module}.{name}, "
+            "which was not run; get the file from another source"
+        )
 
 
 def load_safe_pickle(file: Path) -> Any:
@@ -34,16 +33,12 @@ def load_safe_pickle(file: Path) -> Any:
     Raises:
         PickleError: the pickle is missing, damaged or refers to another global.
     """
-    file = Path(file)
     if not file.is_file():
         raise PickleError(f"expected a pickle at {file}, found none")
     with file.open("rb") as stream:
         try:
             return _SafeUnpickler(stream, encoding="utf-8").load()
-        except _ForbiddenError as error:
-            raise PickleError(
-                f"{file} refused: expected plain lists, dicts, text and numbers, got the global {error}, "
-                "which was not run; get the file from another source"
-            ) from error
+        except PickleError as error:
+            raise PickleError(f"{file} {error}") from error
         except Exception as error:  # a damaged pickle can raise nearly anything, as pickle's documentation says
             raise PickleError(f"{file} is not a pickle, or is damaged: {type(error).__name__}: {error}") from error

@@ -47,12 +47,9 @@ def confusion(
     target: Bool[np.ndarray, "H W"] | UInt8[np.ndarray, "H W"],
     compat: str = "plain",
 ) -> Confusion:
-    """Return the pixel counts of a prediction and its target.
+    """Return the pixel counts of a prediction, None if it is missing, and its target.
 
-    Args:
-        prediction: bool[H, W], or None if it is missing.
-        target: bool[H, W]; or uint8[H, W], of which "plain" counts every value but 0 as the target.
-        compat: "plain" or "lisa", see the module's docstring.
+    Of a target uint8[H, W] "plain" counts every value but 0.
 
     Raises:
         MaskError: a mask has another shape or dtype.
@@ -84,33 +81,23 @@ def segmentation_metrics(confusions: Iterable[Confusion], compat: str = "plain")
         np.array([getattr(item, name) for item in items], dtype=np.float64)
         for name in ("intersection", "union", "target_area", "predicted_area")
     )
-    ratio = intersection / np.maximum(union, 1)
+    ratio, no_target = intersection / np.maximum(union, 1), target == 0
     iou = np.where(union == 0, 1.0, ratio)
-    return {
-        **(_lisa_means(intersection, union) if compat == "lisa" else _means(intersection, union, iou)),
+    if compat == "lisa":
+        lisa_iou = intersection / (union + 1e-5) + (union == 0)
+        ciou, giou = intersection.sum() / (union.sum() + 1e-10), lisa_iou.sum() / (len(union) + 1e-5)
+    else:
+        ciou, giou = intersection.sum() / union.sum() if union.any() else 1.0, iou.mean()
+    metrics = {
+        "ciou": float(ciou),
+        "giou": float(giou),
         "miou": float(ratio.mean()),
         **{f"p{round(100 * threshold)}": float((iou >= threshold).mean()) for threshold in PRECISION_THRESHOLDS},
         "n": len(items),
         "missing": sum(item.missing for item in items),
-        **_no_target_metrics(target == 0, predicted == 0),
     }
-
-
-def _means(intersection: np.ndarray, union: np.ndarray, iou: np.ndarray) -> dict[str, float]:
-    total = union.sum()
-    return {"ciou": float(intersection.sum() / total) if total else 1.0, "giou": float(iou.mean())}
-
-
-def _lisa_means(intersection: np.ndarray, union: np.ndarray) -> dict[str, float]:
-    ratio = intersection / (union + 1e-5) + (union == 0)
-    ciou = intersection.sum() / (union.sum() + 1e-10)
-    return {"ciou": float(ciou), "giou": float(ratio.sum() / (len(union) + 1e-5))}
-
-
-def _no_target_metrics(no_target: np.ndarray, predicted_empty: np.ndarray) -> dict[str, float]:
-    metrics = {}
     if no_target.any():
-        metrics["n_acc"] = float(predicted_empty[no_target].mean())
+        metrics["n_acc"] = float((predicted[no_target] == 0).mean())
     if not no_target.all():
-        metrics["t_acc"] = float((~predicted_empty[~no_target]).mean())
+        metrics["t_acc"] = float((predicted[~no_target] > 0).mean())
     return metrics

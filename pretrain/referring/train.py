@@ -41,12 +41,6 @@ from vlm.training.mixture import Mixture
 from vlm.training.objective import Objective
 
 
-def start_model(config: ReferringConfig) -> PixelVLM:
-    """Return the model that a training starts from."""
-    model = config.model
-    return checkpoint.load(model.init) if model.init else build(model.preset, config.run.seed)
-
-
 def start_head(config: ReferringConfig, vlm: PixelVLM) -> MaskHead:
     """Return the mask head that a training starts from: that of its checkpoint, or a new one."""
     if config.model.init and (config.model.init / CONFIG_FILE).is_file():
@@ -70,22 +64,20 @@ def referring_mixture(vlm: PixelVLM, head: MaskHead | None, source: ReferringSou
     """Return the objectives that `data.mask` names."""
     objectives: dict[str, Objective] = {}
     if head:
-        objectives["head"] = MaskHeadObjective(
-            vlm, head, MaskSampler(vlm.tokenizer, source, data.images, data.expressions)
-        )
+        objectives["head"] = MaskHeadObjective(vlm, head, MaskSampler(vlm.tokenizer, source, data))
     if data.mask != "head":
         prompts = PointPromptFormat.of(vlm)
-        sampler = PointQuestionSampler(prompts, source, data.images, data.expressions, data.grid, data.points)
+        sampler = PointQuestionSampler(prompts, source, data)
         objectives["points"] = PointObjective(vlm, sampler, prompts, data.attention_supervision_weight)
     return Mixture(objectives)
 
 
 def train_referring(config: ReferringConfig) -> Path:
     """Train; return the directory of the last checkpoint."""
-    data, seed = config.data, config.run.seed
+    data, init, seed = config.data, config.model.init, config.run.seed
     if not data.data:
         raise UserError("--data is missing: recorded games, or the folder of REFER's layout")
-    vlm = start_model(config)
+    vlm = checkpoint.load(init) if init else build(config.model.preset, seed)
     head = None if data.mask == "points" else start_head(config, vlm)
     source = open_referring_source(data, config.run.steps, vlm.history, seed)
 
@@ -95,11 +87,10 @@ def train_referring(config: ReferringConfig) -> Path:
         vlm.model.eval()
         return {POINT_GRID: data.grid, LOGIT_BIAS: calibrate_logit_bias(vlm, source, data.grid, seed)}
 
-    started_from = checkpoint.read_training(config.model.init) if config.model.init else None
     return fit(
         referring_mixture(vlm, head, source, data),
         config,
-        {"started_from": started_from},
+        {"started_from": checkpoint.read_training(init) if init else None},
         dtype=torch.bfloat16 if config.model.dtype == "bfloat16" else None,
         finish=calibrate,
         export=head.save if head else None,

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from pretrain.pvp_config import PvpData
 from pretrain.pvp_objective import ImageSampler, PvpBatch, PvpObjective, PvpSampler
 from pretrain.pvp_prompts import PixelPromptFormat
 from vlm.decoding.packing import forward_packed, forward_packed_with_attention
@@ -25,14 +26,14 @@ NAMES = ("attn/coordinates", "attn/question_to_patch", "attn/answer_to_question"
 LAYERS = (COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER)
 
 
-def make(preset="tiny-clip", **changes):
+def make(preset="tiny-clip", steps=4, images=2, questions=4):
     vlm = build(preset)
     init_number_embeddings(vlm)
     if vlm.square_size:
         init_position_embeddings(vlm.encoder, 210, 160, 32, amplitude=2.0)
-    prompts, images = PixelPromptFormat.from_model(vlm), ImageSampler([], (210, 160), vlm.history, synthetic=1.0)
-    sampler = PvpSampler(images, prompts, "32", **{"steps": 4, "images": 2, "questions": 4, **changes})
-    return vlm, sampler, prompts
+    prompts = PixelPromptFormat.from_model(vlm)
+    data = PvpData(size=(210, 160), synthetic=1.0, grid="32", images=images, questions=questions)
+    return vlm, PvpSampler(ImageSampler([], data, vlm.history), prompts, data, steps), prompts
 
 
 def batch_of(sampler, step):

@@ -5,12 +5,12 @@ import torch
 
 from common.errors import UserError
 from envs.episodes import EpisodeDataset
+from pretrain.answer_objective import IGNORE_INDEX
 from pretrain.caption_objective import CaptionData, CaptionObjective
 from pretrain.captions import main
 from pretrain.data.frame_captions import caption_tokenizer
 from pretrain.pvp import train_pvp
 from pretrain.pvp_config import CONFIGS
-from pretrain.pvp_prompts import IGNORE_INDEX
 from vlm import checkpoint
 from vlm.decoding.candidate_scoring import generate_text
 from vlm.presets import build

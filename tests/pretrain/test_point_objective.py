@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from pretrain.pvp_prompts import IGNORE_INDEX
+from pretrain.answer_objective import IGNORE_INDEX
+from pretrain.referring.config import ReferringData
 from pretrain.referring.point_objective import (
     PointObjective,
     PointQuestionSampler,
@@ -22,7 +23,8 @@ from vlm.segmentation.point_prediction import PointPromptFormat, predict_points
 def point_objective(vlm, data, expressions, grid, points, attention_supervision=0.0, no_target=0.0):
     source = GameReferringDataset(data, "train", 1, vlm.history, no_target_fraction=no_target)
     prompts = PointPromptFormat.of(vlm)
-    sampler = PointQuestionSampler(prompts, source, 2, expressions, grid, points)
+    data = ReferringData(images=2, expressions=expressions, grid=grid, points=points)
+    sampler = PointQuestionSampler(prompts, source, data)
     return PointObjective(vlm, sampler, prompts, attention_supervision)
 
 
@@ -140,7 +142,7 @@ def test_the_targets_of_attention_are_the_places_own_numbers_and_patch(supervise
     objective, batch = supervised
     tokenizer = objective.vlm.tokenizer
     input_ids, labels = concat_prefix_suffix(batch.prefix_ids, batch.prefix_lengths, batch.input_ids, batch.labels)
-    targets = objective._attention_targets(batch, labels)
+    targets = objective.attention_targets(batch, labels)
     for image in range(2):
         for number in range(15):
             tokens, end = input_ids[image, number], targets.question_ends[image, number]

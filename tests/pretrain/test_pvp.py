@@ -6,11 +6,12 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
+from pretrain.answer_objective import IGNORE_INDEX
 from pretrain.data.images import EpisodeFrames, ImageError, SyntheticImages
 from pretrain.pvp import main, pvp_objective, start_model, train_pvp
-from pretrain.pvp_config import CONFIGS, PvpConfig
+from pretrain.pvp_config import CONFIGS, PvpConfig, PvpData
 from pretrain.pvp_objective import ImageSampler, PvpObjective, PvpSampler, feature_variation, gaussian_targets
-from pretrain.pvp_prompts import IGNORE_INDEX, PixelPromptFormat, downsample_grid, sample_coordinates
+from pretrain.pvp_prompts import PixelPromptFormat, downsample_grid, sample_coordinates
 from vlm import checkpoint
 from vlm.presets import build
 from vlm.prompts import parse_pixel
@@ -75,8 +76,8 @@ def test_questions_are_answered_by_the_images_own_colours_and_drawn_from_seed_an
 
 def test_shuffled_images_are_answered_for_with_the_colours_of_the_next():
     vlm = build("tiny")
-    prompts, images = PixelPromptFormat.from_model(vlm), ImageSampler([], (60, 60), 1, synthetic=1)
-    sampler = PvpSampler(images, prompts, "4", steps=9, images=3, questions=5, shuffle_targets=True)
+    data = PvpData(size=(60, 60), synthetic=1, grid="4", images=3, questions=5, shuffle_targets=True)
+    sampler = PvpSampler(ImageSampler([], data), PixelPromptFormat.from_model(vlm), data, steps=9)
     batch = sampler(8, np.random.default_rng(3))
     for number, inputs in enumerate(batch.input_ids):
         values = downsample_grid(batch.frames[(number + 1) % 3][-1].numpy(), "4")
@@ -224,7 +225,7 @@ def test_a_clip_tower_can_start_from_sinusoidal_positions_and_learns_from_synthe
 
 
 def test_synthetic_images_become_finer_over_the_curriculum():
-    sampler = ImageSampler([SyntheticImages(0, 20, 20)], (20, 20), synthetic=1.0, curriculum_fraction=0.5)
+    sampler = ImageSampler([SyntheticImages(0, 20, 20)], PvpData(size=(20, 20), synthetic=1, curriculum_fraction=0.5))
     few, many = (
         np.mean(
             [len(np.unique(sampler(np.random.default_rng(seed), done)[-1].reshape(-1, 3), axis=0)) for seed in range(9)]
@@ -265,7 +266,7 @@ def test_a_grid_finer_than_the_images_is_refused_before_training(tmp_path):
 
 
 def test_every_second_frame_of_a_game_is_shown_as_a_still_picture(blocks):
-    sampler = ImageSampler([EpisodeFrames(blocks)], (210, 160), history=2)
+    sampler = ImageSampler([EpisodeFrames(blocks)], PvpData(size=(210, 160)), history=2)
     rng = np.random.default_rng(0)
     drawn = [sampler(rng, 1.0) for _ in range(60)]
     known = EpisodeFrames(blocks)

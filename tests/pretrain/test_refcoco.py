@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 from pretrain.referring.coco_masks import MaskError, decode_mask, decode_segmentation, encode_mask
 from pretrain.referring.dataset_report import PUBLISHED, inspect, main
 from pretrain.referring.refcoco import RefCocoDataset
-from pretrain.referring.refer_files import IMAGES, ReferError, find_dataset, find_partition, find_split, in_split
+from pretrain.referring.refer_files import IMAGES, ReferError, find_dataset, find_split, in_split
 from pretrain.referring.safe_pickle import PickleError, load_safe_pickle
 
 HEIGHT, WIDTH = 20, 30
@@ -173,8 +173,6 @@ def test_names_are_matched_in_any_spelling_and_unknown_ones_get_a_suggestion():
         find_dataset("refcok")
     with pytest.raises(ReferError, match=r"got 'trian'; did you mean train\?"):
         find_split("trian")
-    with pytest.raises(ReferError, match=r"refcocog has the partitions umd, google, got 'umb'; did you mean umd\?"):
-        find_partition("refcocog", "umb")
 
 
 class Payload:
@@ -348,7 +346,7 @@ def test_the_report_lists_files_found_and_missing_with_their_counts(root, tmp_pa
     assert f"expected {root}/refcoco+/data/*.parquet (of jxu124/refcocoplus)" in output
     assert "usable: refcoco unc train, refcoco unc val, refcoco+ unc train" in output
     written = json.loads((tmp_path / "report.json").read_text())
-    assert written["rows"] == inspect(root)
+    assert written["rows"] == inspect(root, root / IMAGES)
     assert "refcoco unc testB" not in written["usable"]
 
 

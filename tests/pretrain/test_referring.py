@@ -8,15 +8,15 @@ from PIL import Image
 from common.errors import UserError
 from pretrain.data.images import read_image
 from pretrain.referring import show
-from pretrain.referring.config import CONFIGS
+from pretrain.referring.config import CONFIGS, ReferringData
 from pretrain.referring.mask_objective import (
     MaskHeadObjective,
     MaskSampler,
     area_normalized_bce,
     dice_loss,
-    pad_stack,
 )
 from pretrain.referring.recorded_games import GameReferringDataset
+from pretrain.referring.samples import pad_stack
 from pretrain.referring.train import open_referring_source, train_referring
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
@@ -35,7 +35,9 @@ def small(data, out, **changes):
 def test_batches_are_drawn_from_seed_and_step_alone_and_hold_true_masks(two_games):
     vlm = build("tiny")
     source = GameReferringDataset(two_games, "train", 1, vlm.history)
-    objective = MaskHeadObjective(vlm, MaskHead.of(vlm, 8), MaskSampler(vlm.tokenizer, source, 2, 3))
+    objective = MaskHeadObjective(
+        vlm, MaskHead.of(vlm, 8), MaskSampler(vlm.tokenizer, source, ReferringData(images=2, expressions=3))
+    )
     batch, again, other = (objective.sampler(step, objective.rng(5, step)) for step in (4, 4, 5))
     assert all(torch.equal(getattr(batch, name), getattr(again, name)) for name in vars(batch))
     assert not torch.equal(batch.frames, other.frames)
@@ -72,7 +74,7 @@ def test_one_batch_is_learnt_and_the_metric_is_the_iou_of_what_is_meant(two_game
     torch.manual_seed(0)
     head = MaskHead.of(vlm, 16)
     source = GameReferringDataset(two_games, "train", 1, vlm.history, no_target_fraction=0)
-    objective = MaskHeadObjective(vlm, head, MaskSampler(vlm.tokenizer, source, 2, 1))
+    objective = MaskHeadObjective(vlm, head, MaskSampler(vlm.tokenizer, source, ReferringData(images=2, expressions=1)))
     batch = objective.sampler(0, objective.rng(0, 0))
     optimizer = torch.optim.AdamW([*vlm.model.parameters(), *head.parameters()], lr=5e-3)
     first = objective.loss(objective.encode(batch), batch)

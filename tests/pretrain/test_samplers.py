@@ -8,6 +8,7 @@ from pretrain.contrastive_objective import ContrastiveData, ContrastiveSampler
 from pretrain.data.frame_captions import caption_tokenizer
 from pretrain.pvp import pvp_objective
 from pretrain.pvp_config import PvpData
+from pretrain.referring.config import ReferringData
 from pretrain.referring.point_objective import PointQuestionSampler
 from pretrain.referring.recorded_games import GameReferringDataset
 from vlm.clip import build_clip
@@ -30,7 +31,7 @@ def contrast(vlm, games):
 
 def points(vlm, games):
     source = GameReferringDataset(games, "train", 1, vlm.history)
-    return PointQuestionSampler(PointPromptFormat.of(vlm), source, 2, 3, 8, 5)
+    return PointQuestionSampler(PointPromptFormat.of(vlm), source, ReferringData())
 
 
 @pytest.mark.parametrize("make", [pixel_values, captions, contrast, points])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pretrain.referring.coco_masks import MaskError, decode_segmentation
-from pretrain.referring.mask_predictions import MaskPrediction, read_predictions, score_predictions, write_predictions
+from pretrain.referring.coco_masks import MaskError, decode_mask, decode_segmentation, encode_mask
+from pretrain.referring.mask_predictions import read_predictions, score_predictions, write_predictions
 from pretrain.referring.refcoco import RefCocoDataset
 from pretrain.referring.refer_files import IMAGES
 from pretrain.referring.segmentation_metrics import PRECISION_THRESHOLDS, Confusion, confusion, segmentation_metrics
@@ -17,6 +17,10 @@ from pretrain.referring.segmentation_metrics import PRECISION_THRESHOLDS, Confus
 def row_mask(text):
     """A mask of one row from text: '.' is 0, '#' is 1."""
     return np.array([[character == "#" for character in text]])
+
+
+def prediction(sent_id, ref_id, mask):
+    return {"sent_id": sent_id, "ref_id": ref_id, "mask": None if mask is None else encode_mask(mask)}
 
 
 def lisa_by_definition(pairs):
@@ -199,16 +203,16 @@ def test_predictions_in_a_file_get_the_same_metrics(data, tmp_path, compat):
     now = segmentation_metrics((confusion(m, source.mask(i), compat) for i, m in enumerate(given)), compat)
     file = tmp_path / "out" / "predictions.jsonl"
     items = zip(source.expressions, given, strict=True)
-    write_predictions(file, (MaskPrediction.of(e.sent_id, e.ref.ref_id, mask) for e, mask in items))
+    write_predictions(file, (prediction(e.sent_id, e.ref.ref_id, mask) for e, mask in items))
     later = read_predictions(file)
     assert len(later) == 30
     assert segmentation_metrics(score_predictions(source, later, compat), compat) == now
-    assert all(m is None or np.array_equal(later[i].mask, m) for i, m in enumerate(given))
+    assert all(m is None or np.array_equal(decode_mask(later[i]["mask"]), m) for i, m in enumerate(given))
     assert [path.name for path in file.parent.iterdir()] == ["predictions.jsonl"]
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert isinstance(lines[0]["mask"]["counts"], str)
     assert lines[3]["mask"] is None
-    without = {sent_id: prediction for sent_id, prediction in later.items() if prediction.rle is not None}
+    without = {sent_id: one for sent_id, one in later.items() if one["mask"] is not None}
     # a missing line counts as an empty mask too
     assert segmentation_metrics(score_predictions(source, without, compat), compat) == now
     assert now["missing"] == 4
@@ -216,11 +220,11 @@ def test_predictions_in_a_file_get_the_same_metrics(data, tmp_path, compat):
 
 def test_a_failing_model_leaves_the_file_as_it_was(tmp_path):
     file = tmp_path / "predictions.jsonl"
-    write_predictions(file, [MaskPrediction.of(1, 2, row_mask("##"))])
+    write_predictions(file, [prediction(1, 2, row_mask("##"))])
     before = file.read_bytes()
 
     def failing():
-        yield MaskPrediction.of(3, 4, None)
+        yield prediction(3, 4, None)
         raise RuntimeError("the model failed")
 
     with pytest.raises(RuntimeError, match="the model failed"):
@@ -245,8 +249,8 @@ def test_unusable_files_of_predictions_are_refused(data, tmp_path):
         with pytest.raises(MaskError, match=expected):
             read_predictions(file)
     with pytest.raises(MaskError, match=r"expected predictions for refcoco-unc-val, got 1 for expressions .* first 99"):
-        score_predictions(source, {99: MaskPrediction(99, 0, None)})
+        score_predictions(source, {99: prediction(99, 0, None)})
     with pytest.raises(MaskError, match=r"expected a prediction bool\[24, 32\], got bool\[1, 2\]"):
-        score_predictions(source, {0: MaskPrediction.of(0, 0, row_mask("##"))})
+        score_predictions(source, {0: prediction(0, 0, row_mask("##"))})
     with pytest.raises(MaskError, match=r"expected a mask bool\[H, W\], got float64\[2\]"):
-        MaskPrediction.of(0, 0, np.zeros(2))
+        encode_mask(np.zeros(2))
