@@ -22,11 +22,7 @@ def run(main: Callable[[], int]) -> int:
 
 
 def require_at_least(args: Any, minimum: float, *names: str) -> None:
-    """Check that each named field of a command's arguments is None or at least `minimum`.
-
-    Raises:
-        UserError: naming the field's flag.
-    """
+    """Check that each named field of a command's arguments is None or at least `minimum`; name its flag if not."""
     for name in names:
         value = getattr(args, name)
         if value is not None and value < minimum:
@@ -40,9 +36,9 @@ def command(
 
     Args:
         args: the dataclass of the arguments, or a function that parses a command line (None: that of the process).
-        action: called with the parsed arguments.
-        description: the head of the command's file.
-        message: printed at the end; `{}` stands for what the action returns.
+        action: is called with the parsed arguments.
+        description: the head of the `--help` text.
+        message: `{}` in it stands for what the action returns.
     """
 
     def main(argv: list[str] | None = None) -> int:

@@ -10,15 +10,12 @@ ScoreMatrices = np.ndarray | tuple[np.ndarray, ...]
 def bootstrap_intervals(
     scores: Mapping[str, ScoreMatrices], statistic: Callable[..., np.ndarray], repetitions: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return a statistic of every agent and its 95 % interval.
+    """Return a statistic of every agent, float[K], and its 95 % interval (low, high), float[2, K].
 
     Args:
         scores: for each agent float[runs, tasks], resampled over runs; or several such matrices, each resampled alone.
         statistic: maps an agent's matrices to float[K].
         repetitions: the number of bootstrap samples.
-
-    Returns:
-        The statistics, float[K] each, and the intervals (low, high), float[2, K] each.
     """
     from rliable.library import get_interval_estimates  # slow to import
 

@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 PACKAGES = ("ale-py", "gymnasium", "torch", "transformers", "stable-baselines3", "sb3-contrib", "numpy")
@@ -34,10 +35,8 @@ def package_versions() -> dict[str, str]:
     """Return the versions of the packages that scores depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -49,7 +48,7 @@ def machine() -> str:
 def command_line() -> str:
     """Return the command as one types it: `python -m room.module ...`."""
     program = Path(sys.argv[0])
+    words = [program.name]
     if program.suffix == ".py" and program.is_relative_to(ROOT):
-        module = ".".join(program.relative_to(ROOT).with_suffix("").parts)
-        return shlex.join(["python", "-m", module, *sys.argv[1:]])
-    return shlex.join([program.name, *sys.argv[1:]])
+        words = ["python", "-m", ".".join(program.relative_to(ROOT).with_suffix("").parts)]
+    return shlex.join([*words, *sys.argv[1:]])

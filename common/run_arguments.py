@@ -20,24 +20,14 @@ def to_json(args: Any) -> dict[str, Any]:
 
 def run_metadata(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return how a run is made: its command, arguments, commit and package versions."""
-    return {
-        "command": command_line(),
-        "arguments": arguments,
-        "commit": git_commit(),
-        "versions": package_versions(),
-    }
+    provenance = {"commit": git_commit(), "versions": package_versions()}
+    return {"command": command_line(), "arguments": arguments, **provenance}
 
 
 def require_same_arguments(out: Path, arguments: dict[str, Any], ignore: Collection[str] = ()) -> None:
-    """Store the arguments of a new run in `out`; check those of a run that has begun.
+    """Store the arguments of a new run, JSON values, in `out`; refuse other ones for a run that has begun.
 
-    Args:
-        out: the run's directory. A run may be moved: its own path is not compared.
-        arguments: as JSON values.
-        ignore: names of arguments that may change.
-
-    Raises:
-        UserError: naming the arguments that differ from the stored ones.
+    Arguments of the names in `ignore` may change, and so may `out`: a run may be moved.
     """
     file = out / FILE
     if file.exists():

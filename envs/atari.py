@@ -29,10 +29,7 @@ Ram = UInt8[np.ndarray, "128"]
 
 @dataclass(frozen=True)
 class Step:
-    """The result of one step in every environment.
-
-    Rewards are not clipped. `lives` is 0 throughout in a game without lives.
-    """
+    """One step in every environment. Rewards are not clipped; `lives` is 0 throughout in a game without lives."""
 
     frames: Frames
     rewards: Float32[np.ndarray, " num_envs"]
@@ -61,9 +58,9 @@ class GameEnvs(ABC):
 
     def _check_actions(self, actions: Int[np.ndarray, " num_envs"]) -> Int64[np.ndarray, " num_envs"]:
         actions = np.asarray(actions, dtype=np.int64)
-        legal = len(self.action_names)
-        if actions.shape != (self.num_envs,) or actions.min() < 0 or actions.max() >= legal:
-            raise UserError(f"expected {self.num_envs} actions from 0 to {legal - 1}, got {actions.tolist()}")
+        last = len(self.action_names) - 1
+        if actions.shape != (self.num_envs,) or actions.min() < 0 or actions.max() > last:
+            raise UserError(f"expected {self.num_envs} actions from 0 to {last}, got {actions.tolist()}")
         return actions
 
     @abstractmethod
@@ -115,12 +112,11 @@ class AtariEnvs(GameEnvs):
     def reset(self, seeds: Sequence[int | None]) -> Frames:
         """See `GameEnvs.reset`."""
         mask = self._check_seeds(seeds)
+        given = np.array([seed or 0 for seed in seeds], dtype=np.int64)
         if self._was_reset:
-            given = np.array([seed for seed in seeds if seed is not None], dtype=np.int64)
-            frames, _ = self._envs.reset(seed=given, options={"reset_mask": mask})
+            frames, _ = self._envs.reset(seed=given[mask], options={"reset_mask": mask})
         else:  # the first reset of ale-py must cover every environment
-            every = np.array([0 if seed is None else seed for seed in seeds], dtype=np.int64)
-            frames, _ = self._envs.reset(seed=every)
+            frames, _ = self._envs.reset(seed=given)
             self._was_reset = True
         return frames[:, 0].copy()
 
@@ -223,11 +219,8 @@ class EmulatorEnvs(GameEnvs):
 
     def reset(self, seeds: Sequence[int | None]) -> Frames:
         """See `GameEnvs.reset`; the number of no-ops at the start is drawn from the seed."""
-        self._check_seeds(seeds)
-        for env_index, seed in enumerate(seeds):
-            if seed is None:
-                continue
-            emulator = self.emulators[env_index]
+        for env_index in np.flatnonzero(self._check_seeds(seeds)):
+            emulator, seed = self.emulators[env_index], seeds[env_index]
             emulator.reset(seed)
             self._frames[env_index] = emulator.frame()
             for _ in range(int(np.random.default_rng(seed).integers(self.protocol.noop_max + 1))):
@@ -238,8 +231,7 @@ class EmulatorEnvs(GameEnvs):
         """See `GameEnvs.step`."""
         actions = self._check_actions(actions)
         rewards = np.zeros(self.num_envs, dtype=np.float32)
-        truncated = np.zeros(self.num_envs, dtype=bool)
-        ended = np.zeros(self.num_envs, dtype=bool)
+        ended, truncated = np.zeros((2, self.num_envs), dtype=bool)
         for env_index in np.flatnonzero(~self._idle):
             emulator = self.emulators[env_index]
             rewards[env_index], self._frames[env_index] = emulator.step(int(actions[env_index]))

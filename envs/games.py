@@ -32,8 +32,6 @@ TITLES = {  # where the title differs from the ROM's name
     "video_checkers": "Video Checkers",
 }
 
-ACTION_WORDS = ("UP", "DOWN", "LEFT", "RIGHT", "FIRE", "NOOP")
-
 
 class UnknownGameError(UserError):
     """A name that no game has."""
@@ -73,33 +71,24 @@ def list_games() -> tuple[Game, ...]:
 
 @cache
 def _by_key() -> dict[str, Game]:
-    table = {}
-    for game in list_games():
-        table[_key(game.name)] = table[_key(game.title)] = table[_key(game.rom)] = game
-    return table
+    return {_key(spelling): game for game in list_games() for spelling in (game.name, game.title, game.rom)}
 
 
 def find_game(spelling: str) -> Game:
-    """Return the game that a spelling means.
-
-    Raises:
-        MultiPlayerGameError: the game needs two players.
-        UnknownGameError: no game has this name; the message lists the nearest.
-    """
-    key = _key(spelling)
-    if key in {_key(rom) for rom in MULTI_PLAYER_ONLY}:
+    """Return the game that a spelling means; `UnknownGameError` lists the nearest."""
+    key, table = _key(spelling), _by_key()
+    if key in map(_key, MULTI_PLAYER_ONLY):
         raise MultiPlayerGameError(f"{spelling!r} needs two players; one agent cannot play it")
-    table = _by_key()
     if key in table:
         return table[key]
-    near = dict.fromkeys(table[k].name for k in difflib.get_close_matches(key, table, n=6, cutoff=0.4))
+    near = dict.fromkeys(table[match].name for match in difflib.get_close_matches(key, table, n=6, cutoff=0.4))
     hint = ", ".join(list(near)[:3]) or "Carnival, MsPacman, Pong"
     raise UnknownGameError(f"expected a game of the Arcade Learning Environment, got {spelling!r}; nearest: {hint}")
 
 
 def action_words(ale_name: str) -> str:
     """Return ALE's action name as words: 'UPRIGHTFIRE' is 'up right fire'."""
-    return " ".join(word.lower() for word in re.findall("|".join(ACTION_WORDS), ale_name))
+    return " ".join(re.findall("UP|DOWN|LEFT|RIGHT|FIRE|NOOP", ale_name)).lower()
 
 
 def load_rom(emulator: ALEInterface, rom: str) -> None:
