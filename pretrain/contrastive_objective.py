@@ -71,8 +71,8 @@ class ContrastiveSampler:
     """Samples frames with their captions, equally many of each of a batch's games, for a training of `steps`."""
 
     def __init__(self, datasets: list[EpisodeDataset], clip: PixelClip, data: ContrastiveData, steps: int):
-        assert clip.square_size is not None
-        self.datasets, self.size, self.data, self.steps = datasets, clip.square_size, data, steps
+        assert clip.image_config.square_size is not None
+        self.datasets, self.size, self.data, self.steps = datasets, clip.image_config.square_size, data, steps
         self.tokenizer = clip.tokenizer
         self.rows = [split_rows(dataset, "train", data.val_episodes) for dataset in datasets]
         self.titles = [find_game(dataset.info.game).title for dataset in datasets]

@@ -51,7 +51,7 @@ def start_model(config: PvpConfig) -> PixelVLM:
         init_number_embeddings(vlm)
     if model.vision_tower:
         load_vision_tower(vlm, load_clip(model.vision_tower))
-    elif model.sinusoidal_init and vlm.square_size:
+    elif model.sinusoidal_init and vlm.image_config.square_size:
         init_position_embeddings(vlm.encoder, *data.size, parse_grid(data.grid))
     return vlm
 

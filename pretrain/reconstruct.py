@@ -34,7 +34,8 @@ from vlm import checkpoint
 from vlm.model import PixelVLM
 from vlm.pretrained import RELEASED_PVP
 from vlm.prompts import ORDERS
-from vlm.training_resolution import resize_image, training_resolution
+from vlm.checkpoint import training_resolution
+from vlm.image_input import resize_image
 
 DEFAULT_PATCH_SIZE = 16  # of the patch mean baseline, where the encoder has no patch size
 PANEL_HEIGHT = 320  # pixels

@@ -175,8 +175,8 @@ class Args:
 
 def load_probe_data(args: Args, clip: PixelClip) -> ProbeData:
     """Return the frames and captions that the arguments name, padded to the CLIP's input size."""
-    assert clip.square_size is not None
-    size, seed, data = clip.square_size, args.seed, [EpisodeDataset(path) for path in args.data]
+    assert clip.image_config.square_size is not None
+    size, seed, data = clip.image_config.square_size, args.seed, [EpisodeDataset(path) for path in args.data]
     train, val = ([split_rows(one, split, args.val_episodes) for one in data] for split in ("train", "val"))
     ood = [EpisodeDataset(path) for path in args.held_out_games]
     per_game, ood_rows = -(-args.captions // max(1, len(ood))), [np.arange(len(one)) for one in ood]

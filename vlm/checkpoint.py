@@ -54,12 +54,8 @@ def save(
 ) -> None:
     """Write a checkpoint atomically, replacing an existing one; only the main process writes.
 
-    Args:
-        vlm: the model.
-        directory: where to write.
-        training: the content of `training.json`.
-        dtype: of the stored weights, by default the model's own. `load` returns float32 in either case.
-        export: writes more files into the directory, before it appears.
+    `training` is the content of `training.json`. The weights are stored in `dtype`, by default the model's own; `load`
+    returns float32 in either case. `export` writes more files into the directory, before it appears.
     """
     if not is_main_process():
         return
@@ -79,9 +75,7 @@ def save(
 def load(directory: Path, device: torch.device | None = None) -> PixelVLM:
     """Return a model in float32 and evaluation mode, on a device, by default a GPU if there is one.
 
-    Args:
-        directory: a checkpoint, a directory of transformers' own files, or the id of a model on the hub.
-        device: of the weights.
+    `directory` is a checkpoint, a directory of transformers' own files, or the id of a model on the hub.
 
     Raises:
         CheckpointError: it is missing, damaged or of another kind.
@@ -168,6 +162,12 @@ def read_training(directory: Path) -> dict[str, Any]:
     if not (directory / TRAINING).is_file() and _is_transformers_model(directory):
         return {}
     return _read_json(directory, TRAINING)
+
+
+def training_resolution(directory: Path) -> tuple[int, int] | None:
+    """Return the rows and columns of a checkpoint's training images, if its `training.json` has them."""
+    size = read_training(directory).get("arguments", {}).get("size")
+    return (int(size[0]), int(size[1])) if size else None
 
 
 def content_hash(directory: Path) -> str:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -59,6 +61,15 @@ def preprocess_frames(
         planes.append(_coordinates(rows, columns, frames.device).to(dtype).expand(len(frames), -1, -1, -1))
     # channels last in memory, the layout of frames and the faster one for convolutions
     return _pad_and_concat(planes, rows, columns).permute(0, 3, 1, 2)
+
+
+def resize_image(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int] | None) -> UInt8[np.ndarray, "h w 3"]:
+    """Return an image resized by box filter if a side shrinks, else by nearest pixel; unchanged if `size` is None."""
+    if size is None or image.shape[:2] == size:
+        return image
+    shrinks = image.shape[0] > size[0] or image.shape[1] > size[1]
+    resampling = Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), resampling))
 
 
 def _coordinates(rows: int, columns: int, device: torch.device) -> Float[Tensor, "rows columns 2"]:

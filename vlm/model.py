@@ -45,11 +45,6 @@ class PixelModel(ABC):
         return self.image_config.history
 
     @property
-    def square_size(self) -> int | None:
-        """The side of the square that frames are padded to, if any."""
-        return self.image_config.square_size
-
-    @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.model.device
@@ -69,17 +64,11 @@ class PixelModel(ABC):
     def preprocess(self, frames: Frames) -> Float[Tensor, "B C rows columns"]:
         """Return the encoder's input for frames, without resizing or rounding.
 
-        The current frame comes first, then its difference to each earlier one, the oldest first, so that moving objects
-        stand out. Colors are in [0, 1), differences in (-1, 1) times `frame_diff_scale`, coordinates in (-2, 2): black
-        and unchanged pixels are 0. n / 256 for an integer n from -255 to 255 is exact in bfloat16, and so are its
-        products with a power of 2. Zeros pad the bottom and right (`ImageConfig.padded_size`), so that games of 210 and
-        214 lines share one shape. The type is autocast's where autocast is on.
-
-        Args:
-            frames: `history` of them, oldest first, at native size.
-
-        Raises:
-            UserError: the frames have another type or shape.
+        Of frames in the order of time, the current one comes first, then its difference to each earlier one, so that
+        moving objects stand out. Colors are in [0, 1), differences in (-1, 1) times `frame_diff_scale`, coordinates in
+        (-2, 2): black and unchanged pixels are 0. n / 256 for an integer n from -255 to 255 is exact in bfloat16, and
+        so are its products with a power of 2. Zeros pad the bottom and right, so that games of 210 and 214 lines share
+        one shape. The type is autocast's where autocast is on. `UserError` for frames of another type or shape.
         """
         frames = torch.as_tensor(frames, device=self.device)
         if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[1] != self.history:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pretrain.referring.refcoco import RefCocoDataset
 from pretrain.referring.samples import ReferringSample
-from vlm.training_resolution import resize_image
+from vlm.image_input import resize_image
 
 
 class RefCocoSampler:

@@ -29,7 +29,7 @@ LAYERS = (COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER)
 def make(preset="tiny-clip", steps=4, images=2, questions=4):
     vlm = build(preset)
     init_number_embeddings(vlm)
-    if vlm.square_size:
+    if vlm.image_config.square_size:
         init_position_embeddings(vlm.encoder, 210, 160, 32, amplitude=2.0)
     prompts = PixelPromptFormat.from_model(vlm)
     data = PvpData(size=(210, 160), synthetic=1.0, grid="32", images=images, questions=questions)

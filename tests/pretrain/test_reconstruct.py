@@ -17,7 +17,7 @@ from pretrain.reconstruct import Args, main, prediction_metrics, reconstruct
 from vlm import checkpoint
 from vlm.presets import build
 from vlm.prompts import pixel_prompt
-from vlm.training_resolution import resize_image
+from vlm.image_input import resize_image
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_a_long_text_is_truncated_and_keeps_its_end():
 def test_a_checkpoint_reloads_and_plain_transformers_loads_it(tmp_path):
     checkpoint.save(CLIP, tmp_path / "clip", {"seed": 1})
     loaded = load_clip(tmp_path / "clip")
-    assert (loaded.history, loaded.square_size) == (1, 216)
+    assert (loaded.history, loaded.image_config.square_size) == (1, 216)
     assert torch.equal(loaded.image_vectors(FRAMES), CLIP.image_vectors(FRAMES))
     tokens = CLIP.tokenize(["three owls"])
     assert torch.equal(loaded.tokenize(["three owls"]), tokens)

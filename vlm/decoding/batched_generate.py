@@ -40,11 +40,11 @@ def generate_batch(
 
     Args:
         vlm: a model that `require_prefix_sharing` accepts.
-        features: of B images.
+        features: of the images.
         shared_ids: the text before every suffix; see `encode_prefix`.
         suffixes: the rest of each prompt, padded on the right.
         max_new_tokens: where an answer without an end is truncated.
-        lengths: of the suffixes, int[B, K]; all L by default.
+        lengths: of the suffixes, all L by default.
         chunk: about how many prompts are decoded at a time.
 
     Raises:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from vlm.decoding.candidate_scoring import CandidateScorer
 
+CLAMP_MAX = 3e38  # above every activation
+
 
 class _FramesToLogProbs(nn.Module):
     """A scorer's forward pass from frames on, for tracing."""
@@ -35,17 +37,6 @@ def native_precision() -> str:
     return "bf16" if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
-class _ClampedActivation(nn.Module):
-    """An activation followed by a clamp that changes nothing."""
-
-    def __init__(self, activation: nn.Module):
-        super().__init__()
-        self.activation = activation
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.activation(input).clamp(max=3e38)  # above every activation
-
-
 @contextmanager
 def _clamped_activations(model: nn.Module) -> Iterator[None]:
     """Clamp the decoder's gated activations within the context.
@@ -53,19 +44,13 @@ def _clamped_activations(model: nn.Module) -> Iterator[None]:
     OpenVINO 2026.4 fuses a Llama's feed-forward layer into one kernel, which crashes by dividing by zero in bfloat16
     for widths such as 704. The clamp keeps it from matching the pattern.
     """
-    activations = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if "silu" in type(child).__name__.lower()
-    ]
+    activations = [module for module in model.modules() if "silu" in type(module).__name__.lower()]
+    hooks = [a.register_forward_hook(lambda *call: call[-1].clamp(max=CLAMP_MAX)) for a in activations]
     try:
-        for parent, name, child in activations:
-            setattr(parent, name, _ClampedActivation(child))
         yield
     finally:
-        for parent, name, child in activations:
-            setattr(parent, name, child)
+        for hook in hooks:
+            hook.remove()
 
 
 class OpenVinoScorer:

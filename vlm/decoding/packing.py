@@ -39,12 +39,8 @@ def forward_packed(
 ) -> Float[Tensor, "B K L D"]:
     """Return the decoder's last hidden states of K suffixes for each of B images; those of padding are meaningless.
 
-    Args:
-        vlm: a model that `require_prefix_sharing` accepts.
-        features: of B images.
-        shared_ids: the text before every suffix; see `encode_prefix`.
-        suffixes: token ids, in training with the answers'; see `pad_token_lists`.
-        method: cache, the faster one, or mask, for gradient checkpointing; the states are the same.
+    `shared_ids` is the text before every suffix (`encode_prefix`). Suffixes are padded by `pad_token_lists`, and in
+    training hold their answers. `method` is cache, the faster one, or mask, for gradient checkpointing.
 
     Raises:
         UserError: the class cannot share a prefix, image tokens and placeholders do not match, or `cache` was requested

@@ -42,9 +42,7 @@ class Prefix:
     def position_ids_after(self, offsets: Offsets, rows: Int[Tensor, " R"] | None = None) -> PositionIds:
         """Return the position ids of text tokens after a prefix; they start one above the prefix's largest.
 
-        Args:
-            offsets: of each token from the prefix's end.
-            rows: the prefix of each row; by default there is one row for each prefix.
+        `rows` is the prefix of each row; by default there is one row for each prefix.
         """
         largest = self.position_ids.amax(-1) if self.position_ids.ndim == 2 else self.position_ids.amax((0, -1))
         position_ids = (largest if rows is None else largest[rows])[:, None] + 1 + offsets  # [R, T]
@@ -54,12 +52,9 @@ class Prefix:
 def encode_prefix(vlm: PixelVLM, features: ImageFeatures, shared_ids: SharedIds) -> Prefix:
     """Return the prefixes of B images.
 
-    Args:
-        vlm: a model that `require_prefix_sharing` accepts.
-        features: of B images, from `PixelVLM.encode_images`.
-        shared_ids: the text shared by all prompts about an image, the same for all images or one for each; unpadded.
-            Either with one placeholder for each image token, as the class's processor writes a prompt, or without: then
-            the text follows the image.
+    `shared_ids` is the text shared by all prompts about an image, the same for all images or one for each; unpadded.
+    It holds one placeholder for each image token, as the class's processor writes a prompt, or none: then it follows
+    the image.
 
     Raises:
         UserError: the class cannot share a prefix, or image tokens and placeholders do not match.

@@ -65,13 +65,8 @@ def forward_with_shared_prefix(
 ) -> Float[Tensor, "R T D"]:
     """Return the decoder's last hidden states of R rows after B prefixes, R / B rows for each in the prefixes' order.
 
-    Args:
-        vlm: the model.
-        cached_prefix: of the B prefixes.
-        cache: the rows' own tokens so far, without the prefix; the new tokens are added.
-        embeddings: of the new tokens.
-        offsets: of the new tokens from their prefix's end.
-        attention_mask: additive, over the rows' own tokens; the prefix is visible to all.
+    `cache` holds the rows' own tokens so far, without the prefix; the new ones are added. `offsets` count from the
+    prefix's end. `attention_mask` is additive and over the rows' own tokens: all see the whole prefix.
 
     Raises:
         UserError: the decoder's class does not use transformers' attention interface.

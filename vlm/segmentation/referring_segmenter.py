@@ -9,6 +9,7 @@ logits for the sampling of points in training.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +20,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlm import checkpoint
-from vlm.checkpoint import CheckpointError
+from vlm.checkpoint import CheckpointError, training_resolution
+from vlm.image_input import resize_image
 from vlm.model import PixelVLM
 from vlm.segmentation.encoder_maps import encoder_maps
 from vlm.segmentation.mask_head import CONFIG_FILE, MaskHead, expression_states, expression_tokens
 from vlm.segmentation.point_prediction import predict_points
-from vlm.training_resolution import resize_image, training_resolution
 
 POINT_GRID, LOGIT_BIAS = "point_grid", "logit_bias"
 
 
+@dataclass(frozen=True)
 class ReferringSegmenter:
-    """A model that predicts masks for expressions, by its mask head, or without one by points.
+    """A model that predicts masks for expressions, by its mask head, or without one by points."""
 
-    Args:
-        vlm: the model.
-        head: its mask head, if any.
-        grid: points along each side.
-        size: rows and columns that images are resized to; None keeps them.
-        logit_bias: added to the logits of points.
-    """
-
-    def __init__(
-        self,
-        vlm: PixelVLM,
-        head: MaskHead | None,
-        grid: int = 32,
-        size: tuple[int, int] | None = None,
-        logit_bias: float = 0.0,
-    ):
-        self.vlm, self.head, self.grid, self.size, self.logit_bias = vlm, head, grid, size, logit_bias
+    vlm: PixelVLM
+    head: MaskHead | None
+    grid: int = 32  # points along each side
+    size: tuple[int, int] | None = None  # rows and columns that images are resized to; None keeps them
+    logit_bias: float = 0.0  # added to the logits of points
 
     @property
     def method(self) -> str:

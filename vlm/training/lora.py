@@ -6,7 +6,6 @@ a file of their own; `merge` folds them into the weights at the end.
 """
 
 import contextlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,7 @@ def add_lora(vlm: PixelModel, rank: int) -> None:
         raise UserError(f"LoRA needs a model with a decoder, got {vlm.kind}")
     inside = {id(module) for module in vlm.decoder.modules() if isinstance(module, nn.Linear)}
     names = [name for name, module in vlm.model.named_modules() if id(module) in inside]
-    pattern = "|".join(re.escape(name) for name in names)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=pattern), vlm.model)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), vlm.model)
 
 
 def _adapted_layers(model: nn.Module) -> list[tuple[nn.Module, str, LoraLayer]]:

@@ -34,14 +34,10 @@ class Mixture:
         if not objectives or len(weights) != len(objectives) or min(weights) <= 0:
             raise UserError(f"expected a positive weight for each of {len(objectives)} objectives, got {weights}")
         self.names, self.objectives = tuple(objectives), tuple(objectives.values())
-        if any(one.vlm is not self.objectives[0].vlm for one in self.objectives):
+        self.vlm: Any = self.objectives[0].vlm
+        if any(objective.vlm is not self.vlm for objective in self.objectives):
             raise UserError("expected objectives over one model")
         self.probabilities = np.array(weights) / sum(weights)
-
-    @property
-    def vlm(self) -> Any:
-        """The model that all objectives train."""
-        return self.objectives[0].vlm
 
     def auxiliary(self) -> nn.ModuleDict:
         """Return the modules that train beside the model, of all objectives, by name."""
