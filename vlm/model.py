@@ -82,8 +82,9 @@ class PixelModel(ABC):
     def token_grid(self, rows: int, columns: int) -> tuple[int, int]:
         """Return the rows and columns of image tokens of an encoder input of so many pixels."""
         config: Any = self.encoder.config
-        stride = getattr(config, "patch_size", self.image_config.stride)
-        return rows // stride, columns // stride
+        stages = getattr(config, "strides", None)  # of a hierarchical transformer, as in `nano-policy`
+        stride = math.prod(stages) if stages else getattr(config, "patch_size", self.image_config.stride)
+        return -(-rows // stride), -(-columns // stride)
 
 
 class PixelVLM(PixelModel):

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from common.errors import UserError
+from vlm import checkpoint
 from vlm.layers import StridedPointwiseConv2d
 from vlm.presets import build
+from vlm.pretrained import RELEASED_POLICY, RELEASED_PVP, RELEASED_SEGMENTER
 
 TINY = build("tiny")
 
@@ -56,6 +58,13 @@ def test_bfloat16_keeps_every_pixel_value():
 @pytest.mark.parametrize(("height", "rows"), [(210, 224), (214, 224), (224, 224), (230, 256), (250, 256)])
 def test_games_of_nearly_one_height_share_a_shape(height, rows):
     assert TINY.preprocess(noise((1, 2, height, 160, 3))).shape[2] == rows
+
+
+@pytest.mark.parametrize("directory", [RELEASED_POLICY, RELEASED_PVP, RELEASED_SEGMENTER], ids=lambda path: path.name)
+def test_a_prompt_has_a_placeholder_for_each_image_token_of_a_released_model(directory):
+    vlm = checkpoint.load(directory)
+    images = vlm.preprocess(np.zeros((1, vlm.history, 210, 160, 3), np.uint8))
+    assert len(vlm.image_ids(images)) == vlm.encode_images(images).tokens.shape[1]
 
 
 def test_a_frame_becomes_35_image_tokens():
