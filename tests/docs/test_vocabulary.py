@@ -38,7 +38,9 @@ WORDS = {
     "triptych": "comparison_grid",
     "referral": "ReferringSample",
     "referrals": "ReferringSource",
-    "darkroom": "(rephrase)",
+    "person": "human",
+    "rival": "baseline",
+    "arms": "conditions",
 }
 # term -> the field's term. These match as substrings.
 PHRASES = {
