@@ -1,25 +1,27 @@
 """The interface of all agents."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
+
+State = TypeVar("State")
 
 
 @dataclass(frozen=True)
 class Actions:
-    """An agent's actions in n parallel environments.
+    """An agent's actions in n parallel environments."""
 
-    indices: int[n], the environments' actions; texts: the agent's answer in each, verbatim; scores: float32[n, A], the
-    probability (of a search: the value) of every legal action, or None; invalid: bool[n], where the answer named no
-    legal action and no-op stands in for it.
-    """
+    indices: np.ndarray  # int[n]
+    texts: tuple[str, ...]  # the agent's answers, verbatim
+    scores: np.ndarray | None  # float32[n, A], the probability (of a search: the value) of every legal action
+    invalid: np.ndarray  # bool[n], where the answer names no legal action and no-op stands in for it
 
-    indices: np.ndarray
-    texts: tuple[str, ...]
-    scores: np.ndarray | None
-    invalid: np.ndarray
+    @classmethod
+    def legal(cls, indices: np.ndarray, action_names: Sequence[str], scores: np.ndarray | None = None) -> "Actions":
+        """Return actions whose answers are their names."""
+        return cls(indices, tuple(action_names[i] for i in indices), scores, np.zeros(len(indices), dtype=bool))
 
 
 class Agent(Protocol):
@@ -37,3 +39,18 @@ class Agent(Protocol):
     def act(self, frames: np.ndarray) -> Actions:
         """Return the actions for the frames uint8[n, H, W, 3] of all environments."""
         ...
+
+
+def reset_states(
+    states: Sequence[State], seeds: Sequence[int | None], new_state: Callable[[int], State]
+) -> list[State]:
+    """Return the environments' states: `new_state(seed)` where an episode starts, the old one where it continues."""
+    old = states if len(states) == len(seeds) else [new_state(0)] * len(seeds)
+    return [state if seed is None else new_state(seed) for state, seed in zip(old, seeds, strict=True)]
+
+
+def reset_rngs(
+    rngs: Sequence[np.random.Generator], seeds: Sequence[int | None], stream: int
+) -> list[np.random.Generator]:
+    """Return the environments' generators, new ones for new episodes; `stream` differs from agent to agent."""
+    return reset_states(rngs, seeds, lambda seed: np.random.default_rng([seed, stream]))

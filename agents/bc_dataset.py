@@ -21,31 +21,22 @@ MIN_WEIGHT, MAX_WEIGHT = 0.1, 4.0  # of a row's advantage, relative to the datas
 
 @dataclass(frozen=True)
 class LabelledDataset:
-    """One dataset's labelled steps.
-
-    rows: int[N] into `data`; targets: float32[N, A], each a distribution; weights: float[N], of each row in the loss.
-    """
+    """One dataset's N labelled steps."""
 
     data: EpisodeDataset
-    rows: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray
+    rows: np.ndarray  # int[N], into `data`
+    targets: np.ndarray  # float32[N, A], distributions
+    weights: np.ndarray  # float[N], in the loss
 
 
 def build_targets(
     data: EpisodeDataset, targets: str, target_temperature: float, argmax_weight: float
 ) -> LabelledDataset:
-    """Turn a dataset into targets.
+    """Turn a dataset into targets; the options are those of `agents.clone_config.CloneData`.
 
     Rows of a labelled dataset without a label are left out. A row's weight is the value of its best action less that
     of the mean one, relative to the dataset's mean: small differences are mostly the expert's own noise, and a game is
     lost at few steps.
-
-    Args:
-        data: the dataset.
-        targets: "soft" for distributions, "hard" for the best action alone.
-        target_temperature: of soft targets, in units of the dataset's mean advantage.
-        argmax_weight: the share of a soft target that is its best action alone.
     """
     actions = len(data.info.action_names)
     labelled = ~np.isnan(data.action_values).all(axis=1)
@@ -70,11 +61,7 @@ def build_targets(
 def load_labelled_datasets(
     paths: Sequence[Path], targets: str, target_temperature: float, argmax_weight: float
 ) -> list[LabelledDataset]:
-    """Open every dataset of `paths`; see `build_targets`.
-
-    Raises:
-        UserError: two datasets of one game have different actions.
-    """
+    """Open every dataset of `paths`; `UserError` if two datasets of one game have different actions."""
     datasets: list[LabelledDataset] = []
     names: dict[str, tuple[str, ...]] = {}
     for path in paths:
@@ -114,16 +101,9 @@ class BCBatch(Batch):
 class BCSampler:
     """Samples the batch of a step.
 
-    A batch has a part for each game: with one game a batch, every step would pull the model towards the habits of
-    another game. Within a game, a dataset's share is by its size.
-
-    Args:
-        datasets: of one or several games.
-        history: frames that the model sees.
-        batch_size: steps of a batch.
-        game_weights: of the games in a batch; 1 by default.
-        flipped: games whose frames and actions are mirrored left to right, half of the time.
-        aux_steps: the first steps of the training, which train the auxiliary head alone.
+    A batch has a part for each game, by `game_weights`: with one game a batch, every step would pull the model towards
+    the habits of another game. Within a game, a dataset's share is by its size. The games in `flipped` are mirrored
+    left to right half of the time. The first `aux_steps` batches train the auxiliary head alone.
     """
 
     def __init__(
@@ -139,11 +119,11 @@ class BCSampler:
         for dataset in sorted(datasets, key=lambda one: one.data.info.game):
             self.datasets.setdefault(dataset.data.info.game, []).append(dataset)
         self.history, self.flipped, self.aux_steps = history, flipped, aux_steps
-        weights = game_weights or {}
+        weights = {**dict.fromkeys(self.datasets, 1.0), **(game_weights or {})}
         if unknown := set(weights) - set(self.datasets):
             raise UserError(f"expected weights of {', '.join(self.datasets)}, got one of {', '.join(sorted(unknown))}")
-        total = sum(weights.get(game, 1.0) for game in self.datasets)
-        self.sizes = {game: max(1, int(batch_size * weights.get(game, 1.0) / total)) for game in self.datasets}
+        total = sum(weights.values())
+        self.sizes = {game: max(1, int(batch_size * weight / total)) for game, weight in weights.items()}
 
     def __call__(self, step: int, rng: np.random.Generator) -> BCBatch:
         """Return the batch of a step."""

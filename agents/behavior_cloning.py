@@ -18,12 +18,7 @@ from vlm.training.objective import Losses, Objective, encode_frames
 class BehaviorCloningObjective(Objective[PixelVLM, BCBatch]):
     """Cross-entropy with the targets, over the same scores that play uses (`vlm.decoding.candidate_scoring`).
 
-    Args:
-        vlm: the model.
-        sampler: of batches.
-        action_names: of each game.
-        head: the auxiliary action head, if any.
-        aux_loss_weight: the weight of its cross-entropy.
+    `aux_loss_weight` is the weight of the same loss of the auxiliary action head, if there is one.
     """
 
     attention = "eager"  # on a CPU, backward through sdpa is slower over so few tokens
@@ -71,11 +66,6 @@ class BehaviorCloningObjective(Objective[PixelVLM, BCBatch]):
 
 def _cross_entropy(log_probs: Tensor, batch: GameBatch) -> Tensor:
     return (batch.weights * -(batch.targets * log_probs).sum(1)).sum() / batch.weights.sum()
-
-
-def action_names_by_game(datasets: Sequence[LabelledDataset]) -> dict[str, tuple[str, ...]]:
-    """Return the action names of each game."""
-    return {dataset.data.info.game: dataset.data.info.action_names for dataset in datasets}
 
 
 def new_action_head(vlm: PixelVLM, datasets: Sequence[LabelledDataset], seed: int) -> AuxiliaryActionHead:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,7 @@ def evaluate_policy(
 
 
 def expert_normalized_score(scores: Mapping[str, Sequence[float]], experts: Mapping[str, float]) -> float:
-    """Return scores between random play, 0, and the experts', 1, as a mean over games.
-
-    Args:
-        scores: of whole games, by game.
-        experts: the mean score of the best demonstrator, by game.
-    """
+    """Return scores between random play, 0, and the experts' mean scores, 1, as a mean over games."""
     normalized = []
     for game, expert in experts.items():
         known = {reference.agent: reference.score for reference in all_references(find_game(game))}
@@ -69,46 +64,58 @@ def expert_normalized_score(scores: Mapping[str, Sequence[float]], experts: Mapp
     return float(np.mean(normalized))
 
 
+def best_scores(demonstrators: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Return the score of each game's best demonstrator, from pairs of game and mean score."""
+    best: dict[str, float] = {}
+    for game, score in demonstrators:
+        best[game] = max(score, best.get(game, score))
+    return best
+
+
+def evaluate_games(
+    vlm: PixelVLM,
+    protocols: dict[str, Protocol],
+    experts: dict[str, float],
+    episodes: int,
+    temperature: float,
+    engine: str = "torch",
+) -> dict[str, Any]:
+    """Play every game of `protocols`; print and return the scores and their expert-normalized mean."""
+    start, scores = time.monotonic(), {}
+    for game, protocol in protocols.items():
+        scores[game] = evaluate_policy(vlm, game, protocol, episodes, temperature, engine)
+    normalized = expert_normalized_score(scores, experts)
+    means = ", ".join(f"{game} {np.mean(found):.0f}" for game, found in scores.items())
+    seconds = time.monotonic() - start
+    print(f"temperature {temperature:g}: {means} (expert-normalized {normalized:.3f}, {seconds:.0f} s)", flush=True)
+    return {"expert_normalized_score": normalized, "scores": scores}
+
+
 class CheckpointSelectionCallback(TrainerCallback):
     """Plays at checkpoints and keeps the weights that play best in `best`."""
 
     def __init__(
-        self,
-        vlm: PixelVLM,
-        datasets: Sequence[LabelledDataset],
-        config: SelectionConfig,
-        out: Path,
-        metadata: dict[str, Any],
+        self, vlm: PixelVLM, datasets: list[LabelledDataset], config: SelectionConfig, out: Path, metadata: dict
     ):
         self.vlm, self.config, self.out, self.metadata = vlm, config, out, metadata
         self.file = out / "evaluations.json"
         self.evaluations: list[dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else []
-        self.experts: dict[str, float] = {}
-        for dataset in datasets:
-            name, score = dataset.data.info.game, float(np.mean(dataset.data.scores))
-            self.experts[name] = max(score, self.experts.get(name, score))
+        self.experts = best_scores((one.data.info.game, float(np.mean(one.data.scores))) for one in datasets)
         self.protocols = {dataset.data.info.game: dataset.data.info.protocol for dataset in datasets}
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Play if it is time, and keep the weights if none before played better."""
-        step, every = state.global_step, self.config.eval_every
-        if not every or step % every or not state.is_world_process_zero:
+        step, config = state.global_step, self.config
+        if not config.eval_every or step % config.eval_every or not state.is_world_process_zero:
             return
-        started, threads = time.monotonic(), torch.get_num_threads()
+        threads = torch.get_num_threads()
         self.vlm.model.eval()
-        scores = {
-            game: evaluate_policy(self.vlm, game, protocol, self.config.eval_episodes, self.config.eval_temperature)
-            for game, protocol in self.protocols.items()
-        }
+        print(f"\nstep {step}, ", end="")
+        found = evaluate_games(self.vlm, self.protocols, self.experts, config.eval_episodes, config.eval_temperature)
         self.vlm.model.train()
         torch.set_num_threads(threads)
-        score = expert_normalized_score(scores, self.experts)
-        evaluation = {"step": step, "expert_normalized_score": score, "scores": scores}
         earlier = [past for past in self.evaluations if past["step"] < step]
-        self.evaluations = [*earlier, evaluation]
-        if all(score > past["expert_normalized_score"] for past in earlier):
-            checkpoint.save(self.vlm, self.out / "best", {**self.metadata, "selected": evaluation})
+        self.evaluations = [*earlier, {"step": step, **found}]
+        if all(found["expert_normalized_score"] > past["expert_normalized_score"] for past in earlier):
+            checkpoint.save(self.vlm, self.out / "best", {**self.metadata, "selected": self.evaluations[-1]})
         write_text_atomically(self.file, json.dumps(self.evaluations, indent=1))
-        means = ", ".join(f"{game} {np.mean(found):.0f}" for game, found in scores.items())
-        seconds = time.monotonic() - started
-        print(f"\nstep {step}: {means} ({score:.2f} of the expert, {seconds:.0f} s)", flush=True)

@@ -29,14 +29,11 @@ class CloneData:
     argmax_weight: float = 0.1
     """Share of a soft target that is its best action alone, which breaks ties."""
     horizontal_flip: tuple[str, ...] = ()
-    """Games that are mirrored left to right half of the time, with their actions: where both sides of the screen obey
-    the same rules, as in a symmetric maze, this doubles the data."""
+    """Games that are mirrored left to right half of the time: both sides of the screen must obey the same rules."""
     aux_loss_weight: float | None = None
-    """Weight of the auxiliary action head's loss (`agents.auxiliary_action_head`); None is 1 for a new model and 0 with
-    --init."""
+    """Weight of the auxiliary action head's loss; None is 1 for a new model and 0 with --init."""
     aux_warmup_fraction: float = 0.0
-    """Share of the steps that begins with the auxiliary head alone, at twice the speed. For a decoder that cannot play
-    yet: one that can is set back by it (docs/log)."""
+    """Share of the steps that begins with the auxiliary head alone: for a decoder that cannot play yet."""
     pvp_weight: float = 0.0
     """Share of the steps that train pixel value prediction instead, so that the policy's encoder keeps detail."""
     pvp_config: str = "with-play"
@@ -77,32 +74,25 @@ _DEFAULT = CloneConfig(
     RunConfig(UNSET_OUT, steps=4000),
     optimizer=OptimizerConfig(3e-4, connector_learning_rate=1e-3, encoder_learning_rate=1e-3),
 )
+_TWO_GAMES = _DEFAULT.replace(
+    batch_size=64,
+    aux_loss_weight=1.0,
+    eval_every=0,
+    learning_rate=7e-4,
+    encoder_learning_rate=1.2e-3,
+    connector_learning_rate=1.2e-3,
+)
+_POLICY = _TWO_GAMES.replace(game_weights=("MsPacman=3",), horizontal_flip=("MsPacman",))
 CONFIGS = {
     "default": _DEFAULT,
     # a first policy from demonstrations, after `pretrain.pvp --config policy`
-    "policy": _DEFAULT.replace(
-        steps=1600,
-        batch_size=64,
-        aux_loss_weight=1.0,
-        game_weights=("MsPacman=3",),
-        horizontal_flip=("MsPacman",),
-        pvp_weight=0.1,
-        eval_every=0,
-        learning_rate=7e-4,
-        encoder_learning_rate=1.2e-3,
-        connector_learning_rate=1.2e-3,
-        trainer=("warmup_steps=50", "save_steps=200"),
-    ),
+    "policy": _POLICY.replace(steps=1600, pvp_weight=0.1, trainer=("warmup_steps=50", "save_steps=200")),
     # the released policy's last training, on games of its own labelled by the experts
-    "policy-last": _DEFAULT.replace(
+    "policy-last": _POLICY.replace(
         steps=2800,
         batch_size=128,
-        aux_loss_weight=1.0,
-        game_weights=("MsPacman=3",),
-        horizontal_flip=("MsPacman",),
         target_temperature=0.3,
         pvp_weight=0.05,
-        eval_every=0,
         seed=13,
         learning_rate=6e-4,
         encoder_learning_rate=9e-4,
@@ -110,15 +100,7 @@ CONFIGS = {
         trainer=("warmup_steps=30", "save_steps=100"),
     ),
     # the study games-nano
-    "games-nano": _DEFAULT.replace(
-        steps=800,
-        batch_size=32,
-        aux_loss_weight=1.0,
-        game_weights=("MsPacman=2",),
-        eval_every=0,
-        learning_rate=7e-4,
-        encoder_learning_rate=1.2e-3,
-        connector_learning_rate=1.2e-3,
-        trainer=("warmup_steps=40", "save_steps=200"),
+    "games-nano": _TWO_GAMES.replace(
+        steps=800, batch_size=32, game_weights=("MsPacman=2",), trainer=("warmup_steps=40", "save_steps=200")
     ),
 }

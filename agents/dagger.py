@@ -3,11 +3,9 @@
     python -m agents.dagger --init runs/clone/last --data data/carnival --game Carnival --iterations 4 --out runs/dagger
     python -m agents.dagger --config policy --init runs/clone/last --data data/carnival data/mspacman --out runs/dagger
 
-Cloning alone stays far below its expert: the policy leaves the expert's states and never saw what to do there. Each
-iteration records whole games of the current policy, asks the expert for the value of every action at every few steps
-(soft labels, `agents.bc_dataset`), and trains on the demonstrations and on all recordings so far. It lies in
-`iteration-K`: its recordings, its training and `last.json`. What is finished is not repeated, so that a run that was
-killed reaches the same weights when its command is repeated.
+Each iteration records whole games of the current policy, asks the expert for the value of every action at every few
+steps (soft labels, `agents.bc_dataset`), and trains on the demonstrations and on all recordings so far. It lies in
+`iteration-K`: its recordings, its training and `last.json`. The same command resumes a killed run to the same weights.
 """
 
 import json
@@ -36,13 +34,12 @@ from vlm import checkpoint
 from vlm.training.config import parse_config
 from vlm.training.fit import require_same_run
 
-RESULT = "dagger.json"
 RATES = ("learning_rate", "connector_learning_rate", "encoder_learning_rate")
 
 
 def games_of(games: Sequence[str], init: Path) -> list[str]:
     """Return the names of the games to improve in: those asked for, or all that a checkpoint was trained on."""
-    trained = checkpoint.read_training(init).get("games") or []
+    trained = checkpoint.read_training(init).get("games") or ()
     if not games and not trained:
         raise UserError(f"{init} was trained on no game; name one with --game")
     return [find_game(game).name for game in games or trained]
@@ -56,17 +53,17 @@ def run_dagger(config: DaggerConfig) -> Path:
     require_same_run(config, ignore=("iterations",))
     games, data = games_of(options.game, current), list(config.data.data)
     noise = {game: expert_self_agreement(out, game, options.expert_of(game)) for game in games}
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = [{"label_noise_of": game, **found} for game, found in noise.items()]
     with SummaryWriter(str(out)) as writer:
         for number in range(options.iterations):
             place = out / f"iteration-{number}"
             recordings = {game: collect_iteration(options, game, current, place, number) for game in games}
             for game, recording in recordings.items():
-                row = rollout_metrics(EpisodeDataset(recording), checkpoint.content_hash(current))
-                row |= {"expert_self_agreement": noise[game]["agreement"]}
-                rows.append({"iteration": number, "game": game, **row})
+                row = {"iteration": number, "game": game, "checkpoint": checkpoint.content_hash(current)}
+                row |= rollout_metrics(EpisodeDataset(recording))
+                rows.append(row | {"expert_self_agreement": noise[game]["agreement"]})
                 log_metrics(rows[-1], writer)
-            write_iterations(out / RESULT, rows, noise)
+            write_rows(out / "dagger.json", rows)
             data += [recording for recording in recordings.values() for _ in range(options.recording_weight)]
             current = train_iteration(config, data, current, place, number)
     return current
@@ -74,18 +71,17 @@ def run_dagger(config: DaggerConfig) -> Path:
 
 def collect_iteration(options: DaggerOptions, game: str, policy: Path, place: Path, number: int) -> Path:
     """Record an iteration's games of the policy with the expert's labels, or what is missing; return the dataset."""
-    return record.record(
-        record.Args(
-            game=game,
-            out=place / f"recorded-{game}",
-            agent=f"vlm:{policy}",
-            expert=options.expert_of(game),
-            label_every=options.label_every,
-            episodes=options.episodes,
-            seed=options.rollout_seed + number,
-            temperature=options.rollout_temperature,
-        )
+    args = record.Args(
+        game=game,
+        out=place / f"recorded-{game}",
+        agent=f"vlm:{policy}",
+        expert=options.expert_of(game),
+        label_every=options.label_every,
+        episodes=options.episodes,
+        seed=options.rollout_seed + number,
+        temperature=options.rollout_temperature,
     )
+    return record.record(args)
 
 
 def train_iteration(config: DaggerConfig, data: Sequence[Path], init: Path, place: Path, number: int) -> Path:
@@ -93,21 +89,20 @@ def train_iteration(config: DaggerConfig, data: Sequence[Path], init: Path, plac
     finished = place / "last.json"
     if finished.exists():
         return Path(json.loads(finished.read_text())["checkpoint"])
-    decay = config.dagger.lr_decay**number
-    rates = {name: rate and rate * decay for name in RATES if (rate := getattr(config.optimizer, name)) is not None}
+    decay, rates = config.dagger.lr_decay**number, vars(config.optimizer)
+    decayed = {name: rates[name] * decay for name in RATES if rates[name]}
     settings = CloneConfig(**{name: getattr(config, name) for name in CloneConfig.__dataclass_fields__})
-    found = clone(settings.replace(data=tuple(data), out=place / "trained", init=init, **rates))
+    found = clone(settings.replace(data=tuple(data), out=place / "trained", init=init, **decayed))
     write_text_atomically(finished, json.dumps({"checkpoint": str(found)}) + "\n")
     return found
 
 
-def rollout_metrics(data: EpisodeDataset, policy: str) -> dict[str, Any]:
+def rollout_metrics(data: EpisodeDataset) -> dict[str, Any]:
     """Return a recording's scores, its number of labels, and how often the policy did what the expert would have."""
-    values = data.action_values
-    labelled = ~np.isnan(values).all(axis=1)
-    best = np.where(np.isfinite(values[labelled]), values[labelled], -np.inf).argmax(axis=1)
+    labelled = ~np.isnan(data.action_values).all(axis=1)
+    values = data.action_values[labelled]
+    best = np.where(np.isfinite(values), values, -np.inf).argmax(axis=1)
     return {
-        "checkpoint": policy,
         "expert": data.info.labels,
         "scores": data.scores,
         "labels": int(labelled.sum()),
@@ -117,21 +112,19 @@ def rollout_metrics(data: EpisodeDataset, policy: str) -> dict[str, Any]:
 
 def log_metrics(row: dict[str, Any], writer: SummaryWriter) -> None:
     """Print an iteration's metrics and write them to TensorBoard."""
-    mean = float(np.mean(row["scores"]))
-    writer.add_scalar(f"{row['game']}/score", mean, row["iteration"])
-    writer.add_scalar(f"{row['game']}/action_accuracy", row["action_accuracy"], row["iteration"])
+    game, iteration, accuracy, mean = row["game"], row["iteration"], row["action_accuracy"], np.mean(row["scores"])
+    writer.add_scalar(f"{game}/score", mean, iteration)
+    writer.add_scalar(f"{game}/action_accuracy", accuracy, iteration)
     print(
-        f"iteration {row['iteration']}, {row['game']}: {mean:,.0f} in {len(row['scores'])} games, {row['labels']} labels, "
-        f"{row['action_accuracy']:.0%} as the {row['expert']} (which agrees with itself in "
-        f"{row['expert_self_agreement']:.0%})"
+        f"iteration {iteration}, {game}: {mean:,.0f} in {len(row['scores'])} games, {row['labels']} labels, "
+        f"{accuracy:.0%} as the {row['expert']} (which agrees with itself in {row['expert_self_agreement']:.0%})"
     )
 
 
-def write_iterations(file: Path, rows: list[dict[str, Any]], noise: dict[str, dict[str, Any]]) -> None:
+def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
     """Write the metrics so far; a resumed run keeps what the file tells of its beginning."""
     result = read_result(file) if file.exists() else new_result("dagger", MACHADO2018.to_dict(), [])
-    result["rows"] = [*({"label_noise_of": game, **found} for game, found in noise.items()), *rows]
-    write_result(file, result)
+    write_result(file, result | {"rows": rows})
 
 
 main = command(partial(parse_config, CONFIGS, description=__doc__), run_dagger, __doc__, "the policy is in {}")

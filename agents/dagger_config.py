@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from agents.checkpoint_selection import SELECTION_SEED
 from agents.clone_config import CONFIGS as CLONE_CONFIGS
 from agents.clone_config import CloneConfig
-from agents.demonstrations import default_expert
-from agents.registry import EXPERTS
+from agents.registry import EXPERTS, default_expert
 from common.command import require_at_least
 from common.errors import UserError
 from vlm.training.config import UNSET_OUT, OptimizerConfig, RunConfig
@@ -41,14 +40,10 @@ class DaggerOptions:
         if not 0 < self.lr_decay <= 1:
             raise UserError(f"--lr-decay must be above 0 and at most 1, got {self.lr_decay}")
         if self.expert and self.expert not in EXPERTS:
-            raise UserError(
-                f"expected --expert {', '.join(EXPERTS)}, got {self.expert!r}; agents.record takes others, and "
-                "agents.clone what it recorded"
-            )
+            known = ", ".join(EXPERTS)
+            raise UserError(f"expected --expert {known}, got {self.expert!r}; agents.record takes others too")
         if self.rollout_seed + self.iterations > SELECTION_SEED:
-            raise UserError(
-                f"--rollout-seed and its iterations must stay below {SELECTION_SEED}, which is reserved for choosing"
-            )
+            raise UserError(f"--rollout-seed and its iterations must stay below {SELECTION_SEED}, which is reserved")
 
     def expert_of(self, game: str) -> str:
         """Return who labels a game."""

@@ -1,25 +1,13 @@
-"""Demonstrations: the expert of each game, and the games that experts play to be cloned, recorded where missing."""
+"""Demonstrations: the games that experts play to be cloned, recorded where missing."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from agents import record
-from agents.registry import parse_agent_id
+from agents.registry import default_expert, parse_agent_id
 from common.command import require_at_least
 from common.errors import UserError
 from envs.games import find_game
-
-DEFAULT_EXPERTS = {  # and the planner for every other game
-    "Carnival": "carnival-expert",
-    "MsPacman": "mspacman-expert",
-    "Pong": "paddle-expert",
-    "Breakout": "paddle-expert",
-}
-
-
-def default_expert(game: str) -> str:
-    """Return the expert of a game where no other one is named."""
-    return DEFAULT_EXPERTS.get(game, "planner")
 
 
 @dataclass(frozen=True)
@@ -29,8 +17,7 @@ class DemonstrationsConfig:
     games: tuple[str, ...] = ()
     """Games to clone; demonstrations that are missing are recorded first."""
     experts: tuple[str, ...] = ()
-    """Experts other than the default ones, as in `--experts Pong=sb3:runs/pong.zip`. Defaults: mspacman-expert,
-    carnival-expert, paddle-expert (Pong, Breakout), planner (every other game)."""
+    """Experts other than the default ones (docs/experts.md), as in `--experts Pong=sb3:runs/pong.zip`."""
     demo_episodes: int = 8
     """Games that each expert plays."""
     demo_max_frames: int = 8000
@@ -58,15 +45,12 @@ class DemonstrationsConfig:
 
     def record(self) -> tuple[Path, ...]:
         """Record what is missing; return the dataset of each game."""
-        named = self.named_experts()
-        games = dict.fromkeys(find_game(game).name for game in self.games)
-        return tuple(self._record(game, named.get(game, default_expert(game))) for game in games)
-
-    def _record(self, game: str, expert: str) -> Path:
-        kind, path = parse_agent_id(expert)
-        name = f"{kind}-{Path(path).stem}" if path else kind
-        return record.record(
-            record.Args(
+        found, named = [], self.named_experts()
+        for game in dict.fromkeys(find_game(game).name for game in self.games):
+            expert = named.get(game, default_expert(game))
+            agent_type, path = parse_agent_id(expert)
+            name = f"{agent_type}-{Path(path).stem}" if path else agent_type
+            args = record.Args(
                 game=game,
                 out=self.demo_dir / f"{name}-{game}",
                 agent=expert,
@@ -74,4 +58,5 @@ class DemonstrationsConfig:
                 random_action_prob=self.random_action_prob,
                 max_frames=self.demo_max_frames,
             )
-        )
+            found.append(record.record(args))
+        return tuple(found)

@@ -10,18 +10,15 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-import tyro
 
-from agents.checkpoint_selection import SELECTION_SEED, evaluate_policy, expert_normalized_score
-from common.command import require_at_least, run
+from agents.checkpoint_selection import SELECTION_SEED, best_scores, evaluate_games
+from common.command import command, require_at_least, run
 from common.errors import UserError
-from envs.protocol import Protocol, find_protocol
+from envs.protocol import find_protocol
 from vlm import checkpoint
-from vlm.model import PixelVLM
 from vlm.pretrained import RELEASED_POLICY
 
 
@@ -48,51 +45,27 @@ class Args:
             raise UserError(f"--temperatures must be at least 0, got {list(self.temperatures)}")
 
 
-def export_policy(args: Args) -> dict[str, Any]:
-    """Evaluate every temperature and export the checkpoint; return the `play` entry of its `training.json`."""
-    protocol = find_protocol(args.protocol)
+def export_policy(args: Args) -> str:
+    """Evaluate every temperature and export the checkpoint; return a line about it."""
     training = checkpoint.read_training(args.checkpoint)
-    expert_scores: dict[str, float] = {}
-    for data in training.get("datasets", []):  # of a game's datasets, the best player's is the expert's
-        expert_scores[data["game"]] = max(data["mean_score"], expert_scores.get(data["game"], data["mean_score"]))
-    if not expert_scores:
+    experts = best_scores((data["game"], data["mean_score"]) for data in training.get("datasets", []))
+    if not experts:
         raise UserError(f"{args.checkpoint} was not trained to play: its training.json names no datasets")
     with tempfile.TemporaryDirectory() as directory:
         checkpoint.save(checkpoint.load(args.checkpoint), Path(directory) / "half", dtype=torch.bfloat16)
         vlm = checkpoint.load(Path(directory) / "half")
-    evaluations = [evaluate(args, vlm, protocol, expert_scores, temperature) for temperature in args.temperatures]
-    best = max(evaluations, key=lambda evaluation: evaluation["expert_normalized_score"])
-    play = {
-        "temperature": best["temperature"],
-        "seed": SELECTION_SEED,
-        "episodes": args.episodes,
-        "evaluations": evaluations,
-    }
+    protocols = dict.fromkeys(sorted(experts), find_protocol(args.protocol))
+    evaluations = []
+    for temperature in args.temperatures:
+        found = evaluate_games(vlm, protocols, experts, args.episodes, temperature, args.engine)
+        evaluations.append({"temperature": temperature, **found})
+    best = max(evaluations, key=lambda evaluation: evaluation["expert_normalized_score"])["temperature"]
+    play = {"temperature": best, "seed": SELECTION_SEED, "episodes": args.episodes, "evaluations": evaluations}
     checkpoint.save(vlm, args.out, {**training, "play": play}, dtype=torch.bfloat16)
-    return play
+    return f"{checkpoint.content_hash(args.out)} at temperature {best:g} to {args.out}"
 
 
-def evaluate(
-    args: Args, vlm: PixelVLM, protocol: Protocol, expert_scores: dict[str, float], temperature: float
-) -> dict[str, Any]:
-    """Return the scores by game at one temperature, and their expert-normalized mean."""
-    scores = {
-        game: evaluate_policy(vlm, game, protocol, args.episodes, temperature, args.engine)
-        for game in sorted(expert_scores)
-    }
-    normalized = expert_normalized_score(scores, expert_scores)
-    means = ", ".join(f"{game} {np.mean(episode_scores):.0f}" for game, episode_scores in scores.items())
-    print(f"temperature {temperature:g}: {means} (expert-normalized {normalized:.3f})", flush=True)
-    return {"temperature": temperature, "expert_normalized_score": normalized, "scores": scores}
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    play = export_policy(args)
-    print(f"exported {checkpoint.content_hash(args.out)} at temperature {play['temperature']:g} to {args.out}")
-    return 0
-
+main = command(Args, export_policy, __doc__, "exported {}")
 
 if __name__ == "__main__":
     sys.exit(run(main))

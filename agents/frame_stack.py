@@ -27,9 +27,3 @@ class FrameStack:
             self._stacks = np.where(self._starting[:, None, None, None, None], repeated, shifted)
         self._starting[:] = False
         return self._stacks
-
-    def replace(self, env_mask: np.ndarray, stacks: np.ndarray) -> None:
-        """Replace the stacks of the environments `env_mask`, bool[n], by those of uint8[n, history, H, W, C]."""
-        assert self._stacks is not None
-        self._stacks = np.where(env_mask[:, None, None, None, None], stacks, self._stacks)
-        self._starting &= ~env_mask

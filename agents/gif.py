@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import imageio.v2 as imageio
-import numpy as np
-import tyro
 from PIL import Image
 
-from common.command import run
+from common.command import command, require_at_least, run
 from common.errors import UserError
 from common.files import atomic_file
 
@@ -44,8 +42,7 @@ class Args:
         for name in ("seconds", "fps", "scale"):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name} must be above 0, got {getattr(self, name)}")
-        if self.start < 0:
-            raise UserError(f"--start must be at least 0, got {self.start}")
+        require_at_least(self, 0, "start")
         if not 2 <= self.colors <= 256:
             raise UserError(f"--colors must be from 2 to 256, got {self.colors}")
         if self.out.suffix != ".gif":
@@ -62,38 +59,27 @@ def read_clip(args: Args) -> tuple[list[Image.Image], float]:
             video_fps = float(reader.get_meta_data()["fps"])
             stride = max(1, round(video_fps / args.fps))
             first, last = round(args.start * video_fps), round((args.start + args.seconds) * video_fps)
-            frames = [frame for number, frame in enumerate(reader.iter_data()) if first <= number < last]
+            frames = [Image.fromarray(frame) for i, frame in enumerate(reader.iter_data()) if first <= i < last]
     except (OSError, RuntimeError) as error:
         raise UserError(f"{args.video} does not decode: {error}") from error
     if not frames:
         raise UserError(f"{args.video} ends before --start {args.start}")
-    return [_resize(frame, args.scale) for frame in frames[::stride]], video_fps / stride
+    size = [max(1, round(side * args.scale)) for side in frames[0].size]
+    return [frame.resize(size, Image.Resampling.BOX) for frame in frames[::stride]], video_fps / stride
 
 
-def _resize(frame: np.ndarray, scale: float) -> Image.Image:
-    height, width, _ = frame.shape
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return Image.fromarray(frame).resize(size, Image.Resampling.BOX)
-
-
-def write_gif(args: Args) -> int:
-    """Write the GIF; return its number of frames."""
+def write_gif(args: Args) -> str:
+    """Write the GIF; return a line about it."""
     frames, fps = read_clip(args)
     palette = frames[len(frames) // 2].quantize(args.colors)
     first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
     duration = round(1000 / fps)  # milliseconds
     with atomic_file(args.out) as temporary:
         first.save(temporary, "GIF", save_all=True, append_images=others, duration=duration, loop=0, optimize=True)
-    return len(frames)
+    return f"{args.out}: {len(frames)} frames, {args.out.stat().st_size / 1024:.0f} KiB"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    count = write_gif(args)
-    print(f"{args.out}: {count} frames, {args.out.stat().st_size / 1024:.0f} KiB")
-    return 0
-
+main = command(Args, write_gif, __doc__, "{}")
 
 if __name__ == "__main__":
     sys.exit(run(main))

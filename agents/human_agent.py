@@ -15,20 +15,15 @@ from envs.games import Game
 SCALE, STEPS_PER_SECOND = 4, 15
 
 
-def import_pygame() -> Any:
-    """Return pygame; `UserError` names the command that installs it."""
-    try:
-        import pygame
-    except ImportError as error:
-        raise UserError('a window needs pygame; install it with: pip install -e ".[human]"') from error
-    return pygame
-
-
 class Window:
-    """Shows frames at the game's own speed."""
+    """Shows frames at the game's own speed; `UserError` names the command that installs pygame."""
 
     def __init__(self, game: Game):
-        self.pygame = import_pygame()
+        try:
+            import pygame
+        except ImportError as error:
+            raise UserError('a window needs pygame; install it with: pip install -e ".[human]"') from error
+        self.pygame: Any = pygame
         self.pygame.init()
         self.pygame.display.set_caption(game.title)
         self._screen: Any = None
@@ -77,4 +72,4 @@ class HumanAgent:
         """Show the frame, wait until the next is due, read the keys."""
         self._window.show(frames[0])
         action = nearest_action(self._window.keys(), self.action_names)
-        return Actions(np.array([action]), (self.action_names[action],), None, np.zeros(1, dtype=bool))
+        return Actions.legal(np.array([action]), self.action_names)

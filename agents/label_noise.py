@@ -12,7 +12,7 @@ import numpy as np
 from agents.checkpoint_selection import SELECTION_SEED
 from agents.registry import make_agent
 from common.files import write_text_atomically
-from envs.atari import GameEnvs, make_envs
+from envs.atari import make_envs
 from envs.games import find_game
 from envs.protocol import MACHADO2018, episode_seeds
 
@@ -30,27 +30,28 @@ def expert_self_agreement(out: Path, game_name: str, expert: str) -> dict[str, A
     if file.exists():
         return json.loads(file.read_text())
     rng, same, correlations = np.random.default_rng(0), [], []
+    seeds = iter(episode_seeds(SELECTION_SEED, NUM_STATES))
     with make_envs(find_game(game_name), 1, MACHADO2018, searchable=True) as envs:
         agent: Any = make_agent(expert, envs)
-        seeds = iter(episode_seeds(SELECTION_SEED, NUM_STATES))
-        _reset(envs, agent, next(seeds))
+
+        def start_episode() -> None:
+            seed = [next(seeds)]
+            envs.reset(seed)
+            agent.reset(seed)
+
+        start_episode()
         for number in range(NUM_STATES * STATE_INTERVAL):
             step = envs.step(rng.integers(len(envs.action_names), size=1))
             if step.terminated[0] or step.truncated[0]:
-                _reset(envs, agent, next(seeds))
+                start_episode()
             if number % STATE_INTERVAL == STATE_INTERVAL - 1:
                 first, second = agent.values(0), agent.values(0)
                 same.append(int(first.argmax()) == int(second.argmax()))
                 correlations.append(_correlation(first, second))
-    correlation = float(np.nanmedian(correlations))
-    found = {"agreement": float(np.mean(same)), "correlation": correlation, "n": len(same)}
-    write_text_atomically(file, json.dumps({"game": game_name, "expert": expert, **found}, indent=1) + "\n")
-    return json.loads(file.read_text())
-
-
-def _reset(envs: GameEnvs, agent: Any, seed: int) -> None:
-    envs.reset([seed])
-    agent.reset([seed])
+    agreement, correlation = float(np.mean(same)), float(np.nanmedian(correlations))
+    found = {"game": game_name, "expert": expert, "agreement": agreement, "correlation": correlation, "n": len(same)}
+    write_text_atomically(file, json.dumps(found, indent=1) + "\n")
+    return found
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:

@@ -14,20 +14,21 @@ gives the same game and the same video.
 
 import shutil
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 from agents.agent import Agent
-from agents.registry import EXPERTS, checkpoint_path, make_agent, needs_emulator, parse_agent_id
+from agents.human_agent import Window
+from agents.registry import EXPERTS, make_agent, needs_emulator, parse_agent_id, vlm_settings
 from agents.rollout import Transition, play_games
-from agents.video import OverlayFrame, Panel, VideoWriter
-from common.command import require_at_least, run
+from agents.video import MaskOverlay, Panel, VideoWriter
+from common.command import command, require_at_least, run
 from common.errors import UserError
 from common.results import RESULTS, new_result, read_result, write_result
 from envs.atari import GameEnvs, make_envs
@@ -35,9 +36,6 @@ from envs.games import Game, find_game
 from envs.protocol import episode_seeds, find_protocol
 from envs.reference_scores import MissingReferenceError, all_references, reference
 from vlm.pretrained import RELEASED_SEGMENTER
-
-if TYPE_CHECKING:
-    from agents.mask_overlay import MaskOverlay
 
 COMMITTED_SCORES = RESULTS / "shipped.json"
 MIN_FREE_BYTES = 64 * 2**20
@@ -50,8 +48,7 @@ class Args:
     game: str = "Carnival"
     """The game, in any reasonable spelling: Carnival, "Ms. Pac-Man", ALE/Pong-v5."""
     agent: str = "vlm"
-    """vlm, vlm:DIR, random, sb3:PATH, human, or an expert with access to the simulator: planner, mspacman-expert,
-    carnival-expert, paddle-expert."""
+    """vlm, vlm:DIR, random, sb3:PATH, human, planner, mspacman-expert, carnival-expert or paddle-expert."""
     checkpoint: Path | None = None
     """The VLM that plays; by default the released policy."""
     episodes: int = 1
@@ -81,8 +78,8 @@ class Args:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "episodes", "max_frames")
-        agent_type, path = parse_agent_id(self.agent)
-        if self.checkpoint and (agent_type != "vlm" or path):
+        parsed = parse_agent_id(self.agent)
+        if self.checkpoint and parsed != ("vlm", None):
             raise UserError(f"--checkpoint is for --agent vlm, got --agent {self.agent}")
         if self.highlight.strip() and not self.video:
             raise UserError("--highlight is drawn in the video, which --no-video leaves out")
@@ -96,44 +93,42 @@ class Args:
 
 
 class EpisodeRecorder:
-    """Observes the transitions of one episode after the other: films and shows them, keeps a row for each episode."""
+    """Films, shows and scores one episode after the other; keeps a row for each."""
 
     def __init__(self, args: Args, envs: GameEnvs, agent: Agent):
         self.args, self.envs, self.agent = args, envs, agent
-        self.episodes: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
         self._video: VideoWriter | None = None
-        self._overlay = _mask_overlay(args) if args.highlight.strip() else None
-        self._window = _window(envs) if args.render == "human" else None
-        self._start_time = time.monotonic()
+        self._overlay: MaskOverlay | None = None
+        if args.highlight.strip():
+            from vlm.segmentation.referring_segmenter import load_segmenter
+
+            self._overlay = MaskOverlay(load_segmenter(args.segmenter or RELEASED_SEGMENTER), args.highlight)
+        self._window = Window(envs.game) if args.render == "human" else None
 
     def step(self, transition: Transition) -> None:
-        """Record a transition; an episode's first one opens its video, its last one closes it."""
+        """Record a transition; an episode's first one opens its video."""
         if transition.step == 0:
-            self._start_episode(transition)
+            self._start_episode(transition.seed)
         if self._video:
-            overlay = self._overlay
-            masked = OverlayFrame(overlay.expression, overlay.segment(transition)) if overlay else None
-            self._video.step(transition, masked)
+            self._video.step(transition, self._overlay.segment(transition) if self._overlay else None)
         if self._window:
             self._window.show(transition.frame)
-        row = self.episodes[-1]
+        row = self.rows[-1]
         row["score"], row["steps"] = transition.score, transition.step + 1
         row["invalid"] += int(transition.invalid)
         row["seconds"] = time.monotonic() - self._start_time
-        if transition.ended:
-            row["finished"] = True
-            self.close()
+        row["finished"] = transition.ended
 
-    def _start_episode(self, transition: Transition) -> None:
-        game, envs = self.envs.game, self.envs
-        row: dict[str, Any] = {"seed": transition.seed, "score": 0.0, "steps": 0, "invalid": 0, "finished": False}
+    def _start_episode(self, seed: int) -> None:
+        envs, game, agent = self.envs, self.envs.game, self.agent.name
+        row: dict[str, Any] = {"seed": seed, "score": 0.0, "steps": 0, "invalid": 0, "seconds": 0.0, "finished": False}
         self._start_time = time.monotonic()
         if self.args.video:
-            name = f"{game.name}-{self.agent.name}-seed{self.args.seed}-game{len(self.episodes)}"
-            panel = Panel(game.title, self.agent.name, envs.action_names, envs.protocol.frame_skip)
-            self._video = VideoWriter(self.args.out / f"{name}.mp4", panel)
-            row["video"] = str(self._video.file)
-        self.episodes.append(row)
+            file = self.args.out / f"{game.name}-{agent}-seed{self.args.seed}-game{len(self.rows)}.mp4"
+            self._video = VideoWriter(file, Panel(game.title, agent, envs.action_names, envs.protocol.frame_skip))
+            row["video"] = str(file)
+        self.rows.append(row)
 
     def close(self) -> None:
         """Finish the current video, so that the recorded part plays."""
@@ -141,31 +136,24 @@ class EpisodeRecorder:
             video, self._video = self._video, None
             video.close()
 
-    def discard(self) -> None:
-        """Delete the unfinished video after an error."""
-        if self._video:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> bool:
+        """Finish the video, or delete it after an error; Ctrl-C ends the play and is noted."""
+        self.interrupted = error is KeyboardInterrupt
+        if error is None or self.interrupted:
+            self.close()
+        elif self._video:
             self._video.discard()
-
-
-def _window(envs: GameEnvs) -> Any:
-    from agents.human_agent import Window
-
-    return Window(envs.game)
-
-
-def _mask_overlay(args: Args) -> "MaskOverlay":
-    from agents.mask_overlay import MaskOverlay
-
-    return MaskOverlay.load(args.segmenter or RELEASED_SEGMENTER, args.highlight)
+        return self.interrupted
 
 
 def require_writable(out: Path, video: bool) -> None:
     """Refuse a directory that cannot be written, before anything is played."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
     free = shutil.disk_usage(out).free
@@ -173,73 +161,56 @@ def require_writable(out: Path, video: bool) -> None:
         raise UserError(f"--out {out} has {free // 2**20} MiB left; a video needs {MIN_FREE_BYTES // 2**20}")
 
 
-def run_episodes(args: Args, envs: GameEnvs, agent: Agent, recorder: EpisodeRecorder) -> bool:
-    """Play and record; return whether Ctrl-C interrupted the play."""
-    bar = tqdm(desc=f"{agent.name} plays {envs.game.title}", unit=" steps")
+def run_episodes(args: Args, envs: GameEnvs, agent: Agent, recorder: EpisodeRecorder) -> None:
+    """Play and record; Ctrl-C ends the play."""
     max_steps = args.max_frames and -(-args.max_frames // envs.protocol.frame_skip)
-    try:
-        for seed in episode_seeds(args.seed, args.episodes):  # one by one: max_frames and Ctrl-C end one episode
+    with recorder, tqdm(desc=f"{agent.name} plays {envs.game.title}", unit=" steps") as bar:
+        for number, seed in enumerate(episode_seeds(args.seed, args.episodes), start=1):  # max_frames ends one alone
             for transition in play_games(agent, envs, [seed]):
                 recorder.step(transition)
                 bar.update()
-                progress = f"{len(recorder.episodes)}/{args.episodes}"
-                bar.set_postfix(game=progress, score=f"{transition.score:g}", refresh=False)
-                if max_steps and transition.step + 1 >= max_steps and not transition.ended:
-                    recorder.close()
+                bar.set_postfix(game=f"{number}/{args.episodes}", score=f"{transition.score:g}", refresh=False)
+                if transition.step + 1 == max_steps:
                     break
-    except KeyboardInterrupt:
-        recorder.close()
-        return True
-    except BaseException:
-        recorder.discard()
-        raise
-    finally:
-        bar.close()
-    return False
+            recorder.close()
 
 
-def build_result(args: Args, envs: GameEnvs, recorder: EpisodeRecorder, interrupted: bool) -> dict[str, Any]:
+def build_result(args: Args, envs: GameEnvs, recorder: EpisodeRecorder) -> dict[str, Any]:
     """Return the result (`common.results`); the scores of unfinished games are kept apart."""
-    episodes = recorder.episodes
-    steps = sum(row["steps"] for row in episodes)
-    seconds = sum(row["seconds"] for row in episodes)
+    rows = recorder.rows
+    steps, seconds = sum(row["steps"] for row in rows), sum(row["seconds"] for row in rows)
     result = new_result("play", envs.protocol.to_dict(), [args.seed])
-    result["seconds"], result["interrupted"] = round(seconds, 2), interrupted
-    row: dict[str, Any] = {
+    result["seconds"], result["interrupted"] = round(seconds, 2), recorder.interrupted
+    found: dict[str, Any] = {
         "agent": args.agent_id,
         "game": envs.game.name,
         "seed": args.seed,
         "decode": args.decode,
-        "scores": [row["score"] for row in episodes if row["finished"]],
-        "unfinished_scores": [row["score"] for row in episodes if not row["finished"]],
-        "invalid": sum(row["invalid"] for row in episodes) / max(steps, 1),
+        "scores": [row["score"] for row in rows if row["finished"]],
+        "unfinished_scores": [row["score"] for row in rows if not row["finished"]],
+        "invalid": sum(row["invalid"] for row in rows) / max(steps, 1),
         "steps": steps,
         "steps_per_second": round(steps / max(seconds, 1e-9), 1),
-        "videos": [row["video"] for row in episodes if "video" in row],
+        "videos": [row["video"] for row in rows if "video" in row],
     }
-    if parse_agent_id(args.agent_id)[0] == "vlm":
-        from vlm.checkpoint import content_hash
-
-        row["checkpoint"] = content_hash(checkpoint_path(args.agent_id))
-        row["temperature"] = getattr(recorder.agent, "temperature", None)
-        row["engine"] = args.engine
-    result["rows"] = [row]
-    return result
+    found |= vlm_settings(args.agent_id, args.decode, getattr(recorder.agent, "temperature", None), args.engine)
+    return result | {"rows": [found]}
 
 
-def score_table(game: Game, result: dict[str, Any]) -> str:
+def format_scores(game: Game, result: dict[str, Any]) -> str:
     """Return a text table of the agent's scores beside the known ones of the game."""
     row = result["rows"][0]
     scores, unfinished = row["scores"], row["unfinished_scores"]
-    lines = [f"{game.title}, {result['protocol']['name']}"]
+    table: list[tuple[str, float, str]] = []  # agent, score, note
     if scores:
-        spread = f" ({min(scores):,.0f} to {max(scores):,.0f})" if len(scores) > 1 else ""
-        games = f"{len(scores)} game{'s' * (len(scores) > 1)}"
-        lines.append(f"  {row['agent']:<24}{np.mean(scores):>10,.0f}  {games}{spread}")
+        games = f"{len(scores)} games ({min(scores):,.0f} to {max(scores):,.0f})" if len(scores) > 1 else "1 game"
+        table.append((row["agent"], float(np.mean(scores)), games))
     if unfinished:
-        lines.append(f"  {row['agent']:<24}{np.mean(unfinished):>10,.0f}  {len(unfinished)} unfinished: no score")
-    lines += [f"  {name:<24}{score:>10,.0f}  {note}" for name, score, note in _committed_scores(game)]
-    lines += [f"  {r.agent:<24}{r.score:>10,.0f}  {r.protocol}; {r.source}" for r in all_references(game)]
+        table.append((row["agent"], float(np.mean(unfinished)), f"{len(unfinished)} unfinished: no score"))
+    table += _committed_scores(game)
+    table += [(known.agent, known.score, f"{known.protocol}; {known.source}") for known in all_references(game)]
+    lines = [f"{game.title}, {result['protocol']['name']}"]
+    lines += [f"  {agent:<24}{score:>10,.0f}  {note}" for agent, score, note in table]
     try:
         reference(game, "human")
     except MissingReferenceError as missing:
@@ -250,22 +221,20 @@ def score_table(game: Game, result: dict[str, Any]) -> str:
 
 def _committed_scores(game: Game) -> list[tuple[str, float, str]]:
     """Return (agent and temperature, mean score, note) of each agent in the committed results of a game."""
-    if not COMMITTED_SCORES.is_file():
-        return []
     scores: dict[str, list[float]] = {}
-    for row in read_result(COMMITTED_SCORES)["rows"]:
+    for row in read_result(COMMITTED_SCORES)["rows"] if COMMITTED_SCORES.is_file() else []:
         if row["game"] == game.name:
             temperature = "" if row.get("temperature") is None else f" at {row['temperature']:g}"
             scores.setdefault(row["agent"] + temperature, []).extend(row["scores"])
-    notes = dict.fromkeys(EXPERTS, "; an expert with access to the simulator")
-    return [
-        (f"{name} (committed)", float(np.mean(found)), f"{len(found)} games{notes.get(name, '')}")
-        for name, found in scores.items()
-    ]
+    lines = []
+    for agent, found in scores.items():
+        note = "; an expert with access to the simulator" if agent in EXPERTS else ""
+        lines.append((f"{agent} (committed)", float(np.mean(found)), f"{len(found)} games{note}"))
+    return lines
 
 
-def play(args: Args) -> int:
-    """Play, record and report; return the exit code."""
+def play(args: Args) -> str:
+    """Play, record and return a report."""
     game, protocol = find_game(args.game), find_protocol(args.protocol)
     require_writable(args.out, args.video)
     episode_seeds(args.seed, args.episodes)  # refuses a seed out of range before the model loads
@@ -275,23 +244,21 @@ def play(args: Args) -> int:
         if trained_games is not None and game.name not in trained_games:
             print(f"note: this model was not trained on {game.title}, only on {', '.join(trained_games)}")
         recorder = EpisodeRecorder(args, envs, agent)
-        interrupted = run_episodes(args, envs, agent, recorder)
-    if not recorder.episodes:
-        return 130
-    result = build_result(args, envs, recorder, interrupted)
+        run_episodes(args, envs, agent, recorder)
+    if not recorder.rows:
+        raise KeyboardInterrupt
+    result = build_result(args, envs, recorder)
     file = args.out / f"{game.name}-{agent.name}-seed{args.seed}.json"
     write_result(file, result)
-    print(score_table(game, result))
-    for video in result["rows"][0]["videos"]:
-        print(f"video: {video}")
-    print(f"result: {file}" + (" (interrupted)" if interrupted else ""))
-    return 130 if interrupted else 0
+    videos = [f"video: {video}" for video in result["rows"][0]["videos"]]
+    report = "\n".join([format_scores(game, result), *videos, f"result: {file}"])
+    if recorder.interrupted:
+        print(report)
+        raise KeyboardInterrupt
+    return report
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    return play(tyro.cli(Args, args=argv, description=__doc__))
-
+main = command(Args, play, __doc__, "{}")
 
 if __name__ == "__main__":
     sys.exit(run(main))

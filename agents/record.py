@@ -11,20 +11,20 @@ keeps every finished game; the same command resumes it. With `--expert` one agen
 """
 
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 from agents.agent import Agent
 from agents.agent_wrappers import ActionRepeatAgent, ExpertLabelledAgent, RandomActionAgent
 from agents.registry import EXPERTS, checkpoint_path, current_agent_name, make_agent, needs_emulator, parse_agent_id
 from agents.rollout import Transition, play_games
-from common.command import require_at_least, run
+from common.command import command, require_at_least, run
 from common.errors import UserError
 from common.provenance import git_commit, package_versions
 from envs.atari import GameEnvs, make_envs
@@ -32,8 +32,6 @@ from envs.episodes import INFO, DatasetInfo, Episode, EpisodeWriter, read_info
 from envs.games import find_game
 from envs.protocol import episode_seeds, find_protocol
 from vlm.device import world_size
-
-LABELLING_AGENTS = (*EXPERTS, "vlm")
 
 
 @dataclass
@@ -45,11 +43,9 @@ class Args:
     out: Path
     """The dataset directory; an existing one of the same game, protocol and agent is continued."""
     agent: str = "planner"
-    """The player: planner, mspacman-expert, carnival-expert, paddle-expert (Pong and Breakout), vlm, vlm:DIR, sb3:PATH,
-    random or human."""
+    """planner, mspacman-expert, carnival-expert, paddle-expert, vlm, vlm:DIR, sb3:PATH, random or human."""
     expert: str | None = None
-    """The agent that labels every action with its value, if not the player: an expert, or vlm:DIR with the
-    probabilities of its answers."""
+    """The agent that values every action, if not the player: an expert, or vlm:DIR by its probabilities."""
     episodes: int = 10
     """Number of whole games of this seed in the dataset."""
     seed: int = 0
@@ -75,6 +71,9 @@ class Args:
         require_at_least(self, 1, "episodes", "label_every", "action_repeat", "num_envs", "max_frames")
         if not 0 <= self.random_action_prob < 1:
             raise UserError(f"--random-action-prob must be at least 0 and below 1, got {self.random_action_prob}")
+        if self.expert and parse_agent_id(self.expert)[0] not in (known := (*EXPERTS, "vlm")):
+            choices = ", ".join(known)
+            raise UserError(f"--expert must be an agent that values every action ({choices}), got {self.expert!r}")
         if self.label_every > 1 and self.expert is None:
             raise UserError("--label-every needs an --expert")
         if self.action_repeat > 1 and self.num_envs > 1:
@@ -83,15 +82,12 @@ class Args:
 
 def to_episode(transitions: list[Transition]) -> Episode:
     """Return the episode of one finished game's transitions."""
-    values = None
-    if transitions[0].scores is not None:
-        values = np.array([transition.scores for transition in transitions], dtype=np.float32)
-    last = transitions[-1]
+    last, values = transitions[-1], [transition.scores for transition in transitions]
     return Episode(
         frames=np.stack([transition.frame for transition in transitions]),
         actions=np.array([transition.action for transition in transitions]),
         rewards=np.array([transition.reward for transition in transitions], dtype=np.float32),
-        action_values=values,
+        action_values=None if last.scores is None else np.array(values, dtype=np.float32),
         terminated=last.terminated,
         truncated=last.truncated,
         seed=last.seed,
@@ -100,9 +96,9 @@ def to_episode(transitions: list[Transition]) -> Episode:
 
 def finished_episodes(transitions: Iterator[Transition]) -> Iterator[Episode]:
     """Yield each episode of a rollout when it ends."""
-    running: dict[int, list[Transition]] = {}
+    running: dict[int, list[Transition]] = defaultdict(list)
     for transition in transitions:
-        running.setdefault(transition.game_index, []).append(transition)
+        running[transition.game_index].append(transition)
         if transition.ended:
             yield to_episode(running.pop(transition.game_index))
 
@@ -115,9 +111,6 @@ def make_player(args: Args, envs: GameEnvs) -> Agent:
     if args.random_action_prob:
         agent = RandomActionAgent(agent, args.random_action_prob, envs.action_names)
     if args.expert:
-        if parse_agent_id(args.expert)[0] not in LABELLING_AGENTS:
-            known = ", ".join(LABELLING_AGENTS)
-            raise UserError(f"--expert must be an agent that values every action ({known}), got {args.expert!r}")
         expert = make_agent(args.expert, envs, engine=args.engine)
         agent = ExpertLabelledAgent(agent, expert, args.label_every, len(envs.action_names))
     return agent
@@ -127,10 +120,9 @@ def label_source(args: Args) -> str | None:
     """Return the agent whose action values the dataset holds; a VLM is named by its weights' hash."""
     if args.expert is None:
         return args.agent if needs_emulator(args.agent) else None
-    agent_type = parse_agent_id(args.expert)[0]
-    if agent_type != "vlm":
-        return agent_type
-    from vlm.checkpoint import content_hash  # imports torch, which a search does not need
+    if needs_emulator(args.expert):
+        return parse_agent_id(args.expert)[0]
+    from vlm.checkpoint import content_hash  # imports transformers, which a search does not need
 
     return f"vlm {content_hash(checkpoint_path(args.expert))}"
 
@@ -176,12 +168,7 @@ def record(args: Args) -> Path:
     return args.out
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    print(f"recorded in {record(args)}")
-    return 0
-
+main = command(Args, record, __doc__, "recorded in {}")
 
 if __name__ == "__main__":
     sys.exit(run(main))

@@ -3,6 +3,7 @@
 import difflib
 import re
 from pathlib import Path
+from typing import Any
 
 from agents.agent import Agent
 from agents.random_agent import RandomAgent
@@ -10,8 +11,14 @@ from common.errors import UserError
 from envs.atari import EmulatorEnvs, GameEnvs
 from vlm.pretrained import RELEASED_POLICY
 
-AGENT_TYPES = ("vlm", "random", "planner", "mspacman-expert", "carnival-expert", "paddle-expert", "sb3", "human")
-EXPERTS = ("planner", "mspacman-expert", "carnival-expert", "paddle-expert")
+EXPERT_GAMES: dict[str, tuple[str, ...]] = {  # the games of each expert; the planner plays all
+    "planner": (),
+    "mspacman-expert": ("MsPacman",),
+    "carnival-expert": ("Carnival",),
+    "paddle-expert": ("Pong", "Breakout"),
+}
+EXPERTS = tuple(EXPERT_GAMES)
+AGENT_TYPES = ("vlm", "random", *EXPERTS, "sb3", "human")
 OLD_AGENT_IDS = {"pathfinder": "mspacman-expert", "marksman": "carnival-expert", "tracker": "paddle-expert"}
 OLD_WRAPPER_NAMES = {
     ", noise ": ", random actions ",
@@ -40,10 +47,24 @@ def parse_agent_id(agent_id: str) -> tuple[str, str | None]:
     return agent_type, path or None
 
 
+def default_expert(game: str) -> str:
+    """Return the expert of a game where no other one is named."""
+    return next((expert for expert, games in EXPERT_GAMES.items() if game in games), "planner")
+
+
 def checkpoint_path(agent_id: str) -> Path:
     """Return the checkpoint of a VLM's id; the released policy if it names none."""
-    path = parse_agent_id(agent_id)[1]
-    return Path(path) if path else RELEASED_POLICY
+    return Path(parse_agent_id(agent_id)[1] or RELEASED_POLICY)
+
+
+def vlm_settings(agent_id: str, decode: str, temperature: float | None, engine: str) -> dict[str, Any]:
+    """Return what a result row tells of how a VLM plays; nothing for other agents."""
+    if parse_agent_id(agent_id)[0] != "vlm":
+        return {}
+    from vlm.checkpoint import content_hash
+
+    checkpoint = content_hash(checkpoint_path(agent_id))
+    return {"checkpoint": checkpoint, "decode": decode, "temperature": temperature, "engine": engine}
 
 
 def needs_emulator(agent_id: str) -> bool:
@@ -77,4 +98,4 @@ def make_agent(
         return HumanAgent(envs.game, envs.action_names)
     from agents.vlm_agent import VlmAgent
 
-    return VlmAgent.load(checkpoint_path(agent_id), envs.game, envs.action_names, decode, temperature, engine)
+    return VlmAgent.load(checkpoint_path(agent_id), envs, decode, temperature, engine)

@@ -18,23 +18,18 @@ from envs.atari import GameEnvs, Step
 
 @dataclass(frozen=True)
 class Transition:
-    """One agent step of one episode.
+    """One agent step of one episode."""
 
-    game_index: the episode's place among the seeds; step: the agent steps before this one; frame: uint8[H, W, 3], the
-    observation before the action; text: the agent's answer; scores: float32[A] or None; invalid: whether the answer
-    named no legal action; score: the sum of rewards up to and including this step.
-    """
-
-    game_index: int
+    game_index: int  # the episode's place among the seeds
     seed: int
-    step: int
-    frame: np.ndarray
+    step: int  # the agent steps before this one
+    frame: np.ndarray  # uint8[H, W, 3], the observation before the action
     action: int
-    text: str
-    scores: np.ndarray | None
-    invalid: bool
+    text: str  # the agent's answer
+    scores: np.ndarray | None  # float32[A]
+    invalid: bool  # whether the answer names no legal action
     reward: float
-    score: float
+    score: float  # the sum of rewards up to and including this step
     terminated: bool
     truncated: bool
 
@@ -64,8 +59,7 @@ def play_games(agent: Agent, envs: GameEnvs, seeds: Sequence[int]) -> Iterator[T
 def rollout_pipelined(groups: Sequence[tuple[Agent, GameEnvs]], seeds: Sequence[int]) -> Iterator[Transition]:
     """Do what `play_games` does with several groups of environments, each with an agent of its own.
 
-    One group's environments step in a thread while another group's agent computes, so that with two groups neither
-    waits for the other.
+    One group's environments step in a thread while another group's agent computes.
     """
     pending = list(enumerate(seeds))[::-1]
     env_groups = [_EnvGroup(agent, envs) for agent, envs in groups]
@@ -84,8 +78,8 @@ class _EnvGroup:
     def __init__(self, agent: Agent, envs: GameEnvs):
         self.agent, self.envs = agent, envs
         self.episodes: list[_Episode | None] = [None] * envs.num_envs
-        self.frames: np.ndarray | None = None
-        self.actions: Actions | None = None
+        self.frames: np.ndarray
+        self.actions: Actions
         self.step_future: Future[Step] | None = None
 
     def collect(self) -> Iterator[Transition]:
@@ -93,47 +87,39 @@ class _EnvGroup:
         if self.step_future is None:
             return
         step, self.step_future = self.step_future.result(), None
-        assert self.frames is not None
-        assert self.actions is not None
         frames, self.frames = self.frames, step.frames
         for i, episode in enumerate(self.episodes):
             if episode is not None:
                 transition = _transition(episode, i, frames, self.actions, step)
-                episode.step += 1
                 if transition.ended:
                     self.episodes[i] = None
                 yield transition
 
     def dispatch(self, pending: list[tuple[int, int]], pool: ThreadPoolExecutor) -> None:
         """Start episodes in idle environments, ask the agent for actions and start the step; nothing if all idle."""
-        starts = _start_episodes(self.episodes, pending)
+        starts: list[int | None] = [None] * len(self.episodes)
+        for i, episode in enumerate(self.episodes):
+            if episode is None and pending:
+                game_index, seed = pending.pop()
+                self.episodes[i], starts[i] = _Episode(game_index, seed), seed
         if all(episode is None for episode in self.episodes):
             return
         if any(seed is not None for seed in starts):
             self.frames = self.envs.reset(starts)
             self.agent.reset(starts)
-        assert self.frames is not None
         self.actions = self.agent.act(self.frames)
         self.step_future = pool.submit(self.envs.step, self.actions.indices)
 
 
-def _start_episodes(episodes: list[_Episode | None], pending: list[tuple[int, int]]) -> list[int | None]:
-    """Give each idle environment the next pending episode; return the seeds to reset with, None where one continues."""
-    starts: list[int | None] = [None] * len(episodes)
-    for i, episode in enumerate(episodes):
-        if episode is None and pending:
-            index, seed = pending.pop()
-            episodes[i], starts[i] = _Episode(index, seed), seed
-    return starts
-
-
 def _transition(episode: _Episode, i: int, frames: np.ndarray, actions: Actions, step: Step) -> Transition:
+    """Return the transition of environment `i`, and count it in its episode."""
     reward = float(step.rewards[i])
     episode.score += reward
+    episode.step += 1
     return Transition(
         game_index=episode.game_index,
         seed=episode.seed,
-        step=episode.step,
+        step=episode.step - 1,
         frame=frames[i],
         action=int(actions.indices[i]),
         text=actions.texts[i],

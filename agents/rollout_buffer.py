@@ -35,29 +35,21 @@ Policy = Callable[[np.ndarray, int], PolicyOutput]  # of obs uint8[N, history, H
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """T steps of N environments.
+    """T steps of N environments."""
 
-    obs: uint8[T, N, history, H, W, 3]; actions: int[T, N]; extras: of the policy, [T, N, ...]; rewards: float32[T, N],
-    not transformed; dones: bool[T, N]; next_obs: uint8[N, history, H, W, 3], after the last step; scores: of the
-    episodes that ended.
-    """
-
-    obs: np.ndarray
-    actions: np.ndarray
-    extras: dict[str, np.ndarray]
-    rewards: np.ndarray
-    dones: np.ndarray
-    next_obs: np.ndarray
-    scores: list[float]
+    obs: np.ndarray  # uint8[T, N, history, H, W, 3]
+    actions: np.ndarray  # int[T, N]
+    extras: dict[str, np.ndarray]  # of the policy, [T, N, ...]
+    rewards: np.ndarray  # float32[T, N], not transformed
+    dones: np.ndarray  # bool[T, N]
+    next_obs: np.ndarray  # uint8[N, history, H, W, 3], after the last step
+    scores: list[float]  # of the episodes that ended
 
 
 class RolloutCollector:
     """Steps a policy through parallel environments, one episode after the other.
 
-    Args:
-        envs: the environments.
-        history: frames of an observation.
-        seed: the published seed of the first episodes; later ones follow.
+    An observation has `history` frames. `seed` is the published seed of the first episodes; later ones follow.
     """
 
     def __init__(self, envs: GameEnvs, history: int, seed: int):
@@ -73,10 +65,10 @@ class RolloutCollector:
         """Return a rollout of `num_steps` steps in every environment."""
         if self._obs is None:
             self._obs = self._frame_stack.add(self._start_episodes(np.ones(self.envs.num_envs, dtype=bool)))
-        all_obs, outputs, rewards, dones, scores = [], [], [], [], []
+        observations, outputs, rewards, dones, scores = [], [], [], [], []
         for number in range(num_steps):
             output = policy(self._obs, number)
-            all_obs.append(self._obs)
+            observations.append(self._obs)
             outputs.append(output)
             step = self.envs.step(output.actions)
             done = step.terminated | step.truncated
@@ -89,9 +81,8 @@ class RolloutCollector:
             dones.append(done)
         extras = {name: np.stack([output.extras[name] for output in outputs]) for name in outputs[0].extras}
         actions = np.stack([output.actions for output in outputs])
-        return RolloutBatch(
-            np.stack(all_obs), actions, extras, np.stack(rewards), np.stack(dones), self._obs, scores
-        )  # fmt: skip
+        obs = np.stack(observations)
+        return RolloutBatch(obs, actions, extras, np.stack(rewards), np.stack(dones), self._obs, scores)
 
     def state(self) -> dict[str, Any]:
         """Return the state of all environments, for JSON."""
@@ -108,19 +99,15 @@ class RolloutCollector:
             raise UserError(f"expected the state of {num_envs} environments, got {len(state['episode_seeds'])}")
         self._num_started, self._episode_seeds = state["num_started"], list(state["episode_seeds"])
         self._episode_actions = [list(actions) for actions in state["episode_actions"]]
-        longest = max(len(actions) for actions in self._episode_actions)
-        frames = np.zeros((num_envs, *self.envs.frame_shape), dtype=np.uint8)
-        for number in range(longest + 1):  # shorter episodes start later, so that all reach their ends together
-            offsets = [number - (longest - len(actions)) for actions in self._episode_actions]  # steps since the start
+        lengths = np.array([len(actions) for actions in self._episode_actions])
+        for number in range(lengths.max() + 1):  # shorter episodes start later, so that all reach their ends together
+            offsets = number - (lengths.max() - lengths)  # steps since the start
             if number:
-                replayed = [
-                    actions[offset - 1] if offset > 0 else 0
-                    for actions, offset in zip(self._episode_actions, offsets, strict=True)
-                ]
-                step = self.envs.step(np.array(replayed))
+                replays = zip(self._episode_actions, offsets, strict=True)
+                step = self.envs.step(np.array([actions[at - 1] if at > 0 else 0 for actions, at in replays]))
                 self._scores += step.rewards
                 frames = step.frames
-            starts = np.array([offset == 0 for offset in offsets])
+            starts = offsets == 0
             if starts.any():
                 seeds = [seed if start else None for seed, start in zip(self._episode_seeds, starts, strict=True)]
                 frames = self.envs.reset(seeds)
@@ -132,12 +119,9 @@ class RolloutCollector:
         """Start an episode in every environment of `done`, bool[N]; return the frames of all."""
         seeds: list[int | None] = [None] * self.envs.num_envs
         for env_index in np.flatnonzero(done):
-            seeds[env_index] = self._episode_seeds[env_index] = self._next_seed()
+            seed, episode = divmod(self._num_started, EPISODES_PER_SEED)
+            self._num_started += 1
+            seeds[env_index] = self._episode_seeds[env_index] = episode_seeds(self.seed + seed, 1)[0] + episode
             self._episode_actions[env_index], self._scores[env_index] = [], 0.0
         self._frame_stack.reset(done)
         return self.envs.reset(seeds)
-
-    def _next_seed(self) -> int:
-        seed, episode = divmod(self._num_started, EPISODES_PER_SEED)
-        self._num_started += 1
-        return episode_seeds(self.seed + seed, 1)[0] + episode

@@ -70,16 +70,15 @@ class Sb3Agent:
     def __init__(self, path: Path, action_names: Sequence[str]):
         self.action_names = tuple(action_names)
         self._policy = read_policy(path, len(self.action_names))
-        self._memory = FrameStack(STACK)
+        self._frame_stack = FrameStack(STACK)
 
     def reset(self, seeds: Sequence[int | None]) -> None:
-        """Start new episodes; see `agents.agent.Agent`."""
-        self._memory.reset(np.array([seed is not None for seed in seeds]))
+        """See `agents.agent.Agent`."""
+        self._frame_stack.reset(np.array([seed is not None for seed in seeds]))
 
     @torch.inference_mode()
     def act(self, frames: np.ndarray) -> Actions:
         """Return the greedy action of every environment."""
-        stacks = self._memory.add(shrink(frames)[..., None])[..., 0]  # [n, 4, 84, 84]
+        stacks = self._frame_stack.add(shrink(frames)[..., None])[..., 0]  # [n, 4, 84, 84]
         indices, _ = self._policy.predict(stacks, deterministic=True)
-        texts = tuple(self.action_names[i] for i in indices)
-        return Actions(np.asarray(indices), texts, None, np.zeros(len(frames), dtype=bool))
+        return Actions.legal(np.asarray(indices), self.action_names)

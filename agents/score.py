@@ -9,6 +9,7 @@ row of raw scores; the same command resumes an interrupted run. The table and th
 with its 95 % bootstrap interval. Seeds below 1000 are for development; publish 1000 to 1999.
 """
 
+import itertools
 import sys
 import time
 from contextlib import ExitStack
@@ -16,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
 from tqdm import tqdm
 
-from agents.registry import EXPERTS, checkpoint_path, current_agent_name, make_agent, needs_emulator, parse_agent_id
+from agents.registry import EXPERTS, current_agent_name, make_agent, needs_emulator, parse_agent_id, vlm_settings
 from agents.rollout import rollout_pipelined
 from agents.score_table import format_table, plot
-from common.command import require_at_least, run
+from common.command import command, require_at_least, run
 from common.errors import UserError
 from common.results import new_result, read_result, write_result
 from envs.atari import make_envs
@@ -38,8 +38,7 @@ class Args:
     """Score agents on whole games, with intervals."""
 
     agents: tuple[str, ...]
-    """The agents: vlm, vlm:DIR, random, sb3:PATH, planner, mspacman-expert, carnival-expert, paddle-expert (Pong and
-    Breakout)."""
+    """The agents: vlm, vlm:DIR, random, sb3:PATH, planner, mspacman-expert, carnival-expert or paddle-expert."""
     games: tuple[str, ...]
     """The games, in any reasonable spelling."""
     out: Path
@@ -77,27 +76,23 @@ class EvalJob:
     def row_key(self, args: Args) -> dict[str, Any]:
         """Return the entries that identify the row in the result file."""
         key: dict[str, Any] = {"agent": self.agent_id, "game": self.game.name, "seed": self.seed}
-        if parse_agent_id(self.agent_id)[0] == "vlm":
-            from vlm.checkpoint import content_hash
+        return key | vlm_settings(self.agent_id, args.decode, self.temperature, args.engine)
 
-            key["checkpoint"] = content_hash(checkpoint_path(self.agent_id))
-            key["decode"] = args.decode
-            key["temperature"] = self.temperature
-            key["engine"] = args.engine
-        return key
+    def is_done(self, row: dict[str, Any], args: Args) -> bool:
+        """Return whether a row of the result file is this job's."""
+        key = self.row_key(args) | {"episodes": args.episodes}
+        if self.temperature is None:
+            key.pop("temperature", None)  # the checkpoint's own, which the row holds
+        return all(row.get(name) == value for name, value in key.items())
 
 
 def list_jobs(args: Args) -> list[EvalJob]:
     """Return the jobs of all rows; a VLM has one for each temperature."""
     jobs = []
-    for name in args.games:
-        for agent_id in args.agents:
-            temperatures = args.temperatures if parse_agent_id(agent_id)[0] == "vlm" else ()
-            jobs += [
-                EvalJob(agent_id, find_game(name), seed, temperature)
-                for temperature in temperatures or (None,)
-                for seed in args.seeds
-            ]
+    for name, agent_id in itertools.product(args.games, args.agents):
+        temperatures = args.temperatures if parse_agent_id(agent_id)[0] == "vlm" else ()
+        for temperature, seed in itertools.product(temperatures or (None,), args.seeds):
+            jobs.append(EvalJob(agent_id, find_game(name), seed, temperature))
     return jobs
 
 
@@ -139,49 +134,37 @@ def open_result(args: Args, protocol: Protocol) -> dict[str, Any]:
         there = (result["protocol"] or {}).get("name")
         raise UserError(f"{args.out} holds scores under {there}; choose another --out for {protocol.name}")
     rows = [{OLD_KEYS.get(key, key): value for key, value in row.items()} for row in result["rows"]]
-    result["rows"] = [row | {"agent": current_agent_name(row["agent"])} for row in rows]
-    return result
-
-
-def is_done(row: dict[str, Any], job: EvalJob, args: Args) -> bool:
-    """Return whether a row of the file is the job's."""
-    key = job.row_key(args)
-    if key.get("temperature", 0) is None:
-        key.pop("temperature")  # the checkpoint's own, which the row holds
-    return row.get("episodes") == args.episodes and all(row.get(name) == value for name, value in key.items())
+    return result | {"rows": [row | {"agent": current_agent_name(row["agent"])} for row in rows]}
 
 
 def score(args: Args) -> dict[str, Any]:
     """Play the jobs that the file lacks; return the result."""
-    protocol = find_protocol(args.protocol)
-    jobs = list_jobs(args)
-    for job in jobs:
-        episode_seeds(job.seed, args.episodes)  # refuses seeds out of range before anything is played
+    protocol, jobs = find_protocol(args.protocol), list_jobs(args)
+    for seed in args.seeds:
+        episode_seeds(seed, args.episodes)  # refuses seeds out of range before anything is played
     result = open_result(args, protocol)
     for number, job in enumerate(jobs, start=1):
-        if any(is_done(row, job, args) for row in result["rows"]):
+        if any(job.is_done(row, args) for row in result["rows"]):
             continue
         print(f"row {number} of {len(jobs)}", file=sys.stderr)
         start = time.monotonic()
         row = play_job(job, args, protocol)
         current = new_result(args.out.stem, protocol.to_dict(), sorted({*result["seeds"], *args.seeds}))
-        row["commit"], row["command"] = current["commit"], current["command"]
+        row |= {"commit": current["commit"], "command": current["command"]}
         seconds = round(result["seconds"] + time.monotonic() - start, 1)
         result = current | {"rows": [*result["rows"], row], "seconds": seconds}
         write_result(args.out, result)
     return result
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    result = score(args)
-    print(format_table(result))
-    plot_file = args.out.with_suffix(".png")
+def report(args: Args) -> str:
+    """Score, draw the plot and return the table, with the files' names."""
+    result, plot_file = score(args), args.out.with_suffix(".png")
     plot(result, plot_file)
-    print(f"\nresult: {args.out}\nplot: {plot_file}")
-    return 0
+    return f"{format_table(result)}\n\nresult: {args.out}\nplot: {plot_file}"
 
+
+main = command(Args, report, __doc__, "{}")
 
 if __name__ == "__main__":
     sys.exit(run(main))

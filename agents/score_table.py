@@ -5,13 +5,12 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from scipy.stats import trim_mean
 
 from agents.registry import parse_agent_id
 from common.intervals import bootstrap_interval
 from envs.games import find_game
 from envs.reference_scores import all_references
-
-BOOTSTRAP_REPETITIONS = 2000
 
 
 def mean_interval(scores: list[list[float]]) -> tuple[float, float, float]:
@@ -19,8 +18,7 @@ def mean_interval(scores: list[list[float]]) -> tuple[float, float, float]:
 
     rliable resamples runs of tasks; here a run is an episode and a task is a seed.
     """
-    matrix = np.array(list(zip(*scores, strict=False)))  # [episodes, seeds]
-    return bootstrap_interval(matrix, np.mean, BOOTSTRAP_REPETITIONS)
+    return bootstrap_interval(np.array(list(zip(*scores, strict=False))), np.mean, repetitions=2000)
 
 
 def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -33,14 +31,13 @@ def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for (game, agent_id, _, decode, temperature), group in groups.items():
         mean, low, high = mean_interval([row["scores"] for row in group])
         scores = np.sort(np.concatenate([row["scores"] for row in group]))
-        quarter = len(scores) // 4
         agent_type, path = parse_agent_id(agent_id)
         agent = f"{agent_type}:{Path(path).name}" if path else agent_id
         settings = "" if temperature is None else f" {decode}, temperature {temperature:g}"
         table.append(
             {
                 "game": game, "agent": agent + settings, "mean": mean, "low": low, "high": high,
-                "median": float(np.median(scores)), "iqm": float(scores[quarter : len(scores) - quarter].mean()),
+                "median": float(np.median(scores)), "iqm": float(trim_mean(scores, 0.25)),
                 "min": float(scores[0]), "max": float(scores[-1]), "games": len(scores), "seeds": len(group),
                 "invalid": float(np.mean([row["invalid"] for row in group])),
                 "steps_per_second": float(np.mean([row["steps_per_second"] for row in group])),
@@ -54,9 +51,9 @@ def format_table(result: dict[str, Any]) -> str:
     """Return the scores with their intervals, beside the published ones, as text."""
     lines = [f"protocol {result['protocol']['name']}, mean with 95 % bootstrap interval"]
     table = summarize(result["rows"])
+    head = f"{'mean':>8}{'interval':>18}{'IQM':>8}{'median':>8}{'games':>7}{'steps/s':>9}"
     for name in dict.fromkeys(line["game"] for line in table):
         game = find_game(name)
-        head = f"{'mean':>8}{'interval':>18}{'IQM':>8}{'median':>8}{'games':>7}{'steps/s':>9}"
         lines.append(f"\n{game.title:<34}{head}")
         lines += [_format_line(line) for line in table if line["game"] == name]
         lines += [f"  {r.agent:<32}{r.score:>8,.0f}  {r.protocol}; {r.source}" for r in all_references(game)]
@@ -74,10 +71,10 @@ def human_normalized_scores(table: list[dict[str, Any]]) -> dict[str, dict[str, 
     """Return the human-normalized score of each agent on each game that has a human and a random reference score."""
     found: dict[str, dict[str, float]] = {line["agent"]: {} for line in table}
     for line in table:
-        references = {row.agent: row.score for row in all_references(find_game(line["game"]))}
-        if {"random", "human"} <= set(references):
-            span = references["human"] - references["random"]
-            found[line["agent"]][line["game"]] = (line["mean"] - references["random"]) / span
+        known = {row.agent: row.score for row in all_references(find_game(line["game"]))}
+        if "random" in known and "human" in known:
+            normalized = (line["mean"] - known["random"]) / (known["human"] - known["random"])
+            found[line["agent"]][line["game"]] = normalized
     return found
 
 

@@ -13,6 +13,7 @@ import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from agents.frame_stack import FrameStack
 from agents.rollout import Transition
 from common.errors import UserError
 from vlm.segmentation.mask_drawing import MASK_COLOR, draw_mask
@@ -33,6 +34,20 @@ class OverlayFrame:
     mask: np.ndarray
 
 
+class MaskOverlay:
+    """Segments an expression in the frames of one episode after the other, with a `ReferringSegmenter`."""
+
+    def __init__(self, segmenter: Any, expression: str):
+        self.segmenter, self.expression = segmenter, expression
+        self._frame_stack = FrameStack(segmenter.vlm.history)
+
+    def segment(self, transition: Transition) -> OverlayFrame:
+        """Return the mask in a transition's frame."""
+        self._frame_stack.reset(np.array([transition.step == 0]))
+        stack = self._frame_stack.add(transition.frame[None])[0]
+        return OverlayFrame(self.expression, self.segmenter.predict(stack, [self.expression])[0] > 0.5)
+
+
 @dataclass(frozen=True)
 class Panel:
     """The panel beside the frames: the constants of a video, and how they are drawn with a transition."""
@@ -46,7 +61,7 @@ class Panel:
         """Draw the panel of a transition from column `left` on."""
         small, large = ImageFont.load_default(13), ImageFont.load_default(26)
         seconds = transition.step * self.frame_skip // EMULATOR_FRAMES_PER_SECOND
-        answer, answer_color = f"“{_shorten(transition.text, 19)}”", INVALID if transition.invalid else CHOSEN
+        answer = f"“{_shorten(transition.text, 19)}”"
         draw.text((left, 18), self.title, TEXT, large)
         draw.text((left, 52), f"agent: {self.agent}", DIM_TEXT, small)
         draw.text((left, 88), "score", DIM_TEXT, small)
@@ -54,7 +69,7 @@ class Panel:
         draw.text((left + 130, 88), "time", DIM_TEXT, small)
         draw.text((left + 130, 104), f"{seconds // 60}:{seconds % 60:02d}", TEXT, large)
         draw.text((left, 152), "answer", DIM_TEXT, small)
-        draw.text((left, 168), answer, answer_color, large)
+        draw.text((left, 168), answer, INVALID if transition.invalid else CHOSEN, large)
         self._draw_bars(draw, left, transition)
 
     def _draw_bars(self, draw: ImageDraw.ImageDraw, left: int, transition: Transition) -> None:
@@ -67,8 +82,8 @@ class Panel:
             bottom = top + spacing - 6
             draw.rectangle((bar_left, top + 3, bar_right, bottom), EMPTY_BAR)
             if length > 0:
-                end = bar_left + length * (bar_right - bar_left)
-                draw.rectangle((bar_left, top + 3, end, bottom), CHOSEN if chosen else BAR)
+                bar_end = bar_left + length * (bar_right - bar_left)
+                draw.rectangle((bar_left, top + 3, bar_end, bottom), CHOSEN if chosen else BAR)
             draw.text((left, top), name, TEXT if chosen else DIM_TEXT, font)
 
 
@@ -94,10 +109,7 @@ def _shorten(text: str, length: int) -> str:
 
 def bar_lengths(scores: np.ndarray | None, count: int) -> np.ndarray:
     """Return float[count] in [0, 1]: probabilities unchanged, a search's values scaled from worst to best."""
-    if scores is None:
-        return np.zeros(count)
-    finite = np.isfinite(scores)
-    if not finite.any():
+    if scores is None or not (finite := np.isfinite(scores)).any():
         return np.zeros(count)
     if finite.all() and scores.min() >= 0 and abs(scores.sum() - 1) < 1e-3:
         return scores

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.agent import Actions
-from agents.env_rngs import EnvRngs
+from agents.agent import Actions, reset_rngs
 from agents.frame_stack import FrameStack
 from common.errors import UserError
-from envs.games import Game
+from envs.atari import GameEnvs
 from vlm import checkpoint
 from vlm.decoding.candidate_scoring import CandidateScorer, generate_text
 from vlm.decoding.openvino_scorer import OpenVinoScorer
@@ -29,12 +28,13 @@ class VlmAgent:
         vlm: the model.
         title: the game's title, for the prompt.
         action_names: the legal actions.
-        decode: "scores" uses the exact probabilities of the legal answers; "generate" parses free text, and plays no-op
-            for an answer that names no legal action.
+        decode: "scores" uses the exact probabilities of the legal answers; "generate" parses free text.
         temperature: of sampling from the probabilities; 0 is greedy.
-        engine: what computes the probabilities: torch in float32, or openvino, faster on a CPU. auto is openvino for
-            one environment on a CPU, else torch, since an OpenVINO graph has a fixed batch size.
+        engine: torch in float32, or openvino, faster on a CPU. auto is openvino for one environment on a CPU, else
+            torch, since an OpenVINO graph has a fixed batch size.
     """
+
+    name = "vlm"
 
     def __init__(
         self,
@@ -53,74 +53,59 @@ class VlmAgent:
             raise UserError(f"expected --decode {' or '.join(DECODES)}, got {decode!r}")
         if temperature < 0:
             raise UserError(f"expected a temperature of at least 0, got {temperature}")
-        self.name = "vlm"
         self.vlm, self.action_names = vlm, tuple(action_names)
-        self.decode, self.temperature = decode, temperature
+        self.decode, self.temperature, self.engine = decode, temperature, engine
         self.training: dict[str, Any] = {}
         self._prompt = action_prompt(title, action_names)
-        self._scorer = (
-            CandidateScorer(vlm, self._prompt, action_names, cache_prompt=True) if decode == "scores" else None
-        )
-        self._engine = engine
+        if decode == "scores":
+            self._scorer = CandidateScorer(vlm, self._prompt, action_names, cache_prompt=True)
         self._openvino_scorer: OpenVinoScorer | None = None
         self._frame_stack = FrameStack(vlm.history)
-        self._rngs = EnvRngs(0x5A3)
+        self._rngs: list[np.random.Generator] = []
 
     @classmethod
-    def load(
-        cls,
-        directory: Path,
-        game: Game,
-        action_names: Sequence[str],
-        decode: str,
-        temperature: float | None,
-        engine: str = "torch",
-    ) -> "VlmAgent":
+    def load(cls, directory: Path, envs: GameEnvs, decode: str, temperature: float | None, engine: str) -> "VlmAgent":
         """Return the agent of a checkpoint; a temperature of None is the one chosen for it, else 0."""
         training = checkpoint.read_training(directory)
         if temperature is None:
             temperature = float(training.get("play", {}).get("temperature", 0.0))
         vlm = checkpoint.load(directory, torch.device("cpu") if engine == "openvino" else None)
-        agent = cls(vlm, game.title, action_names, decode, temperature, engine)
+        agent = cls(vlm, envs.game.title, envs.action_names, decode, temperature, engine)
         agent.training = training
         return agent
 
     def reset(self, seeds: Sequence[int | None]) -> None:
-        """Start new episodes; see `agents.agent.Agent`."""
-        self._rngs.reset(seeds)
+        """See `agents.agent.Agent`."""
+        self._rngs = reset_rngs(self._rngs, seeds, 0x5A3)
         self._frame_stack.reset(np.array([seed is not None for seed in seeds]))
 
     @torch.inference_mode()
     def act(self, frames: np.ndarray) -> Actions:
-        """Return the actions for the frames uint8[n, H, W, 3]; see `agents.agent.Agent`."""
+        """See `agents.agent.Agent`."""
         stacks = self._frame_stack.add(frames)
         if self.decode == "generate":
             return self._parse_answers(generate_text(self.vlm, self.vlm.preprocess(stacks), self._prompt))
-        log_probs = self._log_probs(stacks)
-        weights = np.exp(log_probs - log_probs.max(axis=1, keepdims=True))
-        scores = weights / weights.sum(axis=1, keepdims=True)
-        indices = self._sample(scores)
-        texts = tuple(self.action_names[i] for i in indices)
-        return Actions(indices, texts, scores, np.zeros(len(frames), dtype=bool))
+        scores = _softmax(self._log_probs(stacks))
+        if self.temperature == 0:
+            return Actions.legal(scores.argmax(axis=1), self.action_names, scores)
+        tempered = _softmax(np.log(scores.astype(np.float64) + 1e-30) / self.temperature)
+        indices = np.array([rng.choice(len(p), p=p) for rng, p in zip(self._rngs, tempered, strict=True)])
+        return Actions.legal(indices, self.action_names, scores)
 
     def _log_probs(self, stacks: np.ndarray) -> np.ndarray:
         """Return the answers' log-probabilities; OpenVINO compiles its graph at the first stacks of a shape."""
-        assert self._scorer is not None
-        if self._engine == "torch" or (self._engine == "auto" and (len(stacks) > 1 or self.vlm.device.type != "cpu")):
+        if self.engine == "torch" or (self.engine == "auto" and (len(stacks) > 1 or self.vlm.device.type != "cpu")):
             return self._scorer.log_probs(self.vlm.encode_images(self.vlm.preprocess(stacks))).cpu().numpy()
         if self._openvino_scorer is None or self._openvino_scorer.shape != stacks.shape:
             self._openvino_scorer = OpenVinoScorer(self._scorer, stacks)
         return self._openvino_scorer.log_probs(stacks)
 
-    def _sample(self, scores: np.ndarray) -> np.ndarray:
-        if self.temperature == 0:
-            return scores.argmax(axis=1)
-        tempered = np.log(scores.astype(np.float64) + 1e-30) / self.temperature
-        weights = np.exp(tempered - tempered.max(axis=1, keepdims=True))
-        probabilities = weights / weights.sum(axis=1, keepdims=True)
-        return np.array([rng.choice(len(p), p=p) for rng, p in zip(self._rngs, probabilities, strict=True)])
-
     def _parse_answers(self, answers: list[str]) -> Actions:
         parsed = [parse_action(answer, self.action_names) for answer in answers]
         indices = np.array([0 if name is None else self.action_names.index(name) for name in parsed])
         return Actions(indices, tuple(answers), None, np.array([name is None for name in parsed]))
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)

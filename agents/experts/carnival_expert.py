@@ -1,17 +1,12 @@
-"""Action values for Carnival from shots played out on the emulator.
+"""Action values for Carnival from shots played out on the emulator (docs/experts.md: why green pipes).
 
-The wheel above the targets has eight pipes of 200 points each, and **800 if the pipe shot before had the same color**.
-The wheel's color changes every 12 steps, in a cycle, so that shooting only at green makes 5,800 points with eight
-bullets. The wheel can be hit from two positions, each two pixels wide, beside the bar that covers it, while no target
-crosses the line of fire. New targets come as long as there are pipes; so the wheel comes first, the targets afterwards.
-A duck that lands eats ten bullets, unless it is shot in flight.
-
-A shot has the value of what it hits, found by playing it out on the emulator. No player could, but the positions of
-bullets and targets follow from rows and speeds, which two frames show. A move has minus the expected number of steps to
-the nearest firing position. A move's last frame may repeat in the next step (sticky actions), so that positions between
-two steps are reached by chance; the expected number of steps is computed once, by value iteration.
+A shot has the value of what it hits, found by playing it out. No player could, but the positions of bullets and targets
+follow from rows and speeds, which two frames show. A move has minus the expected number of steps to the nearest firing
+position: its last frame may repeat in the next step (sticky actions), so that the number comes from value iteration.
 """
 
+import itertools
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 
@@ -40,14 +35,6 @@ Position = tuple[float, float]  # x, y in pixels
 
 
 @dataclass(frozen=True)
-class Observation:
-    """The console's memory, and the flying duck if there is one."""
-
-    ram: bytes
-    duck: Position | None
-
-
-@dataclass(frozen=True)
 class ShotOutcome:
     """The result of firing now."""
 
@@ -68,7 +55,7 @@ class CarnivalExpert:
     duck_value: float = 300.0  # in flight
     target_value: float = 150.0  # once the pipes are gone
     step_cost: float = 30.0
-    _observations: tuple[Observation, ...] = ()  # the last two
+    _observations: tuple[tuple[bytes, Position | None], ...] = ()  # the last two: memory, and the flying duck if any
 
     def values(self, emulator: Emulator, rng: np.random.Generator) -> ActionValues:
         """Return the action values, -inf for moves that fire."""
@@ -87,13 +74,13 @@ class CarnivalExpert:
     def _observe(self, emulator: Emulator) -> Position | None:
         """Return the flying duck; once per state, because `play_shot` changes the frame on the screen."""
         ram = emulator.ram.tobytes()
-        if not self._observations or self._observations[-1].ram != ram:
-            self._observations = (*self._observations[-1:], Observation(ram, find_duck(emulator.frame())))
-        return self._observations[-1].duck
+        if not self._observations or self._observations[-1][0] != ram:
+            self._observations = (*self._observations[-1:], (ram, find_duck(emulator.frame())))
+        return self._observations[-1][1]
 
     def _firing_interval(self, ram: Ram) -> tuple[int, int]:
         """Return the first and last left edge of the gun from which to shoot next."""
-        duck, previous = self._observations[-1].duck, self._observations[0].duck
+        (_, previous), (_, duck) = self._observations[0], self._observations[-1]
         gun = int(ram[GUN]) + GUN_OFFSET
         if duck:
             drift = duck[0] - previous[0] if previous and abs(duck[0] - previous[0]) < FRAME_SKIP else 0.0
@@ -108,8 +95,8 @@ class CarnivalExpert:
         if not shot.fired:
             return -self.bullet_cost
         value = self.duck_value * shot.hit_duck - self.bullet_cost
-        missing = MAX_BULLETS - int(ram[BULLETS])
-        value += self.bullet_cost * min(shot.bullets, missing) if shot.bullets > 0 else 0
+        if shot.bullets > 0:
+            value += self.bullet_cost * min(shot.bullets, MAX_BULLETS - int(ram[BULLETS]))
         if shot.points in (200, 800):
             return value + (self.pipe_value if shot.wheel_color == GREEN else -self.pipe_value)
         return value + (self.target_value if shot.points and not ram[PIPES] else 0)
@@ -154,11 +141,10 @@ def transition_distribution(move: int, last: int) -> tuple[tuple[int, int, float
     """Return (pixels, move of the last frame, probability) of the step `move` after a frame with the move `last`."""
     found = {(0, last): 1.0}
     for _ in range(FRAME_SKIP):
-        extended: dict[tuple[int, int], float] = {}
+        extended: dict[tuple[int, int], float] = defaultdict(float)
         for (pixels, current), probability in found.items():
-            for following, share in ((current, STICKY_PROBABILITY), (move, 1 - STICKY_PROBABILITY)):
-                key = (pixels + following, following)
-                extended[key] = extended.get(key, 0.0) + probability * share
+            extended[pixels + current, current] += probability * STICKY_PROBABILITY
+            extended[pixels + move, move] += probability * (1 - STICKY_PROBABILITY)
         found = extended
     return tuple((pixels, current, probability) for (pixels, current), probability in found.items())
 
@@ -169,18 +155,16 @@ def cost_to_go(width: int) -> Float[np.ndarray, "offsets 3 3"]:
 
     Offsets run from -MAX_OFFSET to MAX_OFFSET + width - 1; moves are ordered as in `MOVES`.
     """
-    moves = tuple(MOVES.values())
     offsets = np.arange(-MAX_OFFSET, MAX_OFFSET + width)
     inside = (offsets >= 0) & (offsets < width)
     best, costs = np.zeros((len(offsets), 3)), np.zeros((len(offsets), 3, 3))
     for _ in range(60):
-        for last in moves:
-            for move in moves:
-                expected = np.zeros(len(offsets))
-                for pixels, current, probability in transition_distribution(move, last):
-                    reached = np.clip(np.arange(len(offsets)) + pixels, 0, len(offsets) - 1)
-                    expected += probability * best[reached, current + 1]
-                costs[:, last + 1, move + 1] = expected + (1.0 if move else ~inside)
+        for last, move in itertools.product(MOVES.values(), repeat=2):
+            expected = np.zeros(len(offsets))
+            for pixels, current, probability in transition_distribution(move, last):
+                reached = np.clip(np.arange(len(offsets)) + pixels, 0, len(offsets) - 1)
+                expected += probability * best[reached, current + 1]
+            costs[:, last + 1, move + 1] = expected + (1.0 if move else ~inside)
         best = costs.min(axis=2)
     return costs
 

@@ -67,12 +67,12 @@ class Maze:
         neighbors = self.edges.get(node, {})
         if abs(dx) <= 3 and abs(dy) <= 4:
             return (node if neighbors else None), neighbors
+        if node not in self.edges:
+            return None, {}
         if abs(dx) > 3:
             back, onward = ("left", "right") if dx > 0 else ("right", "left")
         else:
             back, onward = ("up", "down") if dy > 0 else ("down", "up")
-        if node not in self.edges:
-            return None, {}
         return None, {back: node} | ({onward: neighbors[onward]} if onward in neighbors else {})
 
 

@@ -1,7 +1,6 @@
 """Action values for Ms. Pac-Man from shortest paths: fast, and consistent between similar states.
 
-The values of `agents.experts.search` are estimates from a few random rollouts, so that two searches of one state often
-disagree, and they foresee the ghosts' moves. Here the value of a direction is
+The value of a direction is
 
     sum of discount_near^k * gain  +  max of discount_far^k * gain  -  step_cost * distance to the nearest gain
     -  ghost_penalty * proximity of ghosts  -  dead_end_penalty  -  reversal_penalty
@@ -61,10 +60,9 @@ class MsPacmanExpert:
     def values(self, emulator: Emulator, rng: np.random.Generator) -> ActionValues:
         """Return the value of each open direction, -inf for every other action."""
         values = np.full(len(self.action_names), -np.inf, dtype=np.float32)
-        for name, value in self.direction_values(self.observe(emulator.frame(), emulator.ram)).items():
+        found = self.direction_values(self.observe(emulator.frame(), emulator.ram))
+        for name, value in (found or dict.fromkeys(DIRECTIONS, 0.0)).items():  # between two lives there is no player
             values[self.action_names.index(name)] = value
-        if not np.isfinite(values).any():  # between two lives there is no player
-            values[[self.action_names.index(name) for name in DIRECTIONS]] = 0
         return values
 
     def observe(self, frame: UInt8[np.ndarray, "210 160 3"], ram: Ram) -> Scene:
@@ -90,7 +88,7 @@ class MsPacmanExpert:
         return values
 
     def _maze(self, walls: Walls) -> Maze:
-        """Return the maze, cached by pixel rows without dots."""
+        """Return the maze, cached by the pixel rows without dots."""
         key = np.packbits(walls[5::12]).tobytes()
         if key not in self._mazes:
             if len(self._mazes) > 64:

@@ -50,9 +50,12 @@ class PaddleExpert:
             return values
         start = emulator.clone()
         target = self._paddle_target(emulator)
-        for move in moves:
+        values[moves] = 0
+        for move in moves if target is not None else ():
             emulator.restore(start)
-            values[move] = 0 if target is None else -abs(self._paddle_after(emulator, move) - target)
+            emulator.act(move)
+            emulator.act(0)  # the paddle does not stop at once
+            values[move] = -abs(int(emulator.ram[self.layout.paddle]) - target)
         emulator.restore(start)
         return values
 
@@ -66,9 +69,3 @@ class PaddleExpert:
                 return int(ram[self.layout.ball_along]) - self.layout.center_offset
             emulator.act(0)
         return None
-
-    def _paddle_after(self, emulator: Emulator, move: int) -> int:
-        """Return where the paddle is one step after a move, since it does not stop at once."""
-        emulator.act(move)
-        emulator.act(0)
-        return int(emulator.ram[self.layout.paddle])

@@ -1,11 +1,7 @@
 """Search on cloned emulator states: a value for every action of any game, without training.
 
-`FireLookahead` answers when to shoot: hold a direction for k steps, fire, wait for the effect. `RandomRolloutSearch`
-answers where to go: random rollouts of held actions, with the best rollout of the last step tried again
-(rolling-horizon search with a shift buffer, Gaina et al. 2017, "Analysis of vanilla rolling horizon evolution
-parameters"). Every rollout draws the sticky actions anew, so that a value is an estimate over them.
-
-Search reads the simulator's state, which no human player sees: report it as an expert with access to the simulator.
+Every rollout draws the sticky actions anew, so that a value is an estimate over them. Search reads the simulator's
+state, which no human player sees: report it as an expert with access to the simulator.
 """
 
 from dataclasses import dataclass, field
@@ -44,9 +40,7 @@ class _Rollout:
         self.lives, self.counters = emulator.lives, self._read_counters()
 
     def _read_counters(self) -> list[int]:
-        if not self.shaping.ram:
-            return []
-        ram = self.emulator.ram
+        ram = self.emulator.ram if self.shaping.ram else ()
         return [int(ram[address]) for address in self.shaping.ram]
 
     def save(self) -> tuple:
@@ -67,9 +61,8 @@ class _Rollout:
         self.counters = counters
         lives, over = self.emulator.lives, self.emulator.game_over
         lost = over or lives < self.lives
-        reward -= self.shaping.life * lost
         self.lives = lives
-        self.value += self.weight * reward
+        self.value += self.weight * (reward - self.shaping.life * lost)
         self.weight *= self.discount
         return not lost
 
@@ -83,7 +76,7 @@ class _Rollout:
 
 @dataclass(frozen=True)
 class FireLookahead:
-    """Values of actions by the best single shot that can follow them.
+    """Values of actions by the best single shot that can follow them: when to shoot.
 
     A shot has the return of the `rollout_horizon` steps that it starts. A move (or no-op) has that of the best of:
     hold it for one of `hold_lengths` steps, then shoot; hold it for the longest and never shoot.
@@ -125,12 +118,13 @@ class FireLookahead:
 
 @dataclass
 class RandomRolloutSearch:
-    """Values of actions by random rollouts that start with them, `num_rollouts` of `horizon` steps each.
+    """Values of actions by random rollouts that start with them, `num_rollouts` of `horizon` steps each: where to go.
 
     A rollout holds each action for two to eight steps and rarely reverses, so that it covers distance in a maze. The
-    value of an action is `max_weight` times its best rollout plus the rest times their mean: a mean alone counts
-    rollouts that no player would choose, a maximum alone counts luck. Where no rollout gains anything, such as far from
-    the last pellets, rollouts of `extended_horizon` steps are added.
+    best rollout of the last step is tried again (shift buffer of rolling-horizon search, Gaina et al. 2017). The value
+    of an action is `max_weight` times its best rollout plus the rest times their mean: a mean alone counts rollouts
+    that no player would choose, a maximum alone counts luck. Where no rollout gains anything, such as far from the last
+    pellets, rollouts of `extended_horizon` steps are added.
     """
 
     moves: tuple[int, ...]

@@ -9,12 +9,12 @@ from copy import copy
 
 import numpy as np
 
-from agents.agent import Actions
-from agents.env_rngs import EnvRngs
+from agents.agent import Actions, reset_rngs, reset_states
 from agents.experts.carnival_expert import CarnivalExpert
 from agents.experts.mspacman_expert import MsPacmanExpert
 from agents.experts.paddle_expert import RAM_LAYOUTS, PaddleExpert
 from agents.experts.search import ActionValues, FireLookahead, RandomRolloutSearch, RewardShaping, Search
+from agents.registry import EXPERT_GAMES
 from common.errors import UserError
 from envs.atari import EmulatorEnvs
 from envs.games import Game
@@ -25,37 +25,24 @@ REWARD_SHAPING = {
     "MsPacman": RewardShaping(life=800.0),
 }
 ALWAYS_FIRING = {"Seaquest"}  # games where firing costs nothing, so that every searched move fires
-EXPERT_GAMES = {
-    "mspacman-expert": ("MsPacman",),
-    "carnival-expert": ("Carnival",),
-    "paddle-expert": tuple(RAM_LAYOUTS),
-}
 
 
 def default_search(game: Game, action_names: Sequence[str]) -> Search:
     """Return the planner's search: by shots in a game that fires and moves along at most one axis, else by rollouts."""
-    shaping = REWARD_SHAPING.get(game.name, RewardShaping())
-    names = list(action_names)
+    shaping, names = REWARD_SHAPING.get(game.name, RewardShaping()), list(action_names)
     shots = tuple(i for i, name in enumerate(names) if "fire" in name)
     moves = tuple(i for i, name in enumerate(names) if "fire" not in name)
     directions = {word for name in names for word in name.split()} & {"up", "down", "left", "right"}
     one_axis = directions <= {"left", "right"} or directions <= {"up", "down"}
     if shots and one_axis:
         return FireLookahead(moves, shots, len(names), fire=names.index("fire"), shaping=shaping)
-    moves = _firing_moves(names) if game.name in ALWAYS_FIRING else _rollout_moves(names)
+    if game.name in ALWAYS_FIRING:
+        moves = tuple(i for i in shots if len(names[i].split()) <= 2)  # in place or straight
+    elif shots:
+        moves = tuple(range(len(names)))
+    else:
+        moves = tuple(i for i, name in enumerate(names) if name != "noop" and " " not in name)  # no diagonals
     return RandomRolloutSearch(moves, len(names), opposites=_opposites(names), shaping=shaping)
-
-
-def _rollout_moves(names: list[str]) -> tuple[int, ...]:
-    """Return every action, but no no-op and no diagonals in a game without a fire button."""
-    if any("fire" in name for name in names):
-        return tuple(range(len(names)))
-    return tuple(i for i, name in enumerate(names) if name != "noop" and " " not in name)
-
-
-def _firing_moves(names: list[str]) -> tuple[int, ...]:
-    """Return the actions that fire in place or straight."""
-    return tuple(i for i, name in enumerate(names) if "fire" in name and len(name.split()) <= 2)
 
 
 def _opposites(names: list[str]) -> dict[int, int]:
@@ -66,22 +53,16 @@ def _opposites(names: list[str]) -> dict[int, int]:
 
 
 def make_search(agent_type: str, envs: EmulatorEnvs) -> Search:
-    """Return the search of an expert (`agents.registry.EXPERTS`).
-
-    Raises:
-        UserError: the expert does not play this game.
-    """
+    """Return the search of an expert (`agents.registry.EXPERTS`); `UserError` if it does not play this game."""
     game, names = envs.game, envs.action_names
     if agent_type == "planner":
         return default_search(game, names)
     games = EXPERT_GAMES[agent_type]
     if game.name not in games:
         raise UserError(f"expected {' or '.join(games)} for {agent_type}, got {game.name}; nearest agent: planner")
-    if agent_type == "carnival-expert":
-        return CarnivalExpert(names)
     if agent_type == "paddle-expert":
         return PaddleExpert(RAM_LAYOUTS[game.name], names)
-    return MsPacmanExpert(names)
+    return CarnivalExpert(names) if agent_type == "carnival-expert" else MsPacmanExpert(names)
 
 
 class SearchAgent:
@@ -91,16 +72,12 @@ class SearchAgent:
         self.envs, self.name = envs, name
         self._initial = search
         self._searches: list[Search] = []
-        self._rngs = EnvRngs(0x91A)
+        self._rngs: list[np.random.Generator] = []
 
     def reset(self, seeds: Sequence[int | None]) -> None:
         """See `agents.agent.Agent`."""
-        self._rngs.reset(seeds)
-        if len(self._searches) != len(seeds):
-            self._searches = [self._initial] * len(seeds)
-        for env_index, seed in enumerate(seeds):
-            if seed is not None:
-                self._searches[env_index] = copy(self._initial)  # without memory of another episode
+        self._rngs = reset_rngs(self._rngs, seeds, 0x91A)
+        self._searches = reset_states(self._searches, seeds, lambda _: copy(self._initial))  # without memory
 
     def values(self, env_index: int) -> ActionValues:
         """Return the value of every action in an environment's current state, -inf where it was not searched."""
@@ -109,6 +86,4 @@ class SearchAgent:
     def act(self, frames: np.ndarray) -> Actions:
         """Search in every environment; the frames are not used."""
         scores = np.stack([self.values(env_index) for env_index in range(len(frames))])
-        indices = scores.argmax(axis=1)
-        texts = tuple(self.envs.action_names[i] for i in indices)
-        return Actions(indices, texts, scores, np.zeros(len(frames), dtype=bool))
+        return Actions.legal(scores.argmax(axis=1), self.envs.action_names, scores)

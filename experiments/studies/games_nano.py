@@ -247,7 +247,7 @@ def play(config: ExperimentConfig, game_name: str, seed: int, policy: Path | Non
     with make_envs(game, config.episodes if gpu else min(config.num_envs, config.episodes), config.protocol) as envs:
         engine = "torch" if gpu else config.engine
         agent = (
-            VlmAgent.load(policy, game, envs.action_names, "scores", config.temperature, engine)
+            VlmAgent.load(policy, envs, "scores", config.temperature, engine)
             if policy
             else RandomAgent(envs.action_names)
         )

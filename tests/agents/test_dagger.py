@@ -67,7 +67,7 @@ def test_action_accuracy_counts_the_labelled_steps_alone(tiny, tmp_path, short_g
     data = EpisodeDataset(tmp_path / "run" / "iteration-0" / "recorded-MsPacman")
     labelled = ~np.isnan(data.action_values).all(axis=1)
     best = np.where(np.isfinite(data.action_values[labelled]), data.action_values[labelled], -np.inf).argmax(1)
-    assert rollout_metrics(data, "x")["action_accuracy"] == pytest.approx(np.mean(best == data.actions[labelled]))
+    assert rollout_metrics(data)["action_accuracy"] == pytest.approx(np.mean(best == data.actions[labelled]))
 
 
 def test_an_experts_agreement_with_itself_is_measured_once(tmp_path, short_games):

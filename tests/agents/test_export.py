@@ -2,7 +2,7 @@
 
 import pytest
 
-from agents import export
+from agents import checkpoint_selection, export
 from common.command import run
 from vlm import checkpoint
 from vlm.presets import build
@@ -23,7 +23,7 @@ def test_the_temperature_that_plays_best_is_exported_with_the_weights_that_playe
         random = {"Carnival": 760.7, "MsPacman": 241.0}[game]
         return [random + {("Carnival", 0.0): 5000.0, ("MsPacman", 0.5): 900.0}.get((game, temperature), 0.0)] * episodes
 
-    monkeypatch.setattr(export, "evaluate_policy", scores)
+    monkeypatch.setattr(checkpoint_selection, "evaluate_policy", scores)
     arguments = ("--checkpoint", tmp_path / "model", "--out", tmp_path / "exported", "--temperatures", 0, 0.5)
     assert command(*arguments, "--episodes", 2) == 0
     play = checkpoint.read_training(tmp_path / "exported")["play"]

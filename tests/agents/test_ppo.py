@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from agents import ppo
-from agents.ppo import PPOConfig, PPOTrainer
+from agents.ppo_config import PPOConfig
 from agents.ppo_loss import PPOBatch, compute_advantages, ppo_losses
+from agents.ppo_trainer import PPOTrainer
 from agents.rollout_buffer import PolicyOutput, RolloutCollector
 from common.command import run
 from envs.atari import AtariEnvs, Step
@@ -165,13 +166,14 @@ def test_a_ratio_beyond_the_clipping_range_has_no_gradient():
     old = torch.tensor([[0.5, 0.5]]).log()
     batch = PPOBatch(torch.tensor([0]), old, old, advantages=torch.tensor([1.0]), returns=torch.tensor([0.0]))
     weights = {"clip_coef": 0.2, "ent_coef": 0, "kl_coef": 0, "vf_coef": 0}
+    config = PPOConfig(game="Pong", init="unused", out="unused", **weights)
 
     def gradient(probability):
         logits = torch.tensor([[probability, 1 - probability]]).log().requires_grad_()
-        ppo_losses(logits.log_softmax(-1), torch.zeros(1), batch, **weights)["loss"].backward()
+        ppo_losses(logits.log_softmax(-1), torch.zeros(1), batch, config)["loss"].backward()
         return float(logits.grad.abs().sum())
 
     assert gradient(0.55) > 0.1
     assert gradient(0.7) == 0
-    kl = ppo_losses(torch.tensor([[0.8, 0.2]]).log(), torch.zeros(1), batch, **weights)["kl"]
+    kl = ppo_losses(torch.tensor([[0.8, 0.2]]).log(), torch.zeros(1), batch, config)["kl"]
     assert float(kl) == pytest.approx(0.8 * np.log(1.6) + 0.2 * np.log(0.4))

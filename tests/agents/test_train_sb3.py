@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from agents.experts import train_sb3
-from agents.experts.train_sb3 import ExpertEnvs
+from agents.experts.expert_envs import ExpertEnvs
 from agents.frame_stack import FrameStack
 from agents.sb3_agent import STACK, Sb3Agent, read_policy, shrink
 from common.command import run
