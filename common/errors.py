@@ -1,5 +1,13 @@
-"""The one error class for a user's mistake."""
+"""The one error class for a user's mistake, and the nearest valid choice that its text names."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
     """A user's mistake. Its text is one line, fit to print: what was expected, what came, the nearest valid choice."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return the choice that is most like a name."""
+    return difflib.get_close_matches(name, list(choices), n=1, cutoff=0.0)[0]

@@ -99,9 +99,8 @@ def _load_pretrained(name: str) -> PretrainedVLM:
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(name)
     except LOAD_ERRORS as error:
-        raise CheckpointError(
-            f"expected a vision-language model of transformers at {name}: {_first_line(error)}"
-        ) from error
+        reason = _first_line(error)
+        raise CheckpointError(f"expected a vision-language model of transformers at {name}: {reason}") from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise CheckpointError(f"expected a processor of images and text at {name}, got {type(processor).__name__}")
     return PretrainedVLM(model.eval(), processor)
@@ -122,8 +121,7 @@ def load_as(model_class: type[Model], directory: Path) -> Model:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except LOAD_ERRORS as error:
         raise CheckpointError(f"{directory / WEIGHTS} or a file beside it is damaged: {_first_line(error)}") from error
-    mismatched = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
-    if mismatched:
+    if mismatched := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
         raise CheckpointError(f"{directory / WEIGHTS} does not fit its config.json: {', '.join(mismatched[:3])}")
     known = {field.name for field in dataclasses.fields(ImageConfig)}
     if unknown := sorted(set(metadata) - known - {"kind"}):

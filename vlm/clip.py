@@ -20,14 +20,7 @@ from vlm.presets import find_preset, vision_config
 
 MAX_TEXT_LENGTH = 64  # tokens, the end token included
 PROJECTION_DIM = 128
-TEXT_CONFIG = {
-    "hidden_size": 128,
-    "intermediate_size": 512,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": MAX_TEXT_LENGTH,
-    "hidden_act": "gelu",
-}
+TEXT_CONFIG = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4}
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Int[Tensor, "B L"]:
@@ -70,8 +63,9 @@ def build_clip(preset_name: str, tokenizer: PreTrainedTokenizerFast, seed: int =
     if preset.image_config.square_size is None:
         raise UserError(f"expected a preset with a CLIP tower (nano-clip, tiny-clip), got {preset_name!r}")
     special_ids = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+    text_sizes = {**TEXT_CONFIG, "max_position_embeddings": MAX_TEXT_LENGTH, "vocab_size": len(tokenizer)}
     config = CLIPConfig(
-        text_config={**TEXT_CONFIG, "vocab_size": len(tokenizer), **special_ids},
+        text_config={**text_sizes, **special_ids, "hidden_act": "gelu"},
         vision_config=vision_config(preset).to_dict(),
         projection_dim=PROJECTION_DIM,
     )

@@ -58,7 +58,7 @@ class PixelModel(ABC):
             for module in self.model.modules()
             if isinstance(module, PreTrainedModel) and id(module.config) in parts and not module._supports_sdpa
         }
-        kinds = {name: "eager" if name in eager_only else kind for name in parts.values()}
+        kinds = dict.fromkeys(parts.values(), kind) | dict.fromkeys(eager_only, "eager")
         self.model.set_attn_implementation({"": kind, **kinds})
 
     def preprocess(self, frames: Frames) -> Float[Tensor, "B C rows columns"]:

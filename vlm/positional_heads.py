@@ -1,11 +1,9 @@
 """Attention heads that start as fixed relative offsets: half of each layer's heads.
 
-The answer's token has to read what lies where, but a decoder with random weights attends to the mean over all image
-tokens, which carries no position, and finds better heads hundreds of steps later. A head whose query and key have
-constant parts (the biases of its projections) attends at one offset whatever its input, since rotary positions rotate
-a constant by the offset. With offsets that span the image, the last token of a prompt reads the image position by
-position from the first step on. The biases stay trainable, and the other half of the heads starts as usual. For `micro`
-no difference in learning has been shown (`docs/log/`).
+A decoder with random weights attends to the mean over all image tokens, which carries no position. A head whose query
+and key have constant parts (the biases of its projections) attends at one offset whatever its input, since rotary
+positions rotate a constant by the offset. With offsets that span the image, the last token of a prompt reads the image
+position by position from the first step on. The biases stay trainable, and the other half of the heads starts as usual.
 """
 
 import math

@@ -7,12 +7,10 @@ NATIVE = ("amx_bf16", "avx512_bf16", "bf16")  # its names on x86 and ARM process
 
 def native_bfloat16(device: torch.device) -> bool:
     """Return whether a device computes bfloat16 natively."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in NATIVE)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in NATIVE)
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def in_bfloat16(device: torch.device, bf16: bool | None) -> bool:

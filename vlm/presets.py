@@ -3,18 +3,14 @@
 Most presets are FastVLM (Vasu et al. 2025) around a ResNet (He et al. 2016). Convolutions read every pixel of the
 native frame at strides 2 to 32; the cells of the last map, 7 x 5 of 32 x 32 pixels, are the image tokens of a small
 Llama. The frames of a history are stacked along channels, so that motion costs no tokens. Batch norms have fixed
-statistics (`vlm.layers.FixedStatsBatchNorm2d`). Norms over the channels of each position, as in most newer encoders,
-amplify empty background to the level of the player: with them the same frames took ten times as long to learn, or
-were not learned at all (`docs/log/`).
+statistics: norms over the channels of each position amplify empty background, and frames are hardly learned
+(`docs/log/`).
 
 Presets with a `square_size` have the architecture of the PVP paper: LLaVA (Liu et al. 2023) around a CLIP vision
 transformer (Radford et al. 2021) over square patches, each an image token, taken from the last layer but one. They can
 start from a tower trained by `pretrain.contrastive` (`vlm.clip.load_vision_tower`).
-
-Any vision-language model of transformers can replace a preset, by its directory or hub id (`vlm.hf_vlm`).
 """
 
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +27,7 @@ from transformers import (
     ResNetConfig,
 )
 
-from common.errors import UserError
+from common.errors import UserError, nearest
 from vlm.image_input import ImageConfig
 from vlm.model import PixelVLM
 from vlm.positional_heads import init_positional_heads
@@ -78,8 +74,7 @@ PRESETS = {
 def find_preset(name: str) -> Preset:
     """Return a preset by name; `UserError` names the nearest."""
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
-        raise UserError(f"expected a preset ({', '.join(PRESETS)}), got {name!r}; nearest: {near}")
+        raise UserError(f"expected a preset ({', '.join(PRESETS)}), got {name!r}; nearest: {nearest(name, PRESETS)}")
     return PRESETS[name]
 
 

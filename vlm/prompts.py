@@ -1,12 +1,11 @@
 """Every prompt and answer format; parsing is the inverse of formatting.
 
-Actions: the task comes before the image, so that the image tokens depend on it and the text's keys and values can be
-cached across the frames of an episode:
+Actions: the task comes before the image, so that the text's keys and values can be cached across frames:
 
     [play] Ms. Pac-Man : noop , up , right , up right <image> action :      ->  up right
 
 Pixel values follow the authors' code (Gou et al. 2024; Vision-CAIR's paint data), row first, image first; but the
-answer's opening bracket has moved to the prompt, and the prompt's fixed parts are one token each:
+prompt holds the answer's opening bracket:
 
     <image> [reconstruct] loc: [12,7] rgb: [                                ->  184,50,50]
 

@@ -1,9 +1,8 @@
 """Sinusoidal initial embeddings of a new model's numbers and positions.
 
-A PVP prompt names a pixel by two numbers, and the decoder has to find the image token at that position: the attention
-score is a product of the numbers' embeddings and the encoder's position embeddings. If both are the same sinusoidal
-encoding, one linear map finds every position; if both are random, each number has to be learned separately. The
-encoding also orders the answers: the logit of 130 rises with that of 131. All embeddings stay trainable.
+A PVP prompt names a pixel by two numbers, and the decoder has to find the image token at that position. If numbers and
+positions have the same sinusoidal encoding, one linear map finds every position; if both are random, each number has to
+be learned separately. It also orders the answers: the logit of 130 rises with that of 131. All stay trainable.
 """
 
 import math
@@ -47,15 +46,8 @@ def init_position_embeddings(
 ) -> None:
     """Encode rows and columns in a CLIP tower's position embeddings, half of the width each.
 
-    Args:
-        tower: of a VLM or of a CLIP.
-        height: rows of the images, which lie in the upper left of the square.
-        width: columns of the images.
-        grid: cells along each side of the grid that prompts count on; None for pixels.
-        amplitude: the encoding's root mean square.
-
-    Raises:
-        UserError: the tower has no position embeddings.
+    The images have `height` rows and `width` columns, in the upper left of the square. `grid` is the number of cells
+    along each side that prompts count in, None for pixels. `UserError` if the tower has no position embeddings.
     """
     embeddings: Any = getattr(tower, "embeddings", None)
     if not hasattr(embeddings, "position_embedding"):

@@ -9,8 +9,8 @@ import torch
 from transformers import DynamicCache
 
 from common.errors import UserError
-from vlm.decoding.masks import causal_mask
 from vlm.decoding.packing import forward_packed
+from vlm.decoding.prefix import causal_mask
 from vlm.decoding.shared_prefix_attention import IMPLEMENTATION, CachedPrefix, forward_with_shared_prefix
 
 

@@ -6,7 +6,6 @@ image, text                 once for an image
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,8 +14,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from common.errors import UserError
-from vlm.decoding.masks import causal_mask
-from vlm.decoding.prefix import Offsets, SharedIds, embed_text
+from vlm.decoding.prefix import Offsets, SharedIds, causal_mask, embed_text
 from vlm.decoding.shared_prefix_attention import CachedPrefix, forward_with_shared_prefix
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
@@ -36,16 +34,9 @@ def generate_batch(
 ) -> Int[Tensor, "B K N"]:
     """Return the greedy answers to K prompts about each of B images, equal to those of `generate` for each alone.
 
-    Answers hold their end and are padded after it to the longest; the model's `generation_config` defines both.
-
-    Args:
-        vlm: a model that `require_prefix_sharing` accepts.
-        features: of the images.
-        shared_ids: the text before every suffix; see `encode_prefix`.
-        suffixes: the rest of each prompt, padded on the right.
-        max_new_tokens: where an answer without an end is truncated.
-        lengths: of the suffixes, all L by default.
-        chunk: about how many prompts are decoded at a time.
+    A prompt is `shared_ids` (`encode_prefix`) and a suffix, padded on the right, with `lengths` without padding. About
+    `chunk` prompts are decoded at a time. An answer of fewer than `max_new_tokens` holds its end and is padded after
+    it; the model's `generation_config` defines both.
 
     Raises:
         UserError: the class cannot share a prefix, or shapes do not fit.
@@ -54,9 +45,8 @@ def generate_batch(
         raise UserError(f"expected max_new_tokens of at least 1, got {max_new_tokens}")
     state = DecodingState(vlm, CachedPrefix.encode(vlm, features, shared_ids), suffixes, lengths)
     answers = [state.generate(columns, max_new_tokens) for columns in state.split(chunk)]
-    longest = max(part.shape[-1] for part in answers)
-    padded = [functional.pad(part, (0, longest - part.shape[-1]), value=_pad_id(vlm)) for part in answers]
-    return torch.cat(padded, dim=1)
+    longest, (_, pad) = max(part.shape[-1] for part in answers), _end_and_pad_ids(vlm)
+    return torch.cat([functional.pad(part, (0, longest - part.shape[-1]), value=pad) for part in answers], dim=1)
 
 
 @torch.no_grad()
@@ -65,25 +55,15 @@ def last_hidden_states(
 ) -> Float[Tensor, "B K D"]:
     """Return the decoder's last hidden state of each prompt, which predicts the answer's first token."""
     state = DecodingState(vlm, cached_prefix, suffixes, lengths)
-    hidden = [state.prefill(columns).hidden for columns in state.split(chunk=256)]
+    hidden = [state.prefill(columns)[-1] for columns in state.split(chunk=256)]
     return torch.cat([part.unflatten(0, (len(suffixes), -1)) for part in hidden], dim=1)
 
 
-@dataclass(frozen=True)
-class PrefillState:
-    """R prompts after prefill, image by image."""
-
-    cache: DynamicCache  # of the suffixes' tokens
-    valid: Bool[Tensor, "R L"]  # False at padding
-    lengths: Int[Tensor, " R"]
-    hidden: Float[Tensor, "R D"]  # the last hidden state of each prompt
-
-
 class DecodingState:
-    """K suffixes for each of B images, with a cache of the first tokens that suffixes share.
+    """K suffixes for each of B images.
 
-    split_point: how many first tokens are cached once for each group of suffixes that begin with them;
-    group_cache: the cache of those tokens; prefix_group: int[B, K], each suffix's row in it.
+    Their first `split_point` tokens are cached once for each group of suffixes that share them, in `group_cache`;
+    `prefix_group` int[B, K] is each suffix's row in it.
     """
 
     def __init__(self, vlm: PixelVLM, cached_prefix: CachedPrefix, suffixes: Tensor, lengths: Tensor | None):
@@ -126,9 +106,15 @@ class DecodingState:
         columns = torch.arange(self.suffixes.shape[1], device=self.suffixes.device)
         return columns.split(max(1, chunk // len(self.suffixes)))
 
-    def prefill(self, columns: Int[Tensor, " c"]) -> PrefillState:
-        """Run the decoder over these suffixes of every image."""
-        groups, lengths = self.prefix_group[:, columns].flatten(), self.lengths[:, columns].flatten()  # [R]
+    def prefill(
+        self, columns: Int[Tensor, " c"]
+    ) -> tuple[DynamicCache, Bool[Tensor, "R L"], Int[Tensor, " R"], Float[Tensor, "R D"]]:
+        """Run the decoder over these suffixes of every image.
+
+        Returns:
+            Of these R prompts, image by image: their cache, which tokens are no padding, lengths, last hidden states.
+        """
+        groups, lengths = self.prefix_group[:, columns].flatten(), self.lengths[:, columns].flatten()
         cache = DynamicCache(config=self.vlm.decoder.config)
         if self.split_point:
             for index, layer in enumerate(self.group_cache.layers):
@@ -138,24 +124,24 @@ class DecodingState:
         offsets = torch.arange(self.split_point, ids.shape[1], device=ids.device)
         states = self._forward(cache, embed_text(self.vlm, ids[:, self.split_point :]), offsets, valid)
         last = states[torch.arange(len(ids), device=ids.device), lengths - 1 - self.split_point]
-        return PrefillState(cache, valid, lengths, last)
+        return cache, valid, lengths, last
 
     def generate(self, columns: Int[Tensor, " c"], max_new_tokens: int) -> Int[Tensor, "B c N"]:
         """Return the greedy answers to these prompts of every image."""
-        state = self.prefill(columns)
-        hidden, valid = state.hidden, state.valid
-        ends = torch.tensor(_end_ids(self.vlm), dtype=torch.long, device=hidden.device)
+        cache, valid, lengths, hidden = self.prefill(columns)
+        end_ids, pad = _end_and_pad_ids(self.vlm)
+        ends = torch.tensor(end_ids, dtype=torch.long, device=hidden.device)
         done = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         generated: list[Tensor] = []
         while True:
             token = self.vlm.model.get_output_embeddings()(hidden).float().argmax(-1)  # [R]
-            generated.append(token.masked_fill(done, _pad_id(self.vlm)))
+            generated.append(token.masked_fill(done, pad))
             done = done | torch.isin(token, ends)
             if len(generated) == max_new_tokens or done.all():
                 return torch.stack(generated, dim=1).unflatten(0, (len(self.suffixes), -1))
             valid = functional.pad(valid, (0, 1), value=True)
-            offsets = (state.lengths + len(generated) - 1)[:, None]
-            hidden = self._forward(state.cache, self.vlm.embed(generated[-1])[:, None], offsets, valid)[:, -1]
+            offsets = (lengths + len(generated) - 1)[:, None]
+            hidden = self._forward(cache, self.vlm.embed(generated[-1])[:, None], offsets, valid)[:, -1]
 
     def _forward(
         self, cache: DynamicCache, embeddings: Float[Tensor, "R T D"], offsets: Offsets, valid: Bool[Tensor, "R S"]
@@ -181,13 +167,8 @@ def pad_groups(group_ids: Int[Tensor, "B K"]) -> tuple[Int[Tensor, " BU"], Int[T
     return example[groups].flatten(), first_row + group_ids - first
 
 
-def _end_ids(vlm: PixelVLM) -> list[int]:
-    """Return the tokens that end an answer in `generate`."""
-    ends = vlm.model.generation_config.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-
-
-def _pad_id(vlm: PixelVLM) -> int:
-    """Return the token that `generate` writes after an answer's end."""
-    pad = vlm.model.generation_config.pad_token_id
-    return int((_end_ids(vlm) or [0])[0] if pad is None else pad)
+def _end_and_pad_ids(vlm: PixelVLM) -> tuple[list[int], int]:
+    """Return the tokens that end an answer in `generate`, and the one that it writes after the end."""
+    config = vlm.model.generation_config
+    ends = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or [])
+    return ends, (ends or [0])[0] if config.pad_token_id is None else config.pad_token_id

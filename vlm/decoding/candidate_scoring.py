@@ -22,8 +22,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from common.errors import UserError
-from vlm.decoding.masks import additive_mask
-from vlm.decoding.prefix import forward_with_cache
+from vlm.decoding.prefix import additive_mask, forward_with_cache
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM, uses_mrope
 from vlm.prompts import IMAGE
@@ -64,8 +63,7 @@ class CandidateTrie:
 class CandidateScorer:
     """Scores the same candidate answers to the same prompt for many images.
 
-    The keys and values of the text before the image are computed once a batch, with gradients, or with `cache_prompt`
-    once for all batches, while the weights are fixed.
+    The text before the image is computed once a batch, or with `cache_prompt` once, while the weights are fixed.
     """
 
     def __init__(self, vlm: PixelVLM, prompt: str, candidates: Sequence[str], cache_prompt: bool = False):
@@ -73,10 +71,8 @@ class CandidateScorer:
         if not image:
             raise UserError(f"expected a prompt with {IMAGE} in it, got {prompt!r}")
         if uses_mrope(vlm.model):
-            raise UserError(
-                f"{type(vlm.model).__name__} has M-RoPE positions, for which candidates cannot be scored yet; "
-                "generate answers instead (--decode generate)"
-            )
+            reason = "has M-RoPE positions, for which candidates cannot be scored yet"
+            raise UserError(f"{type(vlm.model).__name__} {reason}; generate answers instead (--decode generate)")
         self.vlm, self.cache_prompt = vlm, cache_prompt
         self._before, self._after = [*vlm.bos_ids, *token_ids(vlm.tokenizer, before)], token_ids(vlm.tokenizer, after)
         self.trie = CandidateTrie.build([token_ids(vlm.tokenizer, candidate) for candidate in candidates])

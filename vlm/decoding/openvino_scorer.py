@@ -1,8 +1,8 @@
 """A `CandidateScorer` compiled by OpenVINO: the same model in a third of the time, on a CPU.
 
 OpenVINO traces the forward pass once (seconds) and optimizes it for the processor. Where that computes bfloat16
-natively, so does the graph: log-probabilities then differ from float32's in about the second decimal, and of two nearly
-equal answers the other may be chosen (measured by `experiments.benchmarks.decision_speed`).
+natively, so does the graph: log-probabilities then differ from float32's in about the second decimal
+(`experiments.benchmarks.decision_speed`).
 """
 
 import warnings

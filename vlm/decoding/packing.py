@@ -3,16 +3,13 @@
     position   0 .. P-1      P  P+1  P+2      P  P+1  P+2      P ..
                image, text   suffix 0         suffix 1         ...
 
-Losses and gradients equal those of separate sequences, for every class that `require_prefix_sharing` accepts. There are
-two methods:
+Losses and gradients equal those of separate sequences, by one of two methods:
 
     mask    one sequence. Every suffix restarts at position P, and the mask separates the suffixes. transformers reads
             jumps of positions as borders of packed samples unless it gets a 4D mask, so one is always passed. Works
             with gradient checkpointing; attention is quadratic in the number of suffixes.
     cache   the prefix once, then the suffixes as rows after its keys and values, through which gradients flow back
             (`vlm.decoding.shared_prefix_attention`). Linear in the number of suffixes, without copies of the prefix.
-
-Shorter suffixes are padded on the right, where causal attention never reads.
 """
 
 from collections.abc import Sequence
@@ -24,8 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from common.errors import UserError
-from vlm.decoding.masks import additive_mask, causal_mask
-from vlm.decoding.prefix import SharedIds, embed_text, encode_prefix
+from vlm.decoding.prefix import SharedIds, additive_mask, causal_mask, embed_text, encode_prefix
 from vlm.decoding.shared_prefix_attention import CachedPrefix, forward_with_shared_prefix
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM

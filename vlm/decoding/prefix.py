@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -91,6 +91,22 @@ def forward_with_cache(
     return vlm.decoder(
         inputs_embeds=embeddings, position_ids=position_ids, attention_mask=attention_mask, use_cache=True, **kwargs
     ).last_hidden_state
+
+
+def additive_mask(visible: Bool[Tensor, "..."], dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:
+    """Return 0 where visible, else half of the type's minimum, so that adding scores stays finite.
+
+    Eager attention in transformers silently misreads boolean masks.
+    """
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill(~visible, torch.finfo(dtype).min / 2)
+
+
+def causal_mask(valid: Bool[Tensor, "R S"], dtype: torch.dtype) -> Float[Tensor, "R 1 S S"]:
+    """Return the additive causal mask of rows whose tokens are `valid` or padding."""
+    size = valid.shape[1]
+    causal = torch.ones(size, size, dtype=torch.bool, device=valid.device).tril()
+    return additive_mask(causal & valid[:, None], dtype)[:, None]
 
 
 def embed_text(vlm: PixelVLM, ids: Int[Tensor, "..."]) -> Float[Tensor, "... D"]:

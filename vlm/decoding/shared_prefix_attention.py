@@ -1,9 +1,8 @@
 """Attention of many rows to a prefix whose keys and values are stored once for all of them.
 
-With a copy of an image's keys and values in every row, each decoded token would read megabytes. Here the rows of a
-prefix attend to its keys in one large product and to their own few tokens in small ones; one softmax over both is exact
-(Juravsky et al. 2024, "Hydragen", arXiv 2402.05099, sec. 3). It is an attention function of transformers' own
-interface, so that the decoder's class runs unchanged, gradients included.
+The rows of a prefix attend to its keys in one large product and to their own few tokens in small ones; one softmax over
+both is exact (Juravsky et al. 2024, "Hydragen", arXiv 2402.05099, sec. 3). It is an attention function of transformers'
+own interface, so that the decoder's class runs unchanged, gradients included.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,18 +38,13 @@ class CachedPrefix:
     def encode(
         cls, vlm: PixelVLM, features: ImageFeatures, shared_ids: SharedIds, recorded_layers: Sequence[int] = ()
     ) -> "CachedPrefix":
-        """Run the decoder over prefixes (`encode_prefix`), with gradients if they are enabled.
-
-        Raises:
-            UserError: as `encode_prefix`, or the decoder filled no cache, silently, under gradient checkpointing.
-        """
+        """Run the decoder over prefixes (`encode_prefix`); under gradient checkpointing it silently fills no cache."""
         prefix, cache = encode_prefix(vlm, features, shared_ids), DynamicCache(config=vlm.decoder.config)
         forward_with_cache(vlm, cache, prefix.embeddings, prefix.position_ids)
         if cache.get_seq_length() != prefix.length:
-            raise UserError(
-                f"expected {type(vlm.decoder).__name__} to keep {prefix.length} tokens, it kept "
-                f"{cache.get_seq_length()}: gradient checkpointing forbids a cache; turn it off or pack by mask"
-            )
+            kept = f"to keep {prefix.length} tokens, it kept {cache.get_seq_length()}"
+            reason = "gradient checkpointing forbids a cache; turn it off or pack by mask"
+            raise UserError(f"expected {type(vlm.decoder).__name__} {kept}: {reason}")
         layers = tuple((layer.keys, layer.values) for layer in cache.layers)
         return cls(prefix, layers, dict.fromkeys(recorded_layers))
 

@@ -2,14 +2,13 @@
 
     <image> [segmentation] the red ghost :          the hidden states of these words become a dynamic kernel
 
-There is no second segmentation model. A feature pyramid adds the encoder's maps up on the finest one (Lin et al. 2017,
-"FPN"), and a sub-pixel convolution makes features of every pixel from each cell (Shi et al. 2016, "ESPCN"). The
-expression's states become one dynamic kernel, whose products with the pixel features are the mask's logits (Tian et al.
-2020, "CondInst"). What the encoder does not see, the mask cannot show: the head reads no pixels of its own.
+A feature pyramid adds the encoder's maps up on the finest one (Lin et al. 2017, "FPN"), and a sub-pixel convolution
+makes features of every pixel from each cell (Shi et al. 2016, "ESPCN"). The expression's states become one dynamic
+kernel, whose products with the pixel features are the mask's logits (Tian et al. 2020, "CondInst"). The head reads no
+pixels of its own.
 
-The pixel features are the same for all expressions, so that they learn from all of them. Position comes from a sum of
-sinusoids over rows and over columns, whose coefficients the expression gives. Without them a head must learn positions
-from masks, and takes several times as long (`docs/log/`).
+Position comes from a sum of sinusoids over rows and over columns, whose coefficients the expression gives. Without them
+a head must learn positions from masks, and takes several times as long (`docs/log/`).
 """
 
 import json
@@ -112,10 +111,8 @@ class MaskHead(nn.Module):
         """Return a new head for a model; `UserError` if its class reads images through its own processor."""
         pixels: Any = vlm.preprocess(torch.zeros(1, vlm.history, 210, 160, 3, dtype=torch.uint8))
         if not isinstance(pixels, Tensor):
-            raise UserError(
-                f"{type(vlm.model).__name__} reads images through its own processor, "
-                "whose maps a mask head cannot place; use points in text (--mask points)"
-            )
+            reason = "reads images through its own processor, whose maps a mask head cannot place"
+            raise UserError(f"{type(vlm.model).__name__} {reason}; use points in text (--mask points)")
         with torch.no_grad():
             maps = encoder_maps(vlm, vlm.encode_images(pixels, output_hidden_states=True))
         channels, strides = tuple(m.shape[1] for m in maps), tuple(pixels.shape[2] // m.shape[2] for m in maps)
@@ -193,18 +190,16 @@ class MaskHead(nn.Module):
         """Return the head of a checkpoint; `CheckpointError` if its files are missing or of an unknown version."""
         weights_file, config_file = Path(directory) / WEIGHTS_FILE, Path(directory) / CONFIG_FILE
         if not weights_file.is_file() or not config_file.is_file():
-            raise CheckpointError(
-                f"expected a checkpoint with a mask head, {WEIGHTS_FILE} and {CONFIG_FILE}, got {directory}"
-            )
+            files = f"{WEIGHTS_FILE} and {CONFIG_FILE}"
+            raise CheckpointError(f"expected a checkpoint with a mask head, {files}, got {directory}")
         fields = {OLD_NAMES.get(name, name): value for name, value in json.loads(config_file.read_text()).items()}
         try:
             head = cls(MaskHeadConfig(tuple(fields.pop("channels")), tuple(fields.pop("strides")), **fields))
             tensors = load_file(weights_file).items()
             head.load_state_dict({".".join(OLD_NAMES.get(m, m) for m in name.split(".")): t for name, t in tensors})
         except (KeyError, TypeError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{weights_file} is no mask head of this version: {str(error).splitlines()[0]}"
-            ) from error
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{weights_file} is no mask head of this version: {reason}") from error
         return head.eval()
 
 
@@ -221,8 +216,7 @@ def expression_states(
 ) -> tuple[Float[Tensor, "B K L D"], Float[Tensor, "B K L"]]:
     """Return the decoder's hidden states over `expression_tokens`, and their pooling weights, 0 at padding.
 
-    Half of the weight is spread evenly over the tokens; the last token, which attends to all others, gets the other
-    half.
+    Half of the weight is spread evenly over the tokens; the last token, which attends to all, gets the other half.
     """
     device = features.tokens.device
     states = forward_packed(vlm, features, shared.to(device), questions.to(device))

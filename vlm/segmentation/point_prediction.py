@@ -5,14 +5,13 @@
     12,                         encoded once for a row
     7] mask:            -> 1    encoded for each point
 
-The paper's lab writes masks in this form (Vision-CAIR's paint data): no head, no parameters, the same interface as
-pixel value prediction. The logits of 1 against 0 are a soft mask. A prompt is tokenized part by part, so that prompts
-share tokens with any tokenizer.
+The paper's lab writes masks in this form (Vision-CAIR's paint data): no head, no parameters, the interface of pixel
+value prediction. The logits of 1 against 0 are a soft mask. A prompt is tokenized part by part, so that prompts share
+tokens with any tokenizer.
 
-Most of an image is far from the target. So every second row and column comes first. Of the points between, those where
-neighbors disagree or the model is uncertain follow, at most as many again, the most uncertain ones; all others are
-interpolated (adaptive subdivision, with as many points a step as the first; Kirillov et al. 2020, "PointRend",
-section 3.1). A grid so takes at most half of its points.
+Every second row and column comes first. Of the points between, those where neighbors disagree or the model is uncertain
+follow, the most uncertain ones, at most as many again; all others are interpolated (adaptive subdivision, Kirillov et
+al. 2020, "PointRend", section 3.1).
 """
 
 from collections.abc import Sequence
@@ -78,13 +77,8 @@ def predict_points(
 ) -> Float[Tensor, "K grid grid"]:
     """Return the float32 logits of 1 against 0 at each point of a grid, for each of K expressions about one image.
 
-    Args:
-        vlm: the model.
-        features: of the image.
-        expressions: K of them.
-        grid: points along each side.
-        stride: rows and columns between the points of the first step; 1 predicts every point.
-        logit_bias: added to all logits, of `pretrain.referring.point_objective.calibrate_logit_bias`.
+    `stride` is the distance of the points of the first step; 1 predicts every point. `logit_bias` is added to all
+    logits (`pretrain.referring.point_objective.calibrate_logit_bias`).
     """
     prompts = PointPromptFormat.of(vlm)
     samplers = (PointSampler(vlm, features, prompts, expression, logit_bias) for expression in expressions)

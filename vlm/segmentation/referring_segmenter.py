@@ -3,9 +3,7 @@
     segmenter = load_segmenter(Path("runs/refer/last"))
     probabilities = segmenter.predict(frames, ["the red ghost"])        float32[1, H, W]
 
-A checkpoint for it holds a mask head (`vlm.segmentation.mask_head`), or its `training.json` has the grid that points
-were trained on (`POINT_GRID`, see `vlm.segmentation.point_prediction`), or both. `LOGIT_BIAS` there corrects their
-logits for the sampling of points in training.
+Its checkpoint holds a mask head, or the grid (`POINT_GRID`) and the `LOGIT_BIAS` of points in `training.json`, or both.
 """
 
 from collections.abc import Sequence

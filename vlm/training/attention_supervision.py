@@ -7,8 +7,7 @@
     layer 2   the answer's tokens attend to that image token
 
 A pretrained language model has heads for each of these steps. One with random weights forms them late if at all; with
-this loss they form within some hundred steps (docs/log, November 2026). It is for training alone and adds nothing to
-the model.
+this loss they form within some hundred steps (`docs/log/`). It adds nothing to the model.
 """
 
 from collections.abc import Mapping
@@ -25,8 +24,7 @@ from vlm.model import PixelModel, PixelVLM
 from vlm.positional_heads import num_positional_heads
 
 Edges = Float[Tensor, " edges"]
-COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER = 0, 1, 2
-SUPERVISED_LAYERS = (COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER)
+SUPERVISED_LAYERS = COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER = 0, 1, 2
 
 
 def patch_edges(model: PixelModel, height: int, width: int) -> tuple[Edges, Edges]:

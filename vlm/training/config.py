@@ -1,6 +1,6 @@
 """The configuration of a training: nested frozen dataclasses, named configs and command-line flags.
 
-A command defines its own `data` section (and, where it must, its own `model` section) and inherits the rest:
+A command adds its own `data` section, and where it must its own `model` section:
 
     @dataclass(frozen=True)
     class CaptionConfig(TrainConfig):
@@ -12,7 +12,6 @@ name is unique within a config. Everything that transformers' `TrainingArguments
 
 import argparse
 import dataclasses
-import difflib
 import json
 from collections import defaultdict
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from typing import Any, Literal, Self, TypeVar
 import tyro
 
 from common.command import require_at_least
-from common.errors import UserError
+from common.errors import UserError, nearest
 from common.run_arguments import run_metadata
 from vlm.device import world_size
 
@@ -89,8 +88,7 @@ class TrainConfig:
         owners, sections = field_owners(self), defaultdict[str, dict[str, Any]](dict)
         for name, value in fields.items():
             if name not in owners:
-                near = difflib.get_close_matches(name, owners, n=1, cutoff=0.0)[0]
-                raise UserError(f"{type(self).__name__} has no field {name!r}; nearest: {near}")
+                raise UserError(f"{type(self).__name__} has no field {name!r}; nearest: {nearest(name, owners)}")
             sections[owners[name]][name] = value
         changed = {name: dataclasses.replace(getattr(self, name), **own) for name, own in sections.items()}
         return dataclasses.replace(self, **changed)
@@ -126,8 +124,7 @@ def field_owners(config: TrainConfig) -> dict[str, str]:
 def named_config(configs: Mapping[str, Config], name: str, flag: str = "--config") -> Config:
     """Return a named config; `UserError` names the nearest."""
     if name not in configs:
-        near = difflib.get_close_matches(name, configs, n=1, cutoff=0.0)[0]
-        raise UserError(f"expected {flag} {', '.join(configs)}, got {name!r}; nearest: {near}")
+        raise UserError(f"expected {flag} {', '.join(configs)}, got {name!r}; nearest: {nearest(name, configs)}")
     return configs[name]
 
 
@@ -140,11 +137,9 @@ def parse_config(configs: Mapping[str, Config], argv: list[str] | None, descript
     except argparse.ArgumentError as error:
         raise UserError(f"--config expects a name ({', '.join(configs)})") from error
     config = named_config(configs, chosen.config)
-    description = f"""{description or ""}
-Named configs (--config NAME; other flags override single fields): {", ".join(configs)}."""
-    return tyro.cli(
-        type(config), args=flags, default=config, description=description, config=(tyro.conf.OmitArgPrefixes,)
-    )
+    named = f"Named configs (--config NAME; other flags override single fields): {', '.join(configs)}."
+    text, options = f"{description or ''}\n{named}", (tyro.conf.OmitArgPrefixes,)
+    return tyro.cli(type(config), args=flags, default=config, description=text, config=options)
 
 
 UNSET_OUT: Any = tyro.MISSING  # the `out` of a named config: every run names its own

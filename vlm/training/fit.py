@@ -5,7 +5,6 @@ writes `last`: a checkpoint with plain weights (adapters merged) that tells how 
 """
 
 import contextlib
-import difflib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -19,7 +18,7 @@ from torch.utils.data import SequentialSampler
 from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
-from common.errors import UserError
+from common.errors import UserError, nearest
 from common.files import atomic_file
 from common.run_arguments import require_same_arguments
 from vlm import checkpoint
@@ -39,19 +38,10 @@ from vlm.training.learning_rates import (
 from vlm.training.mixture import Mixture, MixtureBatch, MixtureDataset
 
 AUXILIARY = "auxiliary.safetensors"  # the modules that train beside the model, in a run and in its checkpoints
-DEFAULTS = {  # of TrainingArguments, where ours differ from the library's
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": "100",
-    "weight_decay": "0.05",
-    "save_steps": "500",
-    "save_total_limit": "1",
-    "logging_steps": "50",
-    "logging_nan_inf_filter": "false",
-    "report_to": "tensorboard",
-    "dataloader_num_workers": "1",
-    "dataloader_pin_memory": "false",
-    "optim": "adamw_torch_fused",
-}
+# of TrainingArguments, where ours differ from the library's
+DEFAULTS = """lr_scheduler_type=cosine warmup_steps=100 weight_decay=0.05 optim=adamw_torch_fused save_steps=500
+save_total_limit=1 logging_steps=50 logging_nan_inf_filter=false report_to=tensorboard dataloader_num_workers=1
+dataloader_pin_memory=false"""
 OWN_FLAGS = {"output_dir": "--out", "max_steps": "--steps", "seed": "--seed", "learning_rate": "--learning-rate"}
 
 
@@ -153,25 +143,21 @@ def load_auxiliary(modules: nn.Module, directory: Path) -> None:
 def trainer_options(options: Sequence[str]) -> dict[str, str]:
     """Return `--trainer` options by name, over our defaults; `UserError` for one that cannot be set."""
     known = {field.name for field in fields(TrainingArguments) if field.init}
-    found = dict(DEFAULTS)
-    for option in options:
+    found = {}
+    for option in (*DEFAULTS.split(), *options):
         name, equals, value = option.partition("=")
         if not equals:
             raise UserError(f"--trainer: expected NAME=VALUE, as in save_steps=200, got {option!r}")
         if name in OWN_FLAGS:
             raise UserError(f"--trainer: {name} has a flag of its own, {OWN_FLAGS[name]}")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise UserError(f"--trainer: TrainingArguments has no {name!r}; nearest: {near}")
+            raise UserError(f"--trainer: TrainingArguments has no {name!r}; nearest: {nearest(name, known)}")
         found[name] = value
     return found
 
 
 def training_arguments(run: RunConfig) -> tuple[TrainingArguments, bool | None]:
-    """Return transformers' arguments for a run, and whether to compute in bfloat16 (None: where it is native).
-
-    bfloat16 is computed by our own autocast, which leaves the weights and the losses in float32.
-    """
+    """Return transformers' arguments for a run, and whether our own autocast computes bfloat16 (None: where native)."""
     options = trainer_options(run.trainer)
     bf16 = options.pop("bf16", "").lower()
     if bf16 not in ("", "true", "false"):
@@ -187,9 +173,8 @@ def training_arguments(run: RunConfig) -> tuple[TrainingArguments, bool | None]:
         if best_device().type == "cpu":
             options["use_cpu"] = "true"  # else the processes do not find each other
     try:
-        (arguments,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(
-            [word for name, value in options.items() for word in (f"--{name}", value)]
-        )
+        flags = [f"--{name}={value}" for name, value in options.items()]
+        (arguments,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(flags)
     except (ValueError, SystemExit) as error:
         raise UserError(f"--trainer {' '.join(run.trainer)}: {error}") from error
     arguments.max_steps = max(1, run.steps // (world_size() * arguments.gradient_accumulation_steps))
@@ -224,7 +209,7 @@ def fit(
 
     Args:
         mixture: objectives over one model.
-        config: how to train; `config.run.out` names the run.
+        config: how to train, and in which directory.
         metadata: what `training.json` holds beside the configuration.
         callbacks: of transformers' Trainer.
         dtype: of the weights in `last`, by default the model's own.

@@ -11,10 +11,7 @@ from vlm.training.config import OptimizerConfig
 
 @dataclass(frozen=True)
 class ModuleLearningRates:
-    """The peak learning rate of each role; None freezes it. The output head belongs to the decoder.
-
-    Of a decoder with LoRA adapters only the adapters train.
-    """
+    """The peak learning rate of each role; None freezes it. Of a decoder with LoRA adapters only they train."""
 
     encoder: float | None
     connector: float | None

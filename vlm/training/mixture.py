@@ -1,7 +1,4 @@
-"""A mixture of objectives in one training, each with a weight: the paper trains PVP as one task among others.
-
-Each step belongs to one objective, drawn by weight from the seed and the step alone.
-"""
+"""A mixture of objectives in one training: each step belongs to one, drawn by weight from seed and step alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
