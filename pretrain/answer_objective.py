@@ -1,13 +1,14 @@
 """What objectives with answers in text share: labels, the loss's tokens, and supervised attention."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from vlm.decoding.packing import forward_packed_with_attention
+from vlm.decoding.packing import forward_packed_with_attention, pad_token_lists
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.training.attention_supervision import (
@@ -24,31 +25,35 @@ IGNORE_INDEX = -100  # label of a token without loss
 
 
 @dataclass(frozen=True)
-class FrameBatch(Batch):
-    """Frames, and what subclasses add about them."""
+class AnswerBatch(Batch):
+    """Frames with K questions each and their answers."""
 
     frames: UInt8[Tensor, "B history H W 3"]
+    input_ids: Int[Tensor, "B *K L"]  # questions and answers
+    labels: Int[Tensor, "B *K L"]  # the next token of each, `IGNORE_INDEX` within the question
 
 
-AnyFrameBatch = TypeVar("AnyFrameBatch", bound=FrameBatch)
+AnyAnswerBatch = TypeVar("AnyAnswerBatch", bound=AnswerBatch)
 
 
-def training_sequence(question: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
-    """Return the `input_ids` and `labels` of a question with its answer; labels are shifted to the next token."""
-    return question + answer[:-1], [IGNORE_INDEX] * (len(question) - 1) + answer
+def pad_answers(rows: Sequence[Sequence[tuple[list[int], list[int]]]], pad: int) -> tuple[Tensor, Tensor]:
+    """Return `input_ids` and `labels` int[B, K, L] of the tokens of K questions and their answers for B frames."""
+    input_ids = [[question + answer[:-1] for question, answer in row] for row in rows]
+    labels = [[[IGNORE_INDEX] * (len(question) - 1) + answer for question, answer in row] for row in rows]
+    return pad_token_lists(input_ids, pad)[0], pad_token_lists(labels, IGNORE_INDEX)[0]
 
 
-class AnswerObjective(Objective[PixelVLM, AnyFrameBatch], Generic[AnyFrameBatch]):
+class AnswerObjective(Objective[PixelVLM, AnyAnswerBatch], Generic[AnyAnswerBatch]):
     """A loss on the tokens of answers about frames; `attention_supervision` weighs the supervised attention."""
 
-    def __init__(self, vlm: PixelVLM, sampler: Sampler[AnyFrameBatch], attention_supervision: float = 0.0):
+    def __init__(self, vlm: PixelVLM, sampler: Sampler[AnyAnswerBatch], attention_supervision: float = 0.0):
         super().__init__(vlm, sampler)
         self.attention_supervision = attention_supervision
-        self._edges: dict[torch.Size, tuple[Tensor, Tensor]] = {}  # of patches, by the shape of frames
+        self._edges: dict[torch.Size, tuple[Tensor, Tensor]] = {}  # of patches, by the size of frames
         if attention_supervision:
             require_attention_access(vlm)
 
-    def encode(self, batch: AnyFrameBatch) -> ImageFeatures:
+    def encode(self, batch: AnyAnswerBatch) -> ImageFeatures:
         """Return the features of the frames."""
         return encode_frames(self.vlm, batch.frames)
 
@@ -66,15 +71,15 @@ class AnswerObjective(Objective[PixelVLM, AnyFrameBatch], Generic[AnyFrameBatch]
         return hidden, self.attention_supervision * loss, metrics
 
     def answer_targets(
-        self, frames: Tensor, labels: Tensor, coordinate_tokens: Tensor, places: Tensor
+        self,
+        frames: Tensor,
+        labels: Int[Tensor, "B K L"],
+        coordinate_tokens: Int[Tensor, "B K 2"],
+        places: Float[Tensor, "B K 2"],
     ) -> AttentionTargets:
         """Return what questions and their answers should attend to.
 
-        Args:
-            frames: of the batch.
-            labels: int[B, K, L]; the first label of each question is at its end.
-            coordinate_tokens: int[B, K, 2], the positions of the two coordinates in each question.
-            places: float[B, K, 2], the places asked about, as fractions of the frames' height and width.
+        `coordinate_tokens` are the positions of the coordinates in each question, `places` are fractions of frames.
         """
         height, width = size = frames.shape[2:4]
         if size not in self._edges:

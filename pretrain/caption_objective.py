@@ -5,18 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from torch.nn import functional
 
 from common.command import require_at_least
 from common.errors import UserError
 from envs.games import find_game
-from pretrain.answer_objective import IGNORE_INDEX, AnswerObjective, FrameBatch, training_sequence
+from pretrain.answer_objective import AnswerBatch, AnswerObjective, pad_answers
 from pretrain.data.augmentation import crop_or_resize
 from pretrain.data.frame_captions import describe_frame, write_caption
 from pretrain.data.images import EpisodeFrames
-from vlm.decoding.packing import forward_packed, pad_token_lists
+from vlm.decoding.packing import forward_packed
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.prompts import CAPTION_PREFIX
@@ -42,17 +40,6 @@ class CaptionData:
         require_at_least(self, 1, "images", "captions")
 
 
-@dataclass(frozen=True)
-class CaptionBatch(FrameBatch):
-    """Frames with K captions each.
-
-    input_ids: the prompt's last token and a caption; labels: the next token of each, to the caption's end.
-    """
-
-    input_ids: Int[Tensor, "B K L"]
-    labels: Int[Tensor, "B K L"]
-
-
 class CaptionSampler:
     """Samples frames of recorded games and writes captions of what is in them."""
 
@@ -64,7 +51,7 @@ class CaptionSampler:
         self.data, self.tokenizer, self.history = data, vlm.tokenizer, vlm.history
         self.pad = vlm.tokenizer.eos_token_id if vlm.tokenizer.pad_token_id is None else vlm.tokenizer.pad_token_id
 
-    def __call__(self, step: int, rng: np.random.Generator) -> CaptionBatch:
+    def __call__(self, step: int, rng: np.random.Generator) -> AnswerBatch:
         """Return the batch of a step."""
         stacks, rows = [], []
         for _ in range(self.data.images):
@@ -72,20 +59,13 @@ class CaptionSampler:
             stack = source.frame_stack(int(rng.integers(len(source))), self.history)
             objects, title = describe_frame(stack[-1], source.name), find_game(source.name).title
             stacks.append(crop_or_resize(stack, *self.data.size))
-            rows.append(self._sequences([write_caption(objects, title, rng) for _ in range(self.data.captions)]))
-        return CaptionBatch(
-            frames=torch.from_numpy(np.stack(stacks)),
-            input_ids=pad_token_lists([[input_ids for input_ids, _ in row] for row in rows], self.pad)[0],
-            labels=pad_token_lists([[labels for _, labels in row] for row in rows], IGNORE_INDEX)[0],
-        )
-
-    def _sequences(self, captions: list[str]) -> list[tuple[list[int], list[int]]]:
-        """Return `input_ids` and `labels` of the prompt's last token with each caption and its end."""
-        prompt, *tokens = self.tokenizer([CAPTION_PREFIX, *captions], add_special_tokens=False)["input_ids"]
-        return [training_sequence(prompt[-1:], [*caption, self.tokenizer.eos_token_id]) for caption in tokens]
+            captions = [write_caption(objects, title, rng) for _ in range(self.data.captions)]
+            prompt, *tokens = self.tokenizer([CAPTION_PREFIX, *captions], add_special_tokens=False)["input_ids"]
+            rows.append([(prompt[-1:], [*caption, self.tokenizer.eos_token_id]) for caption in tokens])
+        return AnswerBatch(torch.from_numpy(np.stack(stacks)), *pad_answers(rows, self.pad))
 
 
-class CaptionObjective(AnswerObjective[CaptionBatch]):
+class CaptionObjective(AnswerObjective[AnswerBatch]):
     """Cross-entropy on every token of a caption, its end included."""
 
     stream = (0xCA,)
@@ -94,7 +74,7 @@ class CaptionObjective(AnswerObjective[CaptionBatch]):
         super().__init__(vlm, CaptionSampler(vlm, data))
         self.shared = torch.tensor(vlm.tokenizer(CAPTION_PREFIX, add_special_tokens=False)["input_ids"][:-1])
 
-    def loss(self, features: ImageFeatures, batch: CaptionBatch) -> Losses:
+    def loss(self, features: ImageFeatures, batch: AnswerBatch) -> Losses:
         """Return the loss, and `token_accuracy`, the share of tokens that are the likeliest."""
         hidden = forward_packed(self.vlm, features, self.shared.to(batch.labels.device), batch.input_ids)
         logits, labels = self.answer_logits(hidden, batch.labels)

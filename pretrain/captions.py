@@ -4,10 +4,8 @@
 
     <image> [caption]                   ->  a frame of pong with two paddles and a ball , a ball in the centre
 
-Captioning teaches an encoder of any architecture what is in an image, as contrast does (Tschannen et al. 2023, "Image
-Captioners Are Scalable Vision Learners Too"), and nothing of pixel values. Gou et al. 2024 train pixel value prediction
-beside such tasks. Several captions of a frame share one pass over it (`vlm.decoding.packing`). The same command resumes
-a run that was killed.
+Captions train an encoder of any architecture to see what is in an image (Tschannen et al. 2023, "Image Captioners Are
+Scalable Vision Learners Too"). The same command resumes a run that was killed.
 """
 
 import sys

@@ -4,9 +4,8 @@
     python -m pretrain.contrastive --data data/random-* --out runs/contrastive --steps 800
     python -m pretrain.semantic_probe --clip runs/contrastive/last --data data/random-* --out probe.json
 
-It gives the semantic encoder that pixel value prediction starts from where no public weights can be loaded: captions
-name the game, its objects, their number and place, and no pixel value (`pretrain.data.frame_captions`). The result
-loads with plain `CLIPModel.from_pretrained`, and its tower fits the encoder of the preset
+Captions name the game, its objects, their number and place, and no pixel value (`pretrain.data.frame_captions`). The
+result loads with plain `CLIPModel.from_pretrained`, and its vision tower fits the encoder of the preset
 (`vlm.clip.load_vision_tower`). The same command resumes a run that was killed.
 """
 
@@ -51,19 +50,12 @@ class ContrastiveConfig(TrainConfig):
     data: ContrastiveData = ContrastiveData()
 
 
-CONFIGS = {
-    "default": ContrastiveConfig(
-        RunConfig(UNSET_OUT, steps=800, trainer=("warmup_steps=60", "weight_decay=0.1")),
-    )
-}
+_RUN = RunConfig(UNSET_OUT, steps=800, trainer=("warmup_steps=60", "weight_decay=0.1"))
+CONFIGS = {"default": ContrastiveConfig(_RUN)}
 
 
 def start_clip(config: ContrastiveConfig, datasets: list[EpisodeDataset]) -> PixelClip:
-    """Return the CLIP that a training starts from.
-
-    The positions of a new one encode rows and columns, so that its tokens tell their place: random ones do so after
-    training for one place in four only.
-    """
+    """Return the CLIP that a training starts from; the positions of a new one encode rows and columns."""
     if config.model.init:
         return load_clip(config.model.init)
     clip = build_clip(config.model.preset, caption_tokenizer(), config.run.seed)

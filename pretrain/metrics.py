@@ -1,8 +1,4 @@
-"""Image reconstruction metrics, and baselines that predict pixels without reading them.
-
-Baselines, from the least knowledge to the most: the mean color of the training images, the image's own mean color, the
-blurred image, and the mean of each square patch that the encoder sees as one token.
-"""
+"""Image reconstruction metrics, and baselines that predict pixels without reading them."""
 
 from collections.abc import Iterable
 from typing import Any

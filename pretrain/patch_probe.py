@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from pretrain.data.synthetic_images import mosaic
 from pretrain.linear_probe import image_tokens, r_squared, ridge
@@ -36,7 +36,8 @@ def measure_patch_probe(model: PixelModel) -> dict[str, float]:
     inside = [index for index, (_, _, bottom, right) in enumerate(boxes) if bottom <= HEIGHT and right <= WIDTH]
     boxes = [boxes[index] for index in inside]
     tokens = image_tokens(model, images)[:, inside].numpy()  # [N, T, D]
-    colors = np.stack([patch_mean_colors(image, boxes) for image in images])  # [N, T, 3]
+    patches = ((slice(top, bottom), slice(left, right)) for top, left, bottom, right in boxes)
+    colors = np.stack([images[:, y, x].mean((1, 2)) for y, x in patches], axis=1)  # [N, T, 3]
     centers = [((top + bottom) / 2 / HEIGHT, (left + right) / 2 / WIDTH) for top, left, bottom, right in boxes]
     encoding = sinusoidal_encoding(torch.tensor(centers), POSITION_WIDTH, **POSITION_WAVELENGTHS).flatten(1)  # [T, 32]
     positions = np.broadcast_to(encoding.numpy(), (NUM_IMAGES, *encoding.shape))
@@ -47,13 +48,6 @@ def measure_patch_probe(model: PixelModel) -> dict[str, float]:
         "color_mae_baseline": float(np.abs(image_mean - true).mean()),
         "position_r2": r_squared(_probe(tokens, positions), positions[NUM_IMAGES // 2 :]),
     }
-
-
-def patch_mean_colors(
-    image: UInt8[np.ndarray, "H W 3"], boxes: list[tuple[int, int, int, int]]
-) -> Float[np.ndarray, "T 3"]:
-    """Return the mean colors of boxes (top, left, bottom, right) of an image."""
-    return np.stack([image[top:bottom, left:right].mean((0, 1)) for top, left, bottom, right in boxes])
 
 
 def _probe(x: Float[np.ndarray, "N T D"], y: Float[np.ndarray, "N T K"]) -> Float[np.ndarray, "half T K"]:

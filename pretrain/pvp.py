@@ -5,21 +5,21 @@
         --data data/random-Pong --out runs/frozen
     python -m pretrain.pvp --config pvp-nano --data data/random-* --out runs/augmented
 
-The task of Gou et al. 2024, row first. Images come from recorded games, folders of pictures and a generator. Many
-questions share one pass over their image (`vlm.decoding.packing`). A model can answer from memory about the images it
-trains on; `--augmentation` and `--synthetic` give images that it has to read. The log shows `exact_match`, the share of
-answers that are right token by token; `mae` and `mae_expected`, the error of the likeliest and of the expected number,
-of 255; `feature_variation`, how much image tokens differ between images; and with --attention-supervision-weight
-`attn/*`, the attention on the supervised tokens. The same command resumes a run that was killed.
+The task of Gou et al. 2024, row first. Images come from recorded games, folders of pictures and a generator. A model
+can answer from memory about the images it trains on; `--augmentation` and `--synthetic` give images that it has to
+read. The log shows `exact_match`, the share of answers that are right token by token; `mae` and `mae_expected`, the
+error of the likeliest and of the expected number, of 255; `feature_variation`, how much image tokens differ between
+images; and `attn/*`, the attention on the supervised tokens. The same command resumes a run that was killed.
 """
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from transformers import TrainerCallback
 
-from common.command import run
+from common.command import command, run
 from common.errors import UserError
 from envs.episodes import INFO
 from pretrain.caption_objective import CaptionData, CaptionObjective
@@ -85,14 +85,16 @@ def train_pvp(config: PvpConfig, callbacks: Sequence[TrainerCallback] = (), vlm:
     return fit(mixture, config, {"games": [], "images_of": sorted(config.data.data)}, callbacks)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    last = train_pvp(parse_config(CONFIGS, argv, __doc__))
+def train_and_report(config: PvpConfig) -> Path:
+    """Train, print how far each role moved, and return the directory of the last checkpoint."""
+    last = train_pvp(config)
     for role, report in checkpoint.read_training(last)["parameter_updates"].items():
         changed, tensors, largest = (report[name] for name in ("changed", "tensors", "largest_change"))
         print(f"{role}: {changed} of {tensors} tensors changed, at most {largest:.2g}")
-    print(f"the model is in {last}")
-    return 0
+    return last
+
+
+main = command(partial(parse_config, CONFIGS, description=__doc__), train_and_report, __doc__, "the model is in {}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Pixel value prediction as an objective: sampled questions, and the loss of their answers (Gou et al. 2024).
 
-Two options depart from the paper. With `label_std` the target of a number is a Gaussian over its neighbors: the plain
-cross-entropy counts 131 for 130 as wrong as 7. With `attention_supervision` the decoder's attention is supervised
-(`vlm.training.attention_supervision`).
+Two options depart from the paper: with `label_std` the target of a number is a Gaussian over its neighbors, and
+`attention_supervision` weighs a loss on the decoder's attention (`vlm.training.attention_supervision`).
 """
 
 from collections.abc import Sequence
@@ -15,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.errors import UserError
-from pretrain.answer_objective import IGNORE_INDEX, AnswerObjective, FrameBatch
+from pretrain.answer_objective import IGNORE_INDEX, AnswerBatch, AnswerObjective, pad_answers
 from pretrain.data.augmentation import augment, crop_or_resize
 from pretrain.data.images import ImageSource
 from pretrain.data.synthetic_images import synthetic_image
 from pretrain.pvp_config import PvpData
 from pretrain.pvp_prompts import PixelPromptFormat, downsample_grid, sample_coordinates
-from vlm.decoding.packing import forward_packed, pad_token_lists
+from vlm.decoding.packing import forward_packed
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.training.attention_supervision import AttentionTargets
@@ -31,15 +30,10 @@ STATIC_PROB = 0.5  # of showing a model of several frames the same frame, as in 
 
 
 class ImageSampler:
-    """Samples an image at the size that all images of a batch share.
+    """Samples an image of a random source at the size that all images of a batch share.
 
     A model of several frames sees a still image repeated, and so it sees some frames of games: a user's file is one
     picture in which nothing moves.
-
-    Args:
-        sources: where images come from, with equal probability.
-        data: the settings.
-        history: frames that the model sees.
     """
 
     def __init__(self, sources: Sequence[ImageSource], data: PvpData, history: int = 1):
@@ -59,27 +53,14 @@ class ImageSampler:
 
 
 @dataclass(frozen=True)
-class PvpBatch(FrameBatch):
-    """Images with K questions each.
+class PvpBatch(AnswerBatch):
+    """Images with K questions each, and the places asked about."""
 
-    input_ids: questions and answers; labels: the next token of each, `IGNORE_INDEX` within the question; coordinates:
-    the places asked about, as fractions of the image's height and width.
-    """
-
-    input_ids: Int[Tensor, "B K L"]
-    labels: Int[Tensor, "B K L"]
-    coordinates: Float[Tensor, "B K 2"]
+    coordinates: Float[Tensor, "B K 2"]  # as fractions of the image's height and width
 
 
 class PvpSampler:
-    """Samples the images and questions of a step.
-
-    Args:
-        image_sampler: of the images.
-        prompts: how the model's tokenizer writes questions and answers.
-        data: the settings.
-        steps: of the training, for the curriculum.
-    """
+    """Samples the images and questions of a step; the curriculum is of a training of so many `steps`."""
 
     def __init__(self, image_sampler: ImageSampler, prompts: PixelPromptFormat, data: PvpData, steps: int):
         self.image_sampler, self.prompts, self.data, self.steps = image_sampler, prompts, data, steps
@@ -89,19 +70,15 @@ class PvpSampler:
         """Return the batch of a step."""
         stacks = [self.image_sampler(rng, step / self.steps) for _ in range(self.data.images)]
         answered = [*stacks[1:], stacks[0]] if self.data.shuffle_targets else stacks
-        input_ids, labels, coordinates = zip(*(self._questions(stack[-1], rng) for stack in answered), strict=True)
-        return PvpBatch(
-            frames=torch.from_numpy(np.stack(stacks)),
-            input_ids=pad_token_lists(input_ids, self.prompts.pad_token_id)[0],
-            labels=pad_token_lists(labels, IGNORE_INDEX)[0],
-            coordinates=torch.from_numpy(np.stack(coordinates)),
-        )
+        tokens, coordinates = zip(*(self._questions(stack[-1], rng) for stack in answered), strict=True)
+        frames, places = torch.from_numpy(np.stack(stacks)), torch.from_numpy(np.stack(coordinates))
+        return PvpBatch(frames, *pad_answers(tokens, self.prompts.pad_token_id), places)
 
-    def _questions(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list, list, np.ndarray]:
+    def _questions(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list, np.ndarray]:
         values = downsample_grid(image, self.data.grid)
         places = sample_coordinates(values, self.data.questions, rng)
         fractions = ((places + 0.5) / values.shape[:2]).astype(np.float32)
-        return *self.prompts.training_sequences(places, values[places[:, 0], places[:, 1]]), fractions
+        return self.prompts.questions_with_answers(places, values[places[:, 0], places[:, 1]]), fractions
 
 
 def gaussian_targets(std: float) -> Float[Tensor, "256 256"]:

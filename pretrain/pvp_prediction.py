@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from pretrain.pvp_prompts import MAX_ANSWER_TOKENS, PixelPromptFormat
@@ -28,11 +28,6 @@ class PixelPrediction:
     expected: Float[np.ndarray, "K 3"] | None  # None where numbers are not single tokens
 
     @property
-    def parse_failures(self) -> Bool[np.ndarray, " K"]:
-        """Which answers cannot be parsed."""
-        return np.any(self.greedy < 0, axis=-1)
-
-    @property
     def colors(self) -> Int[np.ndarray, "K 3"]:
         """The greedy colors, black where the answer cannot be parsed."""
         return self.greedy.clip(0)
@@ -51,10 +46,7 @@ def predict_pixels(
     prompt_format: PixelPromptFormat,
     chunk: int,
 ) -> PixelPrediction:
-    """Return a model's colors of cells of the last of `frames`, by rows and columns on the grid of its training.
-
-    `chunk` questions are decoded at a time.
-    """
+    """Return a model's colors of cells, as rows and columns on its grid; `chunk` questions are decoded at a time."""
     features = vlm.encode_images(vlm.preprocess(frames[None]))
     prefix_ids = prompt_format.prefix_ids.to(vlm.device)
     questions = prompt_format.question_ids(coordinates)

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
-from pretrain.answer_objective import training_sequence
 from pretrain.data.images import ImageError
 from vlm.model import PixelVLM
 from vlm.prompts import IMAGE, ORDERS, PIXEL_PREFIX, pixel_answer, pixel_prompt
@@ -34,11 +33,7 @@ def parse_grid(grid: str) -> int | None:
 
 
 def downsample_grid(image: UInt8[np.ndarray, "H W 3"], grid: str) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Return the color of every cell of a grid over an image.
-
-    Raises:
-        ImageError: the grid has more rows or columns than the image.
-    """
+    """Return the color of every cell of a grid over an image; `ImageError` if the image is smaller than the grid."""
     res, (height, width, _) = parse_grid(grid), image.shape
     if res is None:
         return image
@@ -93,14 +88,12 @@ class PixelPromptFormat:
         prompts = [pixel_prompt(row, column, self.order) for row, column in coordinates]
         return self._encode([prompt.removeprefix(f"{IMAGE} {PIXEL_PREFIX}") for prompt in prompts])
 
-    def training_sequences(
+    def questions_with_answers(
         self, coordinates: Int[np.ndarray, "K 2"], colors: UInt8[np.ndarray, "K 3"]
-    ) -> tuple[list[list[int]], list[list[int]]]:
-        """Return `input_ids` and `labels` of K questions with their answers and end tokens."""
+    ) -> list[tuple[list[int], list[int]]]:
+        """Return the token ids of each question, and of its answer with the end token."""
         answers = [[*ids, self.eos_token_id] for ids in self._encode([pixel_answer(rgb) for rgb in colors])]
-        pairs = zip(self.question_ids(coordinates), answers, strict=True)
-        sequences = [training_sequence(question, answer) for question, answer in pairs]
-        return [input_ids for input_ids, _ in sequences], [labels for _, labels in sequences]
+        return list(zip(self.question_ids(coordinates), answers, strict=True))
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from common.command import require_at_least, run
+from common.command import command, require_at_least, run
 from common.errors import UserError
 from common.results import new_result, write_result
 from pretrain.data.images import EpisodeFrames, open_image_source, read_image
@@ -31,11 +30,11 @@ from pretrain.metrics import Metrics, baselines, cells_containing, image_metrics
 from pretrain.pvp_prediction import PixelPrediction, grid_coordinates, predict_pixels
 from pretrain.pvp_prompts import PixelPromptFormat, downsample_grid, parse_grid
 from vlm import checkpoint
+from vlm.checkpoint import training_resolution
+from vlm.image_input import resize_image
 from vlm.model import PixelVLM
 from vlm.pretrained import RELEASED_PVP
 from vlm.prompts import ORDERS
-from vlm.checkpoint import training_resolution
-from vlm.image_input import resize_image
 
 DEFAULT_PATCH_SIZE = 16  # of the patch mean baseline, where the encoder has no patch size
 PANEL_HEIGHT = 320  # pixels
@@ -97,11 +96,7 @@ class EvalImage:
 
 
 def open_eval_images(args: Args, grid: str, history: int, size: tuple[int, int] | None) -> list[EvalImage]:
-    """Return the images to reconstruct, resized to `size`.
-
-    Raises:
-        ImageError: an image cannot be read, or is smaller than the grid.
-    """
+    """Return the images to reconstruct, resized to `size`; `ImageError` if one is smaller than the grid."""
     found: list[tuple[str, np.ndarray, np.ndarray | None]] = [
         (file.stem, np.stack([read_image(file)] * history), None) for file in args.image
     ]
@@ -127,7 +122,7 @@ def prediction_metrics(
     """Return the metrics of a prediction of every cell of a grid, row by row."""
     metrics = image_metrics(prediction.colors.reshape(true.shape), true, small_objects)
     metrics["exact_match"] = float((prediction.greedy.reshape(true.shape) == true).all(-1).mean())
-    metrics["parse_failure_rate"] = float(prediction.parse_failures.mean())
+    metrics["parse_failure_rate"] = float((prediction.greedy < 0).any(-1).mean())
     if prediction.expected is not None:
         metrics["mae_expected"] = float(mean_absolute_error(prediction.expected.reshape(true.shape), true).mean())
     return metrics
@@ -169,11 +164,7 @@ def reconstruct_image(
 
 
 def name_checkpoints(directories: tuple[Path, ...]) -> dict[str, Path]:
-    """Return the directories by name: their own, or that of the run whose `last` they are.
-
-    Raises:
-        UserError: two directories have one name.
-    """
+    """Return the directories by name: their own, or that of the run whose `last` they are."""
     named = {(path.resolve().parent if path.name == "last" else path).name: path for path in directories}
     if len(named) != len(directories):
         raise UserError("expected checkpoints of different runs, got two of one name")
@@ -221,12 +212,11 @@ def summary(rows: list[Metrics]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    print(summary(reconstruct(args)))
-    print(f"pictures and metrics are in {args.out}")
-    return 0
+def _reconstruct(args: Args) -> str:
+    return f"{summary(reconstruct(args))}\npictures and metrics are in {args.out}"
+
+
+main = command(Args, _reconstruct, __doc__, "{}")
 
 
 if __name__ == "__main__":

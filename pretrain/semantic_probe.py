@@ -1,10 +1,9 @@
 """Semantic probe: what an encoder knows about the content of game frames, by caption retrieval and linear probes.
 
-    python -m pretrain.semantic_probe --clip runs/contrast/last --data data/random-* --out semantic-probe.json
+    python -m pretrain.semantic_probe --clip runs/contrastive/last --data data/random-* --out semantic-probe.json
 
 It measures on the last episodes of every dataset, which no training saw. Baselines are an encoder with random weights
-and the downsampled pixels. `--vlm` adds the encoder of a VLM that was initialized from the CLIP's vision tower, which
-shows what pixel value prediction changed.
+and the downsampled pixels. `--vlm` adds the encoder of a VLM that was initialized from the CLIP's vision tower.
 
 - Retrieval: how often a frame's caption is the nearest of `--captions` captions (`top1`) or among the nearest five
   (`top5`); `different` counts the distinct captions. Captions name the game, or do not (`untitled_`), so that only the
@@ -22,11 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import nn
 
-from common.command import require_at_least, run
+from common.command import command, require_at_least, run
 from common.results import new_result, write_result
 from envs.episodes import EpisodeDataset
 from envs.games import find_game
@@ -101,12 +99,9 @@ def measure_probes(features: FeatureFunction, train: LabeledFrames, test: Labele
 
 
 def retrieval_accuracy(
-    images: Float[np.ndarray, "N D"], texts: Float[np.ndarray, "N D"], captions: Sequence[str]
+    images: Float[np.ndarray, "N D"], texts: Float[np.ndarray, "N D"], captions: Shaped[np.ndarray, " N"]
 ) -> dict[str, float]:
-    """Return `top1`, `top5` and `different` of retrieving captions by frame, from the unit vectors of both.
-
-    Equal captions count as one.
-    """
+    """Return `top1`, `top5` and `different` of retrieving captions by frame, from unit vectors; equal ones are one."""
     distinct, first = np.unique(captions, return_index=True)
     target = np.searchsorted(distinct, captions)
     scores = images @ texts[first].T  # [N, distinct]
@@ -115,7 +110,7 @@ def retrieval_accuracy(
 
 
 @torch.no_grad()
-def measure_retrieval(clip: PixelClip, frames: np.ndarray, captions: Sequence[str]) -> dict[str, float]:
+def measure_retrieval(clip: PixelClip, frames: np.ndarray, captions: np.ndarray) -> dict[str, float]:
     """Return `retrieval_accuracy` of frames uint8[N, H, W, 3] and their captions."""
     images = np.concatenate([clip.image_vectors(part[:, None]).numpy() for part in batches(frames)])
     texts = np.concatenate([clip.text_vectors(clip.tokenize(part)).numpy() for part in batches(captions)])
@@ -224,15 +219,16 @@ def measure_clip(clip: PixelClip, features: FeatureFunction, data: ProbeData, ar
     return metrics
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
+def write_measurements(args: Args) -> str:
+    """Measure; write the result file and return a line of text for each row."""
     started, rows = time.monotonic(), measure(args)
     result = new_result(args.out.stem, None, [args.seed]) | {"checkpoint": checkpoint.content_hash(args.clip)}
     write_result(args.out, result | {"seconds": round(time.monotonic() - started, 1), "rows": rows})
-    for row in rows:
-        print(", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
-    return 0
+    texts = [[f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()] for row in rows]
+    return "\n".join(map(", ".join, texts))
+
+
+main = command(Args, write_measurements, __doc__, "{}")
 
 
 if __name__ == "__main__":

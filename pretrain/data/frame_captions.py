@@ -3,9 +3,8 @@
     a frame of carnival with three red owls , two ducks and a gun , a bullet in the centre
     many pink pellets and a red ghost at the top left in ms. pac-man
 
-Colors (`envs.colors.COLORS`) and numbers are words, so that no caption contains a digit. The random generator chooses
-objects and phrases; every statement is true of the objects that `envs.objects.find_objects` finds. Rare kinds of object
-are mentioned more often: they move, while common kinds are scenery, which fits every frame of a game.
+Numbers are words, so that no caption contains a digit. The random generator chooses objects and phrases. Rare kinds of
+object are mentioned more often: they move, while common kinds are scenery, which fits every frame of a game.
 """
 
 import re

@@ -49,11 +49,7 @@ class ImageSource(ABC):
 
 
 def read_image(file: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """Return a PNG or JPEG file as RGB.
-
-    Raises:
-        ImageError: the file is missing, empty, damaged, too large or of another format.
-    """
+    """Return a PNG or JPEG file as RGB; `ImageError` if it is missing, empty, damaged, too large or no such file."""
     if not file.is_file():
         raise ImageError(f"expected a PNG or JPEG file, got {file}, which is not a file")
     if not file.stat().st_size:
@@ -145,25 +141,20 @@ class SyntheticImages(ImageSource):
     seed: int
     height: int = 210
     width: int = 160
-    count: int = 1_000_000
-    level: float = 1.0
     name: str = SYNTHETIC
 
     def __len__(self) -> int:
-        return self.count
+        return 1_000_000  # each is generated when it is read
 
     def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
         """Return one image."""
-        return synthetic_image(np.random.default_rng([self.seed, index]), self.height, self.width, self.level)
+        return synthetic_image(np.random.default_rng([self.seed, index]), self.height, self.width)
 
 
-def open_image_source(location: str, split: str = "all", num_val: int = 0, seed: int = 0) -> ImageSource:
-    """Return the source at a location: the word `synthetic`, an episode dataset or a folder of pictures.
-
-    `split` and `num_val` apply to episode datasets, `seed` to synthetic images.
-    """
+def open_image_source(location: str, split: str = "all", num_val: int = 0) -> ImageSource:
+    """Return the source at a location: `synthetic`, a split of an episode dataset or a folder of pictures."""
     if location == SYNTHETIC:
-        return SyntheticImages(seed)
+        return SyntheticImages(0)
     if (Path(location) / INFO).exists():
         return EpisodeFrames(Path(location), split, num_val)
     folder = ImageFolder(Path(location))

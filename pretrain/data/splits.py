@@ -10,13 +10,9 @@ SPLITS = ("train", "val", "test", "all")
 
 
 def split_rows(data: EpisodeDataset, split: str, num_val: int, num_test: int = 0) -> Int[np.ndarray, " rows"]:
-    """Return the rows of a split.
+    """Return the rows of one of `SPLITS`; "all" ignores the numbers of games.
 
-    Args:
-        data: recorded games.
-        split: one of `SPLITS`; "all" ignores the numbers of games.
-        num_val: games in the validation split, the last ones before the test split.
-        num_test: games in the test split, the last ones of the dataset.
+    The last `num_test` games are the test split and the `num_val` games before them the validation split.
 
     Raises:
         UserError: the split is unknown, or holds no game.

@@ -32,12 +32,8 @@ def decode_segmentation(
 ) -> Bool[np.ndarray, "H W"] | UInt8[np.ndarray, "H W"]:
     """Return the mask of an annotation's `segmentation`: bool, or with "lisa" the number of parts at each pixel.
 
-    Args:
-        segmentation: a list of polygons, each [x0, y0, x1, y1, ...] in pixels; an RLE dict, compressed (`counts` is
-            text) or not (`counts` is a list); or a list of such dicts. An empty list is an empty mask.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        compat: one of `COMPAT_MODES`.
+    It is a list of polygons, each [x0, y0, x1, y1, ...] in pixels; an RLE dict, compressed (`counts` is text) or not
+    (`counts` is a list); or a list of such dicts. An empty list is an empty mask.
 
     Raises:
         MaskError: the segmentation is malformed or does not fit the image.

@@ -3,9 +3,7 @@
     python -m pretrain.referring.dataset_report --data data/refer
     python -m pretrain.referring.dataset_report --data data/refer --images coco/train2014 --out data/refer/report.json
 
-For every data set and partition it lists the missing files with their expected paths, and how many refs, expressions
-and images each split has. The exit code is 2 if no split is usable. The layout is that of
-`pretrain.referring.refer_files`; the images are COCO's `train2014`.
+The exit code is 2 if no split is usable. `pretrain.referring.refer_files` shows the layout.
 
 Published counts: refs and images are those of TensorFlow Datasets' `ref_coco` (its README); the expressions of
 RefCOCO's splits those of FlagEval's page on it. The expressions of each split of RefCOCO+ and of RefCOCOg (umd) are as
@@ -15,7 +13,7 @@ papers count them and add up to 141,564 and 95,010; no page that lists them per 
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,50 +53,39 @@ class Args:
     """A JSON file for the report."""
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Numbers of refs, expressions and images; None if none is published."""
-
-    refs: int | None
-    expressions: int | None
-    images: int | None
-
-
-PUBLISHED = {
-    ("refcoco", "unc", "train"): Counts(42404, 120624, 16994),
-    ("refcoco", "unc", "val"): Counts(3811, 10834, 1500),
-    ("refcoco", "unc", "testA"): Counts(1975, 5657, 750),
-    ("refcoco", "unc", "testB"): Counts(1810, 5095, 750),
-    ("refcoco", "google", "train"): Counts(40000, None, 19213),
-    ("refcoco", "google", "val"): Counts(5000, None, 4559),
-    ("refcoco", "google", "test"): Counts(5000, None, 4527),
-    ("refcoco+", "unc", "train"): Counts(42278, 120191, 16992),
-    ("refcoco+", "unc", "val"): Counts(3805, 10758, 1500),
-    ("refcoco+", "unc", "testA"): Counts(1975, 5726, 750),
-    ("refcoco+", "unc", "testB"): Counts(1798, 4889, 750),
-    ("refcocog", "umd", "train"): Counts(42226, 80512, 21899),
-    ("refcocog", "umd", "val"): Counts(2573, 4896, 1300),
-    ("refcocog", "umd", "test"): Counts(5023, 9602, 2600),
-    ("refcocog", "google", "train"): Counts(44822, None, 24698),
-    ("refcocog", "google", "val"): Counts(5000, None, 4650),
+COUNTED = ("refs", "expressions", "images")
+PUBLISHED = {  # of what is `COUNTED`; None if no number is published
+    ("refcoco", "unc", "train"): (42404, 120624, 16994),
+    ("refcoco", "unc", "val"): (3811, 10834, 1500),
+    ("refcoco", "unc", "testA"): (1975, 5657, 750),
+    ("refcoco", "unc", "testB"): (1810, 5095, 750),
+    ("refcoco", "google", "train"): (40000, None, 19213),
+    ("refcoco", "google", "val"): (5000, None, 4559),
+    ("refcoco", "google", "test"): (5000, None, 4527),
+    ("refcoco+", "unc", "train"): (42278, 120191, 16992),
+    ("refcoco+", "unc", "val"): (3805, 10758, 1500),
+    ("refcoco+", "unc", "testA"): (1975, 5726, 750),
+    ("refcoco+", "unc", "testB"): (1798, 4889, 750),
+    ("refcocog", "umd", "train"): (42226, 80512, 21899),
+    ("refcocog", "umd", "val"): (2573, 4896, 1300),
+    ("refcocog", "umd", "test"): (5023, 9602, 2600),
+    ("refcocog", "google", "train"): (44822, None, 24698),
+    ("refcocog", "google", "val"): (5000, None, 4650),
 }
 
 
 def inspect(root: Path, images: Path) -> list[dict[str, Any]]:
-    """Return a row for every data set and form: `dataset`, `partition`, `form`, `missing` or `damaged`, and `splits`.
-
-    `missing` lists the expected files that are not there; each of `splits` has its counts, the published ones and the
-    number of its missing images.
-    """
-    available, rows = list_images(images), []
+    """Return a row for every data set and form: `missing` files or what is `damaged`, or the counts of its `splits`."""
+    available = list_images(images)
+    rows: list[dict[str, Any]] = []
 
     def add(form: str, dataset: str, partition: str, missing: list[str], read: Callable[[], list[Ref]]) -> None:
         row: dict[str, Any] = {"dataset": dataset, "partition": partition, "form": form, "splits": []}
+        rows.append(row)
         try:
-            extra = {"missing": missing} if missing else {"splits": _splits(read(), dataset, partition, available)}
+            row |= {"missing": missing} if missing else {"splits": _splits(read(), dataset, partition, available)}
         except UserError as error:
-            extra = {"damaged": str(error)}
-        rows.append(row | extra)
+            row["damaged"] = str(error)
 
     for dataset, partitions in PARTITIONS.items():
         for partition in partitions:
@@ -115,14 +102,21 @@ def inspect(root: Path, images: Path) -> list[dict[str, Any]]:
 def _splits(refs: list[Ref], dataset: str, partition: str, available: set[str]) -> list[dict[str, Any]]:
     rows = []
     for split in SPLITS:
-        if (published := PUBLISHED.get((dataset, partition, split))) is None:
+        if not (published := PUBLISHED.get((dataset, partition, split))):
             continue
         selected = [ref for ref in refs if in_split(ref.split, split)]
         images = {ref.file_name for ref in selected}
-        found = Counts(len(selected), sum(len(ref.sentences) for ref in selected), len(images))
+        found = len(selected), sum(len(ref.sentences) for ref in selected), len(images)
         missing = sorted(images - available)
-        counts = {"split": split, "found": asdict(found), "published": asdict(published)}
-        rows.append({**counts, "images_missing": len(missing), "first_missing": missing[:MAX_NAMED_IMAGES]})
+        rows.append(
+            {
+                "split": split,
+                "found": dict(zip(COUNTED, found, strict=True)),
+                "published": dict(zip(COUNTED, published, strict=True)),
+                "images_missing": len(missing),
+                "first_missing": missing[:MAX_NAMED_IMAGES],
+            }
+        )
     return rows
 
 
@@ -151,9 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     if not args.data.is_dir():
         raise ReferError(f"expected a folder with refcoco, refcoco+ or refcocog in it, got {args.data}")
     images = args.images or args.data / IMAGES
-    print(
-        f"images: {len(list_images(images)):,} files in {images}" if images.is_dir() else f"expected images in {images}"
-    )
+    print(f"images: {len(list_images(images)):,} files in" if images.is_dir() else "expected images in", images)
     rows = inspect(args.data, images)
     print("\n".join(line for row in rows for line in _describe(row)))
     usable = [

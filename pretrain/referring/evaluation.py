@@ -6,9 +6,8 @@
     accelerate launch --multi_gpu --num_processes 2 -m pretrain.referring.evaluation ...  # the same metrics
     torchrun --nproc-per-node 2 -m pretrain.referring.evaluation ...                      # on CPUs too
 
-Writes `predictions.jsonl` (`pretrain.referring.mask_predictions`), which `--predictions FILE` scores again without a
-model, `metrics.json` (`pretrain.referring.segmentation_metrics`), and a few images, target beside prediction. A missing
-prediction counts as an empty mask; an empty mask is right for an expression without a target.
+Writes `predictions.jsonl`, which `--predictions FILE` scores again without a model, `metrics.json`
+(`pretrain.referring.segmentation_metrics`), and a few images, target beside prediction.
 """
 
 import json
@@ -101,11 +100,8 @@ def predict(
             mask = segmenter.predict(sample.frames, sample.expressions)[0] > 0.5
             if index < args.num_images:
                 _save_image(args.out, index, sample, mask)
-            prediction: MaskPrediction = {
-                "sent_id": sample.sent_ids[0],
-                "ref_id": sample.ref_ids[0],
-                "mask": encode_mask(mask),
-            }
+            sent_id, ref_id = sample.sent_ids[0], sample.ref_ids[0]
+            prediction = MaskPrediction(sent_id=sent_id, ref_id=ref_id, mask=encode_mask(mask))
             results.append((prediction, confusion(mask, sample.masks[0], args.compat)))
     return gather_object(results) if state.num_processes > 1 else results
 

@@ -1,8 +1,7 @@
 """Masks by the mask head as an objective: sampled frames with expressions, and the loss of their masks.
 
-Several expressions about a frame share one pass over it (`vlm.decoding.packing`). The loss is binary cross-entropy plus
-Dice, in float32, as LISA's (Lai et al. 2024), each averaged over masks. But a mask's cross-entropy is summed over
-pixels and divided by the area of the object: averaged over pixels, a bullet would weigh a hundredth of a wall.
+The loss is binary cross-entropy plus Dice, in float32, as LISA's (Lai et al. 2024), each averaged over masks. But a
+mask's cross-entropy is summed over pixels and divided by the object's area, so that small objects weigh as much.
 """
 
 from collections.abc import Mapping
@@ -10,28 +9,28 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
-from pretrain.answer_objective import FrameBatch
 from pretrain.referring.config import ReferringData
 from pretrain.referring.samples import ReferringSource, pad_stack
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.segmentation.encoder_maps import encoder_maps
 from vlm.segmentation.mask_head import MaskHead, expression_states, expression_tokens
-from vlm.training.objective import Losses, Objective, encode_frames
+from vlm.training.objective import Batch, Losses, Objective, encode_frames
 
 MIN_AREA = 64  # pixels that a mask counts as at least, in its cross-entropy
 DICE_SMOOTH = 1.0  # pixels added to both sides of Dice's fraction, so that an empty mask that is right costs nothing
 
 
 @dataclass(frozen=True)
-class MaskBatch(FrameBatch):
+class MaskBatch(Batch):
     """Frames with K expressions each and their masks."""
 
+    frames: UInt8[Tensor, "B history H W 3"]
     input_ids: Int[Tensor, "B K L"]
     lengths: Int[Tensor, "B K"]
     masks: Bool[Tensor, "B K H W"]
@@ -47,12 +46,8 @@ class MaskSampler:
         """Return the batch of a step."""
         samples = [self.source.draw(rng, self.data.expressions) for _ in range(self.data.images)]
         _, input_ids, lengths = expression_tokens(self.tokenizer, [sample.expressions for sample in samples])
-        return MaskBatch(
-            frames=torch.from_numpy(pad_stack([sample.frames for sample in samples])),
-            input_ids=input_ids,
-            lengths=lengths,
-            masks=torch.from_numpy(pad_stack([sample.masks for sample in samples])),
-        )
+        frames = torch.from_numpy(pad_stack([sample.frames for sample in samples]))
+        return MaskBatch(frames, input_ids, lengths, torch.from_numpy(pad_stack([sample.masks for sample in samples])))
 
 
 class MaskHeadObjective(Objective[PixelVLM, MaskBatch]):

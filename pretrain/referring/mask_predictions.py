@@ -31,11 +31,7 @@ def write_predictions(file: Path, predictions: Iterable[MaskPrediction]) -> None
 
 
 def read_predictions(file: Path) -> dict[int, MaskPrediction]:
-    """Return the predictions of a file by their `sent_id`.
-
-    Raises:
-        MaskError: the file is missing, a line is damaged or an expression occurs twice; the message names it.
-    """
+    """Return the predictions of a file by their `sent_id`; `MaskError` names a line that is damaged or a duplicate."""
     if not file.is_file():
         raise MaskError(f"expected a file of predictions, one line of JSON each, got {file}")
     predictions: dict[int, MaskPrediction] = {}
@@ -57,11 +53,7 @@ def read_predictions(file: Path) -> dict[int, MaskPrediction]:
 def score_predictions(
     data: ReferringTestSet, predictions: dict[int, MaskPrediction], compat: str = "plain"
 ) -> list[Confusion]:
-    """Return the pixel counts of each expression of a test set; a missing prediction counts as an empty mask.
-
-    Raises:
-        MaskError: a prediction is for another expression, or its size is not that of its image.
-    """
+    """Return the pixel counts of each expression of a test set; a missing prediction counts as an empty mask."""
     confusions, unused = [], set(predictions)
     for index in range(len(data)):
         sample = data[index]

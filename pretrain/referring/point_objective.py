@@ -1,8 +1,8 @@
 """Masks as text as an objective: is this point part of the object that the expression names, 0 or 1?
 
-Points are sampled as in the paper's lab (Vision-CAIR's paint data): on the object, on other referred objects, on a ring
-around it, and anywhere. All questions about a frame share one pass over it, and those about an expression one reading
-of it (`forward_packed_tree`). With attention supervision each question reads its expression itself.
+Points are sampled as in Vision-CAIR's paint data: on the object, on other referred objects, on a ring around it, and
+anywhere. Questions about a frame share one pass over it, and those about an expression one pass over its tokens
+(`forward_packed_tree`); with attention supervision each question has its own.
 
 Points sampled so are 1 far more often than those of a whole image. `calibrate_logit_bias` finds, after the training,
 what the logits must be lowered by, on points sampled uniformly: the prior correction of a logistic regression on
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.errors import UserError
-from pretrain.answer_objective import IGNORE_INDEX, AnswerObjective, FrameBatch, training_sequence
+from pretrain.answer_objective import IGNORE_INDEX, AnswerBatch, AnswerObjective, pad_answers
 from pretrain.referring.config import ReferringData
 from pretrain.referring.samples import ReferringSource, pad_stack
 from vlm.decoding.packing import forward_packed_tree, pad_token_lists
@@ -49,14 +49,12 @@ def grid_mask(mask: Bool[np.ndarray, "H W"], grid: int) -> Bool[np.ndarray, "gri
 def sample_points(own: np.ndarray, others: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Return int[count, 2], rows and columns of points to ask about.
 
-    Args:
-        own: bool[G, G], the object; may be empty.
-        others: bool[G, G], the other objects that are referred to in the image.
+    `own` bool[G, G] is the object and may be empty, `others` are all objects that expressions of the image refer to.
     """
     ring = ndimage.binary_dilation(own, iterations=max(1, len(own) // RING_FRACTION)) & ~own if own.any() else own
     groups = (own, others & ~own, ring, ~own & ~ring)
     weights = list(SAMPLING_WEIGHTS)
-    if not groups[1].any():  # as in the lab: the ring takes the share of other objects where there are none
+    if not groups[1].any():  # the ring takes the share of other objects where there are none
         weights[2] += weights[1]
     present = np.array([weight if group.any() else 0.0 for weight, group in zip(weights, groups, strict=True)])
     cells = [np.flatnonzero(group) for group in groups]
@@ -66,18 +64,12 @@ def sample_points(own: np.ndarray, others: np.ndarray, count: int, rng: np.rando
 
 
 @dataclass(frozen=True)
-class PointBatch(FrameBatch):
-    """Frames with E expressions each and K points for each expression.
+class PointBatch(AnswerBatch):
+    """Frames with E expressions each and K points for each expression; `input_ids` and `labels` are int[B, E, K, L]."""
 
-    prefix_ids, prefix_lengths: the expressions' tokens; input_ids: points and answers; labels: the next token of each;
-    coordinates: the points, as fractions of the height and width of `frames`.
-    """
-
-    prefix_ids: Int[Tensor, "B E T"]
+    prefix_ids: Int[Tensor, "B E T"]  # the expressions' tokens
     prefix_lengths: Int[Tensor, "B E"]
-    input_ids: Int[Tensor, "B E K L"]
-    labels: Int[Tensor, "B E K L"]
-    coordinates: Float[Tensor, "B E K 2"]
+    coordinates: Float[Tensor, "B E K 2"]  # the points, as fractions of the height and width of `frames`
 
 
 class PointQuestionSampler:
@@ -90,37 +82,23 @@ class PointQuestionSampler:
         """Return the batch of a step."""
         samples = [self.source.draw(rng, self.data.expressions) for _ in range(self.data.images)]
         frames = pad_stack([sample.frames for sample in samples])
-        questions = [
-            self._questions(mask, np.logical_or.reduce(sample.masks), rng)
-            for sample in samples
-            for mask in sample.masks
-        ]
-        input_ids, labels, points = zip(*questions, strict=True)
-        scale = np.array([sample.masks.shape[1:] for sample in samples for _ in sample.masks]) / frames.shape[2:4]
+        masks = [(mask, np.logical_or.reduce(sample.masks)) for sample in samples for mask in sample.masks]
+        tokens, points = zip(*(self._questions(mask, union, rng) for mask, union in masks), strict=True)
+        scale = np.array([mask.shape for mask, _ in masks]) / frames.shape[2:4]
         fractions = (np.stack(points) + 0.5) / self.data.grid * scale[:, None]
         expressions = [[self.prompts.expression_tokens(words) for words in sample.expressions] for sample in samples]
-        prefix_ids, prefix_lengths = pad_token_lists(expressions, self.prompts.pad)
         shape = (self.data.images, self.data.expressions)
-        return PointBatch(
-            frames=torch.from_numpy(frames),
-            prefix_ids=prefix_ids,
-            prefix_lengths=prefix_lengths,
-            input_ids=pad_token_lists(input_ids, self.prompts.pad)[0].unflatten(0, shape),
-            labels=pad_token_lists(labels, IGNORE_INDEX)[0].unflatten(0, shape),
-            coordinates=torch.from_numpy(fractions.astype(np.float32)).unflatten(0, shape),
-        )
+        input_ids, labels = (part.unflatten(0, shape) for part in pad_answers(tokens, self.prompts.pad))
+        prefix_ids, prefix_lengths = pad_token_lists(expressions, self.prompts.pad)
+        coordinates = torch.from_numpy(fractions.astype(np.float32)).unflatten(0, shape)
+        return PointBatch(torch.from_numpy(frames), input_ids, labels, prefix_ids, prefix_lengths, coordinates)
 
-    def _questions(
-        self, mask: np.ndarray, union: np.ndarray, rng: np.random.Generator
-    ) -> tuple[list, list, np.ndarray]:
+    def _questions(self, mask: np.ndarray, union: np.ndarray, rng: np.random.Generator) -> tuple[list, np.ndarray]:
         own, others = grid_mask(mask, self.data.grid), grid_mask(union, self.data.grid)
         points = sample_points(own, others, self.data.points, rng)
-        answers = self.prompts.answers[torch.from_numpy(own[points[:, 0], points[:, 1]]).long()].tolist()
-        sequences = [
-            training_sequence(self.prompts.point_tokens(row, column), [answer, self.prompts.end])
-            for (row, column), answer in zip(points, answers, strict=True)
-        ]
-        return [input_ids for input_ids, _ in sequences], [labels for _, labels in sequences], points
+        answers = self.prompts.answers[torch.from_numpy(own[tuple(points.T)]).long()].tolist()
+        questions = [self.prompts.point_tokens(row, column) for row, column in points]
+        return [(tokens, [answer, self.prompts.end]) for tokens, answer in zip(questions, answers, strict=True)], points
 
 
 class PointObjective(AnswerObjective[PointBatch]):
@@ -129,11 +107,7 @@ class PointObjective(AnswerObjective[PointBatch]):
     stream = (0x901,)
 
     def __init__(
-        self,
-        vlm: PixelVLM,
-        sampler: PointQuestionSampler,
-        prompts: PointPromptFormat,
-        attention_supervision: float = 0.0,
+        self, vlm: PixelVLM, sampler: PointQuestionSampler, prompts: PointPromptFormat, attention_supervision: float = 0
     ):
         super().__init__(vlm, sampler, attention_supervision)
         self.prompts = prompts
@@ -175,13 +149,7 @@ def calibrate_logit_bias(
 ) -> float:
     """Return what to add to the logits of points so that their mean probability is the true share of ones.
 
-    Args:
-        vlm: a model that was trained on points.
-        source: of the frames and expressions that it was trained on.
-        grid: cells along each side.
-        seed: of all sampling.
-        images: how many to draw, with one expression each.
-        points: of each image, sampled uniformly.
+    It samples `points` points uniformly in each of `images` images of the training, with one expression each.
     """
     rng, prompts = np.random.default_rng([seed, 0x5F]), PointPromptFormat.of(vlm)
     logits, truth = [], []
@@ -201,11 +169,7 @@ def concat_prefix_suffix(
 ) -> tuple[Tensor, Tensor]:
     """Return whole questions and their labels, int[B, E * K, T + L] each: every point behind its expression.
 
-    Args:
-        prefix_ids: int[B, E, T], padded on the right.
-        prefix_lengths: int[B, E].
-        input_ids: int[B, E, K, L], padded on the right.
-        labels: int[B, E, K, L].
+    Prefixes int[B, E, T] and `input_ids` int[B, E, K, L] are padded on the right.
     """
     count, prefix, suffix = input_ids.shape[2], prefix_ids.shape[2], input_ids.shape[3]
     position = torch.arange(prefix + suffix, device=input_ids.device)

@@ -21,13 +21,13 @@ MAX_ATTEMPTS = 50  # frames tried for one with an object that can be singled out
 
 
 class GameReferringDataset:
-    """`count` expressions about frames of recorded games, equally many of each data set.
+    """`count` expressions about frames of games recorded by `agents.record`, equally many of each data set.
 
     Args:
-        paths: directories of `agents.record`, one or more a game.
+        paths: directories, one or more a game.
         split: one of `SPLITS`; "all" is for games held out as a whole.
         count: the number of expressions.
-        history: frames that the model sees.
+        history: frames of a sample.
         val_episodes: games of each data set in its validation split, and as many in its test split.
         no_target_fraction: the probability of an expression without a target.
         seed: of the expressions; each split draws its own.

@@ -3,11 +3,13 @@
 The layout on disk is that of `pretrain.referring.refer_files`; `pretrain.referring.dataset_report` lists what is there.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt8
+from PIL import Image
 
 from common.errors import UserError
 from pretrain.data.images import read_image
@@ -24,6 +26,7 @@ from pretrain.referring.refer_files import (
     read_refs,
 )
 from pretrain.referring.samples import ReferringSample
+from vlm.image_input import resize_image
 
 MAX_NAMED_IMAGES = 3  # of the missing ones, in messages
 
@@ -41,14 +44,7 @@ class RefCocoDataset:
     """The expressions of a split in the order of its file; images and masks are decoded on access.
 
     Expressions whose image is missing are left out: `missing_images` lists the images, `num_left_out` counts the
-    expressions. An index is always an expression's.
-
-    Args:
-        root: the folder of the layout.
-        dataset: refcoco, refcoco+ or refcocog, in any spelling.
-        split: train, val, testA, testB or test, matched as REFER does.
-        images: the folder of COCO's train2014 if it is not in `root`.
-        compat: "plain", or "lisa" for masks that add overlapping polygons up.
+    expressions. `images` is the folder of COCO's train2014 if it is not in `root`; `compat` is that of `coco_masks`.
 
     Raises:
         ReferError: files are missing or damaged, the split is empty, or all of its images are missing.
@@ -74,23 +70,16 @@ class RefCocoDataset:
         ]
         self.num_left_out = sum(len(ref.sentences) for ref in refs) - len(self.expressions)
         if not self.expressions:
-            raise ReferError(
-                f"none of the images of {self.name} is in {self.image_dir}; the first: {refs[0].file_name}"
-            )
+            first = refs[0].file_name
+            raise ReferError(f"none of the images of {self.name} is in {self.image_dir}; the first: {first}")
 
     def __len__(self) -> int:
         return len(self.expressions)
 
     def __getitem__(self, index: int) -> ReferringSample:
         item = self.expressions[index]
-        return ReferringSample(
-            self.image(index)[None],
-            (item.text,),
-            self.mask(index)[None],
-            source=item.ref.file_name,
-            sent_ids=(item.sent_id,),
-            ref_ids=(item.ref.ref_id,),
-        )
+        ids = (item.sent_id,), (item.ref.ref_id,)
+        return ReferringSample(self.image(index)[None], (item.text,), self.mask(index)[None], item.ref.file_name, *ids)
 
     def image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
         """Return an expression's image; `ReferError` if its size is not that of its annotation."""
@@ -98,10 +87,8 @@ class RefCocoDataset:
         file = self.image_dir / ref.file_name
         image = read_image(file)
         if image.shape[:2] != (ref.height, ref.width):
-            raise ReferError(
-                f"{file}: expected {ref.height} x {ref.width} pixels as the annotations say, "
-                f"got {image.shape[0]} x {image.shape[1]}"
-            )
+            size, found = f"{ref.height} x {ref.width}", f"{image.shape[0]} x {image.shape[1]}"
+            raise ReferError(f"{file}: expected {size} pixels as the annotations say, got {found}")
         return image
 
     def mask(self, index: int) -> Bool[np.ndarray, "H W"] | UInt8[np.ndarray, "H W"]:
@@ -122,3 +109,32 @@ class RefCocoDataset:
             f"expressions left out: {', '.join(self.missing_images[:MAX_NAMED_IMAGES])}"
             f"{' ...' if len(self.missing_images) > MAX_NAMED_IMAGES else ''}"
         )
+
+
+class RefCocoSampler:
+    """Draws images of a split uniformly, resized to fit one batch, each with expressions of its objects."""
+
+    def __init__(self, data: RefCocoDataset, size: tuple[int, int], history: int = 1):
+        self.data, self.size, self.history = data, size, history
+        by_image: dict[str, list[int]] = defaultdict(list)
+        for index, expression in enumerate(data.expressions):
+            by_image[expression.ref.file_name].append(index)
+        self.images = list(by_image.values())
+
+    def draw(self, rng: np.random.Generator, count: int) -> ReferringSample:
+        """Return `count` expressions about one image, some twice if it has fewer."""
+        indices = self.images[int(rng.integers(len(self.images)))]
+        chosen = [int(index) for index in np.resize(rng.permutation(indices), count)]
+        image = resize_image(self.data.image(chosen[0]), self.size)
+        expressions = [self.data.expressions[index] for index in chosen]
+        return ReferringSample(
+            np.stack([image] * self.history),
+            tuple(expression.text for expression in expressions),
+            np.stack([_resize_mask(self.data.mask(index), self.size) for index in chosen]),
+            source=expressions[0].ref.file_name,
+        )
+
+
+def _resize_mask(mask: Bool[np.ndarray, "H W"], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    resized = Image.fromarray(mask.astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(resized) > 0

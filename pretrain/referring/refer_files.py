@@ -5,9 +5,7 @@
     DIR/refcoco/data/validation-00000-of-00001.parquet      or, instead of the two, one or more files for each split
     DIR/images/mscoco/images/train2014/COCO_train2014_000000000001.jpg
 
-`refcoco+` has `refs(unc).p` and `refcocog` has `refs(umd).p`. A folder of Parquet files may also have the hub's name,
-`refcocoplus`. `pretrain.referring.safe_pickle` reads the pickles and runs nothing.
-
+`refcocog` has `refs(umd).p`. A folder of Parquet files may also have the hub's name, `refcocoplus`.
 After Yu et al. 2016 (arXiv 1608.00272), whose `refer.py` defines the layout and how splits match. A ref's own
 `file_name` contains its annotation's number and names no file; the image's is in `instances.json`.
 """
@@ -52,16 +50,12 @@ class Ref:
 
 
 def find_dataset(name: str) -> str:
-    """Return the key of a data set in `PARTITIONS`: `RefCOCO+`, `refcocoplus` and `refcoco+` are the same.
-
-    Raises:
-        ReferError: the name is unknown; the message suggests the nearest.
-    """
+    """Return the key in `PARTITIONS` of a data set in any spelling, or raise `ReferError` with the nearest."""
     return _find(name, name.strip().lower().replace("plus", "+").replace("_", "").replace(" ", ""), PARTITIONS)
 
 
 def find_split(name: str) -> str:
-    """Return the split of a name in any case; `validation` is `val`. `ReferError` for an unknown one."""
+    """Return the split of a name in any case, or raise `ReferError` with the nearest; `validation` is `val`."""
     return _find(name, name.strip().lower().replace("validation", "val"), SPLITS)
 
 
@@ -75,10 +69,7 @@ def _find(name: str, key: str, known: Iterable[str]) -> str:
 
 
 def in_split(ref_split: str, split: str) -> bool:
-    """Whether a ref belongs to a split, by REFER's rule.
-
-    `testA` and `testB` match their letter anywhere (some refs are `testAB`), `test` matches the word anywhere.
-    """
+    """Whether a ref belongs to a split, by REFER's rule: `testAB` belongs to `testA`, `testB` and `test`."""
     if split in ("testA", "testB"):
         return split[-1] in ref_split
     return split in ref_split if split == "test" else split == ref_split
@@ -106,11 +97,7 @@ def list_images(folder: Path) -> set[str]:
 
 
 def read_refs(root: Path, dataset: str) -> list[Ref]:
-    """Return the refs of a data set's first partition: from REFER's pickle if there is one, else from Parquet files.
-
-    Raises:
-        ReferError: both are missing, or one is damaged; the message names the file.
-    """
+    """Return the refs of a data set's first partition: from REFER's pickle if there is one, else from Parquet files."""
     partition = PARTITIONS[dataset][0]
     if refs_file(root, dataset, partition).exists():
         return read_refer(root, dataset, partition)

@@ -27,11 +27,8 @@ class _SafeUnpickler(pickle.Unpickler):
 def load_safe_pickle(file: Path) -> Any:
     """Return the content of a pickle: containers, text, numbers, booleans and None.
 
-    A pickle can name any function and have it called while it is read. Other globals than `SAFE_TYPES` are refused
-    before they are imported or called.
-
-    Raises:
-        PickleError: the pickle is missing, damaged or refers to another global.
+    A pickle can name any function and have it called while it is read. `PickleError` refuses other globals than
+    `SAFE_TYPES` before they are imported or called.
     """
     if not file.is_file():
         raise PickleError(f"expected a pickle at {file}, found none")

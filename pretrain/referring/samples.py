@@ -40,10 +40,7 @@ class ReferringSource(Protocol):
 class ReferringTestSet(Protocol):
     """A numbered set of expressions to evaluate on."""
 
-    @property
-    def name(self) -> str:
-        """The data set and its split."""
-        ...
+    name: str  # of the data set and its split
 
     def __len__(self) -> int: ...
 

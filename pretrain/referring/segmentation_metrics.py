@@ -68,11 +68,7 @@ def confusion(
 
 
 def segmentation_metrics(confusions: Iterable[Confusion], compat: str = "plain") -> dict[str, float]:
-    """Return the metrics of a set of items, see the module's docstring.
-
-    Raises:
-        MaskError: there is no item.
-    """
+    """Return the metrics of a set of items, see the module's docstring; `MaskError` if it is empty."""
     check_compat(compat)
     items = list(confusions)
     if not items:

@@ -6,11 +6,10 @@
     python -m pretrain.referring --data data/random-* --mask points --grid 32 --init runs/pvp/last --out runs/points
     python -m pretrain.referring.show --game MsPacman --expression "the red ghost" --init runs/refer/last
 
-The second task of Gou et al. 2024 that needs detail. Expressions are made from recorded games
-(`pretrain.referring.recorded_games`), whose last games are held out, or are those of RefCOCO, RefCOCO+ or RefCOCOg
-(`pretrain.referring.refcoco`). Masks come from the mask head (`vlm.segmentation.mask_head`), which reads the encoder's
-own feature maps, or as points in text (`vlm.segmentation.point_prediction`), 0 or 1 at every point of a grid, as in the
-paper's lab. The same command resumes a run that was killed.
+Expressions are made from recorded games (`pretrain.referring.recorded_games`), whose last games are held out, or are
+those of RefCOCO, RefCOCO+ or RefCOCOg (`pretrain.referring.refcoco`). Masks come from a head on the encoder's feature
+maps (`vlm.segmentation.mask_head`) or as points in text (`vlm.segmentation.point_prediction`), as in Gou et al. 2024.
+The same command resumes a run that was killed.
 """
 
 import sys
@@ -26,8 +25,7 @@ from pretrain.referring.config import CONFIGS, GAMES, PHOTOGRAPH_SIZE, Referring
 from pretrain.referring.mask_objective import MaskHeadObjective, MaskSampler
 from pretrain.referring.point_objective import PointObjective, PointQuestionSampler, calibrate_logit_bias
 from pretrain.referring.recorded_games import GameReferringDataset
-from pretrain.referring.refcoco import RefCocoDataset
-from pretrain.referring.refcoco_sampler import RefCocoSampler
+from pretrain.referring.refcoco import RefCocoDataset, RefCocoSampler
 from pretrain.referring.samples import ReferringSource
 from vlm import checkpoint
 from vlm.model import PixelVLM

@@ -1,10 +1,11 @@
-"""The attention that is supervised is the library's, and supervision finds the asked places in a few steps."""
+"""The attention that is supervised is the library's, and supervision finds its targets in a few steps."""
 
 import numpy as np
 import pytest
 import torch
 
 from common.errors import UserError
+from pretrain.answer_objective import pad_answers
 from pretrain.pvp_config import PvpData
 from pretrain.pvp_objective import ImageSampler, PvpBatch, PvpObjective, PvpSampler
 from pretrain.pvp_prompts import PixelPromptFormat
@@ -93,7 +94,7 @@ def test_the_loss_is_of_the_attention_of_each_step_on_its_targets(preset):
 
 
 @pytest.mark.parametrize("preset", ["tiny-clip", "micro"])
-def test_the_asked_token_is_the_one_whose_patch_covers_the_place(preset):
+def test_the_target_patch_covers_the_coordinate(preset):
     vlm, *_ = make(preset)
     down, along = grid = patch_edges(vlm, 210, 160)
     found = target_patch_index(
@@ -107,7 +108,7 @@ def test_the_asked_token_is_the_one_whose_patch_covers_the_place(preset):
     assert found == covering
 
 
-def test_supervised_training_finds_the_asked_places_within_a_few_steps():
+def test_supervised_attention_finds_its_targets_within_a_few_steps():
     vlm, sampler, prompts = make(steps=90, images=8, questions=16)  # the last step cannot begin before the others
     objective = PvpObjective(vlm, sampler, prompts, label_std=6.0, attention_supervision=1.0)
     optimizer = torch.optim.AdamW(vlm.model.parameters(), lr=3e-3)
@@ -130,19 +131,17 @@ def test_coordinates_are_found_in_both_orders_and_where_both_are_one_number():
     vlm, sampler, prompts = make()
     objective = PvpObjective(vlm, sampler, prompts, attention_supervision=1.0)
     places = np.array([[5, 5], [31, 0]])
-    input_ids, labels = prompts.training_sequences(places, np.full((2, 3), 5, np.uint8))
+    input_ids, labels = pad_answers([prompts.questions_with_answers(places, np.full((2, 3), 5, np.uint8))], 0)
     fractions = torch.tensor(places / 32 + 1 / 64)[None]
     frames = torch.zeros(1, 1, 210, 160, 3, dtype=torch.uint8)
-    targets = objective.attention_targets(
-        PvpBatch(frames, torch.tensor([input_ids]), torch.tensor([labels]), fractions)
-    )
-    tokens = [[input_ids[k][index] for index in targets.coordinates[0, k].tolist()] for k in range(2)]
+    targets = objective.attention_targets(PvpBatch(frames, input_ids, labels, fractions))
+    tokens = [[input_ids[0, k, index] for index in targets.coordinates[0, k].tolist()] for k in range(2)]
     numbers = prompts.number_token_ids.tolist()
     assert tokens == [[numbers[5], numbers[5]], [numbers[31], numbers[0]]]
     assert targets.coordinates[0, 0, 0] != targets.coordinates[0, 0, 1]
     end = len(prompts.question_ids(places)[0]) - 1
     assert targets.question_ends.tolist() == [[end] * 2]
-    assert targets.answer_mask[0, 0].nonzero().flatten().tolist() == list(range(end + 1, len(input_ids[0])))
+    assert targets.answer_mask[0, 0].nonzero().flatten().tolist() == list(range(end + 1, input_ids.shape[2]))
 
 
 def test_supervision_is_refused_where_a_decoder_has_too_few_layers():

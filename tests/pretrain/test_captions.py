@@ -1,4 +1,4 @@
-"""Captions as an objective: true ones, drawn from seed and step alone, learnt beside pixel values and after a kill."""
+"""Captions as an objective: true ones, drawn from seed and step alone, trained beside pixel values and after a kill."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_batches_are_drawn_from_seed_and_step_alone_and_leave_held_out_games_alo
         captions(vlm, two_games[0], data=())
 
 
-def test_captions_of_one_batch_are_learnt_by_heart_and_said(vlm, two_games):
+def test_a_model_overfits_the_captions_of_one_batch_and_generates_them(vlm, two_games):
     own = build("tiny-clip", seed=1, tokenizer=vlm.tokenizer)
     objective = captions(own, two_games[0], images=2, captions=1)
     batch = batch_of(objective, 0)
@@ -105,6 +105,6 @@ def test_a_new_model_learns_captions_alone_with_every_role_and_others_start_from
         main([*command, "--captions", "0", "--out", str(tmp_path / "x")])
 
 
-def test_pixels_are_not_taught_by_captions_alone(tmp_path):
+def test_a_caption_weight_of_one_is_refused(tmp_path):
     with pytest.raises(UserError, match="--caption-weight must be less than 1"):
         CONFIGS["default"].replace(out=tmp_path, synthetic=1.0, caption_weight=1.0)

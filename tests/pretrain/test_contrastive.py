@@ -48,7 +48,7 @@ def test_batches_are_of_ever_fewer_games(two_games, tmp_path):
     assert games == sorted(games, reverse=True)
 
 
-def test_a_new_towers_tokens_tell_their_place(two_games, tmp_path):
+def test_a_new_towers_tokens_encode_their_position(two_games, tmp_path):
     clip = start_clip(tiny(two_games, tmp_path), [EpisodeDataset(path) for path in two_games])
     table = clip.model.vision_model.embeddings.position_embedding.weight[1:].unflatten(0, (6, 6))
     assert table.square().mean().sqrt().item() == pytest.approx(1.0, abs=0.02)
@@ -66,7 +66,7 @@ def test_captions_of_a_batch_are_of_its_frames_and_some_do_not_tell_the_game(two
     assert 5 < sum("pong" not in caption and "breakout" not in caption for caption in captions) < 35
 
 
-def test_one_batch_is_learnt_by_heart(two_games):
+def test_a_clip_overfits_one_batch(two_games):
     objective = contrast(two_games)
     batch, model = batch_of(objective, 0), objective.vlm.model
     objective.vlm.set_attn_implementation(objective.attention)
@@ -110,7 +110,7 @@ def test_a_stored_bfloat16_clip_is_half_the_size(two_games, tmp_path):
     assert sizes["bfloat16"] < 0.6 * sizes["float32"]
 
 
-def test_frames_are_laid_as_the_model_lays_them():
+def test_frames_are_padded_as_the_model_pads_them():
     frame = np.random.default_rng(0).integers(0, 256, (210, 160, 3), dtype=np.uint8)
     clip = build_clip("tiny-clip", caption_tokenizer())
     assert torch.equal(clip.preprocess(frame[None, None]), clip.preprocess(pad_to_square(frame, 216)[None, None]))

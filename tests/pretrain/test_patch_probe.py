@@ -6,17 +6,10 @@ import torch
 
 from pretrain import patch_probe
 from pretrain.data.frame_captions import caption_tokenizer
-from pretrain.patch_probe import measure_patch_probe, patch_mean_colors
+from pretrain.patch_probe import measure_patch_probe
 from vlm.clip import build_clip
 from vlm.presets import build
 from vlm.sinusoidal_init import init_position_embeddings
-
-
-def test_patch_colors_are_means_over_boxes():
-    image = np.zeros((4, 4, 3), np.uint8)
-    image[:2, 2:] = (10, 20, 30)
-    found = patch_mean_colors(image, [(0, 2, 2, 4), (0, 0, 4, 4), (2, 0, 4, 2)])
-    assert found.tolist() == [[10, 20, 30], [2.5, 5, 7.5], [0, 0, 0]]
 
 
 def test_tokens_that_hold_their_color_or_noise_are_distinguished(monkeypatch):

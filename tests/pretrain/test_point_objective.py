@@ -1,4 +1,4 @@
-"""Places to ask about lie where the paper's lab asks, and a model learns to answer for them."""
+"""Points are sampled as in the paper's code, and a model learns to answer for them."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def learn(objective, batch, steps):
     return first, losses.metrics
 
 
-def test_a_grids_places_belong_to_what_fills_half_of_them_and_nothing_is_lost():
+def test_a_grid_cell_belongs_to_a_mask_that_fills_half_of_it_and_no_mask_is_lost():
     mask = np.zeros((64, 64), bool)
     mask[:16, :12] = True
     assert grid_mask(mask, 4).astype(int).tolist() == [[1, 0, 0, 0]] + [[0] * 4] * 3
@@ -50,7 +50,7 @@ def test_a_grids_places_belong_to_what_fills_half_of_them_and_nothing_is_lost():
     assert not grid_mask(np.zeros((64, 64), bool), 4).any()
 
 
-def test_places_are_drawn_from_object_others_ring_and_anywhere_by_the_labs_shares():
+def test_points_are_sampled_from_object_others_ring_and_anywhere_by_the_papers_shares():
     own, others, rng = np.zeros((32, 32), bool), np.zeros((32, 32), bool), np.random.default_rng(0)
     own[10:14, 10:14] = True
     others[24:28, 24:28] = True
@@ -85,7 +85,7 @@ def test_a_batch_asks_true_questions_and_depends_on_seed_and_step_alone(two_game
     assert set(vlm.tokenizer.convert_ids_to_tokens(answers[:, 0])) == {"0", "1"}
 
 
-def test_one_batch_is_learnt_and_then_found_by_asking_every_place(two_games):
+def test_a_model_overfits_one_batch_and_predicts_its_points(two_games):
     vlm = build("tiny", seed=1)
     objective = point_objective(vlm, two_games, 1, grid=8, points=64)
     batch = objective.sampler(0, objective.rng(0, 0))
@@ -94,27 +94,27 @@ def test_one_batch_is_learnt_and_then_found_by_asking_every_place(two_games):
     assert last["accuracy"] > 0.95
     drawn = objective.sampler.source.draw(objective.rng(0, 0), 1)
     features = vlm.encode_images(vlm.preprocess(drawn.frames[None]))
-    odds = predict_points(vlm, features, drawn.expressions, 8, stride=1)[0].numpy()
+    logits = predict_points(vlm, features, drawn.expressions, 8, stride=1)[0].numpy()
     texts = vlm.tokenizer.batch_decode(batch.input_ids[0, 0])
-    asked = np.array([[int(part) for part in text.split("]")[0].split(",")] for text in texts])
-    truth = grid_mask(drawn.masks[0], 8)[asked[:, 0], asked[:, 1]]
+    points = np.array([[int(part) for part in text.split("]")[0].split(",")] for text in texts])
+    truth = grid_mask(drawn.masks[0], 8)[points[:, 0], points[:, 1]]
     assert 0 < truth.mean() < 1
-    assert ((odds[asked[:, 0], asked[:, 1]] > 0) == truth).mean() > 0.9
+    assert ((logits[points[:, 0], points[:, 1]] > 0) == truth).mean() > 0.9
 
 
-def test_shifted_odds_say_1_as_often_as_it_is_true_of_a_picture(two_games):
+def test_calibrated_logits_predict_1_as_often_as_it_is_true_of_an_image(two_games):
     vlm = build("tiny", seed=1)
     source = GameReferringDataset(two_games, "train", 1, vlm.history, no_target_fraction=0)
-    shift = calibrate_logit_bias(vlm, source, 16, seed=0, images=24, points=32)
-    rng, said, true = np.random.default_rng(5), [], []
+    bias = calibrate_logit_bias(vlm, source, 16, seed=0, images=24, points=32)
+    rng, predicted, true = np.random.default_rng(5), [], []
     for _ in range(24):
         drawn = source.draw(rng, 1)
         features = vlm.encode_images(vlm.preprocess(drawn.frames[None]))
-        odds = predict_points(vlm, features, drawn.expressions, 16, logit_bias=shift)
-        said.append(odds.sigmoid().mean().item())
+        logits = predict_points(vlm, features, drawn.expressions, 16, logit_bias=bias)
+        predicted.append(logits.sigmoid().mean().item())
         true.append(grid_mask(drawn.masks[0], 16).mean())
     assert 0 < np.mean(true) < 0.1
-    assert np.mean(said) == pytest.approx(np.mean(true), rel=0.5)
+    assert np.mean(predicted) == pytest.approx(np.mean(true), rel=0.5)
 
 
 @pytest.fixture
@@ -125,20 +125,20 @@ def supervised(two_games):
     return objective, next(batch for batch in batches if len(batch.prefix_lengths.unique()) > 1)
 
 
-def test_with_attention_supervision_or_without_the_same_questions_are_asked(supervised):
+def test_attention_supervision_trains_on_the_same_questions(supervised):
     objective, batch = supervised
-    plain, told = (
+    plain, with_supervision = (
         PointObjective(objective.vlm, objective.sampler, objective.prompts, weight) for weight in (0.0, 1e-9)
     )
-    plain, told = (one.loss(one.encode(batch), batch) for one in (plain, told))
-    assert told.loss.item() == pytest.approx(plain.loss.item(), abs=1e-5)
-    assert told.metrics["accuracy"] == plain.metrics["accuracy"]
-    assert set(told.metrics) - set(plain.metrics) == {
+    plain, with_supervision = (one.loss(one.encode(batch), batch) for one in (plain, with_supervision))
+    assert with_supervision.loss.item() == pytest.approx(plain.loss.item(), abs=1e-5)
+    assert with_supervision.metrics["accuracy"] == plain.metrics["accuracy"]
+    assert set(with_supervision.metrics) - set(plain.metrics) == {
         "attn/coordinates", "attn/question_to_patch", "attn/answer_to_question", "attn/answer_to_patch",
     }  # fmt: skip
 
 
-def test_the_targets_of_attention_are_the_places_own_numbers_and_patch(supervised):
+def test_attention_targets_are_the_coordinates_and_the_patch_of_a_point(supervised):
     objective, batch = supervised
     tokenizer = objective.vlm.tokenizer
     input_ids, labels = concat_prefix_suffix(batch.prefix_ids, batch.prefix_lengths, batch.input_ids, batch.labels)
@@ -156,7 +156,7 @@ def test_the_targets_of_attention_are_the_places_own_numbers_and_patch(supervise
             assert targets.answer_mask[image, number].nonzero().flatten().tolist() == [int(end) + 1]
 
 
-def test_the_supervised_attention_is_learnt(supervised):
+def test_supervised_attention_rises_in_training(supervised):
     first, last = learn(*supervised, 90)
     for name in ("attn/coordinates", "attn/question_to_patch", "attn/answer_to_patch"):
         assert first[name] < 0.3

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
-from pretrain.answer_objective import IGNORE_INDEX
+from pretrain.answer_objective import IGNORE_INDEX, pad_answers
 from pretrain.data.images import EpisodeFrames, ImageError, SyntheticImages
 from pretrain.pvp import main, pvp_objective, start_model, train_pvp
 from pretrain.pvp_config import CONFIGS, PvpConfig, PvpData
@@ -32,7 +32,7 @@ def tiny(blocks, out, **changes) -> PvpConfig:
     return CONFIGS["default"].replace(**{"data": (str(blocks),), "out": out, **fields, **changes})
 
 
-def test_half_of_the_places_are_drawn_by_colour():
+def test_half_of_the_coordinates_are_sampled_by_colour():
     frame = np.zeros((210, 160, 3), np.uint8)
     frame[100, 80] = (255, 0, 0)
     places = sample_coordinates(frame, 400, np.random.default_rng(0))
@@ -115,8 +115,8 @@ def test_metrics_are_those_of_hand_made_logits():
     vlm = build("tiny")
     prompts = PixelPromptFormat.from_model(vlm)
     objective = PvpObjective(vlm, None, prompts)
-    _, labels = prompts.training_sequences(np.array([[1, 2], [3, 4]]), np.array([[10, 20, 30], [40, 50, 60]], np.uint8))
-    labels = torch.tensor([labels])
+    colours = np.array([[10, 20, 30], [40, 50, 60]], np.uint8)
+    _, labels = pad_answers([prompts.questions_with_answers(np.array([[1, 2], [3, 4]]), colours)], 0)
     answers = labels[labels != IGNORE_INDEX]
     logits = torch.full((len(answers), len(vlm.tokenizer)), -1e4)
     logits[torch.arange(len(answers)), answers] = 0.0
@@ -265,7 +265,7 @@ def test_a_grid_finer_than_the_images_is_refused_before_training(tmp_path):
               "--size", "8", "8"])  # fmt: skip
 
 
-def test_every_second_frame_of_a_game_is_shown_as_a_still_picture(blocks):
+def test_half_of_the_frames_of_a_game_are_repeated_as_still_images(blocks):
     sampler = ImageSampler([EpisodeFrames(blocks)], PvpData(size=(210, 160)), history=2)
     rng = np.random.default_rng(0)
     drawn = [sampler(rng, 1.0) for _ in range(60)]

@@ -368,8 +368,8 @@ def test_published_counts_add_up_to_the_published_totals():
     totals = {"refcoco": (19994, 142210), "refcoco+": (19992, 141564), "refcocog": (25799, 95010)}
     for dataset, (images, expressions) in totals.items():
         own = [counts for key, counts in PUBLISHED.items() if key[0] == dataset and key[1] != "google"]
-        assert sum(counts.images for counts in own) == images
-        assert sum(counts.expressions for counts in own) == expressions
+        assert sum(counts[2] for counts in own) == images
+        assert sum(counts[1] for counts in own) == expressions
 
 
 def test_images_may_be_in_another_folder(root, tmp_path):

@@ -1,4 +1,4 @@
-"""Referring segmentation learns masks with every role, resumes after a kill, and shows what it finds."""
+"""Referring segmentation learns masks with every role, resumes after a kill, and draws the masks."""
 
 import numpy as np
 import pytest
@@ -48,11 +48,11 @@ def test_batches_are_drawn_from_seed_and_step_alone_and_hold_true_masks(two_game
     assert words.endswith(":")
 
 
-def test_frames_of_several_sizes_are_laid_on_black():
-    laid = pad_stack([np.ones((1, 2, 3, 3), np.uint8), np.ones((1, 4, 2, 3), np.uint8)])
-    assert laid.shape == (2, 1, 4, 3, 3)
-    assert laid[0, 0, 2:].sum() == laid[1, 0, :, 2:].sum() == 0
-    assert laid.sum() == 3 * (6 + 8)
+def test_frames_of_several_sizes_are_padded_with_black():
+    padded = pad_stack([np.ones((1, 2, 3, 3), np.uint8), np.ones((1, 4, 2, 3), np.uint8)])
+    assert padded.shape == (2, 1, 4, 3, 3)
+    assert padded[0, 0, 2:].sum() == padded[1, 0, :, 2:].sum() == 0
+    assert padded.sum() == 3 * (6 + 8)
 
 
 def test_dice_is_none_for_the_truth_and_for_finding_nothing_where_nothing_is():
@@ -69,7 +69,7 @@ def test_a_small_mask_weighs_as_much_as_a_large_one():
     assert area_normalized_bce(1 - wanted, wanted)[2] == 1600 / 64
 
 
-def test_one_batch_is_learnt_and_the_metric_is_the_iou_of_what_is_meant(two_games):
+def test_a_model_overfits_one_batch_and_reports_the_iou_of_its_targets(two_games):
     vlm = build("tiny", seed=1)
     torch.manual_seed(0)
     head = MaskHead.of(vlm, 16)
@@ -112,12 +112,12 @@ def test_a_frozen_encoder_stays_and_lora_leaves_a_plain_model(two_games, tmp_pat
 
 
 @pytest.mark.parametrize("of", ["game", "image"])
-def test_a_mask_is_shown_on_a_games_frame_or_on_a_users_picture(two_games, tmp_path, of, capsys):
+def test_a_mask_is_drawn_on_a_frame_of_a_game_or_on_an_image_file(two_games, tmp_path, of, capsys):
     last = train_referring(small(two_games, tmp_path / "run", steps=1))
     Image.fromarray(np.zeros((60, 40, 3), np.uint8)).save(tmp_path / "mine.png")
-    asked = ["--game", "pong"] if of == "game" else ["--image", str(tmp_path / "mine.png")]
+    arguments = ["--game", "pong"] if of == "game" else ["--image", str(tmp_path / "mine.png")]
     file = tmp_path / "shown" / "ball.png"
-    assert show.main(["--init", str(last), "--expression", "the ball", "--out", str(file), *asked]) == 0
+    assert show.main(["--init", str(last), "--expression", "the ball", "--out", str(file), *arguments]) == 0
     assert read_image(file).shape == ((630, 480, 3) if of == "game" else (180, 120, 3))
     assert "'the ball': " in capsys.readouterr().out
 
@@ -125,14 +125,14 @@ def test_a_mask_is_shown_on_a_games_frame_or_on_a_users_picture(two_games, tmp_p
 def test_contradictory_settings_are_refused(tmp_path):
     with pytest.raises(UserError, match="--data is missing"):
         train_referring(small((), tmp_path))
-    for asked in (["--expression", "the ball"], ["--expression", "", "--game", "pong"]):
+    for arguments in (["--expression", "the ball"], ["--expression", "", "--game", "pong"]):
         with pytest.raises(UserError, match="expected --expression and either --game or --image"):
-            show.main(asked)
+            show.main(arguments)
     with pytest.raises(UserError, match="--expressions must be at least 1, got 0"):
         small((tmp_path,), tmp_path, expressions=0)
 
 
-def test_points_in_text_are_taught_and_shown_without_a_head(two_games, tmp_path, capsys):
+def test_points_in_text_are_trained_and_drawn_without_a_head(two_games, tmp_path, capsys):
     last = train_referring(small(two_games, tmp_path / "run", mask="points", grid=8, points=3, steps=2))
     training = checkpoint.read_training(last)
     assert training["point_grid"] == 8
@@ -143,7 +143,7 @@ def test_points_in_text_are_taught_and_shown_without_a_head(two_games, tmp_path,
     assert "'the ball': " in capsys.readouterr().out
 
 
-def test_both_ways_are_taught_in_turns_to_one_model_that_is_asked_in_either(two_games, tmp_path):
+def test_one_model_trains_on_both_objectives_and_predicts_with_either(two_games, tmp_path):
     config = small(two_games, tmp_path / "run", mask="both", grid=8, points=3, steps=4, dtype="bfloat16")
     last = train_referring(config)
     head, points = load_segmenter(last), load_segmenter(last, points=True)
