@@ -6,6 +6,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+Rngs = list[np.random.Generator]
 State = TypeVar("State")
 
 
@@ -41,16 +42,12 @@ class Agent(Protocol):
         ...
 
 
-def reset_states(
-    states: Sequence[State], seeds: Sequence[int | None], new_state: Callable[[int], State]
-) -> list[State]:
+def reset_states(states: list[State], seeds: Sequence[int | None], new_state: Callable[[int], State]) -> list[State]:
     """Return the environments' states: `new_state(seed)` where an episode starts, the old one where it continues."""
     old = states if len(states) == len(seeds) else [new_state(0)] * len(seeds)
     return [state if seed is None else new_state(seed) for state, seed in zip(old, seeds, strict=True)]
 
 
-def reset_rngs(
-    rngs: Sequence[np.random.Generator], seeds: Sequence[int | None], stream: int
-) -> list[np.random.Generator]:
+def reset_rngs(rngs: Rngs, seeds: Sequence[int | None], stream: int) -> Rngs:
     """Return the environments' generators, new ones for new episodes; `stream` differs from agent to agent."""
     return reset_states(rngs, seeds, lambda seed: np.random.default_rng([seed, stream]))

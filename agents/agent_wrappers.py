@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.agent import Actions, Agent, reset_rngs, reset_states
+from agents.agent import Actions, Agent, Rngs, reset_rngs, reset_states
 
 
 class ActionRepeatAgent:
@@ -42,7 +42,7 @@ class RandomActionAgent:
     def __init__(self, agent: Agent, probability: float, action_names: Sequence[str]):
         self.name = f"{agent.name}, random actions {probability:g}"
         self.agent, self.probability, self.action_names = agent, probability, tuple(action_names)
-        self._rngs: list[np.random.Generator] = []
+        self._rngs: Rngs = []
         self._random_actions: list[tuple[int, int]] = []  # (action, steps left)
 
     def reset(self, seeds: Sequence[int | None]) -> None:

@@ -23,20 +23,13 @@ class BehaviorCloningObjective(Objective[PixelVLM, BCBatch]):
 
     attention = "eager"  # on a CPU, backward through sdpa is slower over so few tokens
 
-    def __init__(
-        self,
-        vlm: PixelVLM,
-        sampler: BCSampler,
-        action_names: Mapping[str, Sequence[str]],
-        head: AuxiliaryActionHead | None = None,
-        aux_loss_weight: float = 1.0,
-    ):
+    def __init__(self, vlm: PixelVLM, sampler: BCSampler, head: AuxiliaryActionHead | None, aux_loss_weight: float):
         super().__init__(vlm, sampler)
         self.head, self.aux_loss_weight = head, aux_loss_weight
-        self.scorers = {
-            game: CandidateScorer(vlm, action_prompt(find_game(game).title, names), names)
-            for game, names in action_names.items()
-        }
+        self.scorers: dict[str, CandidateScorer] = {}
+        for game, datasets in sampler.datasets.items():
+            names = datasets[0].data.info.action_names
+            self.scorers[game] = CandidateScorer(vlm, action_prompt(find_game(game).title, names), names)
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return the auxiliary action head."""

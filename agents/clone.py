@@ -48,8 +48,7 @@ def bc_objective(vlm: PixelVLM, datasets: list[LabelledDataset], config: CloneCo
     flipped = {find_game(name).name for name in data.horizontal_flip}
     aux_steps = round(data.aux_warmup_fraction * config.run.steps) if head else 0
     sampler = BCSampler(datasets, vlm.history, data.batch_size, data.weights_by_game(), flipped, aux_steps)
-    action_names = {dataset.data.info.game: dataset.data.info.action_names for dataset in datasets}
-    return BehaviorCloningObjective(vlm, sampler, action_names, head, weight)
+    return BehaviorCloningObjective(vlm, sampler, head, weight)
 
 
 def clone_mixture(vlm: PixelVLM, datasets: list[LabelledDataset], config: CloneConfig) -> Mixture:

@@ -63,7 +63,9 @@ def run_dagger(config: DaggerConfig) -> Path:
                 row |= rollout_metrics(EpisodeDataset(recording))
                 rows.append(row | {"expert_self_agreement": noise[game]["agreement"]})
                 log_metrics(rows[-1], writer)
-            write_rows(out / "dagger.json", rows)
+            file = out / "dagger.json"  # a resumed run keeps what it tells of the beginning
+            result = read_result(file) if file.exists() else new_result("dagger", MACHADO2018.to_dict(), [])
+            write_result(file, result | {"rows": rows})
             data += [recording for recording in recordings.values() for _ in range(options.recording_weight)]
             current = train_iteration(config, data, current, place, number)
     return current
@@ -119,12 +121,6 @@ def log_metrics(row: dict[str, Any], writer: SummaryWriter) -> None:
         f"iteration {iteration}, {game}: {mean:,.0f} in {len(row['scores'])} games, {row['labels']} labels, "
         f"{accuracy:.0%} as the {row['expert']} (which agrees with itself in {row['expert_self_agreement']:.0%})"
     )
-
-
-def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the metrics so far; a resumed run keeps what the file tells of its beginning."""
-    result = read_result(file) if file.exists() else new_result("dagger", MACHADO2018.to_dict(), [])
-    write_result(file, result | {"rows": rows})
 
 
 main = command(partial(parse_config, CONFIGS, description=__doc__), run_dagger, __doc__, "the policy is in {}")

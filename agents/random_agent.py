@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agents.agent import Actions, reset_rngs
+from agents.agent import Actions, Rngs, reset_rngs
 
 
 class RandomAgent:
@@ -14,7 +14,7 @@ class RandomAgent:
 
     def __init__(self, action_names: Sequence[str]):
         self.action_names = tuple(action_names)
-        self._rngs: list[np.random.Generator] = []
+        self._rngs: Rngs = []
 
     def reset(self, seeds: Sequence[int | None]) -> None:
         """See `agents.agent.Agent`."""

@@ -61,7 +61,6 @@ class Panel:
         """Draw the panel of a transition from column `left` on."""
         small, large = ImageFont.load_default(13), ImageFont.load_default(26)
         seconds = transition.step * self.frame_skip // EMULATOR_FRAMES_PER_SECOND
-        answer = f"“{_shorten(transition.text, 19)}”"
         draw.text((left, 18), self.title, TEXT, large)
         draw.text((left, 52), f"agent: {self.agent}", DIM_TEXT, small)
         draw.text((left, 88), "score", DIM_TEXT, small)
@@ -69,7 +68,8 @@ class Panel:
         draw.text((left + 130, 88), "time", DIM_TEXT, small)
         draw.text((left + 130, 104), f"{seconds // 60}:{seconds % 60:02d}", TEXT, large)
         draw.text((left, 152), "answer", DIM_TEXT, small)
-        draw.text((left, 168), answer, INVALID if transition.invalid else CHOSEN, large)
+        color = INVALID if transition.invalid else CHOSEN
+        draw.text((left, 168), f"“{_shorten(transition.text, 19)}”", color, large)
         self._draw_bars(draw, left, transition)
 
     def _draw_bars(self, draw: ImageDraw.ImageDraw, left: int, transition: Transition) -> None:

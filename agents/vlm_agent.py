@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.agent import Actions, reset_rngs
+from agents.agent import Actions, Rngs, reset_rngs
 from agents.frame_stack import FrameStack
 from common.errors import UserError
 from envs.atari import GameEnvs
@@ -61,7 +61,7 @@ class VlmAgent:
             self._scorer = CandidateScorer(vlm, self._prompt, action_names, cache_prompt=True)
         self._openvino_scorer: OpenVinoScorer | None = None
         self._frame_stack = FrameStack(vlm.history)
-        self._rngs: list[np.random.Generator] = []
+        self._rngs: Rngs = []
 
     @classmethod
     def load(cls, directory: Path, envs: GameEnvs, decode: str, temperature: float | None, engine: str) -> "VlmAgent":

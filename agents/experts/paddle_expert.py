@@ -49,13 +49,13 @@ class PaddleExpert:
             values[moves], values[self.action_names.index("fire")] = -NO_SERVE_COST, 0
             return values
         start = emulator.clone()
-        target = self._paddle_target(emulator)
         values[moves] = 0
-        for move in moves if target is not None else ():
-            emulator.restore(start)
-            emulator.act(move)
-            emulator.act(0)  # the paddle does not stop at once
-            values[move] = -abs(int(emulator.ram[self.layout.paddle]) - target)
+        if (target := self._paddle_target(emulator)) is not None:
+            for move in moves:
+                emulator.restore(start)
+                emulator.act(move)
+                emulator.act(0)  # the paddle does not stop at once
+                values[move] = -abs(int(emulator.ram[self.layout.paddle]) - target)
         emulator.restore(start)
         return values
 

@@ -9,7 +9,7 @@ from copy import copy
 
 import numpy as np
 
-from agents.agent import Actions, reset_rngs, reset_states
+from agents.agent import Actions, Rngs, reset_rngs, reset_states
 from agents.experts.carnival_expert import CarnivalExpert
 from agents.experts.mspacman_expert import MsPacmanExpert
 from agents.experts.paddle_expert import RAM_LAYOUTS, PaddleExpert
@@ -72,7 +72,7 @@ class SearchAgent:
         self.envs, self.name = envs, name
         self._initial = search
         self._searches: list[Search] = []
-        self._rngs: list[np.random.Generator] = []
+        self._rngs: Rngs = []
 
     def reset(self, seeds: Sequence[int | None]) -> None:
         """See `agents.agent.Agent`."""

@@ -31,7 +31,13 @@ class TapedEnvs:
         self.tape.append(("env.step", tuple(int(a) for a in actions)))
         self.left = [left - 1 for left in self.left]
         over = np.array([left == 0 for left in self.left])
-        return Step(self.frames(), np.ones(self.num_envs, np.float32), over, np.zeros(self.num_envs, bool), np.zeros(self.num_envs, int))
+        return Step(
+            self.frames(),
+            np.ones(self.num_envs, np.float32),
+            over,
+            np.zeros(self.num_envs, bool),
+            np.zeros(self.num_envs, int),
+        )
 
 
 class TapedAgent:
