@@ -10,7 +10,6 @@ After Yu et al. 2016 (arXiv 1608.00272), whose `refer.py` defines the layout and
 `file_name` contains its annotation's number and names no file; the image's is in `instances.json`.
 """
 
-import difflib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -21,7 +20,7 @@ from typing import Any
 
 import pyarrow.parquet as parquet
 
-from common.errors import UserError
+from common.errors import UserError, nearest
 from pretrain.referring.safe_pickle import load_safe_pickle
 
 PARTITIONS = {"refcoco": ("unc", "google"), "refcoco+": ("unc",), "refcocog": ("umd", "google")}  # the default first
@@ -64,8 +63,8 @@ def _find(name: str, key: str, known: Iterable[str]) -> str:
     choices = {choice.lower(): choice for choice in known}
     if key in choices:
         return choices[key]
-    nearest = choices[difflib.get_close_matches(key, choices, n=1, cutoff=0.0)[0]]
-    raise ReferError(f"expected one of {', '.join(choices.values())}, got {name!r}; did you mean {nearest}?")
+    hint = choices[nearest(key, choices)]
+    raise ReferError(f"expected one of {', '.join(choices.values())}, got {name!r}; did you mean {hint}?")
 
 
 def in_split(ref_split: str, split: str) -> bool:
