@@ -219,8 +219,10 @@ class EmulatorEnvs(GameEnvs):
 
     def reset(self, seeds: Sequence[int | None]) -> Frames:
         """See `GameEnvs.reset`; the number of no-ops at the start is drawn from the seed."""
-        for env_index in np.flatnonzero(self._check_seeds(seeds)):
-            emulator, seed = self.emulators[env_index], seeds[env_index]
+        self._check_seeds(seeds)
+        for env_index, (emulator, seed) in enumerate(zip(self.emulators, seeds, strict=True)):
+            if seed is None:
+                continue
             emulator.reset(seed)
             self._frames[env_index] = emulator.frame()
             for _ in range(int(np.random.default_rng(seed).integers(self.protocol.noop_max + 1))):

@@ -95,7 +95,7 @@ class DatasetInfo:
     @classmethod
     def from_dict(cls, fields: dict) -> "DatasetInfo":
         """Return the info of `to_dict`."""
-        protocol = Protocol.from_dict(fields["protocol"])
+        protocol = Protocol(**fields["protocol"])
         return cls(**{**fields, "action_names": tuple(fields["action_names"]), "protocol": protocol})
 
     def same_data(self, other: "DatasetInfo") -> bool:

@@ -28,11 +28,6 @@ class Protocol:
         """Return the fields as plain values, for JSON."""
         return dataclasses.asdict(self)
 
-    @classmethod
-    def from_dict(cls, fields: dict) -> "Protocol":
-        """Return the protocol of `to_dict`."""
-        return cls(**fields)
-
 
 MACHADO2018 = Protocol("machado2018", 0.25, 4, 0, False, 108_000)
 MNIH2015 = Protocol("mnih2015", 0.0, 4, 30, False, 108_000)

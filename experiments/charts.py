@@ -1,7 +1,6 @@
 """Charts of the report as SVG: effects beside the paper's, error curves along training, performance profiles."""
 
 import io
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
@@ -72,12 +71,11 @@ def curve_chart(rows: list[Row], regime: str, name: str) -> Chart:
     """Return the PVP error on a set along the training of both encoders, and the image mean's."""
     figure, axis = _figure("step", "error of 255")
     for encoder, color in COLORS.items():
-        steps: dict[int, list[float]] = defaultdict(list)
-        for row in filter_rows(rows, regime=regime, set=name, encoder=encoder, sample=True):
-            steps[row["step"]].append(row["mae"])
+        own = filter_rows(rows, regime=regime, set=name, encoder=encoder, sample=True)
+        steps = sorted({row["step"] for row in own})
         if steps:
-            points = [(step, float(np.mean(values))) for step, values in sorted(steps.items())]
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=encoder, color=color)
+            means = [np.mean([row["mae"] for row in filter_rows(own, step=step)]) for step in steps]
+            axis.plot(steps, means, marker="o", markersize=3, label=encoder, color=color)
     for row in filter_rows(rows, regime=regime, set=name, baseline="image mean"):
         axis.axhline(row["mae"], color="#888888", linewidth=0.9, linestyle=":", label="image mean")
     axis.set_ylim(bottom=0)
@@ -89,9 +87,10 @@ def curve_chart(rows: list[Row], regime: str, name: str) -> Chart:
 def profile_chart(agents: Mapping[str, SeedScores], title: str) -> Chart:
     """Return each agent's fraction of games above a score; see `statistics.performance_profiles`."""
     figure, axis = _figure("score", "fraction of games above it")
-    for name, profile in performance_profiles(agents).items():
-        (line,) = axis.plot(profile.scores, profile.fraction, label=name)
-        axis.fill_between(profile.scores, profile.low, profile.high, color=line.get_color(), alpha=0.2, linewidth=0)
+    scores, fractions, bounds = performance_profiles(agents)
+    for name in agents:
+        (line,) = axis.plot(scores, fractions[name], label=name)
+        axis.fill_between(scores, *bounds[name], color=line.get_color(), alpha=0.2, linewidth=0)
     axis.set_ylim(0, 1)
     axis.legend(fontsize=7)
     return Chart(_svg(figure), f"{title}: performance profiles (Agarwal et al. 2021), 95 % intervals shaded")

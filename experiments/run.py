@@ -8,11 +8,9 @@
 An experiment is a list of jobs. A key (its condition and seed, say) identifies a job, and a job gives one row or more.
 A job is finished when its rows are in the file; an interrupted one resumes from its own checkpoint, so repeat the
 command to resume a killed run. Rows carry the commit, device and date that made them, since a file may fill over days.
-A picture of the models' predictions is saved beside the file where an experiment draws one.
 """
 
 import datetime
-import difflib
 import multiprocessing
 import os
 import sys
@@ -29,9 +27,9 @@ import torch
 import tyro
 from PIL import Image
 
-from common.command import require_at_least
+from common.command import command, require_at_least
 from common.command import run as run_command
-from common.errors import UserError
+from common.errors import UserError, nearest
 from common.provenance import git_commit
 from common.results import RESULTS, new_result, read_result, write_result
 from experiments.studies import games_nano, pvp_nano, refer_nano
@@ -41,15 +39,11 @@ from vlm.device import best_device, device_name
 
 @dataclass(frozen=True)
 class Experiment:
-    """A named experiment.
+    """A named experiment. Seeds are the published ones if None; checkpoints are in the directory."""
 
-    prepare: makes the inputs that its jobs share; jobs: its jobs, for other seeds than the published ones if any are
-    given, with their checkpoints in a directory; draw: a picture of what they left there, if any.
-    """
-
-    prepare: Callable[[], None]
+    prepare: Callable[[], None]  # makes the inputs that its jobs share
     jobs: Callable[[Sequence[int] | None, Path], list[Job]]
-    draw: Callable[[Sequence[int] | None, Path], Image.Image | None] = lambda _seeds, _work: None
+    draw: Callable[[Sequence[int] | None, Path], Image.Image | None] = lambda _seeds, _work: None  # their predictions
 
 
 EXPERIMENTS = {
@@ -78,8 +72,7 @@ class Args:
 
     def __post_init__(self) -> None:
         if self.name not in EXPERIMENTS:
-            near = difflib.get_close_matches(self.name, EXPERIMENTS, n=1, cutoff=0.0)[0]
-            known = ", ".join(EXPERIMENTS)
+            known, near = ", ".join(EXPERIMENTS), nearest(self.name, EXPERIMENTS)
             raise UserError(f"expected an experiment ({known}), got {self.name!r}; nearest: {near}")
         require_at_least(self, 0, "limit")
         require_at_least(self, 1, "processes")
@@ -105,20 +98,15 @@ def run_job(job: Job) -> JobResult:
     return job, job.run(), time.monotonic() - started
 
 
-def exit_with_parent(parent: int) -> None:
-    """Start a thread that ends this process when its parent has ended, by a kill for example."""
+def run_in_subprocess(job: Job, log_file: Path, threads: int, parent: int) -> JobResult:
+    """Run a job in a worker process on `threads` threads; its output goes to a file."""
 
-    def watch() -> None:
+    def exit_with_parent() -> None:  # which may be killed
         while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def run_in_subprocess(job: Job, log_file: Path, threads: int, parent: int) -> JobResult:
-    """Run a job in a worker process on `threads` threads; its output goes to a file."""
-    exit_with_parent(parent)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     multiprocessing.set_start_method(None, force=True)  # this process may start its own with the default method
     with log_file.open("a") as file, redirect_stdout(file), redirect_stderr(file):
@@ -132,17 +120,16 @@ def run_parallel(jobs: list[Job], processes: int, logs: Path, log: Callable[[str
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     errors: list[BaseException] = []
     with ProcessPoolExecutor(processes, mp_context=spawn, max_tasks_per_child=1) as pool:
-        names = ["-".join(str(value) for value in job.key.values()) for job in jobs]
-        started = [
-            pool.submit(run_in_subprocess, job, logs / f"{name}.log", threads, os.getpid())
-            for job, name in zip(jobs, names, strict=True)
-        ]
+        names = {}
+        for job in jobs:
+            name = "-".join(str(value) for value in job.key.values())
+            names[pool.submit(run_in_subprocess, job, logs / f"{name}.log", threads, os.getpid())] = name
         log(f"{processes} in parallel; their output is in {logs}/*.log")
         try:
-            for future in as_completed(started):
+            for future in as_completed(names):
                 if error := future.exception():
                     errors.append(error)
-                    log(f"{names[started.index(future)]} failed: {error}")
+                    log(f"{names[future]} failed: {error}")
                 else:
                     yield future.result()
         except BaseException:
@@ -182,18 +169,19 @@ def run_jobs(
     return len(missing)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the head of this file."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
+def run_experiment(args: Args) -> Path:
+    """Run the jobs that are missing; return the result file. A picture is beside it where the experiment draws one."""
     file, work = args.out or RESULTS / f"{args.name}.json", args.work or Path("runs") / args.name
     experiment = EXPERIMENTS[args.name]
     experiment.prepare()
     run_jobs(args.name, experiment.jobs(args.seeds or None, work), file, args.limit, args.processes, work)
-    print(f"the rows are in {file}")
     if picture := experiment.draw(args.seeds or None, work):
         picture.save(file.with_suffix(".png"), optimize=True)
         print(f"a picture is in {file.with_suffix('.png')}")
-    return 0
+    return file
+
+
+main = command(Args, run_experiment, __doc__, "the rows are in {}")
 
 
 if __name__ == "__main__":

@@ -127,20 +127,13 @@ def probability_of_improvement(one: np.ndarray, other: np.ndarray) -> tuple[floa
     return bootstrap_interval((one, other), metrics.probability_of_improvement, REPETITIONS)
 
 
-@dataclass(frozen=True)
-class Profile:
-    """The fraction of games that score above each of `scores`, float[T] each; low and high: its 95 % interval."""
+def performance_profiles(
+    agents: Mapping[str, SeedScores], points: int = 60
+) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the performance profiles of agents in one game (Agarwal et al. 2021, sec. 4.2), by rliable.
 
-    scores: np.ndarray
-    fraction: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
-def performance_profiles(agents: Mapping[str, SeedScores], points: int = 60) -> dict[str, Profile]:
-    """Return the performance profile of each agent in one game (Agarwal et al. 2021, sec. 4.2), by rliable.
-
-    Intervals are over games, stratified by seed. All profiles share their scores, from 0 or less to the best game.
+    These are scores float[T], from 0 or less to the best game's, and for each agent the fraction of games that score
+    above each of them, float[T], and its 95 % interval (low, high), float[2, T], over games, stratified by seed.
     """
     from rliable import library
 
@@ -150,4 +143,4 @@ def performance_profiles(agents: Mapping[str, SeedScores], points: int = 60) -> 
     fractions, bounds = bootstrap_intervals(
         matrices, lambda matrix: library.score_distributions(matrix, taus), PROFILE_REPETITIONS
     )
-    return {name: Profile(taus, fractions[name], *bounds[name]) for name in matrices}
+    return taus, fractions, bounds

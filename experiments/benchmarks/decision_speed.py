@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -21,13 +22,13 @@ from agents.rollout import play_games
 from agents.vlm_agent import VlmAgent
 from common.command import require_at_least, run
 from envs.atari import AtariEnvs
-from envs.games import find_game
+from envs.games import Game, action_names, find_game
 from experiments.benchmarks.harness import BenchmarkArgs, Row, benchmark_main, comparison, interleaved
 from vlm.decoding.candidate_scoring import prompt_ids
 from vlm.decoding.openvino_scorer import native_precision
 from vlm.model import PixelVLM
-from vlm.pretrained import RELEASED_POLICY
 from vlm.prompts import action_prompt
+from vlm.released_checkpoints import RELEASED_POLICY
 
 BLOCK = 25  # agent steps between turns
 FIRST_FRAME = 100  # of random play
@@ -48,12 +49,11 @@ class Args(BenchmarkArgs):
         self.checkpoint = self.checkpoint or (RELEASED_POLICY if RELEASED_POLICY.exists() else None)
 
 
-def collect_frames(game_name: str, count: int) -> np.ndarray:
+def collect_frames(game: Game, count: int) -> np.ndarray:
     """Return uint8[count, H, W, 3]: frames of random play, after the start of a game."""
-    with AtariEnvs(find_game(game_name), 1) as envs:
+    with AtariEnvs(game, 1) as envs:
         steps = play_games(RandomAgent(envs.action_names), envs, [1])
-        frames = [step.frame for step, _ in zip(steps, range(FIRST_FRAME + count), strict=False)]
-    return np.stack(frames[FIRST_FRAME:])
+        return np.stack([step.frame for step in islice(steps, FIRST_FRAME, FIRST_FRAME + count)])
 
 
 def constrained_generation(vlm: PixelVLM, prompt: str, names: tuple[str, ...]) -> Callable[[np.ndarray], str]:
@@ -88,9 +88,7 @@ def constrained_generation(vlm: PixelVLM, prompt: str, names: tuple[str, ...]) -
 def measure(args: Args) -> list[Row]:
     """Return the row."""
     vlm, game = args.load_model(), find_game(args.game)
-    with AtariEnvs(game, 1) as envs:
-        names = envs.action_names
-    frames = collect_frames(args.game, args.rounds)
+    names, frames = action_names(game), collect_frames(game, args.rounds)
     agents = {engine: VlmAgent(vlm, game.title, names, engine=engine) for engine in ("auto", "torch")}
     generate = constrained_generation(vlm, action_prompt(game.title, names), names)
     actions: dict[str, list[int]] = {engine: [] for engine in agents}
@@ -102,23 +100,24 @@ def measure(args: Args) -> list[Row]:
     functions["baseline"] = lambda i: generate(frames[[max(i - back, 0) for back in reversed(range(vlm.history))]])
     for agent in agents.values():
         agent.reset([1])
-    seconds = interleaved(functions, len(frames), BLOCK)
+    seconds = interleaved(functions, args.rounds, BLOCK)
     speed = {name: float(1 / np.median(times[1:])) for name, times in seconds.items()}
-    row = comparison(
-        "agent step",
-        speed["auto"],
-        speed["baseline"],
-        "transformers `generate` with prefix_allowed_tokens_fn, float32, defaults",
-        "agent steps per second, median over single frames",
-        candidate_torch_float32=round(speed["torch"], 1),
-        same_action=round(float(np.mean(np.equal(actions["auto"], actions["torch"]))), 4),
-        model=args.model_name(),
-        game=game.name,
-        precision=native_precision(),
-        block_size=BLOCK,
-        n=len(frames),
-    )
-    return [row]
+    return [
+        comparison(
+            "agent step",
+            speed["auto"],
+            speed["baseline"],
+            "transformers `generate` with prefix_allowed_tokens_fn, float32, defaults",
+            "agent steps per second, median over single frames",
+            candidate_torch_float32=round(speed["torch"], 1),
+            same_action=round(float(np.mean(np.equal(actions["auto"], actions["torch"]))), 4),
+            model=args.model_name(),
+            game=game.name,
+            precision=native_precision(),
+            block_size=BLOCK,
+            n=args.rounds,
+        )
+    ]
 
 
 main = benchmark_main(Args, measure, [], __doc__)

@@ -6,13 +6,10 @@
 Training: questions per second, forward and backward, by either method of `vlm.decoding.packing`; baseline: batches of
 one question per image, as in the paper, by the model class's own forward and loss; both in the precision of
 `pretrain.pvp`. Reconstruction: pixels per second of a whole grid after one encoding of the image; baseline: one
-default `generate` call per pixel, timed on a sample and scaled; both in float32. Frames are noise, since time does
-not depend on content. Model FLOPs utilization relates a packed step's matrix products to the speed of one large
-product of the same precision.
+default `generate` call per pixel, timed on a sample and scaled; both in float32. Frames are noise.
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.command import require_at_least, run
 from common.errors import UserError
-from experiments.benchmarks.harness import BenchmarkArgs, Row, benchmark_main, comparison, median_seconds
+from experiments.benchmarks.harness import (
+    BenchmarkArgs,
+    Functions,
+    Row,
+    benchmark_main,
+    comparison,
+    interleaved,
+    median_seconds,
+)
 from vlm.decoding.batched_generate import generate_batch
 from vlm.decoding.candidate_scoring import prompt_ids
 from vlm.decoding.packing import forward_packed
@@ -61,7 +66,7 @@ class Args(BenchmarkArgs):
 
 
 class PixelQuestions:
-    """A model, frames of noise, and questions about pixels as tokens."""
+    """A model, frames of noise, and questions about pixels."""
 
     def __init__(self, args: Args):
         self.args, self.rng = args, np.random.default_rng(0)
@@ -82,8 +87,14 @@ class PixelQuestions:
         return self.encode(pixel_prompt(row, column).removeprefix(f"{IMAGE} {PIXEL_PREFIX}"))
 
     def whole_prompt(self, row: int, column: int) -> list[int]:
-        """Return the tokens before the answer, for the model class's own forward."""
+        """Return the tokens before the answer."""
         return prompt_ids(self.vlm, pixel_prompt(row, column), self.image_ids)
+
+    def inputs(self, rows: list[list[int]], frames: Tensor) -> dict[str, Tensor]:
+        """Return the arguments of the model class's own forward."""
+        ids = torch.tensor(rows, device=self.device)
+        pixels = self.vlm.preprocess(frames)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
 
 
 class Training(PixelQuestions):
@@ -93,7 +104,6 @@ class Training(PixelQuestions):
         super().__init__(args)
         self.vlm.set_attn_implementation("sdpa")
         self.vlm.model.to(memory_format=torch.channels_last)
-        self.bf16 = args.bf16
         cells = self.rng.integers([HEIGHT, WIDTH], size=(args.images, args.questions, 2)).tolist()
         self.questions = [[(r, c, self.frames[i, -1, r, c].tolist()) for r, c in row] for i, row in enumerate(cells)]
 
@@ -101,7 +111,7 @@ class Training(PixelQuestions):
         """Train on all questions about each image; return the loss."""
         rows = [[self.suffix(r, c) + self.encode(pixel_answer(rgb)) for r, c, rgb in row] for row in self.questions]
         tokens = torch.tensor(rows, device=self.device)  # [B, K, L]
-        with autocast(self.vlm.device, self.bf16):
+        with autocast(self.device, self.args.bf16):
             features = self.vlm.encode_images(self.vlm.preprocess(self.frames))
             states = forward_packed(self.vlm, features, self.shared, tokens[:, :, :-1], method)
             logits = self.vlm.model.get_output_embeddings()(states[:, :, -ANSWER_TOKENS:]).float()
@@ -109,20 +119,12 @@ class Training(PixelQuestions):
 
     def separate(self) -> float:
         """Train on the first question about each image; return the loss."""
-        first = [row[0] for row in self.questions]
-        ids = torch.tensor(
-            [self.whole_prompt(r, c) + self.encode(pixel_answer(rgb)) for r, c, rgb in first], device=self.device
-        )
-        labels = ids.clone()
+        rows = [self.whole_prompt(r, c) + self.encode(pixel_answer(rgb)) for (r, c, rgb), *_ in self.questions]
+        labels = torch.tensor(rows, device=self.device)
         labels[:, :-ANSWER_TOKENS] = -100
-        with autocast(self.vlm.device, self.bf16):
-            output = self.vlm.model(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                pixel_values=self.vlm.preprocess(self.frames),
-                labels=labels,
-            )
-        return self._backward(output.loss)
+        with autocast(self.device, self.args.bf16):
+            loss = self.vlm.model(**self.inputs(rows, self.frames), labels=labels).loss
+        return self._backward(loss)
 
     def _backward(self, loss: Tensor) -> float:
         self.vlm.model.zero_grad()
@@ -148,30 +150,18 @@ class Reconstruction(PixelQuestions):
 
     def one_by_one(self, cells: Cells) -> list[list[int]]:
         """Return the answers' tokens, by one `generate` call each."""
-        return [self._generate(*cell) for cell in cells]
-
-    def _generate(self, row: int, column: int) -> list[int]:
-        ids = torch.tensor([self.whole_prompt(row, column)], device=self.device)
-        output = self.vlm.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            pixel_values=self.vlm.preprocess(self.frames[:1]),
-            max_new_tokens=ANSWER_TOKENS,
-            do_sample=False,
-        )
-        return output[0, ids.shape[1] :].tolist()
+        answers = []
+        for cell in cells:
+            prompt = self.whole_prompt(*cell)
+            inputs = self.inputs([prompt], self.frames[:1])
+            output = self.vlm.model.generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+            answers.append(output[0, len(prompt) :].tolist())
+        return answers
 
     def same_answers(self) -> float:
         """Return the fraction of the sample with the same answer by both."""
         pairs = zip(self.batched(self.sample), self.one_by_one(self.sample), strict=True)
         return float(np.mean([batched[: len(alone)] == alone for batched, alone in pairs]))
-
-
-def count_flops(function: Callable[[int], object]) -> int:
-    """Return the floating-point operations of matrix products and convolutions in a call, backward included."""
-    with FlopCounterMode(display=False) as counter:
-        function(0)
-    return counter.get_total_flops()
 
 
 def peak_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
@@ -184,21 +174,24 @@ def peak_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    return 2 * size**3 / min(median_seconds({"product": product}, 1)["product"] for _ in range(8))
+    return 2 * size**3 / min(interleaved({"product": product}, 8)["product"])
 
 
 def training_row(args: Args) -> Row:
     """Return the row of training."""
     step = Training(args)
-    functions: dict[str, Callable[[int], object]] = {
+    functions: Functions = {
         "mask": lambda _: step.packed("mask"),
         "cache": lambda _: step.packed("cache"),
         "baseline": lambda _: step.separate(),
     }
-    flops = {name: count_flops(function) for name, function in functions.items()}  # warms up as well
+    for name in ("mask", "baseline"):
+        functions[name](0)  # warm up
+    with FlopCounterMode(display=False) as counter:  # matrix products and convolutions, backward included
+        step.packed("cache")
     seconds = median_seconds(functions, args.rounds)
     bf16, packed = in_bfloat16(step.device, args.bf16), args.images * args.questions
-    reached = flops["cache"] / seconds["cache"]
+    reached = counter.get_total_flops() / seconds["cache"]
     peak = peak_flops_per_second(step.device, torch.bfloat16 if bf16 else torch.float32)
     mask, cache = packed / seconds["mask"], packed / seconds["cache"]
     return comparison(
@@ -224,11 +217,10 @@ def reconstruction_row(args: Args) -> Row:
     """Return the row of reconstruction."""
     image = Reconstruction(args)
     same_answer, pixels = image.same_answers(), len(image.grid)  # warms up as well
-    functions: dict[str, Callable[[int], object]] = {
-        "candidate": lambda _: image.batched(image.grid),
-        "baseline": lambda _: image.one_by_one(image.sample),
-    }
-    seconds = median_seconds(functions, args.rounds)
+    seconds = median_seconds(
+        {"candidate": lambda _: image.batched(image.grid), "baseline": lambda _: image.one_by_one(image.sample)},
+        args.rounds,
+    )
     baseline = args.sample / seconds["baseline"]
     return comparison(
         "pvp reconstruction",

@@ -8,7 +8,7 @@ the model reads the other. Baseline: the same agent on constant frames of noise.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -21,7 +21,7 @@ from common.errors import UserError
 from envs.atari import AtariEnvs
 from envs.games import action_names, find_game, screen_size
 from envs.protocol import EPISODES_PER_SEED, episode_seeds
-from experiments.benchmarks.harness import BenchmarkArgs, Row, benchmark_main, comparison, median_seconds
+from experiments.benchmarks.harness import BenchmarkArgs, Functions, Row, benchmark_main, comparison, median_seconds
 
 SEED = 500
 
@@ -49,27 +49,25 @@ class Rollouts:
     """One model in three rollouts, each warmed up."""
 
     def __init__(self, args: Args):
-        self.args, self.game, self.vlm = args, find_game(args.game), args.load_model()
-        self.names = action_names(self.game, False)
+        self.num_envs, self.game, self.vlm = args.num_envs, find_game(args.game), args.load_model()
         self.alone, shape = self._agent(), (args.num_envs, *screen_size(self.game), 3)
         self.noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         self.alone.reset(list(range(args.num_envs)))
-        self.alone.act(self.noise)
+        self.act_alone(args.num_envs)
         self.rollouts = {groups: self._start(groups) for groups in (1, 2)}
         for groups in self.rollouts:
             self.play(groups, 2 * args.num_envs)
 
     def _agent(self) -> VlmAgent:
-        return VlmAgent(self.vlm, self.game.title, self.names, temperature=1.0)
+        return VlmAgent(self.vlm, self.game.title, action_names(self.game), temperature=1.0)
 
     def _start(self, num_groups: int) -> Iterator[Transition]:
-        size = self.args.num_envs // num_groups
-        groups = [(self._agent(), AtariEnvs(self.game, size)) for _ in range(num_groups)]
-        return rollout_pipelined(groups, episode_seeds(SEED, EPISODES_PER_SEED))
+        envs = [AtariEnvs(self.game, self.num_envs // num_groups) for _ in range(num_groups)]
+        return rollout_pipelined([(self._agent(), one) for one in envs], episode_seeds(SEED, EPISODES_PER_SEED))
 
     def act_alone(self, steps: int) -> None:
         """Act on noise for a number of agent steps over all environments."""
-        for _ in range(steps // self.args.num_envs):
+        for _ in range(steps // self.num_envs):
             self.alone.act(self.noise)
 
     def play(self, num_groups: int, steps: int) -> None:
@@ -81,27 +79,15 @@ class Rollouts:
 def measure(args: Args) -> list[Row]:
     """Return a row for one group and one for two."""
     rollouts, steps = Rollouts(args), args.steps // args.num_envs * args.num_envs
-    functions: dict[str, Callable[[int], None]] = {
+    functions: Functions = {
         "alone": lambda _: rollouts.act_alone(steps),
         "rollout, one group": lambda _: rollouts.play(1, steps),
         "rollout, two groups": lambda _: rollouts.play(2, steps),
     }
-    speed = {name: steps / seconds for name, seconds in median_seconds(functions, args.rounds).items()}
-    return [
-        comparison(
-            name,
-            speed[name],
-            speed["alone"],
-            "the model alone",
-            "agent steps per second, median",
-            game=rollouts.game.name,
-            num_envs=args.num_envs,
-            model=args.model_name(),
-            n=args.rounds,
-        )
-        for name in functions
-        if name != "alone"
-    ]
+    seconds, unit = median_seconds(functions, args.rounds), "agent steps per second, median"
+    alone = steps / seconds.pop("alone")
+    details = {"game": rollouts.game.name, "num_envs": args.num_envs, "model": args.model_name(), "n": args.rounds}
+    return [comparison(name, steps / time, alone, "the model alone", unit, **details) for name, time in seconds.items()]
 
 
 main = benchmark_main(Args, measure, [SEED], __doc__)

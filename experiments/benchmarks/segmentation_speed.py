@@ -12,7 +12,8 @@ around the object.
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from vlm import checkpoint
 from vlm.decoding.batched_generate import generate_batch
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
-from vlm.pretrained import RELEASED_SEGMENTER
+from vlm.released_checkpoints import RELEASED_SEGMENTER
 from vlm.segmentation.point_prediction import STRIDE, PointPromptFormat, PointSampler
 from vlm.segmentation.referring_segmenter import POINT_GRID, ReferringSegmenter, load_segmenter
 
@@ -68,12 +69,9 @@ class Predictors:
     """Four answers to an expression about one frame."""
 
     def __init__(self, args: Args):
-        self.text = checkpoint.load(args.checkpoint)
-        self.points = (
-            load_segmenter(args.points, True) if args.points else ReferringSegmenter(self.text, None, args.grid)
-        )
-        self.points.grid = args.grid
-        self.head = load_segmenter(args.checkpoint)
+        self.text, self.head = checkpoint.load(args.checkpoint), load_segmenter(args.checkpoint)
+        points = load_segmenter(args.points, True) if args.points else ReferringSegmenter(self.text, None)
+        self.points = replace(points, grid=args.grid)
         self.frames = first_frame(GAME, 0)[None]
         objects = sorted(find_objects(self.frames[0], GAME), key=lambda one: -one.size)
         self.truths = [torch.from_numpy(grid_mask(one.mask, args.grid)) for one in objects[: len(EXPRESSIONS)]]
@@ -84,20 +82,16 @@ class Predictors:
         question = torch.tensor([[[*prompts.expression_tokens(expression), *prompts.point_tokens(12, 7)]]])
         return generate_batch(self.text, features, prompts.shared, question, 2)[0, 0].tolist()
 
-    def head_mask(self, expression: str) -> np.ndarray:
-        """Return the mask of the mask head."""
-        return self.head.predict(self.frames, [expression])
-
-    def point_mask(self, expression: str) -> np.ndarray:
-        """Return the mask of points."""
-        return self.points.predict(self.frames, [expression])
+    def mask(self, segmenter: ReferringSegmenter, expression: str) -> np.ndarray:
+        """Return the mask of the mask head or of points."""
+        return segmenter.predict(self.frames, [expression])
 
     def oracle_logits(self, expression: str) -> torch.Tensor:
         """Return the logits of oracle points, for one of the largest objects of the frame."""
-        vlm = self.points.vlm
+        vlm, truth = self.points.vlm, self.truths[EXPRESSIONS.index(expression)]
         sampler = OraclePoints(vlm, features_of(vlm, self.frames), PointPromptFormat.of(vlm), expression)
-        sampler.truth = self.truths[EXPRESSIONS.index(expression)]
-        return sampler.grid_logits(self.points.grid, STRIDE)
+        sampler.truth = truth
+        return sampler.grid_logits(len(truth), STRIDE)
 
 
 @torch.no_grad()
@@ -116,17 +110,17 @@ def measure(args: Args) -> list[Row]:
 
     functions = {
         "text": round_robin(predictors.text_answer),
-        "head": round_robin(predictors.head_mask),
-        "points": round_robin(predictors.point_mask),
+        "head": round_robin(partial(predictors.mask, predictors.head)),
+        "points": round_robin(partial(predictors.mask, predictors.points)),
         "oracle": round_robin(predictors.oracle_logits),
     }
-    times = {name: 1e3 * seconds for name, seconds in median_seconds(functions, args.rounds).items()}
+    times = median_seconds(functions, args.rounds)
     point_model, points = args.points or args.checkpoint, f"points of a {args.grid} x {args.grid} grid"
 
     def row(name: str, candidate: str, baseline: str, baseline_name: str, model: Path, **details: bool) -> Row:
-        shared = {"model": checkpoint.content_hash(model), "precision": "float32", "n": args.rounds}
-        unit = "milliseconds, median"
-        return comparison(name, times[candidate], times[baseline], baseline_name, unit, **details, **shared)
+        shared: Row = {"model": checkpoint.content_hash(model), "precision": "float32", "n": args.rounds}
+        own, other = 1e3 * times[candidate], 1e3 * times[baseline]
+        return comparison(name, own, other, baseline_name, "milliseconds, median", **details, **shared)
 
     trained = POINT_GRID in checkpoint.read_training(point_model)
     return [

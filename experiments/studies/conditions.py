@@ -1,9 +1,8 @@
 """The conditions of the paper's claims: the encoder frozen or adapted; pre-trained with PVP, without it, or a control.
 
 A frozen encoder stays frozen in all trainings of its condition, an adapted one trains in all. The control is pixel
-value prediction with the colours shuffled among images: it teaches the coordinate interface and no detail. PVP uses
-the first regime of a config of `experiments.studies.pvp_nano`; `refer-nano` starts from the models of `pvp-nano`
-itself.
+value prediction with the colours shuffled among images: it trains the coordinate interface and no detail. PVP is that
+of the first regime of a config of `experiments.studies.pvp_nano`.
 """
 
 from pathlib import Path

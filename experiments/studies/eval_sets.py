@@ -1,8 +1,8 @@
 """Image sets that pixel value prediction is evaluated on: the same images for every condition and seed."""
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import torch
 from common.errors import UserError
 from pretrain.data.augmentation import crop_or_resize
 from pretrain.data.images import EpisodeFrames, read_image
-from pretrain.metrics import baselines, cells_containing, image_metrics, rare_color_mask
 from pretrain.pvp_prediction import grid_coordinates, predict_pixels
-from pretrain.pvp_prompts import PixelPromptFormat, downsample_grid
+from pretrain.pvp_questions import PixelPromptFormat, downsample_grid
 from pretrain.reconstruct import prediction_metrics
+from pretrain.reconstruction_metrics import baselines, cells_containing, image_metrics, rare_color_mask
 from vlm.model import PixelVLM
 
 PHOTOGRAPHS = (
@@ -39,8 +39,7 @@ def frame_set(name: str, sources: list[EpisodeFrames], count: int, size: tuple[i
     """Return `count` frames of recorded games, whose small objects are what moved since the frame before."""
     rng = np.random.default_rng(SEED)
     images, objects = [], []
-    for number in range(count):
-        source = sources[number % len(sources)]
+    for source in islice(cycle(sources), count):
         index = int(rng.integers(len(source)))
         images.append(crop_or_resize(source.image(index), *size))
         moved = source.motion_mask(index)[..., None].repeat(3, axis=2).astype(np.uint8) * 255
@@ -59,8 +58,7 @@ def photographs(count: int, size: tuple[int, int]) -> list[np.ndarray]:
     if found is None or found.origin is None:
         raise UserError("expected scikit-image, for its photographs: pip install 'pvplay[experiments]'")
     folder, rng = Path(found.origin).parent / "data", np.random.default_rng(SEED)
-    names = [PHOTOGRAPHS[number % len(PHOTOGRAPHS)] for number in range(count)]
-    return [crop_or_resize(read_image(folder / name), *size, rng) for name in names]
+    return [crop_or_resize(read_image(folder / name), *size, rng) for name in islice(cycle(PHOTOGRAPHS), count)]
 
 
 def mean_metrics(rows: list[Metrics]) -> Metrics:
@@ -73,7 +71,7 @@ def mean_metrics(rows: list[Metrics]) -> Metrics:
 
 
 def evaluate_baselines(eval_set: EvalSet, grid: str, patch: int, training_mean: np.ndarray) -> dict[str, Metrics]:
-    """Return the metrics of each baseline of `pretrain.metrics` on a set."""
+    """Return the metrics of each baseline of `pretrain.reconstruction_metrics` on a set."""
     found: dict[str, list[Metrics]] = {}
     for image, objects in zip(eval_set.images, eval_set.objects, strict=True):
         target = downsample_grid(image, grid)
@@ -85,11 +83,7 @@ def evaluate_baselines(eval_set: EvalSet, grid: str, patch: int, training_mean: 
 
 @torch.no_grad()
 def evaluate(
-    vlm: PixelVLM,
-    eval_set: EvalSet,
-    grid: str,
-    sample: int | None = None,
-    save: Callable[[int, np.ndarray], None] | None = None,
+    vlm: PixelVLM, eval_set: EvalSet, grid: str, sample: int | None = None, save: Path | None = None
 ) -> Metrics:
     """Return a model's mean metrics on a set.
 
@@ -98,13 +92,13 @@ def evaluate(
         eval_set: its images.
         grid: the grid of coordinates.
         sample: grid cells per image, drawn alike for every model; None: all.
-        save: is called with each image's number and its predicted grid uint8[rows, columns, 3].
+        save: to write each predicted grid, uint8[rows, columns, 3], to `SAVE-NUMBER.npy`.
     """
     prompts, rows = PixelPromptFormat.from_model(vlm), []
     for number, (image, objects) in enumerate(zip(eval_set.images, eval_set.objects, strict=True)):
         target = downsample_grid(image, grid)
-        cells, is_object = grid_coordinates(*target.shape[:2]), cells_containing(objects, *target.shape[:2])
         shape = target.shape
+        cells, is_object = grid_coordinates(*shape[:2]), cells_containing(objects, *shape[:2])
         if sample is not None:
             cells = cells[np.random.default_rng(number).choice(len(cells), min(sample, len(cells)), replace=False)]
             shape = (1, len(cells), 3)
@@ -112,5 +106,5 @@ def evaluate(
         at_cells = target[cells[:, 0], cells[:, 1]].reshape(shape)
         rows.append(prediction_metrics(predicted, at_cells, is_object[cells[:, 0], cells[:, 1]].reshape(shape[:2])))
         if save:
-            save(number, predicted.colors.reshape(shape).astype(np.uint8))
+            np.save(f"{save}-{number}.npy", predicted.colors.reshape(shape).astype(np.uint8))
     return mean_metrics(rows)

@@ -4,26 +4,22 @@
 
 The conditions of `experiments.studies.conditions` x five training seeds x {all, a tenth} of the demonstrations: PVP
 should matter most where data are few. Every condition starts from one model of the preset `micro`, pre-trained on
-captions only, the semantic encoder of this experiment. It lies in `vlm/weights/micro`, so that runs on different
-machines start from the same weights. (A vision transformer over patches does not learn to play in steps that two
-cores can afford: `docs/log/`.) Then comes PVP, or not. Then one text policy for all games is cloned from the same
-demonstrations, in the same number of steps, at the same learning rates. The expert is the policy
-`vlm/weights/micro-play`: it sees no more than the learner, so that all of its play can be learned from frames.
-(Search experts read the emulator; cloned from them in as many steps, a policy plays Ms. Pac-Man like random play.)
-The learner gets the expert's actions, not its weights, which were trained on PVP too. A policy plays whole games on
-published seeds under `machado2018`. A row holds the raw scores of one policy in one game and its negative
-log-likelihood of the expert in held-out games: scores of weak policies are noisy, a likelihood over a thousand agent
-steps is not.
+captions only and kept in `vlm/weights/micro`. Then comes PVP, or not; then one text policy for all games is cloned from
+the same demonstrations in the same number of steps. The expert, `vlm/weights/micro-play`, sees no more than the
+learner, so that all of its play can be learned from frames. A row holds the scores of one policy in whole games of
+published seeds, and its negative log-likelihood of the expert in held-out games, which is less noisy.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from agents.agent import Agent
 from agents.clone import bc_objective, clone, load_datasets
 from agents.clone_config import CONFIGS as CLONE_CONFIGS
 from agents.clone_config import CloneConfig
@@ -35,7 +31,7 @@ from envs.games import find_game
 from envs.protocol import MACHADO2018, Protocol, episode_seeds
 from experiments.studies import pvp_nano
 from experiments.studies.conditions import CONDITIONS, PVP, pretrain_condition, pretraining_seconds
-from experiments.studies.demonstrations import DemonstratorConfig, Engine, first_episodes, record_episodes
+from experiments.studies.demonstrators import DemonstratorConfig, Engine, first_episodes, record_episodes
 from experiments.studies.eval_sets import Metrics, evaluate
 from experiments.studies.jobs import Job
 from pretrain import captions
@@ -105,18 +101,14 @@ def prepare(config: ExperimentConfig = NANO) -> None:
     train_captioner(config)
 
 
-def caption_config(config: ExperimentConfig) -> captions.CaptionConfig:
-    """Return the training of the captioner."""
-    data = tuple(str(pvp_nano.frame_dataset(config.pretraining, game)) for game in config.caption_games)
-    return config.captioning.replace(data=data, out=config.pretraining_dir / "captions")
-
-
 def train_captioner(config: ExperimentConfig) -> Path:
     """Return the model that all conditions start from; train it, with ordered number embeddings, if it is missing."""
     out = config.pretraining.training.model.init
     assert out
     if not out.exists():
-        trained = captions.train_captions(caption_config(config))
+        data = tuple(str(pvp_nano.frame_dataset(config.pretraining, game)) for game in config.caption_games)
+        training = config.captioning.replace(data=data, out=config.pretraining_dir / "captions")
+        trained = captions.train_captions(training)
         vlm = checkpoint.load(trained)
         init_number_embeddings(vlm)
         checkpoint.save(vlm, out, checkpoint.read_training(trained), dtype=torch.bfloat16)
@@ -140,95 +132,45 @@ def heldout_episodes(config: ExperimentConfig, demonstrator: DemonstratorConfig)
 def jobs(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NANO) -> list[Job]:
     """Return the jobs: random play, then every condition with every seed and fraction of the demonstrations."""
     found = [Job({"condition": "random"}, 60, partial(measure_random, config))]
-    for seed in seeds or SEEDS:
-        for fraction in config.data_fractions:
-            for encoder, pvp in CONDITIONS:
-                key = {"encoder": encoder, "pvp": pvp, "data_fraction": fraction, "seed": seed}
-                seconds = _clone_steps(config, fraction) * 0.8 + 360
-                if fraction == config.data_fractions[0]:  # the others share its pre-training
-                    seconds += pretraining_seconds(config.pretraining, encoder, pvp, seed, config.pretraining_dir)
-                run = partial(measure_condition, config, encoder, pvp, fraction, seed, work)
-                found.append(Job(key, seconds, run))
+    steps_of = dict(zip(config.data_fractions, config.clone_steps, strict=True))
+    for seed, (fraction, steps), (encoder, pvp) in product(seeds or SEEDS, steps_of.items(), CONDITIONS):
+        key = {"encoder": encoder, "pvp": pvp, "data_fraction": fraction, "seed": seed}
+        seconds = steps * 0.8 + 360
+        if fraction == config.data_fractions[0]:  # the others share its pre-training
+            seconds += pretraining_seconds(config.pretraining, encoder, pvp, seed, config.pretraining_dir)
+        found.append(Job(key, seconds, partial(measure_condition, config, encoder, pvp, fraction, steps, seed, work)))
     return found
 
 
-def _clone_steps(config: ExperimentConfig, fraction: float) -> int:
-    return config.clone_steps[config.data_fractions.index(fraction)]
-
-
-def clone_config(
-    config: ExperimentConfig, encoder: str, fraction: float, seed: int, init: Path, out: Path
-) -> CloneConfig:
-    """Return the cloning of one condition."""
-    steps = _clone_steps(config, fraction)
+def clone_config(config: ExperimentConfig, encoder: str, fraction: float, **run: Any) -> CloneConfig:
+    """Return the cloning of one condition; run: its out, init, steps and seed."""
     data = tuple(demonstrations(config, demonstrator, fraction) for demonstrator in config.demonstrators)
-    cloning = config.cloning.replace(data=data, out=out, init=init, steps=steps, seed=seed)
+    cloning = config.cloning.replace(data=data, **run)
     if encoder == "frozen":
         rate = cloning.optimizer.learning_rate
         cloning = cloning.replace(encoder_learning_rate=0.0, connector_learning_rate=rate)
-    return cloning.with_trainer_options(save_steps=max(1, steps // 4))
+    return cloning.with_trainer_options(save_steps=max(1, cloning.run.steps // 4))
 
 
 def measure_condition(
-    config: ExperimentConfig, encoder: str, pvp: str, fraction: float, seed: int, work: Path
+    config: ExperimentConfig, encoder: str, pvp: str, fraction: float, steps: int, seed: int, work: Path
 ) -> list[dict[str, Any]]:
     """Train one condition, or resume it, and play; return a row for each game."""
     start = pretrain_condition(config.pretraining, encoder, pvp, seed, config.pretraining_dir)
     out = work / f"clone-{encoder}-{pvp}-{fraction:g}-{seed}"
-    last = clone(clone_config(config, encoder, fraction, seed, start, out))
+    last = clone(clone_config(config, encoder, fraction, out=out, init=start, steps=steps, seed=seed))
     heldout = heldout_expert_nll(config, last)
-    pixels = measure_pvp(config, start) if pvp == PVP else {}
     return [
         {
             "game": game,
             "checkpoint": checkpoint.content_hash(last),
-            **pixels.get(game, {}),
+            **(measure_pvp(config, game, start) if pvp == PVP else {}),
             "experts": sorted({one.name for one in config.demonstrators if one.game == game}),
             **heldout[game],
             "scores": play(config, game, EVAL_SEED + seed, last),
         }
         for game in config.games
     ]
-
-
-def measure_pvp(config: ExperimentConfig, model: Path) -> dict[str, Metrics]:
-    """Return a model's PVP error by game, of 255, on held-out episodes of random play, before it is cloned.
-
-    `pvp_mae_small_objects` tells reading from memorizing: small objects move, backgrounds do not.
-    """
-    vlm, found = checkpoint.load(model), {}
-    for game in config.games:
-        own = replace(config.pretraining, games=(game,))
-        (eval_set,) = pvp_nano.load_eval_sets(own, own.regimes[0], own.eval_images)
-        found[game] = _errors(evaluate(vlm, eval_set, own.training.data.grid), "pvp")
-    return found
-
-
-def _errors(metrics: Metrics, name: str) -> Metrics:
-    return {f"{name}_mae": metrics["mae"], f"{name}_mae_small_objects": metrics["mae_small_objects"]}
-
-
-def measure_pvp_baselines(config: ExperimentConfig, game: str) -> Metrics:
-    """Return the errors of `measure_pvp` for two baselines: the mean colour of the image, and of each patch."""
-    own = replace(config.pretraining, games=(game,))
-    rows = {row["baseline"]: row for row in pvp_nano.measure_baselines(own, own.regimes[0])}
-    return {**_errors(rows["image mean"], "image_mean"), **_errors(rows["patch mean"], "patch_mean")}
-
-
-@torch.no_grad()
-def heldout_expert_nll(config: ExperimentConfig, policy: Path) -> dict[str, dict[str, float]]:
-    """Return by game how well a policy predicts its expert in held-out episodes.
-
-    `heldout_nll` is the cross-entropy with the expert's soft targets in nats, `action_accuracy` the fraction of agent
-    steps whose best action has the highest probability.
-    """
-    vlm, cloning = checkpoint.load(policy), config.cloning
-    data = tuple(heldout_episodes(config, demonstrator) for demonstrator in config.demonstrators)
-    heldout = cloning.replace(data=data, aux_loss_weight=0.0, seed=0)
-    objective = bc_objective(vlm, load_datasets(heldout), heldout)
-    metrics = mean_metrics(objective, config.num_heldout_steps // cloning.data.batch_size)
-    names = {"heldout_nll": "loss", "action_accuracy": "action_accuracy"}
-    return {game: {name: metrics[f"{game}/{key}"] for name, key in names.items()} for game in config.games}
 
 
 def measure_random(config: ExperimentConfig) -> list[dict[str, Any]]:
@@ -239,18 +181,54 @@ def measure_random(config: ExperimentConfig) -> list[dict[str, Any]]:
     ]
 
 
+def measure_pvp(config: ExperimentConfig, game: str, model: Path) -> Metrics:
+    """Return a model's PVP error in a game, of 255, on held-out episodes of random play, before it is cloned.
+
+    `pvp_mae_small_objects` tells reading from memorizing: small objects move, backgrounds do not.
+    """
+    own = replace(config.pretraining, games=(game,))
+    (eval_set,) = pvp_nano.load_eval_sets(own, own.regimes[0], own.eval_images)
+    return _errors(evaluate(checkpoint.load(model), eval_set, own.training.data.grid), "pvp")
+
+
+def measure_pvp_baselines(config: ExperimentConfig, game: str) -> Metrics:
+    """Return the errors of `measure_pvp` for two baselines: the mean colour of the image, and of each patch."""
+    own = replace(config.pretraining, games=(game,))
+    rows = {row["baseline"]: row for row in pvp_nano.measure_baselines(own, own.regimes[0])}
+    return {**_errors(rows["image mean"], "image_mean"), **_errors(rows["patch mean"], "patch_mean")}
+
+
+def _errors(metrics: Metrics, name: str) -> Metrics:
+    return {f"{name}_{metric}": metrics[metric] for metric in ("mae", "mae_small_objects")}
+
+
+@torch.no_grad()
+def heldout_expert_nll(config: ExperimentConfig, policy: Path) -> dict[str, dict[str, float]]:
+    """Return by game how well a policy predicts its expert in held-out episodes.
+
+    `heldout_nll` is the cross-entropy with the expert's soft targets in nats, `action_accuracy` the fraction of agent
+    steps whose best action has the highest probability.
+    """
+    data = tuple(heldout_episodes(config, demonstrator) for demonstrator in config.demonstrators)
+    heldout = config.cloning.replace(data=data, aux_loss_weight=0.0, seed=0)
+    objective = bc_objective(checkpoint.load(policy), load_datasets(heldout), heldout)
+    metrics = mean_metrics(objective, config.num_heldout_steps // heldout.data.batch_size)
+    return {
+        game: {"heldout_nll": metrics[f"{game}/loss"], "action_accuracy": metrics[f"{game}/action_accuracy"]}
+        for game in config.games
+    }
+
+
 @torch.no_grad()
 def play(config: ExperimentConfig, game_name: str, seed: int, policy: Path | None) -> list[float]:
     """Return the scores of a policy's whole games, or of random play, in the order of their seeds."""
     game, scores = find_game(game_name), [0.0] * config.episodes
     gpu = best_device().type == "cuda"
     with make_envs(game, config.episodes if gpu else min(config.num_envs, config.episodes), config.protocol) as envs:
-        engine = "torch" if gpu else config.engine
-        agent = (
-            VlmAgent.load(policy, envs, "scores", config.temperature, engine)
-            if policy
-            else RandomAgent(envs.action_names)
-        )
+        agent: Agent = RandomAgent(envs.action_names)
+        if policy:
+            engine = "torch" if gpu else config.engine
+            agent = VlmAgent.load(policy, envs, "scores", config.temperature, engine)
         for step in play_games(agent, envs, episode_seeds(seed, config.episodes)):
             if step.ended:
                 scores[step.game_index] = step.score

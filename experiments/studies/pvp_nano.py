@@ -3,23 +3,23 @@
     python -m experiments.run pvp-nano
 
 {frozen, adapted} encoder x three seeds x two data regimes. All conditions see the same images and the same questions
-in the same order for the same number of steps, and start from the same semantic encoder.
+in the same order for the same number of steps, and start from the same semantic encoder, the vision tower of the small
+CLIP that ships (`pretrain.contrastive`).
 
     in-distribution       frames of the training games; evaluated on held-out episodes of these games. Memorized
                           backgrounds answer half of the questions.
     out-of-distribution   augmented frames and synthetic images; evaluated on held-out games, photographs (of
                           scikit-image) and other synthetic images. Only reading helps.
 
-The semantic encoder is the vision tower of the small CLIP that ships (`pretrain.contrastive`; its `training.json`
-holds the command). Rows: `baseline` rows, which do not read pixels; `sample` rows along each training; every pixel of
-the grid at its end, with PSNR, SSIM and the error on small objects; and two probes of the encoder before and after
-training, `pretrain.semantic_probe` and `pretrain.patch_probe`.
+Rows: `baseline` rows, which do not read pixels; `sample` rows along each training; every pixel of the grid at its end;
+two probes of the encoder before and after training, `pretrain.semantic_probe` and `pretrain.patch_probe`.
 """
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,17 @@ from transformers import TrainerCallback
 from agents import record
 from common.files import write_text_atomically
 from experiments.image_grid import image_grid
+from experiments.studies.demonstrators import record_missing
 from experiments.studies.eval_sets import EvalSet, evaluate, evaluate_baselines, frame_set, photographs, still_set
 from experiments.studies.jobs import Job
 from pretrain import semantic_probe
 from pretrain.data.images import EpisodeFrames, SyntheticImages
-from pretrain.metrics import mean_color
 from pretrain.patch_probe import measure_patch_probe
 from pretrain.pvp import start_model, train_pvp
 from pretrain.pvp_config import CONFIGS, PvpConfig
-from pretrain.pvp_prompts import downsample_grid
+from pretrain.pvp_questions import downsample_grid
 from pretrain.reconstruct import comparison_grid, patch_size
+from pretrain.reconstruction_metrics import mean_color
 from vlm import checkpoint
 from vlm.clip import load_clip
 from vlm.model import PixelVLM
@@ -109,67 +110,57 @@ def jobs(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NAN
         Job({"regime": regime.name, "condition": "baselines"}, 60, partial(measure_baselines, config, regime))
         for regime in config.regimes
     ]
-    if config.training.model.vision_tower:
-        tower = checkpoint.content_hash(config.training.model.vision_tower)
-        start = {"regime": "both", "condition": "start", "vision_tower": tower}
+    if tower := config.training.model.vision_tower:
+        start = {"regime": "both", "condition": "start", "vision_tower": checkpoint.content_hash(tower)}
         found.append(Job(start, 120, partial(measure_start, config)))
-    for seed in seeds or SEEDS:
-        for regime in config.regimes:
-            seconds = regime.steps * regime.seconds_per_step + 150
-            for encoder in ENCODERS:
-                key = {"regime": regime.name, "encoder": encoder, "seed": seed}
-                found.append(Job(key, seconds, partial(measure_condition, config, regime, encoder, seed, work)))
+    for seed, regime, encoder in product(seeds or SEEDS, config.regimes, ENCODERS):
+        key = {"regime": regime.name, "encoder": encoder, "seed": seed}
+        seconds = regime.steps * regime.seconds_per_step + 150
+        found.append(Job(key, seconds, partial(measure_condition, config, regime, encoder, seed, work)))
     return found
 
 
 def frame_dataset(config: ExperimentConfig, game: str) -> Path:
-    """Return the dataset of a game's frames; record it if it is missing or incomplete."""
+    """Return the dataset of a game's frames; record what is missing."""
     out = config.data_dir / f"random-{game}"
-    args = record.Args(game=game, out=out, agent="random", episodes=config.episodes, max_frames=config.max_frames)
-    if len(list((out / "data").glob("episode-*.parquet"))) < config.episodes:
-        record.record(args)
-    return out
+    return record_missing(
+        record.Args(game=game, out=out, agent="random", episodes=config.episodes, max_frames=config.max_frames)
+    )
 
 
 def training_config(config: ExperimentConfig, regime: DataRegime, encoder: str, seed: int, out: Path) -> PvpConfig:
     """Return the training of one condition."""
-    training = config.training.replace(
-        out=out,
-        data=tuple(str(frame_dataset(config, game)) for game in config.games),
-        augmentation=regime.augmentation,
-        synthetic=regime.synthetic,
-        curriculum_fraction=regime.curriculum_fraction,
-        steps=regime.steps,
-        images=regime.images,
-        questions=regime.questions,
-        seed=seed,
-    )
+    names = ("augmentation", "synthetic", "curriculum_fraction", "steps", "images", "questions")
+    data = tuple(str(frame_dataset(config, game)) for game in config.games)
+    training = config.training.replace(out=out, data=data, seed=seed, **{name: getattr(regime, name) for name in names})
     if encoder == "frozen":
         training = training.replace(encoder_learning_rate=0.0)
     warmup = min(int(trainer_options(training.run.trainer)["warmup_steps"]), regime.steps // 4)
     return training.with_trainer_options(warmup_steps=warmup, save_steps=max(1, regime.steps // config.num_evals))
 
 
+def training_frames(config: ExperimentConfig, split: str) -> list[EpisodeFrames]:
+    """Return the frames of each training game that are trained on ("train") or held out ("val")."""
+    return [EpisodeFrames(frame_dataset(config, g), split, config.training.data.val_episodes) for g in config.games]
+
+
 def load_eval_sets(config: ExperimentConfig, regime: DataRegime, count: int) -> list[EvalSet]:
     """Return the sets that a regime is evaluated on, `count` images each."""
+    size = config.training.data.size
     if not regime.augmentation:
-        split = [
-            EpisodeFrames(frame_dataset(config, g), "val", config.training.data.val_episodes) for g in config.games
-        ]
-        return [frame_set("held-out episodes", split, count, config.training.data.size)]
+        return [frame_set("held-out episodes", training_frames(config, "val"), count, size)]
     unseen = [EpisodeFrames(frame_dataset(config, game)) for game in config.held_out_games]
-    synthetic = SyntheticImages(10_000, *config.training.data.size)
+    synthetic = SyntheticImages(10_000, *size)
     return [
-        frame_set("held-out games", unseen, count, config.training.data.size),
-        still_set("photographs", photographs(count, config.training.data.size)),
+        frame_set("held-out games", unseen, count, size),
+        still_set("photographs", photographs(count, size)),
         still_set("synthetic", [synthetic.image(index) for index in range(count)]),
     ]
 
 
 def measure_baselines(config: ExperimentConfig, regime: DataRegime) -> Rows:
     """Return a row for every baseline on every set of a regime."""
-    split = [EpisodeFrames(frame_dataset(config, g), "train", config.training.data.val_episodes) for g in config.games]
-    rng = np.random.default_rng(0)
+    split, rng = training_frames(config, "train"), np.random.default_rng(0)
     training_mean = mean_color(source.image(int(rng.integers(len(source)))) for source in split for _ in range(4))
     patch = patch_size(start_model(training_config(config, regime, "frozen", 0, Path("unused"))))
     return [
@@ -220,45 +211,41 @@ def measure_start(config: ExperimentConfig) -> Rows:
     args = semantic_probe_args(config)
     start, clip = checkpoint.content_hash(args.clip), load_clip(args.clip)
     towers = {"clip": clip, "random": semantic_probe.build_clip_like(clip, args.seed)}
-    return [
-        *({"set": SEMANTIC_PROBE, "checkpoint": start, **row} for row in semantic_probe.measure(args)),
-        *(
-            {"set": PATCH_PROBE, "checkpoint": start, "encoder": name, **measure_patch_probe(model)}
-            for name, model in towers.items()
-        ),
-    ]
+    rows = [{"set": SEMANTIC_PROBE, **row} for row in semantic_probe.measure(args)]
+    rows += [{"set": PATCH_PROBE, "encoder": name, **measure_patch_probe(model)} for name, model in towers.items()]
+    return [{"checkpoint": start, **row} for row in rows]
 
 
 def measure_condition(config: ExperimentConfig, regime: DataRegime, encoder: str, seed: int, work: Path) -> Rows:
     """Train one condition, or resume it; return its rows along the training and at its end."""
-    out = work / f"{regime.name}-{encoder}-{seed}"
+    out, grid, tower = (
+        run_dir(work, regime, encoder, seed),
+        config.training.data.grid,
+        config.training.model.vision_tower,
+    )
     out.mkdir(parents=True, exist_ok=True)
     args = training_config(config, regime, encoder, seed, out)
     vlm, curve_sets = start_model(args), load_eval_sets(config, regime, config.curve_images)
 
     def evaluate_sample(model: PixelVLM) -> Rows:
-        return [
-            {"set": s.name, **evaluate(model, s, config.training.data.grid, config.curve_pixels)} for s in curve_sets
-        ]
+        return [{"set": one.name, **evaluate(model, one, grid, config.curve_pixels)} for one in curve_sets]
 
     curve = EvalCurveCallback(vlm, max(1, regime.steps // config.num_evals), out / "curve.json", evaluate_sample)
     last = train_pvp(args, [curve], vlm)
     trained, end = checkpoint.load(last), {"step": regime.steps, "checkpoint": checkpoint.content_hash(last)}
     rows: Rows = [{**row, "sample": True} for row in curve.rows()]
-    for eval_set in load_eval_sets(config, regime, config.eval_images):
-        save = partial(_save_prediction, out, eval_set.name)
-        metrics = evaluate(trained, eval_set, config.training.data.grid, save=save)
-        rows.append({**end, "set": eval_set.name, "sample": False, **metrics})
-    if config.training.model.vision_tower:
-        metrics = semantic_probe.measure_vlm(semantic_probe_args(config), trained)
-        rows.append({**end, "set": SEMANTIC_PROBE, **metrics})
+    for one in load_eval_sets(config, regime, config.eval_images):
+        metrics = evaluate(trained, one, grid, save=out / one.name)
+        rows.append({**end, "set": one.name, "sample": False, **metrics})
+    if tower := config.training.model.vision_tower:
+        rows.append({**end, "set": SEMANTIC_PROBE, **semantic_probe.measure_vlm(semantic_probe_args(config), trained)})
     rows.append({**end, "set": PATCH_PROBE, **measure_patch_probe(trained)})
-    tower = config.training.model.vision_tower and checkpoint.content_hash(config.training.model.vision_tower)
-    return [{"vision_tower": tower, **row} for row in rows]
+    return [{"vision_tower": tower and checkpoint.content_hash(tower), **row} for row in rows]
 
 
-def _save_prediction(folder: Path, name: str, number: int, predicted: np.ndarray) -> None:
-    np.save(folder / f"{name}-{number}.npy", predicted)
+def run_dir(work: Path, regime: DataRegime, encoder: str, seed: int) -> Path:
+    """Return the directory of one condition."""
+    return work / f"{regime.name}-{encoder}-{seed}"
 
 
 def draw(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NANO) -> Image.Image | None:
@@ -267,18 +254,17 @@ def draw(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NAN
     for regime in config.regimes:
         eval_sets = load_eval_sets(config, regime, config.eval_images)
         for seed in seeds or SEEDS:
-            runs = {f"{encoder}, seed {seed}": work / f"{regime.name}-{encoder}-{seed}" for encoder in ENCODERS[::-1]}
+            runs = {f"{encoder}, seed {seed}": run_dir(work, regime, encoder, seed) for encoder in ENCODERS[::-1]}
             if all((run / f"{eval_sets[-1].name}-0.npy").exists() for run in runs.values()):
                 rows += [
-                    [_compare(config, s, number, runs) for number in range(min(IMAGES_DRAWN, len(s.images)))]
-                    for s in eval_sets
+                    [_compare(config, one, number, runs) for number in range(min(IMAGES_DRAWN, len(one.images)))]
+                    for one in eval_sets
                 ]
                 break
     return image_grid(rows)
 
 
 def _compare(config: ExperimentConfig, eval_set: EvalSet, number: int, runs: dict[str, Path]) -> Image.Image:
-    image = eval_set.images[number]
+    image, grid = eval_set.images[number], config.training.data.grid
     predicted = {name: np.load(run / f"{eval_set.name}-{number}.npy") for name, run in runs.items()}
-    truth = {"original": image, f"grid {config.training.data.grid}": downsample_grid(image, config.training.data.grid)}
-    return comparison_grid({**truth, **predicted})
+    return comparison_grid({"original": image, f"grid {grid}": downsample_grid(image, grid), **predicted})

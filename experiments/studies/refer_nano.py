@@ -2,21 +2,16 @@
 
     python -m experiments.run refer-nano
 
-The conditions of `experiments.studies.conditions` x three seeds x two mask methods. One more condition, for the mask
-head alone, keeps PVP's encoder and connector and starts with a new decoder, as conditions without PVP do. All start
-from the semantic encoder that ships and see the same frames and the same expressions in the same order for the same
-number of steps.
-
-PVP is that of `pvp-nano`, whose models are reused: on a grid of 32, on frames of games without names for their
-objects. Masks are trained on some of those and on Carnival and Ms. Pac-Man, whose objects have names. The mask head
-and the points-as-text method are trained apart, each from the pre-trained model; points use a grid of 64, since small
-objects vanish on one of 32, and supervised attention (`vlm.training.attention_supervision`). Rows: cIoU, gIoU and
-precision on the test split and on held-out games; baselines that read no words or one; and the upper bound of points
-on a grid.
+The conditions of `experiments.studies.conditions` x three seeds x two mask methods; the mask head has one more, PVP's
+encoder with a new decoder. All start from the semantic encoder that ships and see the same frames and expressions in
+the same order for the same number of steps. PVP is that of `pvp-nano`, whose models are reused. Masks are trained on
+some of its games and on Carnival and Ms. Pac-Man, whose objects have names, apart by the mask head and as points.
+Rows: cIoU, gIoU and precision on the test split and on held-out games; baselines that read no words or one; and the
+upper bound of points on a grid.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,9 +27,9 @@ from experiments.studies.conditions import CONDITIONS, ENCODER_ONLY, pretrain_co
 from experiments.studies.jobs import Job
 from experiments.studies.pvp_nano import frame_dataset
 from pretrain.reconstruct import comparison_grid
-from pretrain.referring.config import CONFIGS, ReferringConfig
 from pretrain.referring.point_objective import grid_mask
 from pretrain.referring.recorded_games import GameReferringDataset
+from pretrain.referring.referring_config import CONFIGS, ReferringConfig
 from pretrain.referring.samples import ReferringSample
 from pretrain.referring.segmentation_metrics import Confusion, confusion, segmentation_metrics
 from pretrain.referring.train import train_referring
@@ -90,29 +85,16 @@ def jobs(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NAN
     found = [Job({"condition": "baselines"}, 60, partial(measure_baselines, config))]
     pretrained = set()  # by an earlier job
     for method in config.methods:
-        runs = [(seed, *condition) for seed in seeds or SEEDS for condition in method.conditions]
-        waits = {
-            (seed, encoder, pvp): pretraining_seconds(config.pretraining, encoder, pvp, seed, config.pretraining_dir)
-            for seed, encoder, pvp in runs
-        }
-        for seed, encoder, pvp in sorted(runs, key=waits.__getitem__):  # those that need PVP come last
-            key = {"encoder": encoder, "pvp": pvp, "mask": method.name, "seed": seed}
-            start = run_dir(config.pretraining, encoder, pvp, seed, config.pretraining_dir)
+        runs = [(*condition, seed) for seed in seeds or SEEDS for condition in method.conditions]
+        waits = {run: pretraining_seconds(config.pretraining, *run, config.pretraining_dir) for run in runs}
+        for run in sorted(runs, key=waits.__getitem__):  # those that need PVP come last
+            key = {"encoder": run[0], "pvp": run[1], "mask": method.name, "seed": run[2]}
+            start = run_dir(config.pretraining, *run, config.pretraining_dir)
             seconds = method.training.run.steps * method.seconds_per_step + method.eval_seconds
-            seconds += 0 if start in pretrained else waits[seed, encoder, pvp]
+            seconds += 0 if start in pretrained else waits[run]
             pretrained.add(start)
-            found.append(Job(key, seconds, partial(measure_condition, config, encoder, pvp, method, seed, work)))
+            found.append(Job(key, seconds, partial(measure_condition, config, *run, method, work)))
     return found
-
-
-def mask_config(
-    config: ExperimentConfig, encoder: str, method: MaskMethod, seed: int, init: Path, out: Path
-) -> ReferringConfig:
-    """Return the training of masks of one condition."""
-    data = tuple(frame_dataset(config.pretraining, game) for game in config.games)
-    val_episodes = config.pretraining.training.data.val_episodes
-    training = method.training.replace(data=data, val_episodes=val_episodes, out=out, init=init, seed=seed)
-    return training.replace(encoder_learning_rate=0.0) if encoder == "frozen" else training
 
 
 def load_test_sets(config: ExperimentConfig, method: MaskMethod, history: int = 1) -> dict[str, GameReferringDataset]:
@@ -127,22 +109,29 @@ def load_test_sets(config: ExperimentConfig, method: MaskMethod, history: int = 
     }
 
 
-def train_masks(config: ExperimentConfig, encoder: str, pvp: str, method: MaskMethod, seed: int, work: Path) -> Path:
+def masks_dir(work: Path, encoder: str, pvp: str, method: MaskMethod, seed: int) -> Path:
+    """Return the directory of one condition and method."""
+    return work / f"masks-{encoder}-{pvp}-{method.name}-{seed}"
+
+
+def train_masks(config: ExperimentConfig, encoder: str, pvp: str, seed: int, method: MaskMethod, work: Path) -> Path:
     """Return the checkpoint of one condition and method; train or resume it if it is missing."""
     start = pretrain_condition(config.pretraining, encoder, pvp, seed, config.pretraining_dir)
-    out = work / f"masks-{encoder}-{pvp}-{method.name}-{seed}"
+    out = masks_dir(work, encoder, pvp, method, seed)
     if (out / "last").exists():
         return out / "last"
-    return train_referring(mask_config(config, encoder, method, seed, start, out))
+    data = tuple(frame_dataset(config.pretraining, game) for game in config.games)
+    val_episodes = config.pretraining.training.data.val_episodes
+    training = method.training.replace(data=data, val_episodes=val_episodes, out=out, init=start, seed=seed)
+    return train_referring(training.replace(encoder_learning_rate=0.0) if encoder == "frozen" else training)
 
 
 def measure_condition(
-    config: ExperimentConfig, encoder: str, pvp: str, method: MaskMethod, seed: int, work: Path
+    config: ExperimentConfig, encoder: str, pvp: str, seed: int, method: MaskMethod, work: Path
 ) -> list[dict[str, Any]]:
     """Train one condition, or resume it; return a row for each test set."""
-    last = train_masks(config, encoder, pvp, method, seed, work)
-    segmenter, rows = load_segmenter(last), []
-    segmenter.logit_bias = 0.0  # published rows use the logits as trained, without the correction for sampled points
+    last = train_masks(config, encoder, pvp, seed, method, work)
+    segmenter, rows = replace(load_segmenter(last), logit_bias=0.0), []  # published rows use the logits as trained
     for name, test in load_test_sets(config, method, segmenter.vlm.history).items():
         found: list[Confusion] = []
         for index in range(len(test)):
@@ -156,24 +145,19 @@ def measure_condition(
 
 
 def draw(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NANO) -> Image.Image | None:
-    """Return the first items of every test set: the truth, then the masks of one seed's conditions in the first method.
+    """Return the first items of every test set: the truth, then the masks of the first method's conditions.
 
     Shows the seed with the most conditions in `work`, the first of equals. Returns None if there is none.
     """
-    method = config.methods[0]
-    has = {seed: _runs_with_masks(work, seed, method) for seed in seeds or SEEDS}
-    seed = max(has, key=lambda seed: (len(has[seed]), -seed))
-    if not has[seed]:
-        return None
+    method, best = config.methods[0], dict[str, Path]()
+    for seed in seeds or SEEDS:
+        runs = {f"{encoder}, {pvp}": masks_dir(work, encoder, pvp, method, seed) for encoder, pvp in method.conditions}
+        runs = {name: run for name, run in runs.items() if any(run.glob("*.npy"))}
+        best = runs if len(runs) > len(best) else best
+    tests = load_test_sets(config, method).items() if best else ()
     return image_grid(
-        [[_compare(test, name, index, has[seed])] for name, test in load_test_sets(config, method).items()
-         for index in range(config.num_overlays)]
-    )  # fmt: skip
-
-
-def _runs_with_masks(work: Path, seed: int, method: MaskMethod) -> dict[str, Path]:
-    runs = {f"{e}, {pvp}": work / f"masks-{e}-{pvp}-{method.name}-{seed}" for e, pvp in method.conditions}
-    return {name: run for name, run in runs.items() if any(run.glob("*.npy"))}
+        [[_compare(test, name, index, best)] for name, test in tests for index in range(config.num_overlays)]
+    )
 
 
 def _compare(test: GameReferringDataset, name: str, index: int, runs: dict[str, Path]) -> Image.Image:
@@ -189,8 +173,8 @@ Baseline = Callable[[ReferringSample], np.ndarray]
 def baselines(grid: int) -> dict[str, Baseline]:
     """Return by name predictors without understanding, and the upper bound of points on a grid."""
     return {
-        "all": lambda item: np.ones(item.masks[0].shape, bool),
-        "nothing": lambda item: np.zeros(item.masks[0].shape, bool),
+        "all": lambda item: np.ones_like(item.masks[0]),
+        "nothing": lambda item: np.zeros_like(item.masks[0]),
         "largest object": _largest_object,
         "every object of the colour": _objects_of_colour,
         f"truth on a grid of {grid}": partial(_truth_on_grid, grid),
@@ -199,13 +183,13 @@ def baselines(grid: int) -> dict[str, Baseline]:
 
 def _largest_object(item: ReferringSample) -> np.ndarray:
     objects = find_objects(item.frames[-1], item.source)
-    return max(objects, key=lambda thing: thing.size).mask if objects else np.zeros(item.masks[0].shape, bool)
+    return max(objects, key=lambda thing: thing.size).mask if objects else np.zeros_like(item.masks[0])
 
 
 def _objects_of_colour(item: ReferringSample) -> np.ndarray:
     """Every object of a colour that the expression names, or every object where it names none."""
     named = {word for word in item.expressions[0].split() if word in COLORS}
-    mask = np.zeros(item.masks[0].shape, bool)
+    mask = np.zeros_like(item.masks[0])
     for thing in find_objects(item.frames[-1], item.source):
         if not named or thing.color in named:
             mask |= thing.mask

@@ -13,7 +13,7 @@ def test_the_default_protocol_is_that_of_machado_2018():
 
 
 def test_a_protocol_survives_json():
-    assert Protocol.from_dict(MACHADO2018.to_dict()) == MACHADO2018
+    assert Protocol(**MACHADO2018.to_dict()) == MACHADO2018
 
 
 def test_an_unknown_protocol_is_refused_with_the_known_ones():

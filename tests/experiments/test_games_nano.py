@@ -25,7 +25,7 @@ from experiments.studies.games_nano import (
 )
 from experiments.studies.pvp_nano import IN_DISTRIBUTION
 from vlm import checkpoint
-from vlm.pretrained import RELEASED_EXPERT
+from vlm.released_checkpoints import RELEASED_EXPERT
 
 
 @pytest.fixture
@@ -45,8 +45,9 @@ def config(tmp_path):
         regimes=(replace(IN_DISTRIBUTION, steps=2, images=2, questions=4),), eval_images=2,
     )  # fmt: skip
     return ExperimentConfig(
-        pretraining, tmp_path / "pretraining", caption_games=("Pong",), captioning=NANO.captioning.replace(steps=1, **small), num_heldout_episodes=1,
-        num_heldout_steps=8, data_fractions=(1.0, 0.5), clone_steps=(2, 1),
+        pretraining, tmp_path / "pretraining", caption_games=("Pong",),
+        captioning=NANO.captioning.replace(steps=1, **small), num_heldout_episodes=1, num_heldout_steps=8,
+        data_fractions=(1.0, 0.5), clone_steps=(2, 1),
         demonstrators=tuple(
             DemonstratorConfig("MsPacman", "mspacman-expert", 2, *one, 80) for one in ((0.0, 40), (0.4, 42))
         ),

@@ -59,7 +59,9 @@ def config(tmp_path):
     fast = {"steps": 2, "expressions": 2, "images": 2, "grid": 4, "points": 3, "trainer": trainer}
     return ExperimentConfig(
         pretraining, tmp_path / "pretraining", games=("Pong", "Breakout"), held_out_games=("Qbert",), num_overlays=1,
-        methods=tuple(replace(one, training=one.training.replace(**fast), test_expressions=6) for one in (HEAD, POINTS)),
+        methods=tuple(
+            replace(one, training=one.training.replace(**fast), test_expressions=6) for one in (HEAD, POINTS)
+        ),
     )  # fmt: skip
 
 

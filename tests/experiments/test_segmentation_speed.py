@@ -43,7 +43,7 @@ def test_points_may_be_those_of_another_model(segmenter, tmp_path, benchmark_row
 def test_all_methods_answer_the_same_expression(segmenter, tmp_path):
     predictors = Predictors(Args(out=tmp_path / "b.json", checkpoint=segmenter, grid=6))
     assert 1 <= len(predictors.text_answer("the red ghost")) <= 2
-    head, points = predictors.head_mask("the red ghost"), predictors.point_mask("the red ghost")
+    head, points = (predictors.mask(one, "the red ghost") for one in (predictors.head, predictors.points))
     assert head.shape == points.shape == (1, 210, 160)
     assert not np.allclose(head, points, atol=1e-3)
 

@@ -61,10 +61,10 @@ def test_the_interquartile_mean_leaves_out_the_best_and_the_worst_quarter():
 
 def test_a_profile_is_the_fraction_of_games_above_a_score():
     games = {"one": [[0.0, 100.0, 200.0, 300.0], [50.0, 100.0, 400.0, 400.0]], "other": [[10.0] * 4]}
-    found = performance_profiles(games, points=9)
-    one, other = found["one"], found["other"]
-    assert one.scores.tolist() == np.linspace(0, 400, 9).tolist() == other.scores.tolist()
-    assert one.fraction.tolist() == [7 / 8, 6 / 8, 4 / 8, 4 / 8, 3 / 8, 3 / 8, 2 / 8, 2 / 8, 0]
-    assert (one.low <= one.fraction).all() and (one.fraction <= one.high).all()  # noqa: PT018
-    assert one.low[3] < one.fraction[3] < one.high[3]
-    assert other.fraction.tolist() == other.low.tolist() == [1, *[0] * 8]
+    scores, fractions, bounds = performance_profiles(games, points=9)
+    one, (low, high) = fractions["one"], bounds["one"]
+    assert scores.tolist() == np.linspace(0, 400, 9).tolist()
+    assert one.tolist() == [7 / 8, 6 / 8, 4 / 8, 4 / 8, 3 / 8, 3 / 8, 2 / 8, 2 / 8, 0]
+    assert (low <= one).all() and (one <= high).all()  # noqa: PT018
+    assert low[3] < one[3] < high[3]
+    assert fractions["other"].tolist() == bounds["other"][0].tolist() == [1, *[0] * 8]

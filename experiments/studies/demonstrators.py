@@ -11,7 +11,7 @@ from agents import record
 from common.files import atomic_directory
 from envs.episodes import INFO
 from vlm import checkpoint
-from vlm.pretrained import RELEASED_EXPERT
+from vlm.released_checkpoints import RELEASED_EXPERT
 
 Engine = Literal["auto", "torch", "openvino"]  # of `agents.vlm_agent`
 
@@ -42,24 +42,28 @@ class DemonstratorConfig:
         return f"vlm:{RELEASED_EXPERT}" if self.agent == "vlm" else self.agent
 
 
+def record_missing(args: record.Args) -> Path:
+    """Return the dataset of a recording; record the episodes that are missing."""
+    if len(list((args.out / "data").glob("episode-*.parquet"))) < args.episodes:
+        record.record(args)
+    return args.out
+
+
 def record_episodes(config: DemonstratorConfig, folder: Path, engine: Engine, prefix: str = "") -> Path:
-    """Return the dataset of all episodes of a demonstrator; record them if some are missing."""
+    """Return the dataset of all episodes of a demonstrator; record those that are missing."""
     name = f"{prefix}{config.name}-{config.game}-{config.episodes}-random-actions-{config.random_action_prob:g}"
-    out = folder / name
-    if len(list((out / "data").glob("episode-*.parquet"))) < config.episodes:
-        record.record(
-            record.Args(
-                game=config.game,
-                out=out,
-                agent=config.agent_id,
-                engine=engine,
-                episodes=config.episodes,
-                seed=config.seed,
-                random_action_prob=config.random_action_prob,
-                max_frames=config.max_frames,
-            )
+    return record_missing(
+        record.Args(
+            game=config.game,
+            out=folder / name,
+            agent=config.agent_id,
+            engine=engine,
+            episodes=config.episodes,
+            seed=config.seed,
+            random_action_prob=config.random_action_prob,
+            max_frames=config.max_frames,
         )
-    return out
+    )
 
 
 def first_episodes(dataset: Path, episodes: int) -> Path:
