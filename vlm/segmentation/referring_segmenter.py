@@ -28,7 +28,7 @@ from vlm.segmentation.point_prediction import predict_points
 POINT_GRID, LOGIT_BIAS = "point_grid", "logit_bias"
 
 
-@dataclass(frozen=True)
+@dataclass
 class ReferringSegmenter:
     """A model that predicts masks for expressions, by its mask head, or without one by points."""
 
