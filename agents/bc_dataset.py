@@ -1,6 +1,7 @@
-"""What a cloned policy learns from: expert-labelled steps as targets, and batches of every game.
+"""Training data for behavior cloning: expert-labelled steps as targets, and batches of every game.
 
-Where a dataset holds an expert's value of every action, a target is a distribution: near-equal actions share it.
+Where a dataset holds an expert's value of every action, a target is a distribution: similarly valued
+actions get similar probability.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -34,7 +35,7 @@ def build_targets(
 ) -> LabelledDataset:
     """Turn a dataset into targets; the options are those of `agents.clone_config.CloneData`.
 
-    Rows of a labelled dataset without a label are left out. A row's weight is the value of its best action less that
+    Unlabelled rows of a labelled dataset are dropped. A row's weight is the value of its best action less that
     of the mean one, relative to the dataset's mean: small differences are mostly the expert's own noise, and a game is
     lost at few steps.
     """

@@ -29,14 +29,14 @@ EVAL_ENVS = 8  # environments whose games have ended keep the model busy until t
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """How often a training plays, and how."""
+    """Evaluation by play during training."""
 
     eval_every: int = 1000
     """Steps between evaluations by play, which keep the best weights in `best`; 0 keeps the last weights alone."""
     eval_episodes: int = 4
-    """Whole games of each kind that an evaluation plays."""
+    """Episodes per game of an evaluation."""
     eval_temperature: float = 0.0
-    """The temperature of that play; 0 is greedy."""
+    """Sampling temperature of evaluation episodes; 0 is greedy."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "eval_every", "eval_temperature")

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from agents.bc_dataset import BCSampler, LabelledDataset, load_labelled_datasets
-from agents.behavior_cloning import BehaviorCloningObjective, new_action_head
+from agents.bc_objective import BehaviorCloningObjective, new_action_head
 from agents.checkpoint_selection import CheckpointSelectionCallback
-from agents.clone_config import CONFIGS, CloneConfig
+from agents.clone_config import CONFIGS, CloneTraining
 from common.command import command, run
 from common.errors import UserError
 from envs.games import find_game
@@ -33,13 +33,13 @@ from vlm.training.mixture import Mixture
 from vlm.training.objective import Objective
 
 
-def load_datasets(config: CloneConfig) -> list[LabelledDataset]:
+def load_datasets(config: CloneTraining) -> list[LabelledDataset]:
     """Open the datasets that a configuration names."""
     data = config.data
     return load_labelled_datasets(data.data, data.targets, data.target_temperature, data.argmax_weight)
 
 
-def bc_objective(vlm: PixelVLM, datasets: list[LabelledDataset], config: CloneConfig) -> BehaviorCloningObjective:
+def bc_objective(vlm: PixelVLM, datasets: list[LabelledDataset], config: CloneTraining) -> BehaviorCloningObjective:
     """Return behavior cloning as an objective, with an auxiliary head where the configuration asks for one."""
     data, weight = config.data, config.data.aux_loss_weight
     if weight is None:
@@ -51,7 +51,7 @@ def bc_objective(vlm: PixelVLM, datasets: list[LabelledDataset], config: CloneCo
     return BehaviorCloningObjective(vlm, sampler, head, weight)
 
 
-def clone_mixture(vlm: PixelVLM, datasets: list[LabelledDataset], config: CloneConfig) -> Mixture:
+def clone_mixture(vlm: PixelVLM, datasets: list[LabelledDataset], config: CloneTraining) -> Mixture:
     """Return cloning and pixel value prediction; the auxiliary head continues that of the run that `init` is from."""
     data, cloning = config.data, bc_objective(vlm, datasets, config)
     objectives: dict[str, Objective] = {"play": cloning}
@@ -65,7 +65,7 @@ def clone_mixture(vlm: PixelVLM, datasets: list[LabelledDataset], config: CloneC
     return mixture
 
 
-def clone_metadata(config: CloneConfig, datasets: list[LabelledDataset]) -> dict[str, Any]:
+def clone_metadata(config: CloneTraining, datasets: list[LabelledDataset]) -> dict[str, Any]:
     """Return what a checkpoint tells of its data and its start."""
     described = []
     for dataset in datasets:
@@ -77,7 +77,7 @@ def clone_metadata(config: CloneConfig, datasets: list[LabelledDataset]) -> dict
     return {"games": games, "datasets": described, "started_from": started_from}
 
 
-def clone(config: CloneConfig) -> Path:
+def clone(config: CloneTraining) -> Path:
     """Train on recorded datasets; return the directory of the best checkpoint, or of the last if play chose none."""
     if not config.data.data:
         raise UserError("expected --data, recorded games, or --games, whose demonstrations are recorded first")
@@ -92,7 +92,7 @@ def clone(config: CloneConfig) -> Path:
     return out / "best" if (out / "best").exists() else last
 
 
-def record_and_clone(config: CloneConfig) -> Path:
+def record_and_clone(config: CloneTraining) -> Path:
     """Record the demonstrations that are missing, then `clone`."""
     return clone(config.replace(data=(*config.data.data, *config.demonstrations.record())))
 

@@ -14,30 +14,30 @@ from vlm.training.config import UNSET_OUT, OptimizerConfig, RunConfig, TrainConf
 
 @dataclass(frozen=True)
 class CloneData:
-    """What is learned from, and the losses."""
+    """Training data and losses."""
 
     data: tuple[Path, ...] = ()
     """Dataset directories of `agents.record`, of one game or of several."""
     batch_size: int = 64
-    """Steps of a batch, shared by the games."""
+    """Examples of a batch, divided among the games."""
     game_weights: tuple[str, ...] = ()
-    """Games that take more or less of a batch than the others' 1, as in `--game-weights MsPacman=3`."""
+    """Sampling weights of games in a batch, 1 by default, as in `--game-weights MsPacman=3`."""
     targets: Literal["soft", "hard"] = "soft"
-    """soft: distributions by the expert's values; hard: its best action (or the player's, without labels)."""
+    """soft: softmax of the expert's action values; hard: its best action (or the player's, without labels)."""
     target_temperature: float = 0.4
-    """Temperature of soft targets, in units of the dataset's mean advantage."""
+    """Temperature of soft targets, in units of the dataset's mean of best value minus mean value."""
     argmax_weight: float = 0.1
-    """Share of a soft target that is its best action alone, which breaks ties."""
+    """Weight of a one-hot target that is mixed into the soft one, which breaks ties."""
     horizontal_flip: tuple[str, ...] = ()
     """Games that are mirrored left to right half of the time: both sides of the screen must obey the same rules."""
     aux_loss_weight: float | None = None
     """Weight of the auxiliary action head's loss; None is 1 for a new model and 0 with --init."""
     aux_warmup_fraction: float = 0.0
-    """Share of the steps that begins with the auxiliary head alone: for a decoder that cannot play yet."""
+    """Fraction of the training that first trains the auxiliary head alone; not for a policy that already plays."""
     pvp_weight: float = 0.0
-    """Share of the steps that train pixel value prediction instead, so that the policy's encoder keeps detail."""
+    """Share of the steps that train pixel value prediction instead, which preserves fine spatial detail."""
     pvp_config: str = "with-play"
-    """The named config of `pretrain.pvp` whose data settings those steps follow."""
+    """The named config (`pretrain/pvp_config.py`) whose data settings the PVP steps use."""
     pvp_data: tuple[str, ...] = ()
     """Where their images come from besides the demonstrations: recorded games and folders of pictures."""
 
@@ -62,12 +62,18 @@ class CloneData:
 
 
 @dataclass(frozen=True)
-class CloneConfig(TrainConfig):
-    """Clone experts' play into one text policy."""
+class CloneTraining(TrainConfig):
+    """Train a text policy on recorded games; `agents.dagger` trains so in each iteration."""
 
     data: CloneData = CloneData()
-    demonstrations: DemonstrationsConfig = DemonstrationsConfig()
     selection: SelectionConfig = SelectionConfig()
+
+
+@dataclass(frozen=True)
+class CloneConfig(CloneTraining):
+    """Clone experts' play into one text policy."""
+
+    demonstrations: DemonstrationsConfig = DemonstrationsConfig()
 
 
 _DEFAULT = CloneConfig(

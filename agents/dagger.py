@@ -1,11 +1,11 @@
 """DAgger (Ross et al. 2011): the policy plays, an expert labels the states it visits, and it learns from all data.
 
-    python -m agents.dagger --init runs/clone/last --data data/carnival --game Carnival --iterations 4 --out runs/dagger
+    python -m agents.dagger --init runs/clone/last --data data/carnival --games Carnival --out runs/dagger
     python -m agents.dagger --config policy --init runs/clone/last --data data/carnival data/mspacman --out runs/dagger
 
 Each iteration records whole games of the current policy, asks the expert for the value of every action at every few
-steps (soft labels, `agents.bc_dataset`), and trains on the demonstrations and on all recordings so far. It lies in
-`iteration-K`: its recordings, its training and `last.json`. The same command resumes a killed run to the same weights.
+steps (soft labels, `agents.bc_dataset`), and trains on the demonstrations and on all recordings so far. Iteration K
+is stored in `iteration-K`: recordings, training and `last.json`. The same command resumes a run, to the same weights.
 """
 
 import json
@@ -20,9 +20,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from agents import record
 from agents.clone import clone
-from agents.clone_config import CloneConfig
-from agents.dagger_config import CONFIGS, DaggerConfig, DaggerOptions
-from agents.label_noise import expert_self_agreement
+from agents.clone_config import CloneTraining
+from agents.dagger_config import CONFIGS, SECTIONS, DaggerConfig, DaggerOptions
+from agents.expert_self_agreement import expert_self_agreement
 from common.command import command, run
 from common.errors import UserError
 from common.files import write_text_atomically
@@ -51,7 +51,7 @@ def run_dagger(config: DaggerConfig) -> Path:
         raise UserError("--init is missing: the checkpoint to improve")
     options, out, current = config.dagger, config.run.out, config.model.init
     require_same_run(config, ignore=("iterations",))
-    games, data = games_of(options.game, current), list(config.data.data)
+    games, data = games_of(options.games, current), list(config.data.data)
     noise = {game: expert_self_agreement(out, game, options.expert_of(game)) for game in games}
     rows: list[dict[str, Any]] = [{"label_noise_of": game, **found} for game, found in noise.items()]
     with SummaryWriter(str(out)) as writer:
@@ -93,7 +93,7 @@ def train_iteration(config: DaggerConfig, data: Sequence[Path], init: Path, plac
         return Path(json.loads(finished.read_text())["checkpoint"])
     decay, rates = config.dagger.lr_decay**number, vars(config.optimizer)
     decayed = {name: rates[name] * decay for name in RATES if rates[name]}
-    settings = CloneConfig(**{name: getattr(config, name) for name in CloneConfig.__dataclass_fields__})
+    settings = CloneTraining(**{name: getattr(config, name) for name in SECTIONS})
     found = clone(settings.replace(data=tuple(data), out=place / "trained", init=init, **decayed))
     write_text_atomically(finished, json.dumps({"checkpoint": str(found)}) + "\n")
     return found

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from agents.checkpoint_selection import SELECTION_SEED
 from agents.clone_config import CONFIGS as CLONE_CONFIGS
-from agents.clone_config import CloneConfig
+from agents.clone_config import CloneTraining
 from agents.registry import EXPERTS, default_expert
 from common.command import require_at_least
 from common.errors import UserError
@@ -15,24 +15,24 @@ from vlm.training.config import UNSET_OUT, OptimizerConfig, RunConfig
 class DaggerOptions:
     """The iterations of DAgger."""
 
-    game: tuple[str, ...] = ()
+    games: tuple[str, ...] = ()
     """The games to improve in; by default all that the checkpoint was trained on."""
     iterations: int = 3
     """How many iterations; more may be added to a finished run."""
     episodes: int = 20
-    """Whole games of each that the policy plays in an iteration."""
+    """Episodes per game that the policy plays in an iteration."""
     expert: str = ""
-    """Who labels: planner, mspacman-expert, carnival-expert or paddle-expert; by default the expert of each game."""
+    """The expert that labels (planner, mspacman-expert, carnival-expert, paddle-expert); by default that of each game."""
     label_every: int = 4
     """Steps between labels."""
     rollout_temperature: float = 0.3
-    """The temperature of recorded play: its mistakes are what is to be learned from."""
+    """Sampling temperature of recorded play; higher values visit more mistakes."""
     recording_weight: int = 1
-    """How often a recording counts among the data."""
+    """Times each recording is repeated in the training data."""
     lr_decay: float = 0.7
     """What the learning rates are multiplied by from iteration to iteration."""
     rollout_seed: int = 600
-    """The seed of the first iteration's games; each iteration has the next."""
+    """The seed of the first iteration's games; each iteration uses the next."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "episodes", "label_every", "recording_weight")
@@ -43,7 +43,9 @@ class DaggerOptions:
             known = ", ".join(EXPERTS)
             raise UserError(f"expected --expert {known}, got {self.expert!r}; agents.record takes others too")
         if self.rollout_seed + self.iterations > SELECTION_SEED:
-            raise UserError(f"--rollout-seed and its iterations must stay below {SELECTION_SEED}, which is reserved")
+            raise UserError(
+                f"--rollout-seed and its iterations must stay below {SELECTION_SEED}, which checkpoint selection uses"
+            )
 
     def expert_of(self, game: str) -> str:
         """Return who labels a game."""
@@ -51,12 +53,13 @@ class DaggerOptions:
 
 
 @dataclass(frozen=True)
-class DaggerConfig(CloneConfig):
+class DaggerConfig(CloneTraining):
     """Improve a policy by DAgger. The other settings are those of each iteration's training (`agents.clone`)."""
 
     dagger: DaggerOptions = DaggerOptions()
 
 
+SECTIONS = tuple(CloneTraining.__dataclass_fields__)  # of each iteration's training
 _DEFAULT = DaggerConfig(
     RunConfig(UNSET_OUT, steps=1500),
     optimizer=OptimizerConfig(1e-4, connector_learning_rate=3e-4, encoder_learning_rate=3e-4),
@@ -64,7 +67,7 @@ _DEFAULT = DaggerConfig(
 CONFIGS = {
     "default": _DEFAULT,
     # after `agents.clone --config policy`
-    "policy": DaggerConfig(**vars(CLONE_CONFIGS["policy"])).replace(
+    "policy": DaggerConfig(**{name: getattr(CLONE_CONFIGS["policy"], name) for name in SECTIONS}).replace(
         steps=1500, learning_rate=2.8e-4, connector_learning_rate=4.8e-4, encoder_learning_rate=4.8e-4
     ),
 }

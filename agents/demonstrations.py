@@ -12,7 +12,7 @@ from envs.games import find_game
 
 @dataclass(frozen=True)
 class DemonstrationsConfig:
-    """Games that experts play before the training."""
+    """Expert demonstrations, recorded before training."""
 
     games: tuple[str, ...] = ()
     """Games to clone; demonstrations that are missing are recorded first."""
@@ -21,11 +21,11 @@ class DemonstrationsConfig:
     demo_episodes: int = 8
     """Games that each expert plays."""
     demo_max_frames: int = 8000
-    """Emulator frames after which such a game is cut off."""
+    """Emulator frames after which a demonstration is cut off."""
     random_action_prob: float = 0.05
     """Probability of a random action in place of the expert's, so that demonstrations show how to recover."""
     demo_dir: Path = Path("data")
-    """Where they are recorded: DEMO_DIR/EXPERT-GAME."""
+    """Where demonstrations are recorded: DEMO_DIR/EXPERT-GAME."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "demo_episodes", "demo_max_frames")

@@ -19,7 +19,7 @@ from common.command import command, require_at_least, run
 from common.errors import UserError
 from envs.protocol import find_protocol
 from vlm import checkpoint
-from vlm.pretrained import RELEASED_POLICY
+from vlm.released_checkpoints import RELEASED_POLICY
 
 
 @dataclass

@@ -35,7 +35,7 @@ from envs.atari import GameEnvs, make_envs
 from envs.games import Game, find_game
 from envs.protocol import episode_seeds, find_protocol
 from envs.reference_scores import MissingReferenceError, all_references, reference
-from vlm.pretrained import RELEASED_SEGMENTER
+from vlm.released_checkpoints import RELEASED_SEGMENTER
 
 COMMITTED_SCORES = RESULTS / "shipped.json"
 MIN_FREE_BYTES = 64 * 2**20

@@ -39,7 +39,7 @@ class Args:
     """Record whole games into a dataset of lossless frames, actions, rewards and action values."""
 
     game: str
-    """The game, in any reasonable spelling: Carnival, "Ms. Pac-Man", ALE/Pong-v5."""
+    """The game, case and punctuation are ignored: Carnival, "Ms. Pac-Man", ALE/Pong-v5."""
     out: Path
     """The dataset directory; an existing one of the same game, protocol and agent is continued."""
     agent: str = "planner"
@@ -57,7 +57,7 @@ class Args:
     label_every: int = 1
     """The expert labels every n-th step only; the other steps have no values."""
     action_repeat: int = 1
-    """The player acts at every n-th step only and repeats its action in between: more games for the same search."""
+    """The player acts at every n-th step only and repeats its action in between: more episodes per unit of search time."""
     temperature: float | None = None
     """Sampling temperature of a VLM player; 0 is greedy; by default the one chosen for its checkpoint."""
     engine: Literal["auto", "torch", "openvino"] = "torch"

@@ -9,7 +9,7 @@ from agents.agent import Agent
 from agents.random_agent import RandomAgent
 from common.errors import UserError
 from envs.atari import EmulatorEnvs, GameEnvs
-from vlm.pretrained import RELEASED_POLICY
+from vlm.released_checkpoints import RELEASED_POLICY
 
 EXPERT_GAMES: dict[str, tuple[str, ...]] = {  # the games of each expert; the planner plays all
     "planner": (),

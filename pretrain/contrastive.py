@@ -22,7 +22,7 @@ from common.errors import UserError
 from envs.episodes import EpisodeDataset
 from pretrain.contrastive_objective import ContrastiveData, ContrastiveObjective, ContrastiveSampler
 from pretrain.data.frame_captions import caption_tokenizer
-from pretrain.pvp_prompts import parse_grid
+from pretrain.pvp_questions import parse_grid
 from vlm.clip import PixelClip, build_clip, load_clip
 from vlm.sinusoidal_init import init_position_embeddings
 from vlm.training.config import UNSET_OUT, ModelConfig, RunConfig, TrainConfig, parse_config

@@ -1,15 +1,15 @@
-"""Pixel value prediction: train a VLM to answer the color at a place of an image, encoder unfrozen.
+"""Pixel value prediction: train a VLM to answer the color at a pixel location; the vision encoder is trained.
 
     python -m pretrain.pvp --data data/random-Pong data/random-Qbert photos/ --out runs/pvp --steps 2000
-    python -m pretrain.pvp --config nano-clip --vision-tower runs/contrastive/last --encoder-learning-rate 0 \
-        --data data/random-Pong --out runs/frozen
+    python -m pretrain.pvp --preset nano-clip --grid 32 --vision-tower runs/contrastive/last \
+        --encoder-learning-rate 0 --data data/random-Pong --out runs/frozen
     python -m pretrain.pvp --config pvp-nano --data data/random-* --out runs/augmented
 
-The task of Gou et al. 2024, row first. Images come from recorded games, folders of pictures and a generator. A model
-can answer from memory about the images it trains on; `--augmentation` and `--synthetic` give images that it has to
-read. The log shows `exact_match`, the share of answers that are right token by token; `mae` and `mae_expected`, the
-error of the likeliest and of the expected number, of 255; `feature_variation`, how much image tokens differ between
-images; and `attn/*`, the attention on the supervised tokens. The same command resumes a run that was killed.
+The task of Gou et al. 2024: coordinates are (row, column). Images come from recorded games, folders of pictures and
+synthetic images. A model can answer from memory about the images it trains on; `--augmentation` and `--synthetic` give
+images that it cannot memorize. The log shows `exact_match`, the share of answers whose tokens are all correct; `mae`
+and `mae_expected`, the error of argmax and expectation on a scale of 0 to 255; `feature_variation`, how much image
+tokens differ between images; and `attn/*`, the attention on the supervised tokens. The same command resumes a run.
 """
 
 import sys
@@ -27,7 +27,7 @@ from pretrain.data.frame_captions import caption_tokenizer
 from pretrain.data.images import open_image_source
 from pretrain.pvp_config import CONFIGS, PvpConfig, PvpData
 from pretrain.pvp_objective import ImageSampler, PvpObjective, PvpSampler
-from pretrain.pvp_prompts import PixelPromptFormat, parse_grid
+from pretrain.pvp_questions import PixelPromptFormat, parse_grid
 from vlm import checkpoint
 from vlm.clip import load_clip, load_vision_tower
 from vlm.model import PixelVLM

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from common.command import require_at_least
 from common.errors import UserError
-from pretrain.pvp_prompts import NATIVE, parse_grid
-from vlm.pretrained import RELEASED_CAPTIONER, RELEASED_CLIP
+from pretrain.pvp_questions import NATIVE, parse_grid
+from vlm.released_checkpoints import RELEASED_CAPTIONER, RELEASED_CLIP
 from vlm.training.config import UNSET_OUT, ModelConfig, RunConfig, TrainConfig
 
 
@@ -35,27 +35,27 @@ class PvpData:
     grid: str = NATIVE
     """The grid that coordinates count on: 32 or 64 cells a side laid over the image, or its native pixels."""
     order: str = "row,column"
-    """The order of coordinates: row,column as in the lab's code, or x,y as in the paper's text."""
+    """The order of coordinates: row,column as in the authors' code, or x,y as in the paper's text."""
     size: tuple[int, int] = (210, 160)
-    """Rows and columns of the images, reached by whole factors and cropping."""
+    """Rows and columns of the images, reached by integer scaling, then cropping."""
     augmentation: float = 0.0
     """Probability of changed colors, and of changed geometry, in an image."""
     synthetic: float = 0.0
     """Share of synthetic images."""
     curriculum_fraction: float = 0.0
-    """Share of the steps over which augmentation and the fineness of synthetic images rise from zero."""
+    """Share of the steps over which augmentation and the detail level of synthetic images rise from zero."""
     shuffle_targets: bool = False
-    """Answer every image with another's colors: a control that teaches the format and no detail."""
+    """Answer every image with another's colors: control: the answer format alone can be learned."""
     images: int = 8
     """Images of a batch."""
     questions: int = 48
     """Questions about each image."""
     label_std: float = 0.0
-    """Standard deviation, of 255, of Gaussian targets for numbers; 0 is the paper's loss."""
+    """Standard deviation of Gaussian targets for numbers, in color levels; 0: one-hot labels as in Gou et al. 2024."""
     attention_supervision_weight: float = 0.0
     """Weight of the attention supervision loss (`vlm.training.attention_supervision`); 0 is the paper's loss."""
     caption_weight: float = 0.0
-    """Share of the steps that train captions of the recorded games instead, so that the encoder keeps their meaning;
+    """Share of the steps that train captions of the recorded games instead, which keeps semantic features;
     a new model has the words of captions in its vocabulary."""
 
     def __post_init__(self) -> None:

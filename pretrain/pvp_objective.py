@@ -19,7 +19,7 @@ from pretrain.data.augmentation import augment, crop_or_resize
 from pretrain.data.images import ImageSource
 from pretrain.data.synthetic_images import synthetic_image
 from pretrain.pvp_config import PvpData
-from pretrain.pvp_prompts import PixelPromptFormat, downsample_grid, sample_coordinates
+from pretrain.pvp_questions import PixelPromptFormat, downsample_grid, sample_coordinates
 from vlm.decoding.packing import forward_packed
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from pretrain.pvp_prompts import MAX_ANSWER_TOKENS, PixelPromptFormat
+from pretrain.pvp_questions import MAX_ANSWER_TOKENS, PixelPromptFormat
 from vlm.decoding.batched_generate import generate_batch
 from vlm.decoding.packing import forward_packed, pad_token_lists
 from vlm.image_features import ImageFeatures

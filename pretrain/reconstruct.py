@@ -26,15 +26,22 @@ from common.command import command, require_at_least, run
 from common.errors import UserError
 from common.results import new_result, write_result
 from pretrain.data.images import EpisodeFrames, open_image_source, read_image
-from pretrain.metrics import Metrics, baselines, cells_containing, image_metrics, mean_absolute_error, rare_color_mask
 from pretrain.pvp_prediction import PixelPrediction, grid_coordinates, predict_pixels
-from pretrain.pvp_prompts import PixelPromptFormat, downsample_grid, parse_grid
+from pretrain.pvp_questions import PixelPromptFormat, downsample_grid, parse_grid
+from pretrain.reconstruction_metrics import (
+    Metrics,
+    baselines,
+    cells_containing,
+    image_metrics,
+    mean_absolute_error,
+    rare_color_mask,
+)
 from vlm import checkpoint
 from vlm.checkpoint import training_resolution
 from vlm.image_input import resize_image
 from vlm.model import PixelVLM
-from vlm.pretrained import RELEASED_PVP
 from vlm.prompts import ORDERS
+from vlm.released_checkpoints import RELEASED_PVP
 
 DEFAULT_PATCH_SIZE = 16  # of the patch mean baseline, where the encoder has no patch size
 PANEL_HEIGHT = 320  # pixels

@@ -27,10 +27,10 @@ from common.command import run
 from common.errors import UserError
 from common.results import new_result, write_result
 from pretrain.referring.coco_masks import COMPAT_MODES, encode_mask
-from pretrain.referring.config import GAMES
 from pretrain.referring.mask_predictions import MaskPrediction, read_predictions, score_predictions, write_predictions
 from pretrain.referring.recorded_games import GameReferringDataset
 from pretrain.referring.refcoco import RefCocoDataset
+from pretrain.referring.referring_config import GAMES
 from pretrain.referring.samples import ReferringSample, ReferringTestSet
 from pretrain.referring.segmentation_metrics import Confusion, confusion, segmentation_metrics
 from vlm import checkpoint

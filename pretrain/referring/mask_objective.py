@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
-from pretrain.referring.config import ReferringData
+from pretrain.referring.referring_config import ReferringData
 from pretrain.referring.samples import ReferringSource, pad_stack
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from common.errors import UserError
 from pretrain.answer_objective import IGNORE_INDEX, AnswerBatch, AnswerObjective, pad_answers
-from pretrain.referring.config import ReferringData
+from pretrain.referring.referring_config import ReferringData
 from pretrain.referring.samples import ReferringSource, pad_stack
 from vlm.decoding.packing import forward_packed_tree, pad_token_lists
 from vlm.image_features import ImageFeatures
@@ -97,7 +97,7 @@ class PointQuestionSampler:
         own, others = grid_mask(mask, self.data.grid), grid_mask(union, self.data.grid)
         points = sample_points(own, others, self.data.points, rng)
         answers = self.prompts.answers[torch.from_numpy(own[tuple(points.T)]).long()].tolist()
-        questions = [self.prompts.point_tokens(row, column) for row, column in points]
+        questions = [self.prompts.point_tokens(row, column) for row, column in points.tolist()]
         return [(tokens, [answer, self.prompts.end]) for tokens, answer in zip(questions, answers, strict=True)], points
 
 

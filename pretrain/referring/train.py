@@ -21,11 +21,11 @@ import torch
 
 from common.command import command
 from common.errors import UserError
-from pretrain.referring.config import CONFIGS, GAMES, PHOTOGRAPH_SIZE, ReferringConfig, ReferringData
 from pretrain.referring.mask_objective import MaskHeadObjective, MaskSampler
 from pretrain.referring.point_objective import PointObjective, PointQuestionSampler, calibrate_logit_bias
 from pretrain.referring.recorded_games import GameReferringDataset
 from pretrain.referring.refcoco import RefCocoDataset, RefCocoSampler
+from pretrain.referring.referring_config import CONFIGS, GAMES, PHOTOGRAPH_SIZE, ReferringConfig, ReferringData
 from pretrain.referring.samples import ReferringSource
 from vlm import checkpoint
 from vlm.model import PixelVLM
@@ -51,7 +51,9 @@ def start_head(config: ReferringConfig, vlm: PixelVLM) -> MaskHead:
 def open_referring_source(data: ReferringData, steps: int, history: int, seed: int) -> ReferringSource:
     """Return what frames and expressions are drawn from."""
     if data.dataset == GAMES:
-        return GameReferringDataset(data.data, data.split, steps, history, data.val_episodes, data.no_target, seed)
+        return GameReferringDataset(
+            data.data, data.split, steps, history, data.val_episodes, data.no_target_fraction, seed
+        )
     dataset = RefCocoDataset(data.data[0], data.dataset, data.split)
     if dataset.note:
         print(dataset.note, file=sys.stderr)

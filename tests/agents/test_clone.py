@@ -14,7 +14,7 @@ import torch
 from agents import checkpoint_selection, clone
 from agents.auxiliary_action_head import AuxiliaryActionHead
 from agents.bc_dataset import BCSampler, build_targets, flipped_actions, load_labelled_datasets
-from agents.behavior_cloning import BehaviorCloningObjective
+from agents.bc_objective import BehaviorCloningObjective
 from agents.clone_config import CONFIGS
 from common.command import run
 from envs.episodes import DatasetInfo, Episode, EpisodeDataset, EpisodeWriter

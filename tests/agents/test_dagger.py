@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from agents import dagger, label_noise
-from agents.behavior_cloning import BehaviorCloningObjective
+from agents import dagger
+from agents.bc_objective import BehaviorCloningObjective
 from agents.dagger import games_of, rollout_metrics, train_iteration
 from agents.dagger_config import CONFIGS
-from agents.label_noise import expert_self_agreement
+from agents.expert_self_agreement import expert_self_agreement
 from common.command import run
 from common.errors import UserError
 from envs.episodes import EpisodeDataset
@@ -30,14 +30,14 @@ def short_games(monkeypatch):
     """Recordings of at most 60 steps, and few states that are labelled twice."""
     whole = dagger.record.Args
     monkeypatch.setattr(dagger.record, "Args", lambda **words: whole(**words, max_frames=240))
-    monkeypatch.setattr(label_noise, "NUM_STATES", 3)
-    monkeypatch.setattr(label_noise, "STATE_INTERVAL", 4)
+    monkeypatch.setattr("agents.expert_self_agreement.NUM_STATES", 3)
+    monkeypatch.setattr("agents.expert_self_agreement.STATE_INTERVAL", 4)
 
 
 def test_iterations_aggregate_recordings_and_a_killed_run_resumes_to_the_same_weights(
     tiny, tmp_path, short_games, kill_at_step
 ):
-    words = ("--game", "mspacman", "--init", tiny, "--label-every", "2", *SMALL)
+    words = ("--games", "mspacman", "--init", tiny, "--label-every", "2", *SMALL)
     assert command(*words, "--out", tmp_path / "whole") == 0
     first, second = (
         checkpoint.read_training(tmp_path / "whole" / f"iteration-{number}" / "trained" / "last") for number in range(2)
@@ -63,7 +63,7 @@ def test_iterations_aggregate_recordings_and_a_killed_run_resumes_to_the_same_we
 
 
 def test_action_accuracy_counts_the_labelled_steps_alone(tiny, tmp_path, short_games):
-    assert command("--game", "mspacman", "--init", tiny, *SMALL, "--iterations", "1", "--out", tmp_path / "run") == 0
+    assert command("--games", "mspacman", "--init", tiny, *SMALL, "--iterations", "1", "--out", tmp_path / "run") == 0
     data = EpisodeDataset(tmp_path / "run" / "iteration-0" / "recorded-MsPacman")
     labelled = ~np.isnan(data.action_values).all(axis=1)
     best = np.where(np.isfinite(data.action_values[labelled]), data.action_values[labelled], -np.inf).argmax(1)
@@ -97,7 +97,7 @@ def test_games_are_those_asked_for_or_all_that_were_trained_on(tiny, tmp_path):
 
 
 def test_iterations_can_be_added_to_a_run_and_nothing_else_changed(tiny, tmp_path, short_games, capsys):
-    words = ("--game", "mspacman", "--init", tiny, *SMALL, "--out", tmp_path / "run")
+    words = ("--games", "mspacman", "--init", tiny, *SMALL, "--out", tmp_path / "run")
     assert command(*words, "--iterations", "0") == 0
     assert command(*words, "--iterations", "1") == 0
     assert command(*words, "--iterations", "1", "--lr-decay", "0.5") == 2

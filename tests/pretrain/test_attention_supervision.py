@@ -8,7 +8,7 @@ from common.errors import UserError
 from pretrain.answer_objective import pad_answers
 from pretrain.pvp_config import PvpData
 from pretrain.pvp_objective import ImageSampler, PvpBatch, PvpObjective, PvpSampler
-from pretrain.pvp_prompts import PixelPromptFormat
+from pretrain.pvp_questions import PixelPromptFormat
 from vlm.decoding.packing import forward_packed, forward_packed_with_attention
 from vlm.positional_heads import num_positional_heads
 from vlm.presets import build

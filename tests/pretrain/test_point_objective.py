@@ -6,7 +6,6 @@ import torch
 
 from common.errors import UserError
 from pretrain.answer_objective import IGNORE_INDEX
-from pretrain.referring.config import ReferringData
 from pretrain.referring.point_objective import (
     PointObjective,
     PointQuestionSampler,
@@ -16,6 +15,7 @@ from pretrain.referring.point_objective import (
     sample_points,
 )
 from pretrain.referring.recorded_games import GameReferringDataset
+from pretrain.referring.referring_config import ReferringData
 from vlm.presets import build
 from vlm.segmentation.point_prediction import PointPromptFormat, predict_points
 

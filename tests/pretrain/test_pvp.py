@@ -11,7 +11,7 @@ from pretrain.data.images import EpisodeFrames, ImageError, SyntheticImages
 from pretrain.pvp import main, pvp_objective, start_model, train_pvp
 from pretrain.pvp_config import CONFIGS, PvpConfig, PvpData
 from pretrain.pvp_objective import ImageSampler, PvpObjective, PvpSampler, feature_variation, gaussian_targets
-from pretrain.pvp_prompts import PixelPromptFormat, downsample_grid, sample_coordinates
+from pretrain.pvp_questions import PixelPromptFormat, downsample_grid, sample_coordinates
 from vlm import checkpoint
 from vlm.presets import build
 from vlm.prompts import parse_pixel

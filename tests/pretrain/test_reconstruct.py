@@ -12,7 +12,7 @@ from pretrain import pvp_prediction
 from pretrain import reconstruct as command
 from pretrain.data.images import ImageError, read_image
 from pretrain.pvp_prediction import PixelPrediction, grid_coordinates, predict_pixels
-from pretrain.pvp_prompts import PixelPromptFormat
+from pretrain.pvp_questions import PixelPromptFormat
 from pretrain.reconstruct import Args, main, prediction_metrics, reconstruct
 from vlm import checkpoint
 from vlm.image_input import resize_image

@@ -8,7 +8,6 @@ from PIL import Image
 from common.errors import UserError
 from pretrain.data.images import read_image
 from pretrain.referring import show
-from pretrain.referring.config import CONFIGS, ReferringData
 from pretrain.referring.mask_objective import (
     MaskHeadObjective,
     MaskSampler,
@@ -16,6 +15,7 @@ from pretrain.referring.mask_objective import (
     dice_loss,
 )
 from pretrain.referring.recorded_games import GameReferringDataset
+from pretrain.referring.referring_config import CONFIGS, ReferringData
 from pretrain.referring.samples import pad_stack
 from pretrain.referring.train import open_referring_source, train_referring
 from vlm import checkpoint

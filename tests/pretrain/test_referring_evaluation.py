@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from pretrain.referring.config import CONFIGS
 from pretrain.referring.evaluation import Args, evaluate, main
+from pretrain.referring.referring_config import CONFIGS
 from pretrain.referring.train import train_referring
 from vlm.segmentation.referring_segmenter import ReferringSegmenter
 

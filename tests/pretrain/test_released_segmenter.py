@@ -9,7 +9,7 @@ from envs.expressions import draw_expression
 from envs.games import find_game
 from envs.objects import find_objects
 from envs.protocol import MACHADO2018
-from vlm.pretrained import RELEASED_SEGMENTER
+from vlm.released_checkpoints import RELEASED_SEGMENTER
 from vlm.segmentation.referring_segmenter import load_segmenter
 
 

@@ -8,9 +8,9 @@ from pretrain.contrastive_objective import ContrastiveData, ContrastiveSampler
 from pretrain.data.frame_captions import caption_tokenizer
 from pretrain.pvp import pvp_objective
 from pretrain.pvp_config import PvpData
-from pretrain.referring.config import ReferringData
 from pretrain.referring.point_objective import PointQuestionSampler
 from pretrain.referring.recorded_games import GameReferringDataset
+from pretrain.referring.referring_config import ReferringData
 from vlm.clip import build_clip
 from vlm.presets import build
 from vlm.segmentation.point_prediction import PointPromptFormat

@@ -10,7 +10,7 @@ from common.errors import UserError
 from vlm import checkpoint
 from vlm.layers import StridedPointwiseConv2d
 from vlm.presets import build
-from vlm.pretrained import RELEASED_POLICY, RELEASED_PVP, RELEASED_SEGMENTER
+from vlm.released_checkpoints import RELEASED_POLICY, RELEASED_PVP, RELEASED_SEGMENTER
 
 TINY = build("tiny")
 

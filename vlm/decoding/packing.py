@@ -33,7 +33,7 @@ Lengths = Int[Tensor, "B K"]
 def forward_packed(
     vlm: PixelVLM, features: ImageFeatures, shared_ids: SharedIds, suffixes: Suffixes, method: str = "cache"
 ) -> Float[Tensor, "B K L D"]:
-    """Return the decoder's last hidden states of K suffixes for each of B images; those of padding are meaningless.
+    """Return the decoder's last hidden states of K suffixes for each of B images; undefined at padding.
 
     `shared_ids` is the text before every suffix (`encode_prefix`). Suffixes are padded by `pad_token_lists`, and in
     training hold their answers. `method` is cache, the faster one, or mask, for gradient checkpointing.

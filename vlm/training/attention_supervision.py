@@ -23,20 +23,18 @@ from vlm.hf_vlm import PretrainedVLM
 from vlm.model import PixelModel, PixelVLM
 from vlm.positional_heads import num_positional_heads
 
-Edges = Float[Tensor, " edges"]
+Edges = tuple[Float[Tensor, " rows_and_1"], Float[Tensor, " columns_and_1"]]
 SUPERVISED_LAYERS = COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER = 0, 1, 2
 
 
-def patch_edges(model: PixelModel, height: int, width: int) -> tuple[Edges, Edges]:
+def patch_edges(model: PixelModel, height: int, width: int) -> Edges:
     """Return the edges of the image tokens' rows and columns in pixels, over the padded size that the encoder reads."""
     size = model.image_config.padded_size(height, width)
     rows, columns = model.token_grid(*size)
     return torch.linspace(0, size[0], rows + 1), torch.linspace(0, size[1], columns + 1)
 
 
-def target_patch_index(
-    edges: tuple[Edges, Edges], coordinates: Float[Tensor, "*K 2"], height: int, width: int
-) -> Int[Tensor, "*K"]:
+def target_patch_index(edges: Edges, coordinates: Float[Tensor, "*K 2"], height: int, width: int) -> Int[Tensor, "*K"]:
     """Return the image token whose patch covers each coordinate, a fraction of height and width.
 
     `edges` are those of `patch_edges` for images of that size, in pixels.

@@ -26,6 +26,10 @@ from common.errors import UserError, nearest
 from common.run_arguments import run_metadata
 from vlm.device import world_size
 
+TRAINER_DEFAULTS = """lr_scheduler_type=cosine warmup_steps=100 weight_decay=0.05 optim=adamw_torch_fused save_steps=500
+save_total_limit=1 logging_steps=50 logging_nan_inf_filter=false report_to=tensorboard dataloader_num_workers=1
+dataloader_pin_memory=false"""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -39,7 +43,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Peak learning rates by role; weight decay, warm-up and the schedule are `--trainer` options."""
+    """Peak learning rates by component; weight decay, warm-up and schedule are `--trainer` options."""
 
     learning_rate: float = 1e-3
     """Peak learning rate of the decoder."""
@@ -48,9 +52,9 @@ class OptimizerConfig:
     encoder_learning_rate: float | None = None
     """The encoder's, if it differs from the decoder's; 0 freezes it."""
     auxiliary_learning_rate: float | None = None
-    """That of modules trained beside the model, if it differs from the encoder's (the decoder's, if that is frozen)."""
+    """That of auxiliary modules; by default the encoder's, or the decoder's where the encoder is frozen."""
     decoder: Literal["full", "lora", "frozen"] = "full"
-    """What of the decoder trains: all of it, LoRA adapters that are merged at the end, or nothing."""
+    """Which decoder parameters train: all, LoRA adapters that are merged at the end, or none."""
     lora_rank: int = 16
     """The rank of the adapters, with --decoder lora."""
 
@@ -60,11 +64,12 @@ class RunConfig:
     """Where a training writes, how long it runs and the options of transformers' Trainer."""
 
     out: Path
-    """The run's directory: arguments.json, checkpoints, TensorBoard logs and `last`. The same command resumes it."""
+    """The run's directory: arguments.json, checkpoints, TensorBoard logs and `last/`, the final checkpoint. The same
+    command resumes the run."""
     steps: int = 2000
-    """Batches in all. One optimizer step takes one from each process, times gradient_accumulation_steps."""
+    """Total batches. One optimizer step uses one of each process, times gradient_accumulation_steps."""
     seed: int = 0
-    """The seed of new weights and of all sampling."""
+    """The seed of new weights and of data sampling."""
     trainer: tuple[str, ...] = ()
     """Options of transformers' TrainingArguments as NAME=VALUE: save_steps=200 warmup_steps=40 weight_decay=0.1
     optim=adamw_torch gradient_accumulation_steps=4 dataloader_num_workers=2 bf16=false report_to=none
@@ -139,7 +144,12 @@ def parse_config(configs: Mapping[str, Config], argv: list[str] | None, descript
     config = named_config(configs, chosen.config)
     named = f"Named configs (--config NAME; other flags override single fields): {', '.join(configs)}."
     text, options = f"{description or ''}\n{named}", (tyro.conf.OmitArgPrefixes,)
-    return tyro.cli(type(config), args=flags, default=config, description=text, config=options)
+    parsed = tyro.cli(type(config), args=flags, default=config, description=text, config=options)
+    if parsed.run.trainer == config.run.trainer:
+        return parsed
+    given = {option.partition("=")[0] for option in parsed.run.trainer}
+    kept = [option for option in config.run.trainer if option.partition("=")[0] not in given]
+    return parsed.replace(trainer=(*kept, *parsed.run.trainer))
 
 
 UNSET_OUT: Any = tyro.MISSING  # the `out` of a named config: every run names its own

@@ -27,7 +27,7 @@ from vlm.device import best_device, is_main_process, world_size
 from vlm.model import PixelModel
 from vlm.precision import autocast
 from vlm.training import lora
-from vlm.training.config import RunConfig, TrainConfig
+from vlm.training.config import TRAINER_DEFAULTS, RunConfig, TrainConfig
 from vlm.training.learning_rates import (
     auxiliary_group,
     module_learning_rates,
@@ -38,10 +38,6 @@ from vlm.training.learning_rates import (
 from vlm.training.mixture import Mixture, MixtureBatch, MixtureDataset
 
 AUXILIARY = "auxiliary.safetensors"  # the modules that train beside the model, in a run and in its checkpoints
-# of TrainingArguments, where ours differ from the library's
-DEFAULTS = """lr_scheduler_type=cosine warmup_steps=100 weight_decay=0.05 optim=adamw_torch_fused save_steps=500
-save_total_limit=1 logging_steps=50 logging_nan_inf_filter=false report_to=tensorboard dataloader_num_workers=1
-dataloader_pin_memory=false"""
 OWN_FLAGS = {"output_dir": "--out", "max_steps": "--steps", "seed": "--seed", "learning_rate": "--learning-rate"}
 
 
@@ -144,7 +140,7 @@ def trainer_options(options: Sequence[str]) -> dict[str, str]:
     """Return `--trainer` options by name, over our defaults; `UserError` for one that cannot be set."""
     known = {field.name for field in fields(TrainingArguments) if field.init}
     found = {}
-    for option in (*DEFAULTS.split(), *options):
+    for option in (*TRAINER_DEFAULTS.split(), *options):
         name, equals, value = option.partition("=")
         if not equals:
             raise UserError(f"--trainer: expected NAME=VALUE, as in save_steps=200, got {option!r}")

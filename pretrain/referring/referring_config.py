@@ -21,7 +21,7 @@ class ReferringModel(ModelConfig):
     hidden_channels: int = HIDDEN_CHANNELS
     """The width of a new mask head's feature maps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """The type that the model's weights are stored in; bfloat16 halves its size."""
+    """The type that the model's weights are stored in; bfloat16 halves the file."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "hidden_channels")
@@ -43,19 +43,19 @@ class ReferringData:
     """How masks are predicted: by a head on the encoder's feature maps, as 0 and 1 in text at points of a grid, or by
     both, trained as a mixture."""
     grid: int = 32
-    """Of points: cells along each side."""
+    """With --mask points: cells along each side."""
     points: int = 16
-    """Of points: points asked about for each expression of a batch."""
+    """With --mask points: points asked about for each expression of a batch."""
     attention_supervision_weight: float = 0.0
-    """Of points: weight of the attention supervision loss (`vlm.training.attention_supervision`). Without it a small
-    decoder learns no place in a few hundred steps."""
+    """With --mask points: weight of the attention supervision loss (`vlm.training.attention_supervision`). Without it a small
+    decoder does not learn to localize in a few hundred steps."""
     val_episodes: int = 1
     """The last games of every dataset, held out for testing, and as many before them for validation."""
     images: int = 8
     """Frames of a batch."""
     expressions: int = 6
     """Expressions about each frame."""
-    no_target: float = 0.1
+    no_target_fraction: float = 0.1
     """Share of expressions that name no object of their frame."""
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pretrain.metrics import (
+from pretrain.reconstruction_metrics import (
     baselines,
     blurred,
     cells_containing,
