@@ -92,7 +92,7 @@ def clone(config: CloneTraining) -> Path:
     return out / "best" if (out / "best").exists() else last
 
 
-def record_and_clone(config: CloneTraining) -> Path:
+def record_and_clone(config: CloneConfig) -> Path:
     """Record the demonstrations that are missing, then `clone`."""
     return clone(config.replace(data=(*config.data.data, *config.demonstrations.record())))
 

@@ -22,7 +22,7 @@ class DaggerOptions:
     episodes: int = 20
     """Episodes per game that the policy plays in an iteration."""
     expert: str = ""
-    """The expert that labels (planner, mspacman-expert, carnival-expert, paddle-expert); by default that of each game."""
+    """The expert that labels: planner or NAME-expert of a game; by default the expert of each game."""
     label_every: int = 4
     """Steps between labels."""
     rollout_temperature: float = 0.3

@@ -57,7 +57,7 @@ class Args:
     label_every: int = 1
     """The expert labels every n-th step only; the other steps have no values."""
     action_repeat: int = 1
-    """The player acts at every n-th step only and repeats its action in between: more episodes per unit of search time."""
+    """The player acts at every n-th step only and repeats its action in between: more episodes per search time."""
     temperature: float | None = None
     """Sampling temperature of a VLM player; 0 is greedy; by default the one chosen for its checkpoint."""
     engine: Literal["auto", "torch", "openvino"] = "torch"

@@ -47,8 +47,7 @@ class ReferringData:
     points: int = 16
     """With --mask points: points asked about for each expression of a batch."""
     attention_supervision_weight: float = 0.0
-    """With --mask points: weight of the attention supervision loss (`vlm.training.attention_supervision`). Without it a small
-    decoder does not learn to localize in a few hundred steps."""
+    """With --mask points: weight of the attention supervision loss, without which a small decoder does not localize."""
     val_episodes: int = 1
     """The last games of every dataset, held out for testing, and as many before them for validation."""
     images: int = 8
