@@ -18,7 +18,7 @@ import numpy as np
 from agents.bc_dataset import BCSampler, LabelledDataset, load_labelled_datasets
 from agents.bc_objective import BehaviorCloningObjective, new_action_head
 from agents.checkpoint_selection import CheckpointSelectionCallback
-from agents.clone_config import CONFIGS, CloneTraining
+from agents.clone_config import CONFIGS, CloneConfig, CloneTraining
 from common.command import command, run
 from common.errors import UserError
 from envs.games import find_game
