@@ -7,11 +7,17 @@ from types import FunctionType
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from torch import nn
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start; tests run in one process a core
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# Calls of these modules are checked against their annotations, array shapes included.
+CHECKED = """vlm.model vlm.image_input vlm.image_features vlm.decoding vlm.segmentation vlm.sinusoidal_init
+vlm.training.attention_supervision vlm.training.mixture pretrain.pvp_prompts pretrain.pvp_prediction pretrain.metrics"""
+install_import_hook(CHECKED.split(), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
 def pytest_collection_modifyitems(items):

@@ -175,7 +175,7 @@ def test_a_head_of_another_version_is_refused(parts, tmp_path):
     save_file(weights, tmp_path / "mask_head.safetensors")
     with pytest.raises(CheckpointError, match=r"mask_head\.safetensors is no mask head of this version"):
         MaskHead.load(tmp_path)
-    (tmp_path / "mask_head.json").write_text('{"channels": [4], "strides": [4], "smooth": 3}')
+    (tmp_path / "mask_head.json").write_text('{"channels": [4], "strides": [4], "decoder_dim": 8, "smooth": 3}')
     with pytest.raises(CheckpointError, match=r"is no mask head of this version: .*smooth"):
         MaskHead.load(tmp_path)
 
