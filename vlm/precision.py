@@ -8,8 +8,7 @@ NATIVE = ("amx_bf16", "avx512_bf16", "bf16")  # its names on x86 and ARM process
 def native_bfloat16(device: torch.device) -> bool:
     """Return whether a device computes bfloat16 natively."""
     if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return any(capabilities.get(name, False) for name in NATIVE)
+        return any(torch.cpu.get_capabilities().get(name, False) for name in NATIVE)
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 

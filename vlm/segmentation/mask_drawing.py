@@ -5,11 +5,10 @@ from jaxtyping import Bool, UInt8
 
 MASK_COLOR = (255, 0, 255)
 BACKGROUND_DIM = 0.45  # brightness factor outside the mask
-SCALE = 3
 
 
 def draw_mask(
-    image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"], scale: int = SCALE, dim: bool = True
+    image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"], scale: int = 3, dim: bool = True
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Return an image enlarged `scale` times, with the inner border of a mask and, with `dim`, a darker background."""
     image, mask = (array.repeat(scale, 0).repeat(scale, 1) for array in (image, mask))

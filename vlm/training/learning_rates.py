@@ -51,8 +51,7 @@ def parameter_groups(vlm: PixelModel, rates: ModuleLearningRates, weight_decay: 
         trained = [parameter for _, parameter in adapters or parameters]
         for is_matrix in (True, False):
             own = [parameter for parameter in trained if (parameter.ndim > 1) == is_matrix]
-            decay = weight_decay if is_matrix else 0.0
-            groups.append({"params": own, "lr": rate, "weight_decay": decay, "role": role})
+            groups.append({"params": own, "lr": rate, "weight_decay": is_matrix * weight_decay, "role": role})
     return groups
 
 
