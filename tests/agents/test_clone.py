@@ -67,6 +67,7 @@ def batch_of(sampler, step, seed=0):
     return sampler(step, np.random.default_rng([seed, step]))
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does_with_two_batches_a_step(labelled, tmp_path):
     words = [*SMALL, "--data", labelled, "--steps", 6, "--aux-loss-weight", 1]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "agents.clone"]
@@ -139,6 +140,7 @@ def weights(path):
     return checkpoint.load(path).model.state_dict()
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(labelled, tmp_path, kill_at_step):
     arguments = (*SMALL, "--data", labelled, "--steps", 4, *trainer())
     assert command(*arguments, "--out", tmp_path / "whole") == 0
@@ -160,6 +162,7 @@ def test_a_checkpoint_tells_its_data_and_every_role_changes(labelled, tmp_path):
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
 
 
+@pytest.mark.slow
 def test_the_auxiliary_head_trains_the_encoder_and_is_no_part_of_what_is_saved(labelled, tmp_path):
     arguments = (*SMALL, "--data", labelled, "--steps", 2, *trainer())
     assert command(*arguments, "--out", tmp_path / "with") == 0

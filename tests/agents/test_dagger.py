@@ -34,6 +34,7 @@ def short_games(monkeypatch):
     monkeypatch.setattr("agents.expert_self_agreement.STATE_INTERVAL", 4)
 
 
+@pytest.mark.slow
 def test_iterations_aggregate_recordings_and_a_killed_run_resumes_to_the_same_weights(
     tiny, tmp_path, short_games, kill_at_step
 ):

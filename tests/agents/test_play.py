@@ -31,6 +31,7 @@ def read_frames(out):
         return np.stack([frame for frame in reader])
 
 
+@pytest.mark.slow
 def test_the_vlm_is_filmed_and_scored(tiny, tmp_path, capsys):
     assert command("--checkpoint", tiny, "--max-frames", 120, "--out", tmp_path) == 0
     result = read_json(tmp_path)
@@ -61,6 +62,7 @@ def test_committed_scores_are_printed_with_one_line_for_each_temperature(tmp_pat
     ]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_score_and_the_same_video(tiny, tmp_path):
     outs = [tmp_path / "a", tmp_path / "b"]
     for out in outs:
@@ -84,6 +86,7 @@ def test_each_game_has_a_video_of_its_own(tmp_path):
     assert len(set(videos)) == 2
 
 
+@pytest.mark.slow
 def test_a_game_that_the_model_was_not_trained_on_is_played_with_a_note(tiny, tmp_path, capsys):
     assert command("--game", "pong", "--checkpoint", tiny, "--max-frames", 40, "--out", tmp_path, "--no-video") == 0
     assert "was not trained on Pong, only on Carnival" in capsys.readouterr().out
@@ -95,6 +98,7 @@ def test_free_generation_counts_invalid_answers(tiny, tmp_path):
     assert read_json(tmp_path)["rows"][0]["invalid"] == 1.0
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_a_video_that_plays_and_marks_the_result_as_interrupted(tiny, tmp_path, monkeypatch):
     step = video.VideoWriter.step
 
@@ -111,6 +115,7 @@ def test_ctrl_c_keeps_a_video_that_plays_and_marks_the_result_as_interrupted(tin
     assert result["rows"][0]["scores"] == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_reported_in_one_line_and_leaves_no_unfinished_file(tiny, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")

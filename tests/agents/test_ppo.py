@@ -103,6 +103,7 @@ def make_trainer(num_envs=16, **changes):
     return PPOTrainer(build("tiny", seed=0), BrightQuarters(num_envs), config)
 
 
+@pytest.mark.slow
 def test_a_policy_learns_to_name_what_the_frame_shows_from_rewards_alone():
     trainer = make_trainer(num_iterations=80)
     rows = [trainer.train_step() for _ in range(80)]

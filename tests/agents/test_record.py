@@ -145,6 +145,7 @@ def test_a_recording_under_old_agent_names_is_continued(tmp_path):
     assert command(*given, "--episodes", 3) == 2, "another agent"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_a_checkpoint_can_label_and_is_named_by_its_weights(engine, tmp_path):
     checkpoint.save(build("tiny"), tmp_path / "one")

@@ -24,6 +24,7 @@ def short_games(monkeypatch):
     monkeypatch.setitem(PROTOCOLS, "machado2018", replace(PROTOCOLS["machado2018"], max_episode_frames=400))
 
 
+@pytest.mark.slow
 def test_rows_hold_raw_scores_and_a_second_run_plays_only_what_is_missing(tmp_path, short_games, monkeypatch, capsys):
     out = tmp_path / "scores.json"
     arguments = ("--agents", "random", "--games", "pong", "Carnival", "--episodes", 2, "--out", out)

@@ -126,6 +126,7 @@ def score_after(agent_id, game_name, seed, steps):
     return transition.score
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("expert", "game_name", "seed", "steps", "gain"),
     [

@@ -64,6 +64,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(train_sb3, "find_protocol", lambda _: SHORT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["qrdqn", "ppo"])
 def test_an_expert_trains_resumes_and_plays(tmp_path, quick, algo):
     arguments = ("--game", "carnival", "--algo", algo, "--num-envs", 2, "--buffer-size", 100, "--eval-every", 256)

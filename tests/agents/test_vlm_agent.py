@@ -82,6 +82,7 @@ def test_invalid_options_are_refused(options, message):
         VlmAgent(TINY, "Carnival", NAMES, **options)
 
 
+@pytest.mark.slow
 def test_openvino_gives_the_probabilities_of_torch():
     seen = frames(1)
     answers = []

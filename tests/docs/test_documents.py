@@ -162,6 +162,7 @@ def test_the_python_snippet_of_the_readme_runs(capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_a_game_is_played_as_the_readme_plays_it(tmp_path, capsys):
     arguments = ["--game", "Carnival", "--max-frames", "40", "--no-video", "--out", str(tmp_path)]
     assert entry("agents.play").main(arguments) == 0

@@ -119,6 +119,7 @@ def test_no_op_starts_depend_on_the_seed_alone():
         assert np.array_equal(envs.reset([2])[0], starts[2])
 
 
+@pytest.mark.slow
 def test_every_game_starts_and_steps_at_its_native_size():
     for game in list_games()[::9]:
         with AtariEnvs(game, 1) as envs:

@@ -237,6 +237,7 @@ def test_minari_reads_an_export(tmp_path):
         assert len(stored.infos["action_values"]) == 41
 
 
+@pytest.mark.slow
 def test_the_environment_recovered_from_an_export_plays_the_same_episode(tmp_path):
     _, episodes = record_breakout(tmp_path / "ours")
     export_minari(tmp_path / "ours", ID)

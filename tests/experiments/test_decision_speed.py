@@ -1,6 +1,7 @@
 """The benchmark of agent steps times candidate and baseline on the same model and legal answers."""
 
 import numpy as np
+import pytest
 
 from experiments.benchmarks import decision_speed
 from experiments.benchmarks.decision_speed import constrained_generation
@@ -9,6 +10,7 @@ from vlm.presets import build
 from vlm.prompts import action_prompt
 
 
+@pytest.mark.slow
 def test_candidate_and_baseline_are_timed(tiny, benchmark_rows):
     (row,) = benchmark_rows(decision_speed.main, "--checkpoint", tiny, "--rounds", 20)
     assert row["candidate"] > 0

@@ -56,6 +56,7 @@ def config(tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_condition_is_cloned_and_plays_and_frozen_encoders_stay(config, tmp_path, monkeypatch):
     small = Experiment(lambda: prepare(config), lambda seeds, work: jobs(seeds, work, config))
     monkeypatch.setitem(run.EXPERIMENTS, "games-nano", small)
@@ -90,6 +91,7 @@ def test_the_name_of_a_vlm_demonstrator_holds_its_content_hash():
     assert DemonstratorConfig("MsPacman", "mspacman-expert", 1, 0.0, 40).name == "mspacman-expert"
 
 
+@pytest.mark.slow
 def test_the_likelihood_is_measured_on_episodes_that_no_condition_trains_on(config):
     prepare(config)
     demonstrator = config.demonstrators[0]

@@ -65,6 +65,7 @@ def config(tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_condition_is_trained_and_evaluated_on_seen_and_on_held_out_games(config, tmp_path, monkeypatch):
     small = Experiment(
         lambda: prepare(config),
@@ -118,6 +119,7 @@ def test_encoder_only_keeps_encoder_and_connector_and_starts_a_new_decoder(confi
         assert not all(torch.equal(tensor, unlike[role][name]) for name, tensor in replaced[role].items())
 
 
+@pytest.mark.slow
 def test_conditions_start_from_the_models_of_pvp_nano(config, tmp_path):
     regime = config.pretraining.regimes[0]
     pvp_nano.measure_condition(config.pretraining, regime, "frozen", 1, config.pretraining_dir)

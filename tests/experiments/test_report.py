@@ -72,6 +72,7 @@ def test_the_page_embeds_its_images_and_loads_nothing_from_a_network(results, tm
     assert page.index('class="verdict') < page.index("<nav") < page.index("200 [")
 
 
+@pytest.mark.slow
 def test_the_committed_document_holds_what_the_committed_results_give():
     assert report.DOCS.read_text() == report.results_markdown(), "run python -m experiments.report --write-docs"
 
@@ -102,6 +103,7 @@ document.body.dataset.layout = JSON.stringify([document.body.scrollWidth, boxes]
 </script></body>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_the_first_screen_of_a_phone_holds_three_verdicts_and_three_charts(tmp_path):
     assert command("--out", tmp_path) == 0

@@ -74,6 +74,7 @@ def square(number):
     return [{"square": number**2}]
 
 
+@pytest.mark.slow
 def test_parallel_jobs_give_the_same_rows_and_write_logs(tmp_path):
     work = [Job({"condition": "square", "seed": number}, 1, partial(square, number)) for number in range(3)]
     assert run_jobs("other", work, tmp_path / "r.json", processes=2, logs=tmp_path / "logs") == 3
@@ -98,6 +99,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_of_a_killed_run_end_with_it(tmp_path):
     (tmp_path / "lingering.py").write_text(LINGERING)
     paths = os.pathsep.join([str(ROOT), *sys.path])
@@ -128,6 +130,7 @@ def fail():
     raise UserError("no data")
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_raised_and_finished_rows_are_kept(tmp_path):
     work = [Job({"seed": 0}, 1, partial(square, 3)), Job({"seed": 1}, 1, fail)]
     for _ in range(2):  # the second time, the first job is done
@@ -203,6 +206,7 @@ def config(tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_small_experiment_trains_every_condition_and_resumes_after_a_kill(
     config, tmp_path, monkeypatch, kill_at_step
 ):

@@ -40,6 +40,7 @@ def test_every_command_has_help_with_an_example(command, capsys):
     assert f"python -m {command}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["agents.play", "pretrain.referring"])
 def test_a_command_runs_as_a_module(command):
     done = subprocess.run([sys.executable, "-m", command, "--help"], cwd=ROOT, capture_output=True, text=True)

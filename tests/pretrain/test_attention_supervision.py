@@ -108,6 +108,7 @@ def test_the_target_patch_covers_the_coordinate(preset):
     assert found == covering
 
 
+@pytest.mark.slow
 def test_supervised_attention_finds_its_targets_within_a_few_steps():
     vlm, sampler, prompts = make(steps=90, images=8, questions=16)  # the last step cannot begin before the others
     objective = PvpObjective(vlm, sampler, prompts, label_std=6.0, attention_supervision=1.0)

@@ -66,6 +66,7 @@ def test_captions_of_a_batch_are_of_its_frames_and_some_do_not_tell_the_game(two
     assert 5 < sum("pong" not in caption and "breakout" not in caption for caption in captions) < 35
 
 
+@pytest.mark.slow
 def test_a_clip_overfits_one_batch(two_games):
     objective = contrast(two_games)
     batch, model = batch_of(objective, 0), objective.vlm.model
@@ -88,6 +89,7 @@ def test_a_caption_that_another_frame_shares_is_no_wrong_one(two_games):
     assert objective.loss(objective.encode(twice), twice).loss == 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights_that_plain_transformers_loads(two_games, tmp_path, kill_at_step):
     train_contrastive(tiny(two_games, tmp_path / "whole"))
     calls = kill_at_step(ContrastiveObjective, 3)

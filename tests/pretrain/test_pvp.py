@@ -101,6 +101,7 @@ def learn(objective, steps, rate=5e-3):
     return found
 
 
+@pytest.mark.slow
 def test_a_model_learns_to_read_pixels(blocks):
     data = tiny(blocks, blocks, images=4, questions=24).data
     found = learn(pvp_objective(build("tiny", seed=1), data, steps=2000), 60)
@@ -154,6 +155,7 @@ def test_variation_is_the_deviation_over_images_by_the_norm_of_the_mean():
     assert feature_variation(tokens).item() == pytest.approx(2**0.5 / 32**0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["full", "lora"])
 def test_a_killed_run_resumes_to_the_same_weights(blocks, tmp_path, kill_at_step, decoder):
     train_pvp(tiny(blocks, tmp_path / "whole", decoder=decoder))

@@ -94,6 +94,7 @@ def test_refcoco_is_scored_at_the_images_own_size(refer, trained, tmp_path, monk
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher", ["torch.distributed.run --nproc-per-node 2", "accelerate.commands.launch --multi_gpu --num_processes 2"]
 )

@@ -75,6 +75,7 @@ def test_gradients_reach_every_role():
         assert any(p.grad is not None and p.grad.abs().max() > 0 for p in role.parameters())
 
 
+@pytest.mark.slow
 def test_overfitting_four_frames_brings_the_loss_near_zero():
     vlm = build("tiny", seed=0)
     pixels, answers = images(vlm, 4), torch.tensor([0, 3, 5, 8])

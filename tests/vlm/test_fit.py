@@ -144,6 +144,7 @@ def test_two_accumulated_batches_make_one_step_by_the_mean_of_their_gradients(tr
     assert "accuracy" in watch.logs[0]
 
 
+@pytest.mark.slow
 def test_twice_the_accumulation_is_half_the_steps_and_what_is_left_over_is_left_out(train, tmp_path):
     for steps, count, expected in ((8, 1, 8), (8, 2, 4), (7, 2, 3)):
         watch = Watch()

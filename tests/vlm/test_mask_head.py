@@ -119,6 +119,7 @@ def test_expressions_in_one_batch_get_the_masks_that_each_gets_alone(parts):
     assert np.abs(together[0] - together[1]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_one_batch_is_overfitted_by_expression(tmp_path):
     vlm = build("tiny", seed=0)
     torch.manual_seed(0)

@@ -23,6 +23,7 @@ def model_scores(scorer, frames):
     return scorer.log_probs(vlm.encode_images(vlm.preprocess(frames))).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "count"), [("tiny", 1), ("nano", 1), ("nano", 3)])
 def test_in_float32_it_equals_the_model(preset, count):
     scorer, frames = scorer_and_frames(preset, count)
@@ -35,6 +36,7 @@ def test_in_float32_it_equals_the_model(preset, count):
     assert np.array_equal(after, expected), "compiling leaves the model as it was"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["tiny", "nano"])
 def test_in_the_native_precision_it_is_near_the_model(preset):
     scorer, frames = scorer_and_frames(preset)
@@ -44,6 +46,7 @@ def test_in_the_native_precision_it_is_near_the_model(preset):
         assert np.abs(compiled.log_probs(frames) - model_scores(scorer, frames)).max() < 0.3
 
 
+@pytest.mark.slow
 def test_the_compiled_graph_reads_new_frames_every_time():
     scorer, frames = scorer_and_frames("tiny")
     compiled = OpenVinoScorer(scorer, frames, precision="f32")
