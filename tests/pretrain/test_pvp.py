@@ -20,6 +20,11 @@ from vlm.training.mixture import Mixture, MixtureDataset
 SHORT = ("save_steps=2", "warmup_steps=1", "dataloader_num_workers=0", "bf16=false")
 
 
+def no_batches(step, rng):
+    """The sampler of an objective whose loss is computed on tensors made by hand."""
+    raise AssertionError
+
+
 @pytest.fixture
 def blocks(record_frames, tmp_path):
     """Six frames of large blocks of few colours."""
@@ -115,7 +120,7 @@ def test_a_model_learns_to_read_pixels(blocks):
 def test_metrics_are_those_of_hand_made_logits():
     vlm = build("tiny")
     prompts = PixelPromptFormat.from_model(vlm)
-    objective = PvpObjective(vlm, None, prompts)
+    objective = PvpObjective(vlm, no_batches, prompts)
     colours = np.array([[10, 20, 30], [40, 50, 60]], np.uint8)
     _, labels = pad_answers([prompts.questions_with_answers(np.array([[1, 2], [3, 4]]), colours)], 0)
     answers = labels[labels != IGNORE_INDEX]
@@ -139,7 +144,7 @@ def test_gaussian_targets_prefer_a_near_miss_to_a_far_one_and_plain_ones_do_not(
     answers = prompts.number_token_ids[torch.tensor([100])]
     losses = {}
     for std in (0.0, 3.0):
-        objective = PvpObjective(vlm, None, prompts, std)
+        objective = PvpObjective(vlm, no_batches, prompts, std)
         for predicted in (102, 180):
             logits = torch.zeros(1, len(vlm.tokenizer))
             logits[0, prompts.number_token_ids[predicted]] = 5.0
