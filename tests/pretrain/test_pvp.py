@@ -160,6 +160,15 @@ def test_variation_is_the_deviation_over_images_by_the_norm_of_the_mean():
     assert feature_variation(tokens).item() == pytest.approx(2**0.5 / 32**0.5)
 
 
+def test_activation_checkpointing_trains_the_same_weights(blocks, tmp_path):
+    train_pvp(tiny(blocks, tmp_path / "plain"))
+    train_pvp(tiny(blocks, tmp_path / "saving", trainer=(*SHORT, "gradient_checkpointing=true")))
+    plain, saving = (checkpoint.load(tmp_path / name / "last").model.state_dict() for name in ("plain", "saving"))
+    assert max(float((plain[name] - saving[name]).abs().max()) for name in plain) < 1e-3
+    start = build("tiny").model.state_dict()
+    assert max(float((saving[name] - start[name]).abs().max()) for name in start) > 2e-3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["full", "lora"])
 def test_a_killed_run_resumes_to_the_same_weights(blocks, tmp_path, kill_at_step, decoder):

@@ -31,17 +31,19 @@ Lengths = Int[Tensor, "B K"]
 
 
 def forward_packed(
-    vlm: PixelVLM, features: ImageFeatures, shared_ids: SharedIds, suffixes: Suffixes, method: str = "cache"
+    vlm: PixelVLM, features: ImageFeatures, shared_ids: SharedIds, suffixes: Suffixes, method: str | None = None
 ) -> Float[Tensor, "B K L D"]:
     """Return the decoder's last hidden states of K suffixes for each of B images; undefined at padding.
 
     `shared_ids` is the text before every suffix (`encode_prefix`). Suffixes are padded by `pad_token_lists`, and in
-    training hold their answers. `method` is cache, the faster one, or mask, for gradient checkpointing.
+    training hold their answers. `method` is cache, or mask, which is slower; by default mask under gradient checkpointing.
 
     Raises:
         UserError: the class cannot share a prefix, image tokens and placeholders do not match, or `cache` was requested
             under gradient checkpointing.
     """
+    if method is None:
+        method = "mask" if vlm.model.is_gradient_checkpointing else "cache"
     if method == "cache":
         return _forward_suffixes(vlm, CachedPrefix.encode(vlm, features, shared_ids), suffixes)
     if method != "mask":
