@@ -1,4 +1,4 @@
-"""Training data for behavior cloning: expert-labelled steps as targets, and batches of every game.
+"""Training data for behavior cloning: expert-labelled steps, some mirrored, as targets; batches of every game.
 
 Where a dataset holds an expert's value of every action, a target is a distribution: similarly valued
 actions get similar probability.

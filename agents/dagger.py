@@ -34,7 +34,7 @@ from vlm import checkpoint
 from vlm.training.config import parse_config
 from vlm.training.fit import require_same_run
 
-RATES = ("learning_rate", "connector_learning_rate", "encoder_learning_rate")
+RATES = ("learning_rate", "connector_learning_rate", "encoder_learning_rate", "auxiliary_learning_rate")
 
 
 def games_of(games: Sequence[str], init: Path) -> list[str]:

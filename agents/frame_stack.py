@@ -1,4 +1,4 @@
-"""The last frames of parallel environments, as an agent's memory."""
+"""The last frames of parallel environments; a model's preset (`vlm/presets.py`) says how many it sees."""
 
 import numpy as np
 

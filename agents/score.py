@@ -6,7 +6,8 @@
 
 Every agent plays every game under the protocol. Each finished (agent, game, seed) is written to the JSON at once as a
 row of raw scores; the same command resumes an interrupted run. The table and the plot beside the JSON show the mean
-with its 95 % bootstrap interval. Seeds below 1000 are for development; publish 1000 to 1999.
+with its 95 % bootstrap interval, the table also IQM and median. Seeds below 1000 are for development; publish 1000 to
+1999.
 """
 
 import itertools

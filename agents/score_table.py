@@ -1,4 +1,4 @@
-"""Tables and plots of scores: means with intervals, beside published and human scores."""
+"""The text table and the plot of `agents.score`; the report's tables are in `experiments/tables.py`."""
 
 from pathlib import Path
 from typing import Any

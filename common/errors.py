@@ -1,4 +1,4 @@
-"""The one error class for a user's mistake, and the nearest valid choice that its text names."""
+"""The one error class for a user's mistake (`common.command.run` ends with exit code 2), and the nearest choice."""
 
 import difflib
 from collections.abc import Iterable

@@ -81,7 +81,7 @@ def released_section(result: Result) -> Section:
         "200 M frames, with sticky actions too; human scores are of no-op starts without sticky actions. No human "
         "score of Carnival is published.",
         [result],
-        [tables.released_table(result["rows"]), tables.score_table(result["rows"])],
+        [tables.released_table(result["rows"]), tables.all_scores_table(result["rows"])],
         lambda: score_charts(result["rows"]),
     )
 
@@ -89,7 +89,7 @@ def released_section(result: Result) -> Section:
 def score_section(results: Sequence[Result], name: str, title: str, text: str) -> Section:
     """Return the scores of other agents, from results of `agents.score`."""
     text, rows = f"{text}Means with 95 % bootstrap intervals over games, stratified by seed.", all_rows(results)
-    return Section(name, title, text, results, [tables.score_table(rows)], lambda: score_charts(rows))
+    return Section(name, title, text, results, [tables.all_scores_table(rows)], lambda: score_charts(rows))
 
 
 def score_charts(rows: list[Row]) -> list[Chart]:

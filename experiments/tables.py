@@ -188,7 +188,7 @@ def released_table(rows: list[Row]) -> Table:
     return Table("Mean score", ("policy", *PUBLISHED, "random", "human"), list(lines.items()))
 
 
-def score_table(rows: list[Row]) -> Table:
+def all_scores_table(rows: list[Row]) -> Table:
     """Return the scores of every agent, rows of `agents.score`; human-normalized: 0 random play, 1 human."""
     table, lines = summarize(rows), []
     normalized = {agent: found for agent, found in human_normalized_scores(table).items() if agent != "random"}

@@ -4,6 +4,7 @@
     tokenizer.json, ...               transformers' own; `AutoTokenizer.from_pretrained(DIR)`
     pvplay.json                       metadata: the kind of model and its `ImageConfig`
     training.json                     provenance: arguments, seeds, commit, games, metrics
+    auxiliary.safetensors             modules that only training needs (`vlm.training.fit`), if any
 
 A checkpoint is written into a temporary directory and renamed when complete.
 """

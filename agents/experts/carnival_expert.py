@@ -50,7 +50,7 @@ class CarnivalExpert:
     """Values of Carnival's actions, in points; see `agents.experts.search.Search`."""
 
     action_names: tuple[str, ...]
-    pipe_value: float = 400.0  # of a green one; one in another color costs as much
+    pipe_value: float = 400.0  # of a green one; one in another color costs as much, so the gun waits
     bullet_cost: float = 60.0
     duck_value: float = 300.0  # in flight
     target_value: float = 150.0  # once the pipes are gone

@@ -128,19 +128,11 @@ def test_training_resumes_from_a_saved_state_to_the_same_weights(tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_killed_training_of_a_real_game_resumes_to_the_same_checkpoint(tiny, tmp_path, monkeypatch, capsys):
+def test_a_killed_training_of_a_real_game_resumes_to_the_same_checkpoint(tiny, tmp_path, kill_at_step, capsys):
     arguments = ["--game", "carnival", "--init", tiny, "--num-iterations", "3", "--num-envs", "2"]
     arguments += ["--num-steps", "4", "--minibatch-size", "4", "--save-every", "1"]
     assert command(*arguments, "--out", tmp_path / "whole") == 0
-    train_step, calls = PPOTrainer.train_step, []
-
-    def killed_in_the_third(self):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return train_step(self)
-
-    monkeypatch.setattr(PPOTrainer, "train_step", killed_in_the_third)
+    calls = kill_at_step(PPOTrainer, 3, "train_step")
     assert command(*arguments, "--out", tmp_path / "killed") == 130
     assert command(*arguments, "--out", tmp_path / "killed") == 0
     assert len(calls) == 4

@@ -135,7 +135,7 @@ class CandidateScorer:
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
         if cache.get_seq_length() != len(self._before):
-            raise UserError("scores of actions need the decoder's cache, which gradient checkpointing forbids; turn it off")
+            raise UserError("actions are scored with the decoder's cache, which gradient checkpointing turns off")
         return cache
 
 

@@ -36,7 +36,8 @@ def forward_packed(
     """Return the decoder's last hidden states of K suffixes for each of B images; undefined at padding.
 
     `shared_ids` is the text before every suffix (`encode_prefix`). Suffixes are padded by `pad_token_lists`, and in
-    training hold their answers. `method` is cache, or mask, which is slower; by default mask under gradient checkpointing.
+    training hold their answers. `method` is cache, or mask, which is slower; by default cache, and mask under gradient
+    checkpointing.
 
     Raises:
         UserError: the class cannot share a prefix, image tokens and placeholders do not match, or `cache` was requested

@@ -8,6 +8,7 @@ A command adds its own `data` section, and where it must its own `model` section
 
 Flags are the fields' names without their section (`--learning-rate`, not `--optimizer.learning-rate`), so a field's
 name is unique within a config. Everything that transformers' `TrainingArguments` knows is reached through `--trainer`.
+PPO has a configuration of its own (`agents.ppo_config`).
 """
 
 import argparse
@@ -43,7 +44,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Peak learning rates by component; weight decay, warm-up and schedule are `--trainer` options."""
+    """Peak learning rates by component; optimizer, weight decay, warm-up and schedule are `--trainer` options."""
 
     learning_rate: float = 1e-3
     """Peak learning rate of the decoder."""
