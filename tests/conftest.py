@@ -1,13 +1,16 @@
 """Tests compare numbers of the CPU, on a machine with a GPU as well. Trainings can be killed at a chosen step."""
 
 import io
+import json
 import os
 import pickle
 from types import FunctionType
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from PIL import Image
 from torch import nn
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -73,3 +76,35 @@ def kill_at_step(monkeypatch):
         return calls
 
     return patch
+
+
+@pytest.fixture
+def write_refcoco(tmp_path):
+    """A function that writes RefCOCO in REFER's layout and returns its folder.
+
+    It holds a grey picture with a red rectangle, and for it the expressions "thing" and "object" of every split.
+    """
+
+    def write(splits, size, top, left, bottom, right):
+        place, images = tmp_path / "refer", "images/mscoco/images/train2014"
+        (place / images).mkdir(parents=True)
+        (place / "refcoco").mkdir()
+        picture, picture_name = np.full((*size, 3), 60, np.uint8), "COCO_train2014_000000000011.jpg"
+        picture[top:bottom, left:right] = (200, 30, 30)
+        Image.fromarray(picture).save(place / images / picture_name, format="PNG")
+        ref, refs = {"ann_id": 5, "category_id": 1, "image_id": 11, "file_name": "x"}, []
+        for i, split in enumerate(splits.split()):
+            words = {2 * i: "thing", 2 * i + 1: "object"}
+            sentences = [{"sent_id": n, "raw": word, "sent": word, "tokens": [word]} for n, word in words.items()]
+            refs.append({**ref, "ref_id": i + 1, "split": split, "sent_ids": list(words), "sentences": sentences})
+        (place / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(refs))
+        outline = [left, top, right, top, right, bottom, left, bottom]
+        found = {
+            "images": [{"id": 11, "file_name": picture_name, "height": size[0], "width": size[1]}],
+            "annotations": [{"id": 5, "image_id": 11, "category_id": 1, "segmentation": [outline]}],
+            "categories": [{"id": 1, "name": "thing"}],
+        }
+        (place / "refcoco" / "instances.json").write_text(json.dumps(found))
+        return place
+
+    return write

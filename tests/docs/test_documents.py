@@ -183,24 +183,3 @@ def test_every_entry_of_the_log_is_in_its_index():
         assert dates <= set(rows)
         assert all(date.startswith(month.stem) for date in dates)
         assert f"({month.name})" in index
-
-
-TINY = {
-    "agents.record": "--episodes 1 --max-frames 120",
-    "pretrain.pvp": "--preset tiny --steps 1 --images 1 --questions 2",
-    "agents.clone": "--steps 1 --batch-size 4",
-    "agents.dagger": "--iterations 0",
-}
-TINY_TRAINER = "--trainer save_steps=1 report_to=none dataloader_num_workers=0"
-
-
-@pytest.mark.slow
-def test_the_training_commands_of_the_readme_run_one_after_the_other(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    block = re.search(r"```bash\n(python -m agents\.record.*?)```", README.read_text(), re.DOTALL)[1]
-    shown = [shlex.split(line)[2:] for line in block.replace("\\\n", " ").splitlines()]
-    assert [module for module, *_ in shown] == list(TINY)
-    for module, *arguments in shown:
-        trainer = [] if module == "agents.record" else TINY_TRAINER.split()
-        assert entry(module).main([*arguments, *TINY[module].split(), *trainer]) == 0
-    assert (tmp_path / "runs" / "clone" / "last" / "model.safetensors").is_file()

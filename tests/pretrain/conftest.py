@@ -1,18 +1,12 @@
-"""Hand-made data sets: recorded games whose frames are given, and RefCOCO with one picture."""
-
-import json
-import pickle
+"""Hand-made data sets: recorded games whose frames are given."""
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.protocol import MACHADO2018
-from pretrain.referring.refer_files import IMAGES
 
 COLOURS = ((200, 72, 72), (66, 114, 194), (187, 187, 53), (66, 158, 130), (236, 236, 236))
-PICTURE = "COCO_train2014_000000000011.jpg"
 
 
 @pytest.fixture(scope="session")
@@ -46,33 +40,3 @@ def two_games(record_frames, tmp_path_factory):
         record_frames(place / game, game, [np.stack([draw_frame(rng, floor) for _ in range(10)]) for _ in range(4)])
         for game, floor in (("Pong", (0, 0, 0)), ("Breakout", (0, 28, 136)))
     )
-
-
-@pytest.fixture
-def write_refcoco(tmp_path):
-    """A function that writes RefCOCO in REFER's layout and returns its folder.
-
-    It holds a grey picture with a red rectangle, and for it the expressions "thing" and "object" of one split.
-    """
-
-    def write(split, size, top, left, bottom, right):
-        place = tmp_path / "refer"
-        (place / IMAGES).mkdir(parents=True)
-        (place / "refcoco").mkdir()
-        picture = np.full((*size, 3), 60, np.uint8)
-        picture[top:bottom, left:right] = (200, 30, 30)
-        Image.fromarray(picture).save(place / IMAGES / PICTURE, format="PNG")
-        sentences = [{"sent_id": i, "raw": w, "sent": w, "tokens": [w]} for i, w in enumerate(("thing", "object"))]
-        ref = {"ref_id": 1, "ann_id": 5, "category_id": 1, "image_id": 11, "file_name": "x", "split": split}
-        refs = [{**ref, "sent_ids": [0, 1], "sentences": sentences}]
-        (place / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(refs))
-        outline = [left, top, right, top, right, bottom, left, bottom]
-        found = {
-            "images": [{"id": 11, "file_name": PICTURE, "height": size[0], "width": size[1]}],
-            "annotations": [{"id": 5, "image_id": 11, "category_id": 1, "segmentation": [outline]}],
-            "categories": [{"id": 1, "name": "thing"}],
-        }
-        (place / "refcoco" / "instances.json").write_text(json.dumps(found))
-        return place
-
-    return write
