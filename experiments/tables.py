@@ -116,6 +116,16 @@ def segmentation_table(rows: list[Row], caption: str, method: str, name: str) ->
     return Table(caption, metrics, lines)
 
 
+def segmenter_table(rows: list[Row]) -> Table:
+    """Return cIoU with its interval, gIoU, precision and no-target accuracy, of `pretrain.referring.evaluation`."""
+    lines = []
+    for row in rows:
+        ciou, low, high = (f"{100 * row[name]:.1f}" for name in ("ciou", "ciou_low", "ciou_high"))
+        cells = {name: f"{100 * row[name]:.1f}" for name in ("giou", "p50", "n_acc")}
+        lines.append((row["method"], {"ciou": f"{ciou} [{low}, {high}]", **cells, "expressions": str(row["n"])}))
+    return Table("Referring segmentation, percent", ("ciou", "giou", "p50", "n_acc", "expressions"), lines)
+
+
 def pvp_before_play_table(rows: list[Row]) -> Table:
     """Return the PVP error of the models of `games-nano` before cloning, on all pixels and on small objects."""
     lines = []

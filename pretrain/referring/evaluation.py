@@ -7,11 +7,13 @@
     torchrun --nproc-per-node 2 -m pretrain.referring.evaluation ...                      # on CPUs too
 
 Writes `predictions.jsonl`, which `--predictions FILE` scores again without a model, `metrics.json`
-(`pretrain.referring.segmentation_metrics`), and a few images, target beside prediction.
+(`pretrain.referring.segmentation_metrics`; cIoU with a 95 % bootstrap interval), and a few images, target beside
+prediction.
 """
 
 import json
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from pretrain.referring.recorded_games import GameReferringDataset
 from pretrain.referring.refcoco import RefCocoDataset
 from pretrain.referring.referring_config import GAMES
 from pretrain.referring.samples import ReferringSample, ReferringTestSet
-from pretrain.referring.segmentation_metrics import Confusion, confusion, segmentation_metrics
+from pretrain.referring.segmentation_metrics import Confusion, ciou_interval, confusion, segmentation_metrics
 from vlm import checkpoint
 from vlm.device import best_device
 from vlm.segmentation.mask_drawing import draw_mask
@@ -116,6 +118,7 @@ def _save_image(directory: Path, index: int, sample: ReferringSample, mask: np.n
 
 def evaluate(args: Args) -> dict[str, Any] | None:
     """Predict, score and write the results; return the row of metrics in the main process, None in others."""
+    start = time.monotonic()
     state = PartialState(cpu=best_device().type == "cpu")  # without cpu=True, CPU processes do not find each other
     row: dict[str, Any] = {name: getattr(args, name) for name in ("dataset", "split", "compat")}
     row["num_processes"] = state.num_processes
@@ -133,7 +136,11 @@ def evaluate(args: Args) -> dict[str, Any] | None:
     if not state.is_main_process:
         return None
     row |= segmentation_metrics(confusions, args.compat)
-    write_result(args.out / "metrics.json", {**new_result("referring-evaluation", None, [args.seed]), "rows": [row]})
+    if args.compat == "plain" and len(confusions) > 1:
+        row |= ciou_interval(confusions)
+    result = new_result("referring-evaluation", None, [args.seed])
+    seconds = round(time.monotonic() - start, 1)
+    write_result(args.out / "metrics.json", {**result, "seconds": seconds, "rows": [row]})
     return row
 
 

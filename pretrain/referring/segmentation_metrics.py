@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, UInt8
+from scipy.stats import bootstrap
 
 from pretrain.referring.coco_masks import MaskError, check_compat
 
@@ -97,3 +98,16 @@ def segmentation_metrics(confusions: Iterable[Confusion], compat: str = "plain")
     if not no_target.all():
         metrics["t_acc"] = float((predicted[~no_target] > 0).mean())
     return metrics
+
+
+def ciou_interval(confusions: Iterable[Confusion], repetitions: int = 2000) -> dict[str, float]:
+    """Return `ciou_low` and `ciou_high`: the 95 % interval of cIoU, bootstrapped over two or more expressions."""
+    pairs = np.array([(item.intersection, item.union) for item in confusions], dtype=np.float64)
+
+    def ciou(intersection: np.ndarray, union: np.ndarray, axis: int) -> np.ndarray:
+        union = union.sum(axis)
+        return np.where(union == 0, 1.0, intersection.sum(axis) / np.maximum(union, 1))
+
+    options = {"paired": True, "method": "percentile", "vectorized": True, "batch": 100, "rng": 0}
+    low, high = bootstrap(tuple(pairs.T), ciou, n_resamples=repetitions, **options).confidence_interval
+    return {"ciou_low": float(low), "ciou_high": float(high)}

@@ -11,7 +11,13 @@ from pretrain.referring.coco_masks import MaskError, decode_mask, decode_segment
 from pretrain.referring.mask_predictions import read_predictions, score_predictions, write_predictions
 from pretrain.referring.refcoco import RefCocoDataset
 from pretrain.referring.refer_files import IMAGES
-from pretrain.referring.segmentation_metrics import PRECISION_THRESHOLDS, Confusion, confusion, segmentation_metrics
+from pretrain.referring.segmentation_metrics import (
+    PRECISION_THRESHOLDS,
+    Confusion,
+    ciou_interval,
+    confusion,
+    segmentation_metrics,
+)
 
 
 def row_mask(text):
@@ -101,6 +107,16 @@ def test_an_overlap_of_exactly_the_threshold_counts():
     for tenths in (5, 6, 7, 8, 9):
         prediction, target = row_mask("#" * tenths + "." * (10 - tenths)), row_mask("#" * 10)
         assert segmentation_metrics([confusion(prediction, target)])[f"p{tenths}0"] == 1
+
+
+def test_the_interval_of_ciou_is_that_of_a_ratio_of_sums_over_resampled_expressions():
+    same = [Confusion(3, 4, 4, 3)] * 10
+    assert ciou_interval(same) == {"ciou_low": 0.75, "ciou_high": 0.75}
+    items = [Confusion(0, 100, 100, 0), *[Confusion(1, 1, 1, 1)] * 9]  # the large one is missed in 0.9 ** 10 of samples
+    found = ciou_interval(items)
+    assert found["ciou_high"] == 1.0
+    assert found["ciou_low"] == pytest.approx(7 / 307, abs=0.01)  # it is drawn three times, or twice
+    assert ciou_interval([Confusion(0, 0, 0, 0)] * 2) == {"ciou_low": 1.0, "ciou_high": 1.0}
 
 
 def test_large_objects_weigh_most_in_ciou_and_not_in_giou():
