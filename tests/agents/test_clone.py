@@ -70,10 +70,8 @@ def batch_of(sampler, step, seed=0):
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does_with_two_batches_a_step(labelled, tmp_path):
     words = [*SMALL, "--data", labelled, "--steps", 6, "--aux-loss-weight", 1]
-    launch = [
-        sys.executable,
-        *["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "agents.clone"],
-    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch = [sys.executable, *launcher, "-m", "agents.clone"]
     given = [str(word) for word in [*words, *trainer(), "--out", tmp_path / "two"]]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*launch, *given], check=True, env=env, capture_output=True)
