@@ -93,6 +93,14 @@ def test_the_readme_is_short():
     assert len(README.read_bytes()) <= MAX_README_BYTES
 
 
+def test_every_interval_in_the_readme_is_in_the_results():
+    table = README.read_text().replace("**", "").partition("## Results")[2].partition("##")[0]
+    intervals = re.findall(r"[\d,.]+ \[[\d,.]+, [\d,.]+\]", table)
+    assert len(intervals) == 3
+    results = (ROOT / "docs" / "results.md").read_text()
+    assert [interval for interval in intervals if interval not in results] == []
+
+
 @pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "docs" / "log").glob("*.md"))], ids=name)
 def test_every_relative_link_leads_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
