@@ -44,7 +44,8 @@ def forward_packed(
             under gradient checkpointing.
     """
     if method is None:
-        method = "mask" if vlm.model.is_gradient_checkpointing else "cache"
+        saves_memory = any(getattr(module, "gradient_checkpointing", False) for module in vlm.model.modules())
+        method = "mask" if saves_memory else "cache"
     if method == "cache":
         return _forward_suffixes(vlm, CachedPrefix.encode(vlm, features, shared_ids), suffixes)
     if method != "mask":
