@@ -82,11 +82,12 @@ def test_an_experts_agreement_with_itself_is_measured_once(tmp_path, short_games
 def test_an_iteration_trains_from_the_current_policy_at_decayed_rates(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(dagger, "clone", lambda config: seen.append(config) or tmp_path / "made")
-    config = CONFIGS["default"].replace(out=tmp_path, steps=7, lr_decay=0.5)
+    config = CONFIGS["default"].replace(out=tmp_path, steps=7, lr_decay=0.5, auxiliary_learning_rate=0.4)
     assert train_iteration(config, [tmp_path], tmp_path / "start", tmp_path / "iteration-2", 2) == tmp_path / "made"
     (used,) = seen
     assert (used.run.steps, used.model.init, used.data.data) == (7, tmp_path / "start", (tmp_path,))
     assert used.optimizer.learning_rate == 0.25 * config.optimizer.learning_rate
+    assert used.optimizer.auxiliary_learning_rate == pytest.approx(0.1)
 
 
 def test_games_are_those_asked_for_or_all_that_were_trained_on(tiny, tmp_path):
