@@ -44,7 +44,12 @@ def pad_answers(rows: Sequence[Sequence[tuple[list[int], list[int]]]], pad: int)
 
 
 class AnswerObjective(Objective[PixelVLM, AnyAnswerBatch], Generic[AnyAnswerBatch]):
-    """A loss on the tokens of answers about frames; `attention_supervision` weighs the supervised attention."""
+    """A loss on the tokens of answers about frames; `attention_supervision` weighs the supervised attention.
+
+    reads_cells: whether `encode` returns the features of `PixelVLM.encode_cells`.
+    """
+
+    reads_cells = False
 
     def __init__(self, vlm: PixelVLM, sampler: Sampler[AnyAnswerBatch], attention_supervision: float = 0.0):
         super().__init__(vlm, sampler)
@@ -83,7 +88,7 @@ class AnswerObjective(Objective[PixelVLM, AnyAnswerBatch], Generic[AnyAnswerBatc
         """
         height, width = size = frames.shape[2:4]
         if size not in self._edges:
-            self._edges[size] = patch_edges(self.vlm, height, width)
+            self._edges[size] = patch_edges(self.vlm, height, width, self.reads_cells)
         has_label = labels != IGNORE_INDEX
         return AttentionTargets(
             coordinates=coordinate_tokens,

@@ -61,7 +61,7 @@ def start_clip(config: ContrastiveConfig, datasets: list[EpisodeDataset]) -> Pix
     clip = build_clip(config.model.preset, caption_tokenizer(), config.run.seed)
     sizes = [dataset.frame(0).shape for dataset in datasets]
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
-    init_position_embeddings(clip.model.vision_model, height, width, parse_grid(config.data.grid))
+    init_position_embeddings(clip.model.vision_model, parse_grid(config.data.grid).cell_size(height, width))
     with torch.no_grad():
         clip.model.vision_model.embeddings.patch_embedding.weight.mul_(PATCH_INIT_SCALE)
     return clip

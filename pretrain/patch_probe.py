@@ -17,7 +17,7 @@ from vlm.sinusoidal_init import sinusoidal_encoding
 from vlm.training.attention_supervision import patch_edges
 
 NUM_IMAGES, HEIGHT, WIDTH, MAX_CELLS = 48, 210, 160, 8
-POSITION_WAVELENGTHS = {"longest": 2.0, "shortest": 0.25}  # of the image's height or width
+POSITION_WAVELENGTHS = (0.25, 2.0)  # of the image's height or width
 POSITION_WIDTH = 16  # of the encoding of each coordinate
 SEED = 30_000
 
@@ -39,7 +39,7 @@ def measure_patch_probe(model: PixelModel) -> dict[str, float]:
     patches = ((slice(top, bottom), slice(left, right)) for top, left, bottom, right in boxes)
     colors = np.stack([images[:, y, x].mean((1, 2)) for y, x in patches], axis=1)  # [N, T, 3]
     centers = [((top + bottom) / 2 / HEIGHT, (left + right) / 2 / WIDTH) for top, left, bottom, right in boxes]
-    encoding = sinusoidal_encoding(torch.tensor(centers), POSITION_WIDTH, **POSITION_WAVELENGTHS).flatten(1)  # [T, 32]
+    encoding = sinusoidal_encoding(torch.tensor(centers), POSITION_WIDTH, POSITION_WAVELENGTHS).flatten(1)  # [T, 32]
     positions = np.broadcast_to(encoding.numpy(), (NUM_IMAGES, *encoding.shape))
     true = colors[NUM_IMAGES // 2 :]
     image_mean = images.mean((1, 2))[NUM_IMAGES // 2 :, None]

@@ -6,7 +6,9 @@ from pathlib import Path
 from common.command import require_at_least
 from common.errors import UserError
 from pretrain.pvp_questions import NATIVE, parse_grid
+from pretrain.pvp_validation import PvpValidation
 from vlm.released_checkpoints import RELEASED_CAPTIONER, RELEASED_CLIP
+from vlm.sinusoidal_init import WAVELENGTHS
 from vlm.training.config import UNSET_OUT, ModelConfig, RunConfig, TrainConfig
 
 
@@ -17,9 +19,29 @@ class PvpModel(ModelConfig):
     vision_tower: Path | None = None
     """A CLIP of `pretrain.contrastive` whose vision tower the encoder starts from."""
     sinusoidal_init: bool = False
-    """Initialize number embeddings, and the positions of a new CLIP tower, with one sinusoidal encoding."""
+    """Initialize the embeddings of numbers, and the positions of a new CLIP tower, with one sinusoidal encoding."""
+    wavelengths: tuple[float, float] = WAVELENGTHS
+    """The shortest and the longest wave of that encoding, in units of the numbers."""
+    number_scale: float = 0.0
+    """Root mean square of the dimensions of a number's embedding that start as its value and its square; 0: none."""
+    logit_scale: float = 1.0
+    """Initial weight of the decoder's last norm: the larger, the sharper answers can be from the first step on."""
+    position_amplitude: float = 1.0
+    """Amplitude of the encoding in the positions of a new CLIP tower."""
+    patch_init_amplitude: float = 0.0
+    """Start a new CLIP tower's patch embedding as cosine waves of each channel, of this amplitude; 0: random."""
+    patch_expansion: int = 1
+    """Cells along each side of an image token that the decoder reads one by one (`vlm.patch_expansion`)."""
+    cell_position_amplitude: float = 0.0
+    """Amplitude of the encoding in the positions of expanded cells; 0: cells start without."""
 
     def __post_init__(self) -> None:
+        require_at_least(self, 1, "patch_expansion")
+        require_at_least(
+            self, 0, "number_scale", "position_amplitude", "patch_init_amplitude", "cell_position_amplitude"
+        )
+        if not 0 < self.wavelengths[0] < self.wavelengths[1]:
+            raise UserError(f"--wavelengths: expected the shortest, then the longest, got {self.wavelengths}")
         if self.vision_tower and self.init:
             raise UserError("--vision-tower and --init both name what the encoder starts from; give one")
 
@@ -33,7 +55,8 @@ class PvpData:
     val_episodes: int = 0
     """The last episodes of every recorded dataset, held out for evaluation."""
     grid: str = NATIVE
-    """The grid that coordinates count on: 32 or 64 cells a side laid over the image, or its native pixels."""
+    """The grid that coordinates count on: 32 or 64 cells a side, ROWSxCOLUMNS such as 28x20, cells of 8 x 8 pixels as
+    8px, or native, the pixels themselves. Cells that lie whole in the encoder's patches are learned best."""
     order: str = "row,column"
     """The order of coordinates: row,column as in the authors' code, or x,y as in the paper's text."""
     size: tuple[int, int] = (210, 160)
@@ -52,16 +75,23 @@ class PvpData:
     """Questions about each image."""
     label_std: float = 0.0
     """Standard deviation of Gaussian targets for numbers, in color levels; 0: one-hot labels as in Gou et al. 2024."""
+    distance_loss_weight: float = 0.0
+    """Weight of the distance from the expected number to the true one, as a share of 255; 0: cross-entropy alone."""
     attention_supervision_weight: float = 0.0
     """Weight of the attention supervision loss (`vlm.training.attention_supervision`); 0 is the paper's loss."""
+    dense_loss_weight: float = 0.0
+    """Initial weight of an auxiliary loss: a linear layer that reads the colors of each image token's cells off the
+    token; it falls to 0 over the first `dense_loss_fraction` of the steps."""
+    dense_loss_fraction: float = 0.3
+    """Share of the steps that have the auxiliary loss."""
     caption_weight: float = 0.0
     """Share of the steps that train captions of the recorded games instead, which keeps semantic features;
     a new model has the words of captions in its vocabulary."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "images", "questions")
-        require_at_least(self, 0, "attention_supervision_weight")
-        for name in ("augmentation", "synthetic", "curriculum_fraction", "caption_weight"):
+        require_at_least(self, 0, "attention_supervision_weight", "dense_loss_weight", "distance_loss_weight")
+        for name in ("augmentation", "synthetic", "curriculum_fraction", "caption_weight", "dense_loss_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} must be from 0 to 1, got {getattr(self, name)}")
         if self.caption_weight == 1:
@@ -77,6 +107,7 @@ class PvpConfig(TrainConfig):
 
     model: PvpModel = PvpModel()
     data: PvpData = PvpData()
+    validation: PvpValidation = PvpValidation()
 
 
 _DEFAULT = PvpConfig(RunConfig(UNSET_OUT))

@@ -1,16 +1,17 @@
 """Pixel value prediction as an objective: sampled questions, and the loss of their answers (Gou et al. 2024).
 
-Two options depart from the paper: with `label_std` the target of a number is a Gaussian over its neighbors, and
-`attention_supervision` weighs a loss on the decoder's attention (`vlm.training.attention_supervision`).
+Three options depart from the paper: with `label_std` the target of a number is a Gaussian over its neighbors,
+`attention_supervision` weighs a loss on the decoder's attention (`vlm.training.attention_supervision`), and a dense
+head reads colors off the image tokens in the first steps (`pretrain.dense_colors`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
 from torch.nn import functional
 
 from common.errors import UserError
@@ -18,6 +19,7 @@ from pretrain.answer_objective import IGNORE_INDEX, AnswerBatch, AnswerObjective
 from pretrain.data.augmentation import augment, crop_or_resize
 from pretrain.data.images import ImageSource
 from pretrain.data.synthetic_images import synthetic_image
+from pretrain.dense_colors import DenseColorHead
 from pretrain.pvp_config import PvpData
 from pretrain.pvp_questions import PixelPromptFormat, downsample_grid, sample_coordinates
 from vlm.decoding.packing import forward_packed
@@ -57,6 +59,8 @@ class PvpBatch(AnswerBatch):
     """Images with K questions each, and the places asked about."""
 
     coordinates: Float[Tensor, "B K 2"]  # as fractions of the image's height and width
+    dense_weight: float = 0.0  # of the dense color loss in this step
+    colors: UInt8[Tensor, "B rows columns 3"] | None = None  # of every cell, where that loss has a weight
 
 
 class PvpSampler:
@@ -72,7 +76,15 @@ class PvpSampler:
         answered = [*stacks[1:], stacks[0]] if self.data.shuffle_targets else stacks
         tokens, coordinates = zip(*(self._questions(stack[-1], rng) for stack in answered), strict=True)
         frames, places = torch.from_numpy(np.stack(stacks)), torch.from_numpy(np.stack(coordinates))
-        return PvpBatch(frames, *pad_answers(tokens, self.prompts.pad_token_id), places)
+        weight, colors = self._dense_weight(step), None
+        if weight:
+            colors = torch.from_numpy(np.stack([downsample_grid(stack[-1], self.data.grid) for stack in answered]))
+        return PvpBatch(frames, *pad_answers(tokens, self.prompts.pad_token_id), places, weight, colors)
+
+    def _dense_weight(self, step: int) -> float:
+        """Return the dense color loss's weight in a step, which falls linearly to 0."""
+        steps = self.data.dense_loss_fraction * self.steps
+        return self.data.dense_loss_weight * max(0.0, 1 - step / steps) if steps else 0.0
 
     def _questions(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list, np.ndarray]:
         values = downsample_grid(image, self.data.grid)
@@ -90,6 +102,8 @@ def gaussian_targets(std: float) -> Float[Tensor, "256 256"]:
 class PvpObjective(AnswerObjective[PvpBatch]):
     """PVP: cross-entropy on the answers' tokens, their end included."""
 
+    reads_cells = True
+
     def __init__(
         self,
         vlm: PixelVLM,
@@ -97,11 +111,22 @@ class PvpObjective(AnswerObjective[PvpBatch]):
         prompts: PixelPromptFormat,
         label_std: float = 0.0,
         attention_supervision: float = 0.0,
+        dense_head: DenseColorHead | None = None,
+        distance_weight: float = 0.0,
     ):
         if (attention_supervision or label_std) and prompts.number_token_ids is None:
             raise UserError("--label-std and --attention-supervision-weight need numbers that are single tokens")
         super().__init__(vlm, sampler, attention_supervision)
         self.prompts, self.targets = prompts, gaussian_targets(label_std) if label_std else None
+        self.dense_head, self.distance_weight = dense_head, distance_weight
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return the dense head."""
+        return {"dense_head": self.dense_head} if self.dense_head else {}
+
+    def encode(self, batch: PvpBatch) -> ImageFeatures:
+        """Return the features of the frames, with a token for each cell where the model expands its tokens."""
+        return self.vlm.encode_cells(self.vlm.preprocess(batch.frames))
 
     def loss(self, features: ImageFeatures, batch: PvpBatch) -> Losses:
         """Return the loss with the metrics of `answer_metrics`, `feature_variation` and attention weights."""
@@ -117,7 +142,11 @@ class PvpObjective(AnswerObjective[PvpBatch]):
         metrics = {**self.answer_metrics(logits.detach(), answers, batch.labels), **attention_metrics}
         if len(batch.frames) > 1:
             metrics["feature_variation"] = feature_variation(features.tokens.detach())
-        return Losses(self.answer_loss(logits, answers) + attention_loss, metrics)
+        loss = self.answer_loss(logits, answers) + attention_loss
+        if self.dense_head and batch.colors is not None:
+            dense = self.dense_head.loss(features.tokens, batch.colors)
+            loss, metrics["dense_mae"] = loss + batch.dense_weight * dense, 255 * dense.detach()
+        return Losses(loss, metrics)
 
     def attention_targets(self, batch: PvpBatch) -> AttentionTargets:
         """Return what the questions and answers of a batch should attend to."""
@@ -138,7 +167,11 @@ class PvpObjective(AnswerObjective[PvpBatch]):
         plain = -log_probs[values < 0].gather(1, answers[values < 0, None])
         numbers = log_probs[values >= 0][:, tokens]  # [N, 256]
         smoothed = -(self.targets.to(answers.device)[values[values >= 0]] * numbers).sum(-1)
-        return (plain.sum() + smoothed.sum()) / len(answers)
+        loss = (plain.sum() + smoothed.sum()) / len(answers)
+        if not self.distance_weight:
+            return loss
+        expected = numbers.softmax(-1) @ torch.arange(256.0, device=numbers.device)
+        return loss + self.distance_weight * (expected - values[values >= 0]).abs().mean() / 255
 
     def answer_metrics(self, logits: Tensor, answers: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return `exact_match`, the share of answers whose every token is the likeliest given those before it; and,

@@ -47,7 +47,7 @@ def predict_pixels(
     chunk: int,
 ) -> PixelPrediction:
     """Return a model's colors of cells, as rows and columns on its grid; `chunk` questions are decoded at a time."""
-    features = vlm.encode_images(vlm.preprocess(frames[None]))
+    features = vlm.encode_cells(vlm.preprocess(frames[None]))
     prefix_ids = prompt_format.prefix_ids.to(vlm.device)
     questions = prompt_format.question_ids(coordinates)
     ids, lengths = pad_token_lists([questions], prompt_format.pad_token_id)

@@ -4,12 +4,13 @@ The color of a cell is that of the image resized to res x res by area averaging,
 still sees the whole image. The native grid has the pixels themselves as cells.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -23,23 +24,52 @@ NATIVE = "native"
 MAX_ANSWER_TOKENS = 16
 
 
-def parse_grid(grid: str) -> int | None:
-    """Return the number of cells along a side of a grid; None for the native grid."""
+@dataclass(frozen=True)
+class PixelGrid:
+    """A grid over an image: so many rows and columns, or cells of so many pixels a side from the upper left."""
+
+    shape: tuple[int, int] | None = None
+    cell: int | None = None
+
+    def shape_of(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of cells over an image; cells of pixels at its edges may be cut."""
+        return self.shape or (-(-height // (self.cell or 1)), -(-width // (self.cell or 1)))
+
+    def cell_size(self, height: int, width: int) -> tuple[float, float]:
+        """Return the height and width of a cell in pixels."""
+        return (height / self.shape[0], width / self.shape[1]) if self.shape else (self.cell or 1, self.cell or 1)
+
+
+def parse_grid(grid: str) -> PixelGrid:
+    """Return the grid that `32`, `28x20` (rows x columns), `8px` (cells of 8 x 8 pixels) or `native` stands for."""
     if grid == NATIVE:
-        return None
-    if not grid.isdecimal() or int(grid) < 1:
-        raise ImageError(f"expected a grid of 32, 64 or {NATIVE}, got {grid!r}")
-    return int(grid)
+        return PixelGrid(cell=1)
+    if not (found := re.fullmatch(r"([1-9]\d*)(px|x([1-9]\d*))?", grid)):
+        raise ImageError(f"expected a grid of 32, 64, ROWSxCOLUMNS, as in 28x20, 8px or {NATIVE}, got {grid!r}")
+    rows, kind, columns = found.groups()
+    return PixelGrid(cell=int(rows)) if kind == "px" else PixelGrid((int(rows), int(columns or rows)))
 
 
 def downsample_grid(image: UInt8[np.ndarray, "H W 3"], grid: str) -> UInt8[np.ndarray, "rows columns 3"]:
     """Return the color of every cell of a grid over an image; `ImageError` if the image is smaller than the grid."""
-    res, (height, width, _) = parse_grid(grid), image.shape
-    if res is None:
+    parsed, (height, width, _) = parse_grid(grid), image.shape
+    if parsed.cell == 1:
         return image
-    if res > min(height, width):
-        raise ImageError(f"expected an image of at least {res} x {res} pixels for grid {res}, got {height} x {width}")
-    return np.asarray(Image.fromarray(image).resize((res, res), Image.Resampling.BOX))
+    if parsed.shape is None:
+        return block_means(image, parsed.cell or 1).round().astype(np.uint8)
+    rows, columns = parsed.shape
+    if rows > height or columns > width:
+        size = f"{rows} x {columns}"
+        raise ImageError(f"expected an image of at least {size} pixels for grid {grid}, got {height} x {width}")
+    return np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BOX))
+
+
+def block_means(image: UInt8[np.ndarray, "H W 3"], size: int) -> Float[np.ndarray, "rows columns 3"]:
+    """Return the mean color of each square of `size` pixels from the upper left; those at the edges may be cut."""
+    starts = [np.arange(0, side, size) for side in image.shape[:2]]
+    sums = np.add.reduceat(np.add.reduceat(image.astype(float), starts[0], axis=0), starts[1], axis=1)
+    heights, widths = (np.diff([*start, side]) for start, side in zip(starts, image.shape[:2], strict=True))
+    return sums / (heights[:, None] * widths)[..., None]
 
 
 def sample_coordinates(

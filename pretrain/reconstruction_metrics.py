@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
+from pretrain.pvp_questions import block_means
+
 BLUR_SIZE = 8  # cells along a side of the blurred image
 RARE_FRACTION = 0.02  # a rarer color covers less of the image
 
@@ -87,11 +89,7 @@ def patch_mean_image(
     image: UInt8[np.ndarray, "H W 3"], patch_size: int, rows: int, columns: int
 ) -> Float[np.ndarray, "rows columns 3"]:
     """Return for each grid cell the mean of the patch, a square from the upper left, that holds the cell's center."""
-    height, width, _ = image.shape
-    starts = [np.arange(0, size, patch_size) for size in (height, width)]
-    sums = np.add.reduceat(np.add.reduceat(image.astype(float), starts[0], axis=0), starts[1], axis=1)
-    heights, widths = (np.diff([*start, size]) for start, size in zip(starts, (height, width), strict=True))
-    means = sums / (heights[:, None] * widths)[..., None]
+    means, (height, width, _) = block_means(image, patch_size), image.shape
     row, column = (
         ((np.arange(count) + 0.5) * size / count).astype(int) // patch_size
         for count, size in ((rows, height), (columns, width))

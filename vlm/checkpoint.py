@@ -12,13 +12,13 @@ A checkpoint is written into a temporary directory and renamed when complete.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, PreTrainedModel
 
 from common.errors import UserError
 from common.files import atomic_directory
@@ -26,6 +26,8 @@ from vlm.device import best_device, is_main_process
 from vlm.hf_vlm import PretrainedVLM, looks_like_id
 from vlm.image_input import ImageConfig
 from vlm.model import PixelModel, PixelVLM
+from vlm.patch_expansion import NAME as EXPANSION
+from vlm.patch_expansion import expansion_of
 
 METADATA, TRAINING, WEIGHTS = "pvplay.json", "training.json", "model.safetensors"
 OLD_NAMES = {  # keys and kinds in checkpoints of version 0.1
@@ -122,13 +124,24 @@ def load_as(model_class: type[Model], directory: Path) -> Model:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except LOAD_ERRORS as error:
         raise CheckpointError(f"{directory / WEIGHTS} or a file beside it is damaged: {_first_line(error)}") from error
-    if mismatched := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
+    unexpected = _load_expansion(model, directory / WEIGHTS, report["unexpected_keys"])
+    if mismatched := sorted(report["missing_keys"]) + sorted(unexpected):
         raise CheckpointError(f"{directory / WEIGHTS} does not fit its config.json: {', '.join(mismatched[:3])}")
     known = {field.name for field in dataclasses.fields(ImageConfig)}
     if unknown := sorted(set(metadata) - known - {"kind"}):
         raise CheckpointError(f"{directory / METADATA}: expected {', '.join(sorted(known))}, got {', '.join(unknown)}")
     image_config = ImageConfig(**{name: value for name, value in metadata.items() if name in known})
     return model_class(model.eval(), tokenizer, image_config)
+
+
+def _load_expansion(model: PreTrainedModel, file: Path, unexpected: Collection[str]) -> set[str]:
+    """Add the patch expansion whose weights are among the unexpected ones, if any; return the others' names."""
+    names = {name for name in unexpected if name.startswith(f"{EXPANSION}.")}
+    if names:
+        with safe_open(file, "pt") as weights:
+            found = {name.removeprefix(f"{EXPANSION}."): weights.get_tensor(name).float() for name in names}
+        model.add_module(EXPANSION, expansion_of(found))
+    return set(unexpected) - names
 
 
 def _first_line(error: Exception) -> str:

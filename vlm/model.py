@@ -4,6 +4,7 @@ Encoder, connector and decoder are reached by role through transformers' accesso
 how a class names its parts.
 """
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from common.errors import UserError
 from vlm.image_features import ImageFeatures, stack_image_tokens
 from vlm.image_input import ImageConfig, ImageInputs, preprocess_frames
 from vlm.layers import replace_layers
+from vlm.patch_expansion import NAME as EXPANSION
+from vlm.patch_expansion import PatchExpansion
 
 Frames = np.ndarray | Tensor  # uint8[B, T, H, W, 3], which `preprocess` checks
 
@@ -112,6 +115,21 @@ class PixelVLM(PixelModel):
         return others[0]
 
     @property
+    def token_width(self) -> int:
+        """The width of the decoder's embeddings."""
+        return self.model.get_input_embeddings().weight.shape[1]
+
+    @property
+    def patch_expansion(self) -> PatchExpansion | None:
+        """The layer that expands image tokens into cells, if the model has one (`vlm.patch_expansion`)."""
+        return getattr(self.model, EXPANSION, None)
+
+    def cell_grid(self, rows: int, columns: int) -> tuple[int, int]:
+        """Return the rows and columns of cells (`encode_cells`) of an encoder input of so many pixels."""
+        tokens, factor = self.token_grid(rows, columns), self.patch_expansion.factor if self.patch_expansion else 1
+        return tokens[0] * factor, tokens[1] * factor
+
+    @property
     def bos_ids(self) -> list[int]:
         """The token id that begins every text, if any; presets have none."""
         bos = self.tokenizer.bos_token_id
@@ -146,6 +164,18 @@ class PixelVLM(PixelModel):
         tokens = stack_image_tokens(output.pooler_output, getattr(images, "num_images", len(output.pooler_output)))
         hidden_states = tuple(output.hidden_states) if output_hidden_states else ()
         return ImageFeatures(tokens, inputs, hidden_states, getattr(images, "image_ids", None))
+
+    def encode_cells(self, images: Float[Tensor, "B C H W"] | Mapping[str, Tensor]) -> ImageFeatures:
+        """Return the features of images with a token for each cell; without patch expansion, those of `encode_images`.
+
+        What asks for single pixels reads these, what asks about a whole image the tokens of `encode_images`.
+        """
+        features = self.encode_images(images)
+        if self.patch_expansion is None:
+            return features
+        assert isinstance(images, Tensor)
+        grid = self.token_grid(*images.shape[2:])
+        return dataclasses.replace(features, tokens=self.patch_expansion(features.tokens, *grid))
 
     def embed(self, tokens: Int[Tensor, "..."]) -> Float[Tensor, "... D"]:
         """Return the decoder's embeddings of token ids."""

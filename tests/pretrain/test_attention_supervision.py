@@ -31,7 +31,7 @@ def make(preset="tiny-clip", steps=4, images=2, questions=4):
     vlm = build(preset)
     init_number_embeddings(vlm)
     if vlm.image_config.square_size:
-        init_position_embeddings(vlm.encoder, 210, 160, 32, amplitude=2.0)
+        init_position_embeddings(vlm.encoder, (210 / 32, 160 / 32), amplitude=2.0)
     prompts = PixelPromptFormat.from_model(vlm)
     data = PvpData(size=(210, 160), synthetic=1.0, grid="32", images=images, questions=questions)
     return vlm, PvpSampler(ImageSampler([], data, vlm.history), prompts, data, steps), prompts

@@ -35,6 +35,6 @@ def test_tokens_that_hold_their_color_or_noise_are_distinguished(monkeypatch):
 def test_sinusoidal_position_embeddings_give_tokens_their_position(kind):
     model = build_clip("tiny-clip", caption_tokenizer()) if kind == "clip" else build("tiny-clip")
     before = measure_patch_probe(model)
-    init_position_embeddings(model.encoder, 210, 160, 32)
+    init_position_embeddings(model.encoder, (210 / 32, 160 / 32))
     after = measure_patch_probe(model)
     assert after["position_r2"] > 0.9 > before["position_r2"]

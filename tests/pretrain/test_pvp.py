@@ -8,10 +8,11 @@ from PIL import Image
 from common.errors import UserError
 from pretrain.answer_objective import IGNORE_INDEX, pad_answers
 from pretrain.data.images import EpisodeFrames, ImageError, SyntheticImages
+from pretrain.dense_colors import DenseColorHead
 from pretrain.pvp import main, pvp_objective, start_model, train_pvp
 from pretrain.pvp_config import CONFIGS, PvpConfig, PvpData
 from pretrain.pvp_objective import ImageSampler, PvpObjective, PvpSampler, feature_variation, gaussian_targets
-from pretrain.pvp_questions import PixelPromptFormat, downsample_grid, sample_coordinates
+from pretrain.pvp_questions import PixelPromptFormat, downsample_grid, parse_grid, sample_coordinates
 from vlm import checkpoint
 from vlm.presets import build
 from vlm.prompts import parse_pixel
@@ -54,8 +55,51 @@ def test_a_grid_asks_for_the_mean_colour_of_its_cells_and_the_native_one_for_pix
     assert np.array_equal(downsample_grid(image, "native"), image)
     with pytest.raises(ImageError, match="at least 32 x 32 pixels for grid 32, got 4 x 4"):
         downsample_grid(image, "32")
-    with pytest.raises(ImageError, match="expected a grid of 32, 64 or native, got 'fine'"):
+    with pytest.raises(ImageError, match=r"expected a grid of 32, 64, .* or native, got 'fine'"):
         downsample_grid(image, "fine")
+
+
+def test_a_grid_may_have_other_columns_than_rows_or_cells_of_pixels_cut_at_the_edges():
+    image = np.arange(5 * 6, dtype=np.uint8).reshape(5, 6, 1).repeat(3, 2)
+    assert downsample_grid(image[:4], "2x3")[..., 0].tolist() == [[4, 6, 8], [16, 18, 20]]
+    cells = downsample_grid(image, "4px")[..., 0]
+    assert cells.shape == (2, 2) == parse_grid("4px").shape_of(5, 6)
+    assert cells[0, 0] == round(image[:4, :4, 0].mean())
+    assert cells[1].tolist() == [round(image[4:, :4, 0].mean()), round(image[4:, 4:, 0].mean())]
+    assert np.array_equal(downsample_grid(image[:4], "2px"), downsample_grid(image[:4], "2x3"))
+    assert parse_grid("28x20").cell_size(224, 160) == (8, 8) == parse_grid("8px").cell_size(210, 160)
+    for wrong in ("0", "2x", "x3", "8 px", "-4"):
+        with pytest.raises(ImageError, match="expected a grid of"):
+            parse_grid(wrong)
+
+
+def test_the_dense_head_is_given_the_colours_of_whole_cells_and_falls_silent(blocks):
+    vlm = build("tiny")
+    data = tiny(blocks, blocks, size=(64, 64), grid="16px", dense_loss_weight=2.0, dense_loss_fraction=0.5).data
+    objective = pvp_objective(vlm, data, steps=8)
+    first, later = (objective.sampler(step, np.random.default_rng(0)) for step in (1, 4))
+    assert first.dense_weight == pytest.approx(1.5)
+    assert np.array_equal(first.colors[0].numpy(), downsample_grid(first.frames[0, -1].numpy(), "16px"))
+    assert later.colors is None
+    head = objective.dense_head
+    features = objective.encode(first)
+    head.linear.weight.data.zero_()
+    head.linear.bias.data.fill_(0.5)
+    assert float(head.loss(features.tokens, first.colors).detach()) == pytest.approx(
+        float((0.5 - first.colors / 255).abs().mean()), rel=1e-5
+    )
+    with pytest.raises(UserError, match="cells lie whole in the image tokens"):
+        pvp_objective(vlm, tiny(blocks, blocks, size=(64, 64), grid="9", dense_loss_weight=1.0).data, steps=8)
+
+
+def test_the_dense_head_reads_the_cells_of_a_token_at_their_places(blocks):
+    vlm = build("tiny")
+    head = DenseColorHead(vlm, "16px", (64, 64))
+    with torch.no_grad():
+        head.linear.weight.zero_()
+        head.linear.bias.copy_(torch.arange(4.0).repeat_interleave(3))
+    found = head(torch.zeros(1, 4, vlm.token_width))[0, :, :, 0]
+    assert found.tolist() == [[0, 1, 0, 1], [2, 3, 2, 3], [0, 1, 0, 1], [2, 3, 2, 3]]
 
 
 @pytest.mark.parametrize("order", ["row,column", "x,y"])

@@ -25,6 +25,7 @@ from vlm.training.fit import (
     training_arguments,
 )
 from vlm.training.mixture import Mixture, MixtureDataset
+from vlm.training.optimizers import MuonWithAdamW
 
 SHORT = ("save_steps=2", "warmup_steps=1", "dataloader_num_workers=0", "report_to=none", "bf16=false")
 PLAIN_SGD = ("optim=sgd", "lr_scheduler_type=constant", "warmup_steps=0", "weight_decay=0", "max_grad_norm=0")
@@ -113,7 +114,7 @@ def test_bfloat16_is_our_own_autocast(word, value, tmp_path, token_objective):
 
 @pytest.mark.parametrize(
     ("name", "kind", "fused"),
-    [("adamw_torch", torch.optim.AdamW, False), ("sgd", torch.optim.SGD, False), (None, torch.optim.AdamW, True)],
+    [("adamw_torch", torch.optim.AdamW, False), ("sgd", torch.optim.SGD, False), (None, MuonWithAdamW, False)],
 )
 def test_the_optimizer_is_the_one_that_is_named(train, tmp_path, name, kind, fused):
     watch = Watch()

@@ -27,10 +27,13 @@ Edges = tuple[Float[Tensor, " rows_and_1"], Float[Tensor, " columns_and_1"]]
 SUPERVISED_LAYERS = COORDINATE_LAYER, PATCH_LAYER, ANSWER_LAYER = 0, 1, 2
 
 
-def patch_edges(model: PixelModel, height: int, width: int) -> Edges:
-    """Return the edges of the image tokens' rows and columns in pixels, over the padded size that the encoder reads."""
+def patch_edges(model: PixelModel, height: int, width: int, cells: bool = False) -> Edges:
+    """Return the edges of the image tokens' rows and columns in pixels, over the padded size that the encoder reads.
+
+    With `cells`, those of the tokens of `PixelVLM.encode_cells`.
+    """
     size = model.image_config.padded_size(height, width)
-    rows, columns = model.token_grid(*size)
+    rows, columns = model.cell_grid(*size) if cells and isinstance(model, PixelVLM) else model.token_grid(*size)
     return torch.linspace(0, size[0], rows + 1), torch.linspace(0, size[1], columns + 1)
 
 

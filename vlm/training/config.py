@@ -44,7 +44,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Peak learning rates by component; optimizer, weight decay, warm-up and schedule are `--trainer` options."""
+    """Peak learning rates by component; weight decay, warm-up and schedule are `--trainer` options."""
 
     learning_rate: float = 1e-3
     """Peak learning rate of the decoder."""
@@ -58,6 +58,10 @@ class OptimizerConfig:
     """Which decoder parameters train: all, LoRA adapters that are merged at the end, or none."""
     lora_rank: int = 16
     """The rank of the adapters, with --decoder lora."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """muon: Muon for weight matrices and AdamW for the rest; adamw: AdamW for all. `--trainer optim=NAME` overrides."""
+    muon_lr_scale: float = 3.0
+    """Muon's learning rates, relative to those of AdamW."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_at_least(self.run, 1, "steps")
         require_at_least(self.optimizer, 1, "lora_rank")
+        if self.optimizer.muon_lr_scale <= 0:
+            raise UserError(f"--muon-lr-scale must be above 0, got {self.optimizer.muon_lr_scale}")
 
     def replace(self, **fields: Any) -> Self:
         """Return a copy with some fields changed, each named without its section."""

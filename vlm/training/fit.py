@@ -36,6 +36,7 @@ from vlm.training.learning_rates import (
     snapshot,
 )
 from vlm.training.mixture import Mixture, MixtureBatch, MixtureDataset
+from vlm.training.optimizers import MuonWithAdamW, hidden_matrices
 
 AUXILIARY = "auxiliary.safetensors"  # the modules that train beside the model, in a run and in its checkpoints
 OWN_FLAGS = {"output_dir": "--out", "max_steps": "--steps", "seed": "--seed", "learning_rate": "--learning-rate"}
@@ -76,13 +77,24 @@ class VlmTrainer(Trainer):
 
     model: TrainingModule
 
-    def __init__(self, module: TrainingModule, groups: list[dict], metadata: dict[str, Any], **options: Any):
-        self.groups, self.metadata = groups, metadata
+    def __init__(
+        self,
+        module: TrainingModule,
+        groups: list[dict],
+        metadata: dict[str, Any],
+        muon_lr_scale: float | None = None,
+        **options: Any,
+    ):
+        self.groups, self.metadata, self.muon_lr_scale = groups, metadata, muon_lr_scale
         self._metrics: dict[str, list[Tensor]] = defaultdict(list)
         super().__init__(model=module, data_collator=_only, **options)
 
     def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
-        """Build the optimizer that `optim` names over the parameter groups of the roles."""
+        """Build Muon with AdamW, or the optimizer that `optim` names, over the parameter groups of the roles."""
+        if self.muon_lr_scale and not self.args.fsdp:  # Muon needs whole matrices
+            matrices = hidden_matrices(self.model.mixture.vlm)
+            self.optimizer = MuonWithAdamW(self.groups, matrices, self.muon_lr_scale)
+            return self.optimizer
         build, options = self.get_optimizer_cls_and_kwargs(self.args)
         self.optimizer = build(self.groups, **options)
         return self.optimizer
@@ -223,7 +235,11 @@ def fit(
     groups += auxiliary_group(module.auxiliary, config.optimizer, arguments.weight_decay)
     metadata = {**config.metadata(), **(metadata or {})}
     dataset = MixtureDataset(mixture, config.run.steps, config.run.seed)
-    trainer = VlmTrainer(module, groups, metadata, args=arguments, train_dataset=dataset, callbacks=list(callbacks))
+    is_muon = config.optimizer.optimizer == "muon" and not any(o.startswith("optim=") for o in config.run.trainer)
+    muon = config.optimizer.muon_lr_scale if is_muon else None
+    trainer = VlmTrainer(
+        module, groups, metadata, muon, args=arguments, train_dataset=dataset, callbacks=list(callbacks)
+    )
     resumed = newest_complete_checkpoint(Path(str(arguments.output_dir)))
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     lora.merge(vlm)

@@ -32,6 +32,7 @@ def role_parameters(vlm: PixelModel) -> dict[str, list[tuple[str, nn.Parameter]]
     if not isinstance(vlm, PixelVLM):
         return {"encoder": list(vlm.model.named_parameters())}
     encoder, connector = ({id(p) for p in module.parameters()} for module in (vlm.encoder, vlm.connector))
+    connector |= {id(p) for p in vlm.patch_expansion.parameters()} if vlm.patch_expansion else set()
     found: dict[str, list[tuple[str, nn.Parameter]]] = {"encoder": [], "connector": [], "decoder": []}
     for name, p in vlm.model.named_parameters():
         found["encoder" if id(p) in encoder else "connector" if id(p) in connector else "decoder"].append((name, p))
