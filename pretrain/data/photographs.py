@@ -248,7 +248,9 @@ def fetch(args: Args) -> Path:
             add_scikit_image(args.out) if name == SCIKIT_IMAGE else add_package(args.out, name)
         except PackageNotFoundError as error:
             print(f"skipped {name}: {error}; if other packages are missing as well, run apt-get update")
-    print(describe(read_sources(args.out)))
+    if not (sources := read_sources(args.out)):
+        raise UserError(f"expected at least one package that apt knows, got {', '.join(args.packages) or 'none'}")
+    print(describe(sources))
     return args.out
 
 

@@ -151,6 +151,8 @@ def test_a_package_that_apt_does_not_know_is_skipped_with_one_line(tmp_path, pac
     out = fetch(Args(tmp_path / "photos", ("no-such-package", DEB)))
     assert "skipped no-such-package: E: Unable to locate package" in capsys.readouterr().out
     assert [source["package"] for source in json.loads((out / "sources.json").read_text())] == [DEB]
+    with pytest.raises(UserError, match="at least one package that apt knows, got no-such-package"):
+        fetch(Args(tmp_path / "nothing", ("no-such-package",)))
 
 
 def test_the_held_out_part_is_a_tenth_and_does_not_change():
