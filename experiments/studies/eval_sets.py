@@ -1,6 +1,5 @@
 """Image sets that pixel value prediction is evaluated on: the same images for every condition and seed."""
 
-import importlib.util
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -9,19 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.errors import UserError
 from pretrain.data.augmentation import crop_or_resize
 from pretrain.data.images import EpisodeFrames, read_image
+from pretrain.data.scikit_image_photographs import EVALUATION_PHOTOGRAPHS, scikit_image_folder
 from pretrain.pvp_prediction import grid_coordinates, predict_pixels
 from pretrain.pvp_questions import PixelPromptFormat, downsample_grid
 from pretrain.reconstruct import prediction_metrics
 from pretrain.reconstruction_metrics import baselines, cells_containing, image_metrics, rare_color_mask
 from vlm.model import PixelVLM
 
-PHOTOGRAPHS = (
-    "astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png",
-    "retina.jpg", "rocket.jpg",
-)  # fmt: skip
 SEED = 10_000
 Metrics = dict[str, Any]
 
@@ -54,11 +49,9 @@ def still_set(name: str, images: list[np.ndarray]) -> EvalSet:
 
 def photographs(count: int, size: tuple[int, int]) -> list[np.ndarray]:
     """Return seeded random windows uint8[H, W, 3] of the photographs that come with scikit-image."""
-    found = importlib.util.find_spec("skimage")
-    if found is None or found.origin is None:
-        raise UserError("expected scikit-image, for its photographs: pip install 'pvplay[experiments]'")
-    folder, rng = Path(found.origin).parent / "data", np.random.default_rng(SEED)
-    return [crop_or_resize(read_image(folder / name), *size, rng) for name in islice(cycle(PHOTOGRAPHS), count)]
+    folder, rng = scikit_image_folder(), np.random.default_rng(SEED)
+    names = islice(cycle(EVALUATION_PHOTOGRAPHS), count)
+    return [crop_or_resize(read_image(folder / name), *size, rng) for name in names]
 
 
 def mean_metrics(rows: list[Metrics]) -> Metrics:

@@ -10,8 +10,10 @@ become black. A folder skips the pictures that cannot be read and reports them.
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -25,6 +27,7 @@ from pretrain.data.synthetic_images import synthetic_image
 SYNTHETIC = "synthetic"
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 2**25  # about 5,800 x 5,800: 100 MB in memory
+Decoded = TypeVar("Decoded")
 
 
 class ImageError(UserError):
@@ -50,22 +53,30 @@ class ImageSource(ABC):
 
 def read_image(file: Path) -> UInt8[np.ndarray, "H W 3"]:
     """Return a PNG or JPEG file as RGB; `ImageError` if it is missing, empty, damaged, too large or no such file."""
+    return decode_image(file, _to_rgb)
+
+
+def decode_image(
+    file: Path, convert: Callable[[Image.Image], Decoded], formats: tuple[str, ...] = ("PNG", "JPEG")
+) -> Decoded:
+    """Return what `convert` makes of a picture; `ImageError` as for `read_image`. formats: Pillow's names."""
+    kinds = " or ".join(formats)
     if not file.is_file():
-        raise ImageError(f"expected a PNG or JPEG file, got {file}, which is not a file")
+        raise ImageError(f"expected a {kinds} file, got {file}, which is not a file")
     if not file.stat().st_size:
         raise ImageError(f"{file} is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # sizes are checked here
-            with Image.open(file, formats=("PNG", "JPEG")) as picture:
+            with Image.open(file, formats=formats) as picture:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
                     raise ImageError(f"{file}: expected at most {MAX_PIXELS:,} pixels, got {width} x {height}")
-                return _to_rgb(picture)
+                return convert(picture)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{file}: expected at most {MAX_PIXELS:,} pixels; {error}") from error
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError on a broken PNG chunk
-        raise ImageError(f"{file} is not a PNG or JPEG picture, or is damaged: {str(error).splitlines()[0]}") from error
+        raise ImageError(f"{file} is not a {kinds} picture, or is damaged: {str(error).splitlines()[0]}") from error
 
 
 def _to_rgb(picture: Image.Image) -> np.ndarray:

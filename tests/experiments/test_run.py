@@ -20,7 +20,7 @@ from envs.protocol import MACHADO2018
 from experiments import run
 from experiments.run import Args, Experiment, format_duration, main, run_jobs
 from experiments.statistics import filter_rows
-from experiments.studies.eval_sets import PHOTOGRAPHS, mean_metrics, photographs
+from experiments.studies.eval_sets import mean_metrics, photographs
 from experiments.studies.jobs import Job
 from experiments.studies.pvp_nano import (
     IN_DISTRIBUTION,
@@ -32,6 +32,7 @@ from experiments.studies.pvp_nano import (
     prepare,
 )
 from pretrain.data.frame_captions import caption_tokenizer
+from pretrain.data.scikit_image_photographs import EVALUATION_PHOTOGRAPHS
 from pretrain.pvp_objective import PvpObjective
 from pretrain.reconstruct import comparison_grid
 from vlm import checkpoint
@@ -85,7 +86,7 @@ def test_parallel_jobs_give_the_same_rows_and_write_logs(tmp_path):
 
 LINGERING = """
 import os, pathlib, time
-from experiments.studies.eval_sets import PHOTOGRAPHS, mean_metrics, photographs
+from experiments.studies.eval_sets import mean_metrics, photographs
 from experiments.studies.jobs import Job
 from experiments.run import run_jobs
 
@@ -162,7 +163,7 @@ def test_the_committed_results_hold_every_job_of_their_experiment(name, tmp_path
 
 
 def test_photographs_are_windows_of_real_images_and_reproducible():
-    found = photographs(2 * len(PHOTOGRAPHS), (210, 160))
+    found = photographs(2 * len(EVALUATION_PHOTOGRAPHS), (210, 160))
     assert all(image.shape == (210, 160, 3) and len(np.unique(image)) > 64 for image in found)
     assert all((one == other).all() for one, other in zip(found, photographs(16, (210, 160)), strict=True))
     assert any((one != other).any() for one, other in zip(found[:8], found[8:], strict=True))
