@@ -8,15 +8,14 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from vlm.decoding.packing import forward_packed_with_attention, pad_token_lists
+from vlm.decoding.packing import forward_packed_answers, pad_token_lists
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.training.attention_supervision import (
-    SUPERVISED_LAYERS,
     AttentionTargets,
-    attention_supervision_loss,
     patch_edges,
     require_attention_access,
+    supervised_weights_loss,
     target_patch_index,
 )
 from vlm.training.objective import Batch, Objective, Sampler, encode_frames
@@ -62,18 +61,26 @@ class AnswerObjective(Objective[PixelVLM, AnyAnswerBatch], Generic[AnyAnswerBatc
         """Return the features of the frames."""
         return encode_frames(self.vlm, batch.frames)
 
-    def answer_logits(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the float32 logits [A, V] of the A tokens that have a label, and their labels [A]."""
-        has_label = labels != IGNORE_INDEX
-        return self.vlm.model.get_output_embeddings()(hidden[has_label]).float(), labels[has_label]
+    def answer_logits(self, states: Float[Tensor, "A D"]) -> Float[Tensor, "A V"]:
+        """Return the float32 logits of the hidden states of tokens that have a label."""
+        return self.vlm.model.get_output_embeddings()(states).float()
 
-    def supervised_states(
-        self, features: ImageFeatures, shared: Tensor, input_ids: Tensor, targets: AttentionTargets
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return the hidden states [B, K, L, D], the weighted attention loss and its metrics."""
-        hidden, weights = forward_packed_with_attention(self.vlm, features, shared, input_ids, SUPERVISED_LAYERS)
-        loss, metrics = attention_supervision_loss(self.vlm, weights, targets)
-        return hidden, self.attention_supervision * loss, metrics
+    def answer_states(
+        self,
+        features: ImageFeatures,
+        shared: Tensor,
+        input_ids: Int[Tensor, "B K L"],
+        labels: Int[Tensor, "B K L"],
+        targets: AttentionTargets | None = None,
+    ) -> tuple[Float[Tensor, "A D"], Tensor | float, dict[str, Tensor]]:
+        """Return the hidden states of the tokens with a label, the weighted attention loss and its metrics."""
+        prefix_length = features.tokens.shape[1] + len(shared)
+        reads = targets.reads(prefix_length) if targets else None
+        states, weights = forward_packed_answers(self.vlm, features, shared, input_ids, labels != IGNORE_INDEX, reads)
+        if targets is None:
+            return states, 0.0, {}
+        loss, metrics = supervised_weights_loss(self.vlm, weights, targets)
+        return states, self.attention_supervision * loss, metrics
 
     def answer_targets(
         self,

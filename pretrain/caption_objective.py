@@ -10,11 +10,10 @@ from torch.nn import functional
 from common.command import require_at_least
 from common.errors import UserError
 from envs.games import find_game
-from pretrain.answer_objective import AnswerBatch, AnswerObjective, pad_answers
+from pretrain.answer_objective import IGNORE_INDEX, AnswerBatch, AnswerObjective, pad_answers
 from pretrain.data.augmentation import crop_or_resize
 from pretrain.data.frame_captions import describe_frame, write_caption
 from pretrain.data.images import EpisodeFrames
-from vlm.decoding.packing import forward_packed
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.prompts import CAPTION_PREFIX
@@ -76,7 +75,8 @@ class CaptionObjective(AnswerObjective[AnswerBatch]):
 
     def loss(self, features: ImageFeatures, batch: AnswerBatch) -> Losses:
         """Return the loss, and `token_accuracy`, the share of tokens that are the likeliest."""
-        hidden = forward_packed(self.vlm, features, self.shared.to(batch.labels.device), batch.input_ids)
-        logits, labels = self.answer_logits(hidden, batch.labels)
+        shared = self.shared.to(batch.labels.device)
+        states, *_ = self.answer_states(features, shared, batch.input_ids, batch.labels)
+        logits, labels = self.answer_logits(states), batch.labels[batch.labels != IGNORE_INDEX]
         accuracy = (logits.detach().argmax(-1) == labels).float().mean()
         return Losses(functional.cross_entropy(logits, labels), {"token_accuracy": accuracy})

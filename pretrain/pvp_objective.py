@@ -22,7 +22,6 @@ from pretrain.data.synthetic_images import synthetic_image
 from pretrain.dense_colors import DenseColorHead
 from pretrain.pvp_config import PvpData
 from pretrain.pvp_questions import PixelPromptFormat, downsample_grid, sample_coordinates
-from vlm.decoding.packing import forward_packed
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.training.attention_supervision import AttentionTargets
@@ -131,14 +130,11 @@ class PvpObjective(AnswerObjective[PvpBatch]):
     def loss(self, features: ImageFeatures, batch: PvpBatch) -> Losses:
         """Return the loss with the metrics of `answer_metrics`, `feature_variation` and attention weights."""
         shared, input_ids = self.prompts.prefix_ids.to(batch.input_ids.device), batch.input_ids
-        attention_loss: Tensor | float = 0.0
-        attention_metrics: dict[str, Tensor] = {}
-        if self.attention_supervision:
-            targets = self.attention_targets(batch)
-            hidden, attention_loss, attention_metrics = self.supervised_states(features, shared, input_ids, targets)
-        else:
-            hidden = forward_packed(self.vlm, features, shared, input_ids)  # [B, K, L, D]
-        logits, answers = self.answer_logits(hidden, batch.labels)
+        targets = self.attention_targets(batch) if self.attention_supervision else None
+        states, attention_loss, attention_metrics = self.answer_states(
+            features, shared, input_ids, batch.labels, targets
+        )
+        logits, answers = self.answer_logits(states), batch.labels[batch.labels != IGNORE_INDEX]
         metrics = {**self.answer_metrics(logits.detach(), answers, batch.labels), **attention_metrics}
         if len(batch.frames) > 1:
             metrics["feature_variation"] = feature_variation(features.tokens.detach())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast
 
 from common.errors import UserError
+from vlm.fused_clip import fused_clip_tokens, supports_fused_clip
 from vlm.image_features import ImageFeatures, stack_image_tokens
 from vlm.image_input import ImageConfig, ImageInputs, preprocess_frames
 from vlm.layers import replace_layers
@@ -159,6 +160,8 @@ class PixelVLM(PixelModel):
         if not hasattr(self.model, "get_image_features"):
             raise UserError(f"{type(self.model).__name__} does not read images as tokens")
         inputs = _image_inputs(images)
+        if not output_hidden_states and isinstance(images, Tensor) and supports_fused_clip(self.model):
+            return ImageFeatures(fused_clip_tokens(self.model, images), inputs)
         options = {"output_hidden_states": True} if output_hidden_states else {}
         output = self.model.get_image_features(**inputs, **options)
         tokens = stack_image_tokens(output.pooler_output, getattr(images, "num_images", len(output.pooler_output)))

@@ -123,10 +123,11 @@ class PointObjective(AnswerObjective[PointBatch]):
         if self.attention_supervision:
             input_ids, labels = concat_prefix_suffix(*prefixes, batch.input_ids, labels)
             targets = self.attention_targets(batch, labels)
-            hidden, attention_loss, attention_metrics = self.supervised_states(features, shared, input_ids, targets)
+            states, attention_loss, attention_metrics = self.answer_states(features, shared, input_ids, labels, targets)
         else:
             hidden = forward_packed_tree(self.vlm, features, shared, *prefixes, batch.input_ids)
-        logits, answers = self.answer_logits(hidden, labels)
+            states = hidden[labels != IGNORE_INDEX]
+        logits, answers = self.answer_logits(states), labels[labels != IGNORE_INDEX]
         loss = functional.cross_entropy(logits, answers) + attention_loss
         return Losses(loss, {**self._metrics(logits.detach(), answers), **attention_metrics})
 

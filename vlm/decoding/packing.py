@@ -12,15 +12,16 @@ Losses and gradients equal those of separate sequences, by one of two methods:
             (`vlm.decoding.shared_prefix_attention`). Linear in the number of suffixes, without copies of the prefix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
 from common.errors import UserError
+from vlm.decoding.fused_llama import fused_answer_states, supports_fused_llama
 from vlm.decoding.prefix import SharedIds, additive_mask, causal_mask, embed_text, encode_prefix
 from vlm.decoding.shared_prefix_attention import CachedPrefix, forward_with_shared_prefix
 from vlm.image_features import ImageFeatures
@@ -28,6 +29,7 @@ from vlm.model import PixelVLM
 
 Suffixes = Int[Tensor, "B K L"]
 Lengths = Int[Tensor, "B K"]
+Reads = Mapping[int, Int[Tensor, "B K L M"]]
 
 
 def forward_packed(
@@ -65,6 +67,37 @@ def forward_packed_with_attention(
     states = _forward_suffixes(vlm, cached_prefix, suffixes)
     recorded = cached_prefix.attention_weights.items()
     return states, {layer: w.unflatten(0, suffixes.shape[:2]) for layer, w in recorded if w is not None}
+
+
+def forward_packed_answers(
+    vlm: PixelVLM,
+    features: ImageFeatures,
+    shared_ids: SharedIds,
+    suffixes: Suffixes,
+    labelled: Bool[Tensor, "B K L"],
+    reads: Reads | None = None,
+) -> tuple[Float[Tensor, "A D"], dict[int, Float[Tensor, "B K L heads M"]]]:
+    """Return the states of `forward_packed` at labelled tokens alone, and attention weights of some layers.
+
+    `reads` has, by layer, M tokens for each of the suffixes' own, which count from the prefix's first: the weights on
+    these are returned. Those of the last layer are undefined before the first labelled token. A plain Llama that trains
+    on a CPU takes `vlm.decoding.fused_llama`.
+    """
+    reads = reads or {}
+    if supports_fused_llama(vlm.decoder):
+        prefix, embeddings = encode_prefix(vlm, features, shared_ids), embed_text(vlm, suffixes)
+        return fused_answer_states(vlm, prefix, embeddings, labelled, reads)
+    if not reads:
+        return forward_packed(vlm, features, shared_ids, suffixes)[labelled], {}
+    states, weights = forward_packed_with_attention(vlm, features, shared_ids, suffixes, tuple(reads))
+    return states[labelled], {layer: weights_on(weights[layer], tokens) for layer, tokens in reads.items()}
+
+
+def weights_on(
+    attention: Float[Tensor, "B K L heads all"], tokens: Int[Tensor, "B K L M"]
+) -> Float[Tensor, "B K L heads M"]:
+    """Return the weights of each token's heads on M tokens."""
+    return attention.gather(-1, tokens[:, :, :, None].expand(*attention.shape[:-1], -1))
 
 
 def pad_token_lists(rows: Sequence[Sequence[Sequence[int]]], pad: int) -> tuple[Suffixes, Lengths]:

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from common.errors import UserError
+from vlm.decoding.packing import weights_on
 from vlm.hf_vlm import PretrainedVLM
 from vlm.model import PixelModel, PixelVLM
 from vlm.positional_heads import num_positional_heads
@@ -65,44 +66,56 @@ class AttentionTargets:
     answer_mask: Bool[Tensor, "B K L"]  # the answer's tokens
     image_tokens: Int[Tensor, "B K"]  # of `target_patch_index`
 
+    def reads(self, prefix_length: int) -> dict[int, Int[Tensor, "B K L M"]]:
+        """Return the tokens, counted from the prefix's first, whose weights the loss reads at each token, by layer."""
+        shape, length = self.answer_mask.shape, self.answer_mask.shape[2]
+        patch = self.image_tokens[:, :, None].expand(shape)
+        ends = (prefix_length + self.question_ends)[:, :, None].expand(shape)
+        is_end = torch.arange(length, device=ends.device) == self.question_ends[:, :, None]
+        return {
+            COORDINATE_LAYER: (prefix_length + self.coordinates)[:, :, None].expand(-1, -1, length, -1),
+            PATCH_LAYER: torch.where(is_end, patch, ends)[..., None],
+            ANSWER_LAYER: patch[..., None],
+        }
+
 
 def attention_supervision_loss(
     vlm: PixelVLM, attention: Mapping[int, Float[Tensor, "B K L heads all"]], targets: AttentionTargets
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Return `supervised_weights_loss` of the whole attention, that of `forward_packed_with_attention`."""
+    prefix_length = attention[PATCH_LAYER].shape[4] - targets.answer_mask.shape[2]
+    reads = targets.reads(prefix_length)
+    return supervised_weights_loss(vlm, {i: weights_on(attention[i], reads[i]) for i in SUPERVISED_LAYERS}, targets)
+
+
+def supervised_weights_loss(
+    vlm: PixelVLM, weights: Mapping[int, Float[Tensor, "B K L heads M"]], targets: AttentionTargets
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Return the mean -log attention weight on the targets, and the mean weights as metrics.
 
     `attn/coordinates`: from the question's end to its coordinates, a quarter of the heads to each;
     `attn/question_to_patch`: from it to the image token, all heads but one; `attn/answer_to_question`: from the
     answer's tokens to the question's end, half of the heads; `attn/answer_to_patch`: from them to the image token, all
-    heads but one. Positional heads (`vlm.positional_heads`) are left alone. `attention` is that of
-    `forward_packed_with_attention`.
+    heads but one. Positional heads (`vlm.positional_heads`) are left alone. `weights` are those of
+    `AttentionTargets.reads`.
     """
     decoder: Any = vlm.decoder
     free = num_positional_heads(decoder.layers[PATCH_LAYER].self_attn)
-    attention = {layer: weights[:, :, :, free:] for layer, weights in attention.items()}
-    heads, prefix = attention[PATCH_LAYER].shape[3], attention[PATCH_LAYER].shape[4] - targets.answer_mask.shape[2]
+    weights = {layer: part[:, :, :, free:].float() for layer, part in weights.items()}
+    heads = weights[PATCH_LAYER].shape[3]
     quarter, half, most = max(1, heads // 4), max(1, heads // 2), max(1, heads - 1)
-    row, column = (prefix + targets.coordinates).unbind(-1)
-    to_coordinates, to_patch = (_at(attention[i], targets.question_ends) for i in (COORDINATE_LAYER, PATCH_LAYER))
-    to_row, to_column = to_coordinates[:, :, :quarter], to_coordinates[:, :, quarter : 2 * quarter]
-    repeats = targets.answer_mask.sum(-1).flatten()  # N answer tokens in all
-    ends, patches = (t.flatten().repeat_interleave(repeats) for t in (targets.question_ends, targets.image_tokens))
-    to_question, answer_to_patch = (attention[i][targets.answer_mask] for i in (PATCH_LAYER, ANSWER_LAYER))
-    weights = {
-        "attn/coordinates": torch.cat([_weight_on(to_row, row), _weight_on(to_column, column)]),
-        "attn/question_to_patch": _weight_on(to_patch[:, :, :most], targets.image_tokens),
-        "attn/answer_to_question": _weight_on(to_question[:, :half], prefix + ends),
-        "attn/answer_to_patch": _weight_on(answer_to_patch[:, :most], patches),
+    coordinates = _at(weights[COORDINATE_LAYER], targets.question_ends)  # [B, K, heads, 2]
+    rows, columns = coordinates[:, :, :quarter, 0], coordinates[:, :, quarter : 2 * quarter, 1]
+    found = {
+        "attn/coordinates": torch.cat([rows, columns]),
+        "attn/question_to_patch": _at(weights[PATCH_LAYER], targets.question_ends)[:, :, :most, 0],
+        "attn/answer_to_question": weights[PATCH_LAYER][targets.answer_mask][:, :half, 0],
+        "attn/answer_to_patch": weights[ANSWER_LAYER][targets.answer_mask][:, :most, 0],
     }
-    loss = torch.stack([-(part + 1e-6).log().mean() for part in weights.values()]).sum()
-    return loss, {name: part.detach().mean() for name, part in weights.items()}
+    loss = torch.stack([-(part + 1e-6).log().mean() for part in found.values()]).sum()
+    return loss, {name: part.detach().mean() for name, part in found.items()}
 
 
-def _at(attention: Tensor, positions: Tensor) -> Tensor:
-    """Return the weights [B, K, heads, tokens] of one position int[B, K] of attention [B, K, L, heads, tokens]."""
-    return attention.gather(2, positions[:, :, None, None, None].expand(-1, -1, 1, *attention.shape[3:]))[:, :, 0]
-
-
-def _weight_on(attention: Tensor, tokens: Tensor) -> Tensor:
-    """Return the weights [..., heads] of attention [..., heads, tokens] on one token int[...] each."""
-    return attention.float().gather(-1, tokens[..., None, None].expand(*attention.shape[:-1], 1))[..., 0]
+def _at(weights: Tensor, positions: Tensor) -> Tensor:
+    """Return the weights [B, K, heads, M] of one position int[B, K] of weights [B, K, L, heads, M]."""
+    return weights.gather(2, positions[:, :, None, None, None].expand(-1, -1, 1, *weights.shape[3:]))[:, :, 0]

@@ -1,0 +1,173 @@
+"""The packed pass of a Llama decoder for training on a CPU: the states and gradients of its class, in half the time.
+
+Other than the class's own forward pass it
+
+    casts each weight once a step, for prefix and suffixes, with the weights of the norms multiplied in
+    projects queries, keys and values by one product, and gate and up by one
+    ends the prefix at the last layer's keys and values: nothing else of it is read
+    computes the last layer only from the first token that has a label on
+    keeps attention weights only where they are read, without gradients full of zeros
+
+Classes and settings that it does not know take `vlm.decoding.shared_prefix_attention`, with the same result.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel, LlamaRMSNorm
+
+from vlm.decoding.prefix import Prefix, additive_mask
+from vlm.fused_ops import attend, rms_normalize, split_heads, swiglu
+from vlm.model import PixelVLM
+
+Reads = Mapping[int, Int[Tensor, "B K L M"]]  # by layer: for each token, the tokens whose attention weights are read
+
+
+def supports_fused_llama(decoder: nn.Module) -> bool:
+    """Return whether a decoder is a plain Llama that trains on a CPU: no adapters, dropout or checkpointing."""
+    if type(decoder) is not LlamaModel or not torch.is_grad_enabled() or decoder.device.type != "cpu":
+        return False
+    config = decoder.config
+    return (
+        config.num_key_value_heads == config.num_attention_heads
+        and config.hidden_act == "silu"
+        and not (decoder.training and (config.attention_dropout or decoder.gradient_checkpointing))
+        and all(_is_plain(layer) for layer in decoder.layers)
+    )
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    leaves = [module for module in layer.modules() if any(True for _ in module.parameters(recurse=False))]
+    return type(layer) is LlamaDecoderLayer and all(type(leaf) in (nn.Linear, LlamaRMSNorm) for leaf in leaves)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's weights in the type of the computation, the scale of the scores and the norms multiplied in."""
+
+    index: int
+    qkv: Float[Tensor, "three_D D"]
+    qkv_bias: Float[Tensor, " three_D"] | None
+    output: Float[Tensor, "D D"]
+    output_bias: Float[Tensor, " D"] | None
+    gate_up: Float[Tensor, "two_F D"]
+    down: Float[Tensor, "D F"]
+    heads: int
+    eps: float
+
+    @classmethod
+    def of(cls, index: int, layer: Any, dtype: torch.dtype) -> "_Layer":
+        attention, mlp = layer.self_attn, layer.mlp
+        first, second = layer.input_layernorm, layer.post_attention_layernorm
+        scale, bias = attention.scaling, attention.q_proj.bias is not None
+        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+        qkv = torch.cat([parts[0].weight * scale, parts[1].weight, parts[2].weight]) * first.weight
+        qkv_bias = torch.cat([parts[0].bias * scale, parts[1].bias, parts[2].bias]).to(dtype) if bias else None
+        gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * second.weight
+        return cls(
+            index,
+            qkv.to(dtype),
+            qkv_bias,
+            attention.o_proj.weight.to(dtype),
+            attention.o_proj.bias.to(dtype) if bias else None,
+            gate_up.to(dtype),
+            mlp.down_proj.weight.to(dtype),
+            attention.config.num_attention_heads,
+            first.variance_epsilon,
+        )
+
+    def project(self, states: Float[Tensor, "N D"], rows: tuple[int, int, int], rotary: Any, parts: int = 3) -> Any:
+        """Return queries, keys and values [B, heads, C, T, width] of states of B x C x T tokens, or the last parts."""
+        first = (3 - parts) * len(self.output)
+        bias = None if self.qkv_bias is None else self.qkv_bias[first:]
+        normalized = rms_normalize(states, self.eps, self.qkv.dtype)
+        projected = functional.linear(normalized, self.qkv[first:], bias)
+        return split_heads(projected.view(*rows, parts, self.heads, -1), *rotary)
+
+    def finish(self, states: Float[Tensor, "N D"], attended: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """Return the layer's output, given its input and the output of its heads."""
+        states = states + functional.linear(attended, self.output, self.output_bias)
+        normalized = rms_normalize(states, self.eps, self.qkv.dtype)
+        return states + functional.linear(swiglu(functional.linear(normalized, self.gate_up)), self.down)
+
+
+def fused_answer_states(
+    vlm: PixelVLM,
+    prefix: Prefix,
+    embeddings: Float[Tensor, "B K L D"],
+    labelled: Bool[Tensor, "B K L"],
+    reads: Reads,
+) -> tuple[Float[Tensor, "A D"], dict[int, Float[Tensor, "B K L heads M"]]]:
+    """Return the last hidden states of the labelled tokens, and the attention weights that are read.
+
+    In the last layer, weights before the first labelled token are 0.
+    """
+    decoder: Any = vlm.decoder
+    device = embeddings.device.type
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else prefix.embeddings.dtype
+    with torch.autocast(device, enabled=False):
+        layers = [_Layer.of(index, layer, dtype) for index, layer in enumerate(decoder.layers)]
+        states, weights = _Pass(decoder, layers, prefix, dtype).suffixes(embeddings, labelled, reads)
+        return decoder.norm(states), weights
+
+
+class _Pass:
+    """One pass over prefixes, whose keys and values it holds, and their suffixes."""
+
+    def __init__(self, decoder: Any, layers: list[_Layer], prefix: Prefix, dtype: torch.dtype):
+        self.layers, self.dtype, self.decoder = layers, dtype, decoder
+        self.batch, self.length, _ = prefix.embeddings.shape
+        self.cached: list[tuple[Tensor, Tensor]] = []  # keys and values [B * heads, P, width] of each layer
+        rows, rotary = (self.batch, 1, self.length), self._rotary(0, self.length)
+        visible = torch.ones(self.length, self.length, dtype=torch.bool, device=prefix.embeddings.device).tril()
+        states, mask = prefix.embeddings.flatten(0, 1), additive_mask(visible, dtype)
+        for layer in layers[:-1]:
+            query, key, value = (part.flatten(0, 1)[:, 0] for part in layer.project(states, rows, rotary))
+            self.cached.append((key, value))
+            attended, _ = attend(query, key, value, mask=mask)
+            states = layer.finish(states, self._merge(attended))
+        key, value = layers[-1].project(states, rows, rotary, parts=2)
+        self.cached.append((key.flatten(0, 1)[:, 0], value.flatten(0, 1)[:, 0]))
+
+    def suffixes(self, embeddings: Tensor, labelled: Tensor, reads: Reads) -> tuple[Tensor, dict[int, Tensor]]:
+        """Return the states [A, D] of labelled tokens before the last norm, and the weights that are read."""
+        count, length, width = embeddings.shape[1:]
+        rotary = self._rotary(self.length, self.length + length)
+        visible = torch.ones(length, length, dtype=torch.bool, device=embeddings.device).tril()
+        mask = additive_mask(visible, self.dtype)
+        states, found = embeddings.flatten(0, 2), {}
+        for layer in self.layers:
+            last = layer is self.layers[-1]
+            first = int(labelled.flatten(0, 1).any(0).int().argmax()) if last else 0
+            query, key, value = layer.project(states, (self.batch, count, length), rotary)
+            if first:
+                query, states = query[:, :, :, first:].contiguous(), states.view(-1, length, width)[:, first:]
+                states = states.flatten(0, 1)
+            index = self._index(reads[layer.index], first, layer.heads) if layer.index in reads else None
+            own = (part.flatten(0, 2) for part in (key, value))
+            attended, read = attend(
+                query.flatten(0, 1).flatten(1, 2), *self.cached[layer.index], *own, mask[first:], index
+            )
+            if read is not None:
+                read = read.view(self.batch, layer.heads, count, length - first, -1).permute(0, 2, 3, 1, 4)
+                found[layer.index] = functional.pad(read, (0, 0, 0, 0, first, 0))
+            states = layer.finish(states, self._merge(attended))
+        return states[labelled[:, :, first:].flatten()], found
+
+    def _rotary(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+        positions = torch.arange(start, end, device=self.decoder.device)[None]
+        cos, sin = self.decoder.rotary_emb(self.decoder.norm.weight, positions)
+        return cos[0].to(self.dtype), sin[0].to(self.dtype)
+
+    def _merge(self, attended: Float[Tensor, "G N width"]) -> Float[Tensor, "BN D"]:
+        return attended.unflatten(0, (self.batch, -1)).transpose(1, 2).flatten(2).flatten(0, 1)
+
+    def _index(self, tokens: Int[Tensor, "B K L M"], first: int, heads: int) -> Int[Tensor, "G N M"]:
+        rows = tokens[:, :, first:].flatten(1, 2)[:, None]
+        return rows.expand(-1, heads, -1, -1).flatten(0, 1)
