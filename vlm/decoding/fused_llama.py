@@ -19,7 +19,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel, LlamaRMSNorm
+from transformers.activations import SiLUActivation
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaMLP,
+    LlamaModel,
+    LlamaRMSNorm,
+)
 
 from vlm.decoding.prefix import Prefix, additive_mask
 from vlm.fused_ops import attend, rms_normalize, split_heads, swiglu
@@ -42,8 +49,11 @@ def supports_fused_llama(decoder: nn.Module) -> bool:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    leaves = [module for module in layer.modules() if any(True for _ in module.parameters(recurse=False))]
-    return type(layer) is LlamaDecoderLayer and all(type(leaf) in (nn.Linear, LlamaRMSNorm) for leaf in leaves)
+    if type(layer) is not LlamaDecoderLayer:
+        return False
+    parts = [*layer.self_attn.children(), *layer.mlp.children(), *layer.children()]  # adapters stand in linear layers
+    known = (nn.Linear, LlamaRMSNorm, nn.SiLU, SiLUActivation, LlamaAttention, LlamaMLP)
+    return all(type(part) in known for part in parts)
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ class _Layer:
 
     def project(self, states: Float[Tensor, "N D"], rows: tuple[int, int, int], rotary: Any, parts: int = 3) -> Any:
         """Return queries, keys and values [B, heads, C, T, width] of states of B x C x T tokens, or the last parts."""
-        first = (3 - parts) * len(self.output)
+        first = (3 - parts) * len(self.qkv) // 3
         bias = None if self.qkv_bias is None else self.qkv_bias[first:]
         normalized = rms_normalize(states, self.eps, self.qkv.dtype)
         projected = functional.linear(normalized, self.qkv[first:], bias)
