@@ -52,7 +52,12 @@ def make_sections(results: Mapping[str, Result], folder: Path) -> list[Section]:
     if found:
         text = "Published scores, human scores and our own measurements of random play."
         found.append(Section("reference-scores", "Reference scores", text, [], [tables.reference_table()]))
-    studies = {"pvp-nano": pvp_section, "games-nano": games_section, "refer-nano": segmentation_section}
+    studies = {
+        "pvp-levers": levers_section,
+        "pvp-nano": pvp_section,
+        "games-nano": games_section,
+        "refer-nano": segmentation_section,
+    }
     for name, section in studies.items():
         if name in results:
             found.append(section(results[name], sorted(folder.glob(f"{name}*.png"))))
@@ -127,6 +132,22 @@ def pvp_section(result: Result, images: Sequence[Path]) -> Section:
         lambda: [curve_chart(rows, regime, name) for regime, name in tables.EVAL_SETS],
         images,
         "the original, its grid, the frozen and the adapted model's predictions",
+    )
+
+
+def levers_section(result: Result, images: Sequence[Path]) -> Section:
+    """Return the study of what makes pixel value prediction learn."""
+    rows = result["rows"]
+    return Section(
+        "pvp-levers",
+        "pvp-levers: what makes pixel value prediction learn?",
+        "One setting that reads, and each of its levers taken away: equal steps and seeds, synthetic training images "
+        "alone. Images of the three sets are of kinds that no training saw. The gates tell the link that fails: what a "
+        "linear probe reads off the image tokens, the answers averaged over each patch, and the correlation of what is "
+        "answered within a patch with the truth.",
+        [result],
+        [tables.levers_table(rows, name) for name in ("held-out games", "photographs", "synthetic")],
+        images=images,
     )
 
 

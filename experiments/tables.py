@@ -86,6 +86,41 @@ def pvp_table(rows: list[Row], caption: str, metric: str = "mae") -> Table:
     return Table(caption, (*ENCODERS, "adapted / frozen", *BASELINES), lines)
 
 
+LEVER_COLUMNS = (
+    ("mae", "error of 255", 1),
+    ("mae_red", "red", 1),
+    ("mae_green", "green", 1),
+    ("mae_blue", "blue", 1),
+    ("mae_small_objects", "small objects", 1),
+    ("mae_of_patch_means", "averaged over patches", 1),
+    ("within_patch_correlation", "correlation within", 2),
+    ("token_probe_mae", "probe of the tokens", 1),
+)
+
+
+def levers_table(rows: list[Row], eval_set: str) -> Table:
+    """Return the error and the gates of each setting on one set, means over seeds, the best setting first."""
+    own = filter_rows(rows, set=eval_set)
+    levers = sorted({row["lever"] for row in own}, key=lambda name: _mean_of(filter_rows(own, lever=name), "mae") or 0)
+    cells = {}
+    for lever in levers:
+        means = {metric: _mean_of(filter_rows(own, lever=lever), metric) for metric, *_ in LEVER_COLUMNS}
+        cells[lever] = {
+            title: f"{means[metric]:.{digits}f}" for metric, title, digits in LEVER_COLUMNS if means[metric] is not None
+        }
+    floors = {
+        title: f"{_mean_of(own, metric):.1f}"
+        for title, metric in (("patch mean", "mae_patch_mean"), ("image mean", "mae_image_mean"))
+    }
+    caption = f"{eval_set}: the patch's mean is {floors['patch mean']} off, the image's {floors['image mean']}"
+    return Table(caption, tuple(title for _, title, _ in LEVER_COLUMNS), list(cells.items()))
+
+
+def _mean_of(rows: list[Row], metric: str) -> float | None:
+    values = [row[metric] for row in rows if row.get(metric) is not None]
+    return float(np.mean(values)) if values else None
+
+
 def probe_table(rows: list[Row]) -> Table:
     """Return what probes read off the encoder of `pvp-nano` at the start, and adapted in either regime."""
     lines = []
