@@ -166,4 +166,6 @@ def feature_variation(image_tokens: Tensor) -> Tensor:
     Near 0 the encoder has collapsed: its tokens are one constant vector.
     """
     image_tokens = image_tokens.float()
-    return image_tokens.std(0).norm() / image_tokens.mean(0).norm().clamp_min(1e-9)
+    mean = image_tokens.mean(0)
+    variance = (image_tokens - mean).square_().sum(0) / (len(image_tokens) - 1)  # `std(0)` takes 30 times as long
+    return variance.sqrt().norm() / mean.norm().clamp_min(1e-9)

@@ -30,7 +30,7 @@ from experiments.benchmarks.harness import BenchmarkArgs, Row, benchmark_main, c
 from pretrain.pvp_config import PvpData
 from pretrain.pvp_objective import ImageSampler, PvpBatch, PvpObjective, PvpSampler
 from pretrain.pvp_questions import PixelPromptFormat
-from vlm.device import device_name
+from vlm.device import device_name, keep_freed_memory
 from vlm.precision import in_bfloat16
 from vlm.training.fit import TrainingModule
 from vlm.training.mixture import Mixture, MixtureBatch
@@ -148,7 +148,8 @@ class BaselineStep:
 
     def __call__(self, bf16: bool) -> dict[str, float]:
         """Take a step; return its loss, the norm of its gradients and its seconds."""
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         self.process.stdin.write("bf16\n" if bf16 else "float32\n")
         self.process.stdin.flush()
         if not (line := self.process.stdout.readline()):
@@ -217,6 +218,7 @@ def step_row(args: Args, questions: int) -> Row:
 
 def measure(args: Args) -> list[Row]:
     """Return a row for each number of questions."""
+    keep_freed_memory()  # as `fit` does
     details = {"model": args.model_name(), "device": device_name(CPU)}
     return [step_row(args, questions) | details for questions in args.questions]
 
