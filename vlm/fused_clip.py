@@ -19,18 +19,18 @@ from transformers.models.clip.modeling_clip import (
     CLIPVisionModel,
 )
 
-from vlm.fused_ops import attend
+from vlm.fused_ops import attend, trains_on_cpu
 
 
 def supports_fused_clip(model: PreTrainedModel) -> bool:
     """Return whether a model is a plain LLaVA around a CLIP tower that trains on a CPU: no dropout or checkpointing."""
-    if type(model) is not LlavaForConditionalGeneration or not torch.is_grad_enabled() or model.device.type != "cpu":
+    if type(model) is not LlavaForConditionalGeneration or not trains_on_cpu(model):
         return False
     tower, config = model.model.vision_tower, model.config
-    if torch.jit.is_tracing() or (type(tower), type(tower.embeddings)) != (CLIPVisionModel, CLIPVisionEmbeddings):
+    if (type(tower), type(tower.embeddings)) != (CLIPVisionModel, CLIPVisionEmbeddings):
         return False
     selects = isinstance(config.vision_feature_layer, int) and config.vision_feature_select_strategy == "default"
-    varies = tower.training and (tower.config.attention_dropout or tower.encoder.gradient_checkpointing)
+    varies = tower.config.attention_dropout or tower.encoder.gradient_checkpointing
     return selects and not varies and all(_is_plain(layer) for layer in tower.encoder.layers)
 
 

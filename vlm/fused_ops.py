@@ -17,6 +17,11 @@ from torch.nn import functional
 VECTOR = 32  # rows of scores are padded to a multiple of it: softmax takes half the time
 
 
+def trains_on_cpu(model: Any) -> bool:
+    """Return whether a model of transformers is in training mode, on a CPU and with gradients."""
+    return model.training and torch.is_grad_enabled() and model.device.type == "cpu"
+
+
 def rms_normalize(states: Float[Tensor, "N D"], eps: float, dtype: torch.dtype) -> Float[Tensor, "N D"]:
     """Return each row divided by its root mean square, in another type; the norm's weight is the caller's."""
     return _RmsNormalize.apply(states, eps, dtype)

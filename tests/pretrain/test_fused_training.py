@@ -62,16 +62,20 @@ def test_in_bfloat16_the_loss_is_as_near_to_that_of_float32_as_the_librarys(monk
 
 def test_what_is_no_plain_model_in_training_takes_the_librarys_classes():
     vlm = build("tiny-clip")
+    assert not supports_fused_llama(vlm.decoder)  # in evaluation mode
+    assert not supports_fused_clip(vlm.model)
+    vlm.model.train()
     assert supports_fused_llama(vlm.decoder)
     assert supports_fused_clip(vlm.model)
     with torch.no_grad():
         assert not supports_fused_llama(vlm.decoder)
         assert not supports_fused_clip(vlm.model)
-    vlm.model.train()
     vlm.model.gradient_checkpointing_enable()
     assert not supports_fused_llama(vlm.decoder)
     assert not supports_fused_clip(vlm.model)
     adapted = build("tiny-clip")
     add_lora(adapted, 2)
+    adapted.model.train()
     assert not supports_fused_llama(adapted.decoder)
-    assert not supports_fused_clip(build("tiny").model)
+    assert supports_fused_clip(adapted.model)  # adapters are of the decoder alone
+    assert not supports_fused_clip(build("tiny").model.train())

@@ -29,7 +29,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from vlm.decoding.prefix import Prefix, additive_mask
-from vlm.fused_ops import attend, rms_normalize, split_heads, swiglu
+from vlm.fused_ops import attend, rms_normalize, split_heads, swiglu, trains_on_cpu
 from vlm.model import PixelVLM
 
 Reads = Mapping[int, Int[Tensor, "B K L M"]]  # by layer: for each token, the tokens whose attention weights are read
@@ -38,12 +38,13 @@ PLAIN_MODULES = {LlamaDecoderLayer, LlamaAttention, LlamaMLP, LlamaRMSNorm, SiLU
 
 def supports_fused_llama(decoder: Any) -> bool:
     """Return whether a decoder is a plain Llama that trains on a CPU: no adapters, dropout or checkpointing."""
-    if type(decoder) is not LlamaModel or not torch.is_grad_enabled() or decoder.device.type != "cpu":
+    if type(decoder) is not LlamaModel or not trains_on_cpu(decoder):
         return False
     config = decoder.config
     return (
         config.num_key_value_heads == config.num_attention_heads
-        and not (decoder.training and (config.attention_dropout or decoder.gradient_checkpointing))
+        and not config.attention_dropout
+        and not decoder.gradient_checkpointing
         and all(_is_plain(layer) for layer in decoder.layers)
     )
 
