@@ -103,7 +103,14 @@ def pvp_objective(vlm: PixelVLM, data: PvpData, steps: int) -> PvpObjective:
     sampler = PvpSampler(ImageSampler(sources, data, vlm.history), prompts, data, steps)
     head = new_dense_head(vlm, data.grid, data.size, seed=0) if data.dense_loss_weight else None
     return PvpObjective(
-        vlm, sampler, prompts, data.label_std, data.attention_supervision_weight, head, data.distance_loss_weight
+        vlm,
+        sampler,
+        prompts,
+        data.label_std,
+        data.attention_supervision_weight,
+        head,
+        data.distance_loss_weight,
+        data.heads_by_number,
     )
 
 

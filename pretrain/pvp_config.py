@@ -79,6 +79,8 @@ class PvpData:
     """Weight of the distance from the expected number to the true one, as a share of 255; 0: cross-entropy alone."""
     attention_supervision_weight: float = 0.0
     """Weight of the attention supervision loss (`vlm.training.attention_supervision`); 0 is the paper's loss."""
+    heads_by_number: bool = False
+    """Supervise heads of its own for the answer's second number, and others for the third."""
     dense_loss_weight: float = 0.0
     """Initial weight of an auxiliary loss: a linear layer that reads the colors of each image token's cells off the
     token; it falls to 0 over the first `dense_loss_fraction` of the steps."""

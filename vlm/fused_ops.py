@@ -17,8 +17,13 @@ from torch.nn import functional
 VECTOR = 32  # rows of scores are padded to a multiple of it: softmax takes half the time
 
 
+def trains_on_cpu(model: Any) -> bool:
+    """Return whether a model of transformers is in training mode, on a CPU and with gradients."""
+    return model.training and torch.is_grad_enabled() and model.device.type == "cpu"
+
+
 def rms_normalize(states: Float[Tensor, "N D"], eps: float, dtype: torch.dtype) -> Float[Tensor, "N D"]:
-    """Return each row divided by its root mean square, in another type; the weight of the norm is left to the caller."""
+    """Return each row divided by its root mean square, in another type; the norm's weight is the caller's."""
     return _RmsNormalize.apply(states, eps, dtype)
 
 
@@ -120,6 +125,8 @@ def attend(
 
 
 class _Attend(Function):
+    """Scores of all keys lie in one tensor; own keys and padding are zeros in the product with the common ones."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -131,57 +138,49 @@ class _Attend(Function):
         mask: Tensor | None,
         reads: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        weights = _scores(query, key, own_key)
-        common, own = _columns(weights, key, own_key)
-        if mask is not None:
-            (common if own is None else own).add_(mask)
-        weights[..., key.shape[1] + (0 if own_key is None else own_key.shape[1]) :] = -math.inf
-        weights = torch.softmax(weights, dim=-1)
-        common, own = _columns(weights, key, own_key)
-        output = common @ value
-        if own is not None:
-            _rows(output, own_value).baddbmm_(own, own_value)
+        common, ctx.common = key.shape[1], key.shape[1]
+        count = common + (0 if own_key is None else own_key.shape[1])
+        padding = -count % VECTOR + count - common
+        key, value = (functional.pad(part, (0, 0, 0, padding)) for part in (key, value))
+        scores = query @ key.mT
+        if own_key is not None:
+            own_scores = _rows(query, own_key) @ own_key.mT
+            _own(scores, common, own_key).copy_(own_scores if mask is None else own_scores.add_(mask))
+        elif mask is not None:
+            scores[..., :common].add_(mask)
+        scores[..., count:] = -math.inf
+        weights = torch.softmax(scores, dim=-1)
+        output = weights @ value
+        if own_key is not None and own_value is not None:
+            _rows(output, own_key).baddbmm_(_own(weights, common, own_key), own_value)
         ctx.save_for_backward(query, key, value, own_key, own_value, weights, reads)
         return output, None if reads is None else weights.gather(-1, reads)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_reads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, of_reads: Tensor | None) -> tuple[Tensor | None, ...]:
         query, key, value, own_key, own_value, weights, reads = ctx.saved_tensors
-        grad = grad.contiguous()
-        of_scores = _scores(grad, value, own_value)
-        of_scores[..., key.shape[1] + (0 if own_key is None else own_key.shape[1]) :] = 0
+        grad, common = grad.contiguous(), ctx.common
+        of_weights = grad @ value.mT
+        if own_key is not None:
+            _own(of_weights, common, own_key).copy_(_rows(grad, own_key) @ own_value.mT)
         if reads is not None:
-            of_scores.scatter_add_(-1, reads, grad_reads)
-        of_scores = torch.ops.aten._softmax_backward_data(of_scores, weights, -1, weights.dtype)
-        (common, own), (weight, own_weight) = (_columns(part, key, own_key) for part in (of_scores, weights))
-        of_query, of_key, of_value = common @ key, common.mT @ query, weight.mT @ grad
-        if own is None:
+            of_weights.scatter_add_(-1, reads, of_reads)
+        of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_query = of_scores @ key
+        of_key, of_value = ((part.mT @ rows)[:, :common] for part, rows in ((of_scores, query), (weights, grad)))
+        if own_key is None:
             return of_query, of_key, of_value, None, None, None, None
-        _rows(of_query, own_key).baddbmm_(own, own_key)
-        of_own_key, of_own_value = own.mT @ _rows(query, own_key), own_weight.mT @ _rows(grad, own_key)
+        own_scores, own_weights = (_own(part, common, own_key) for part in (of_scores, weights))
+        _rows(of_query, own_key).baddbmm_(own_scores, own_key)
+        of_own_key, of_own_value = own_scores.mT @ _rows(query, own_key), own_weights.mT @ _rows(grad, own_key)
         return of_query, of_key, of_value, of_own_key, of_own_value, None, None
 
 
-def _scores(query: Tensor, key: Tensor, own_key: Tensor | None) -> Tensor:
-    """Return the products [G, N, at least P + T] with both kinds of keys; the columns after them are left undefined."""
-    own_count = 0 if own_key is None else own_key.shape[1]
-    padded = -(-(key.shape[1] + own_count) // VECTOR) * VECTOR
-    scores = query.new_empty(*query.shape[:2], padded)
-    common, own = _columns(scores, key, own_key)
-    torch.bmm(query, key.mT, out=common)
-    if own is not None and own_key is not None:
-        torch.bmm(_rows(query, own_key), own_key.mT, out=own)
-    return scores
-
-
-def _columns(scores: Tensor, key: Tensor, own_key: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return the views [G, N, P] and [G * C, N / C, T] of scores [G, N, ...]."""
-    count = key.shape[1]
-    if own_key is None:
-        return scores[..., :count], None
-    own = scores[..., count : count + own_key.shape[1]]
-    return scores[..., :count], own.unflatten(1, (len(own_key) // len(scores), -1)).flatten(0, 1)
+def _own(scores: Tensor, common: int, own_key: Tensor) -> Tensor:
+    """Return the view [G * C, N / C, T] of scores [G, N, ...] on each row's own keys."""
+    own = scores[..., common : common + own_key.shape[1]]
+    return own.unflatten(1, (len(own_key) // len(scores), -1)).flatten(0, 1)
 
 
 def _rows(states: Tensor, own_key: Tensor) -> Tensor:

@@ -5,7 +5,8 @@
 A step is the forward pass, the loss with Gaussian targets and attention supervision, backward, the clipping of
 gradients and AdamW, without data loading. The earlier revision runs in a process of its own on the same weights, images
 and questions, in turns with the working tree. Losses and norms of gradients of both stand in the result, in float32 and
-in the timed precision. The learning rate is 0, so that every step is the same.
+in the timed precision. The learning rate is 0, so that every step is the same. Seconds of the processor stand beside
+those of the clock, which other processes lengthen.
 """
 
 import json
@@ -30,7 +31,7 @@ from experiments.benchmarks.harness import BenchmarkArgs, Row, benchmark_main, c
 from pretrain.pvp_config import PvpData
 from pretrain.pvp_objective import ImageSampler, PvpBatch, PvpObjective, PvpSampler
 from pretrain.pvp_questions import PixelPromptFormat
-from vlm.device import device_name
+from vlm.device import device_name, keep_freed_memory
 from vlm.precision import in_bfloat16
 from vlm.training.fit import TrainingModule
 from vlm.training.mixture import Mixture, MixtureBatch
@@ -67,9 +68,10 @@ def step(bf16):
     return loss.item(), norm.item()
 
 for line in sys.stdin:
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     loss, norm = step(line.strip() == "bf16")
-    print(json.dumps({"loss": loss, "norm": norm, "seconds": time.perf_counter() - started}), flush=True)
+    spent = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu_started}
+    print(json.dumps({"loss": loss, "norm": norm, **spent}), flush=True)
 """
 
 
@@ -119,13 +121,14 @@ class Step:
 
     def __call__(self, bf16: bool) -> dict[str, float]:
         """Take a step; return its loss, the norm of its gradients and its seconds."""
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         loss = self.modules[bf16](MixtureBatch(0, self.batch))["loss"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.vlm.model.parameters(), 1.0)
         self.optimizer.step()
-        return {"loss": loss.item(), "norm": norm.item(), "seconds": time.perf_counter() - started}
+        spent = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu_started}
+        return {"loss": loss.item(), "norm": norm.item(), **spent}
 
     def setup(self) -> dict[str, object]:
         """Return what an earlier revision needs for the same step."""
@@ -148,7 +151,8 @@ class BaselineStep:
 
     def __call__(self, bf16: bool) -> dict[str, float]:
         """Take a step; return its loss, the norm of its gradients and its seconds."""
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         self.process.stdin.write("bf16\n" if bf16 else "float32\n")
         self.process.stdin.flush()
         if not (line := self.process.stdout.readline()):
@@ -190,20 +194,21 @@ def step_row(args: Args, questions: int) -> Row:
         exact, exact_baseline = step(False), baseline(False)
         timed, timed_baseline = step(bf16), baseline(bf16)
         interleaved({"candidate": lambda _: step(bf16), "baseline": lambda _: baseline(bf16)}, WARM_UP)
-        seconds: dict[str, list[float]] = {"candidate": [], "baseline": []}
-        for _ in range(args.rounds):
-            seconds["candidate"].append(step(bf16)["seconds"])
-            seconds["baseline"].append(baseline(bf16)["seconds"])
-    asked, medians = args.images * questions, {name: float(np.median(times)) for name, times in seconds.items()}
-    ratios = [old / new for new, old in zip(seconds["candidate"], seconds["baseline"], strict=True)]
+        taken = [(step(bf16), baseline(bf16)) for _ in range(args.rounds)]
+    asked = args.images * questions
+    seconds = np.array([[side["seconds"] for side in pair] for pair in taken])  # [rounds, 2]
+    cpu_seconds = np.array([[side["cpu_seconds"] for side in pair] for pair in taken])
+    rates, cpu_rates = asked / np.median(seconds, axis=0), asked / np.median(cpu_seconds, axis=0)
+    quartiles = np.quantile(seconds[:, 1] / seconds[:, 0], (0.25, 0.75))
     return comparison(
         f"pvp step, {args.images} images x {questions} questions",
-        asked / medians["candidate"],
-        asked / medians["baseline"],
+        float(rates[0]),
+        float(rates[1]),
         f"the step of revision {args.baseline_revision}",
         "questions per second, forward, backward and optimizer, median over rounds",
-        ratio_quartiles=[round(float(q), 3) for q in np.quantile(ratios, (0.25, 0.75))],
-        fastest=[round(asked / min(seconds[name]), 1) for name in ("candidate", "baseline")],
+        ratio_quartiles=quartiles.round(3).tolist(),
+        per_cpu_second={"candidate": round(float(cpu_rates[0]), 2), "baseline": round(float(cpu_rates[1]), 2)},
+        cpu_ratio=round(float(cpu_rates[0] / cpu_rates[1]), 3),
         precision="bf16" if bf16 else "f32",
         loss={"candidate": exact["loss"], "baseline": exact_baseline["loss"]},
         gradient_norm={"candidate": exact["norm"], "baseline": exact_baseline["norm"]},
@@ -217,6 +222,7 @@ def step_row(args: Args, questions: int) -> Row:
 
 def measure(args: Args) -> list[Row]:
     """Return a row for each number of questions."""
+    keep_freed_memory()  # as `fit` does
     details = {"model": args.model_name(), "device": device_name(CPU)}
     return [step_row(args, questions) | details for questions in args.questions]
 

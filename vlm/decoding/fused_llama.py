@@ -29,31 +29,28 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from vlm.decoding.prefix import Prefix, additive_mask
-from vlm.fused_ops import attend, rms_normalize, split_heads, swiglu
+from vlm.fused_ops import attend, rms_normalize, split_heads, swiglu, trains_on_cpu
 from vlm.model import PixelVLM
 
 Reads = Mapping[int, Int[Tensor, "B K L M"]]  # by layer: for each token, the tokens whose attention weights are read
+PLAIN_MODULES = {LlamaDecoderLayer, LlamaAttention, LlamaMLP, LlamaRMSNorm, SiLUActivation, nn.SiLU, nn.Linear}
 
 
-def supports_fused_llama(decoder: nn.Module) -> bool:
+def supports_fused_llama(decoder: Any) -> bool:
     """Return whether a decoder is a plain Llama that trains on a CPU: no adapters, dropout or checkpointing."""
-    if type(decoder) is not LlamaModel or not torch.is_grad_enabled() or decoder.device.type != "cpu":
+    if type(decoder) is not LlamaModel or not trains_on_cpu(decoder):
         return False
     config = decoder.config
     return (
         config.num_key_value_heads == config.num_attention_heads
-        and config.hidden_act == "silu"
-        and not (decoder.training and (config.attention_dropout or decoder.gradient_checkpointing))
+        and not config.attention_dropout
+        and not decoder.gradient_checkpointing
         and all(_is_plain(layer) for layer in decoder.layers)
     )
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    if type(layer) is not LlamaDecoderLayer:
-        return False
-    parts = [*layer.self_attn.children(), *layer.mlp.children(), *layer.children()]  # adapters stand in linear layers
-    known = (nn.Linear, LlamaRMSNorm, nn.SiLU, SiLUActivation, LlamaAttention, LlamaMLP)
-    return all(type(part) in known for part in parts)
+    return {type(module) for module in layer.modules()} <= PLAIN_MODULES  # adapters are modules of other classes
 
 
 @dataclass(frozen=True)
@@ -61,9 +58,9 @@ class _Layer:
     """A layer's weights in the type of the computation, the scale of the scores and the norms multiplied in."""
 
     index: int
-    qkv: Float[Tensor, "three_D D"]
-    qkv_bias: Float[Tensor, " three_D"] | None
-    output: Float[Tensor, "D D"]
+    qkv: Float[Tensor, "three_H D"]
+    qkv_bias: Float[Tensor, " three_H"] | None
+    output: Float[Tensor, "D H"]
     output_bias: Float[Tensor, " D"] | None
     gate_up: Float[Tensor, "two_F D"]
     down: Float[Tensor, "D F"]
@@ -93,13 +90,13 @@ class _Layer:
 
     def project(self, states: Float[Tensor, "N D"], rows: tuple[int, int, int], rotary: Any, parts: int = 3) -> Any:
         """Return queries, keys and values [B, heads, C, T, width] of states of B x C x T tokens, or the last parts."""
-        first = (3 - parts) * len(self.qkv) // 3
+        first = (3 - parts) * self.output.shape[1]
         bias = None if self.qkv_bias is None else self.qkv_bias[first:]
         normalized = rms_normalize(states, self.eps, self.qkv.dtype)
         projected = functional.linear(normalized, self.qkv[first:], bias)
         return split_heads(projected.view(*rows, parts, self.heads, -1), *rotary)
 
-    def finish(self, states: Float[Tensor, "N D"], attended: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    def finish(self, states: Float[Tensor, "N D"], attended: Float[Tensor, "N H"]) -> Float[Tensor, "N D"]:
         """Return the layer's output, given its input and the output of its heads."""
         states = states + functional.linear(attended, self.output, self.output_bias)
         normalized = rms_normalize(states, self.eps, self.qkv.dtype)
@@ -160,10 +157,10 @@ class _Pass:
                 query, states = query[:, :, :, first:].contiguous(), states.view(-1, length, width)[:, first:]
                 states = states.flatten(0, 1)
             index = self._index(reads[layer.index], first, layer.heads) if layer.index in reads else None
-            own = (part.flatten(0, 2) for part in (key, value))
-            attended, read = attend(
-                query.flatten(0, 1).flatten(1, 2), *self.cached[layer.index], *own, mask[first:], index
-            )
+            own_key, own_value = (part.flatten(0, 2) for part in (key, value))
+            common_key, common_value = self.cached[layer.index]
+            query = query.flatten(0, 1).flatten(1, 2)
+            attended, read = attend(query, common_key, common_value, own_key, own_value, mask[first:], index)
             if read is not None:
                 read = read.view(self.batch, layer.heads, count, length - first, -1).permute(0, 2, 3, 1, 4)
                 found[layer.index] = functional.pad(read, (0, 0, 0, 0, first, 0))
@@ -175,7 +172,7 @@ class _Pass:
         cos, sin = self.decoder.rotary_emb(self.decoder.norm.weight, positions)
         return cos[0].to(self.dtype), sin[0].to(self.dtype)
 
-    def _merge(self, attended: Float[Tensor, "G N width"]) -> Float[Tensor, "BN D"]:
+    def _merge(self, attended: Float[Tensor, "G N width"]) -> Float[Tensor, "BN H"]:
         return attended.unflatten(0, (self.batch, -1)).transpose(1, 2).flatten(2).flatten(0, 1)
 
     def _index(self, tokens: Int[Tensor, "B K L M"], first: int, heads: int) -> Int[Tensor, "G N M"]:

@@ -65,6 +65,7 @@ class AttentionTargets:
     question_ends: Int[Tensor, "B K"]  # the position of its last token
     answer_mask: Bool[Tensor, "B K L"]  # the answer's tokens
     image_tokens: Int[Tensor, "B K"]  # of `target_patch_index`
+    numbers: Int[Tensor, "B K L"] | None = None  # which number follows an answer's token: 1, the second, 2 or 0, none
 
     def reads(self, prefix_length: int) -> dict[int, Int[Tensor, "B K L M"]]:
         """Return the tokens, counted from the prefix's first, whose weights the loss reads at each token, by layer."""
@@ -75,7 +76,7 @@ class AttentionTargets:
         return {
             COORDINATE_LAYER: (prefix_length + self.coordinates)[:, :, None].expand(-1, -1, length, -1),
             PATCH_LAYER: torch.where(is_end, patch, ends)[..., None],
-            ANSWER_LAYER: patch[..., None],
+            ANSWER_LAYER: patch[..., None] if self.numbers is None else torch.stack([patch, ends], dim=-1),
         }
 
 
@@ -96,7 +97,8 @@ def supervised_weights_loss(
     `attn/coordinates`: from the question's end to its coordinates, a quarter of the heads to each;
     `attn/question_to_patch`: from it to the image token, all heads but one; `attn/answer_to_question`: from the
     answer's tokens to the question's end, half of the heads; `attn/answer_to_patch`: from them to the image token, all
-    heads but one. Positional heads (`vlm.positional_heads`) are left alone. `weights` are those of
+    heads but one; with `targets.numbers`, half of the heads for the second number and the others for the third, where
+    each half attends to the question's end for the other's number. Positional heads (`vlm.positional_heads`) are left alone. `weights` are those of
     `AttentionTargets.reads`.
     """
     decoder: Any = vlm.decoder
@@ -112,8 +114,20 @@ def supervised_weights_loss(
         "attn/answer_to_question": weights[PATCH_LAYER][targets.answer_mask][:, :half, 0],
         "attn/answer_to_patch": weights[ANSWER_LAYER][targets.answer_mask][:, :most, 0],
     }
+    if targets.numbers is not None:
+        found["attn/answer_to_patch"] = _own_heads(weights[ANSWER_LAYER], targets.numbers, half)
     loss = torch.stack([-(part + 1e-6).log().mean() for part in found.values()]).sum()
     return loss, {name: part.detach().mean() for name, part in found.items()}
+
+
+def _own_heads(weights: Float[Tensor, "B K L heads 2"], numbers: Int[Tensor, "B K L"], half: int) -> Tensor:
+    """Return the weights of the first heads on the patch for number 1 and on the end for number 2; others reversed."""
+    parts = []
+    for number in (1, 2):
+        own = weights[numbers == number]
+        first, second = own[:, :half, number - 1], own[:, half:, 2 - number]
+        parts += [first, second]
+    return torch.cat([part.flatten() for part in parts])
 
 
 def _at(weights: Tensor, positions: Tensor) -> Tensor:
