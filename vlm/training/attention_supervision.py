@@ -98,8 +98,8 @@ def supervised_weights_loss(
     `attn/question_to_patch`: from it to the image token, all heads but one; `attn/answer_to_question`: from the
     answer's tokens to the question's end, half of the heads; `attn/answer_to_patch`: from them to the image token, all
     heads but one; with `targets.numbers`, half of the heads for the second number and the others for the third, where
-    each half attends to the question's end for the other's number. Positional heads (`vlm.positional_heads`) are left alone. `weights` are those of
-    `AttentionTargets.reads`.
+    each half attends to the question's end for the other's number. Positional heads (`vlm.positional_heads`) are left
+    alone. `weights` are those of `AttentionTargets.reads`.
     """
     decoder: Any = vlm.decoder
     free = num_positional_heads(decoder.layers[PATCH_LAYER].self_attn)
