@@ -114,7 +114,10 @@ def draw_seen(image: Image.Image, left: int, seen: SeenFrame) -> None:
     """Draw the answers above the truth, enlarged without smoothing, each with a caption, from column `left` on."""
     font, half, (rows, columns, _) = ImageFont.load_default(13), image.height // 2, seen.grid.true.shape
     size = (SEEN_WIDTH - SEEN_MARGIN, half - SEEN_CAPTION - SEEN_MARGIN)
-    captions = (f"the model's answers: mean error {seen.grid.mae:.1f}", f"the truth, {rows} x {columns}, of step {seen.step}")
+    captions = (
+        f"the model's answers: mean error {seen.grid.mae:.1f}",
+        f"the truth, {rows} x {columns}, step {seen.step}",
+    )
     for index, (cells, caption) in enumerate(zip((seen.grid.predicted, seen.grid.true), captions, strict=True)):
         top = index * half + SEEN_MARGIN // 2
         ImageDraw.Draw(image).text((left + SEEN_MARGIN, top), caption, TEXT, font)
