@@ -6,6 +6,7 @@ Images are PNGs as data URLs; colors of a grid are its bytes, row by row, in bas
 import base64
 import io
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -149,15 +150,16 @@ class AskSession:
         return {"serial": self.serial, **found, "error": round(error, 2)}
 
     def grid(self) -> dict[str, Any]:
-        """Return the answered and the true color of every cell, and the mean absolute error."""
-        questions = self._present()
+        """Return the answered and the true color of every cell, the mean absolute error, and how long it took."""
+        questions, start = self._present(), time.perf_counter()
         answer = questions.grid()
+        milliseconds = round(1000 * (time.perf_counter() - start), 1)
         if self._parsed is None:
             self._parsed = questions.parsed_share()
         rows, columns, _ = answer.true.shape
         colors = {"answered": base64_bytes(answer.predicted), "true": base64_bytes(answer.true)}
         found = {"serial": self.serial, "rows": rows, "columns": columns, **colors, "mae": round(answer.mae, 2)}
-        return {**found, "parsed": round(self._parsed, 3)}
+        return {**found, "parsed": round(self._parsed, 3), "milliseconds": milliseconds}
 
     def mask(self, expression: str) -> dict[str, Any]:
         """Return the mask of an expression as a transparent image, its pixels and the highest probability."""

@@ -55,7 +55,7 @@ def fill_template(
     cached_prefix: CachedPrefix,
     suffixes: Int[Tensor, "B K L"],
     allowed_ids: Int[Tensor, " C"],
-    separators: Sequence[Int[Tensor, " S"]],
+    separators: Sequence[Int[Tensor, " _"]],
     lengths: Lengths | None = None,
     chunk: int = 128,
 ) -> Float[Tensor, "B K slots C"]:
@@ -165,7 +165,7 @@ class DecodingState:
             valid, hidden = self._append(cache, valid, lengths + len(generated) - 1, generated[-1][:, None])
 
     def fill_slots(
-        self, columns: Int[Tensor, " c"], allowed_ids: Int[Tensor, " C"], separators: Sequence[Int[Tensor, " S"]]
+        self, columns: Int[Tensor, " c"], allowed_ids: Int[Tensor, " C"], separators: Sequence[Int[Tensor, " _"]]
     ) -> Float[Tensor, "B c slots C"]:
         """Return `fill_template` for these prompts of every image."""
         cache, valid, end, hidden = self.prefill(columns)
