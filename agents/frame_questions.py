@@ -152,7 +152,7 @@ class FrameQuestions:
         return found.colors.astype(np.uint8)
 
 
-def still_frames(image: UInt8[np.ndarray, "H W 3"], model: QuestionedModel) -> UInt8[np.ndarray, "history H W 3"]:
+def still_frames(image: UInt8[np.ndarray, "H W 3"], model: QuestionedModel) -> UInt8[np.ndarray, "history h w 3"]:
     """Return a still image as a model's frames, at the resolution of its training on pixel values.
 
     `ImageError` if it is smaller than the grid.
