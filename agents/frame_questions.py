@@ -42,7 +42,7 @@ class QuestionedModel:
     def __init__(self, vlm: PixelVLM, training: dict[str, Any], segmenter: ReferringSegmenter | None = None):
         self.vlm, self.segmenter = vlm, segmenter
         self.pixels = PixelTraining.find(training)
-        self.games = tuple(training.get("games") or ())
+        self.games = trained_games(training)
         self.prompt_format = PixelPromptFormat.from_model(vlm, self.pixels.order) if self.pixels else None
 
     @classmethod
@@ -59,6 +59,15 @@ class QuestionedModel:
     def about(self, frames: UInt8[np.ndarray, "history H W 3"]) -> "FrameQuestions":
         """Return the questions about the last of these frames."""
         return FrameQuestions(self, frames)
+
+
+def trained_games(training: dict[str, Any]) -> tuple[str, ...]:
+    """Return the games of the last training to play in a `training.json`; those before it are in `started_from`."""
+    while training:
+        if games := training.get("games"):
+            return tuple(games)
+        training = training.get("started_from") or {}
+    return ()
 
 
 class FrameQuestions:

@@ -28,9 +28,11 @@ class PixelTraining:
         while training:
             arguments = training.get("arguments", {})
             weight, config = arguments.get("pvp_weight"), CONFIGS.get(arguments.get("pvp_config"))
-            data = config.data if config and weight else PvpData()
-            grid = arguments.get("grid") or (data.grid if config and weight else None)
-            if isinstance(grid, str) and weight != 0:  # a whole number is the grid of a mask's points
+            data, grid = config.data if config and weight else None, arguments.get("grid")
+            if not isinstance(grid, str):  # a whole number is the grid of a mask's points
+                grid = data.grid if data else None
+            if grid and weight != 0:
+                data = data or PvpData()
                 size = arguments.get("size", data.size)
                 order = arguments.get("order") or data.order
                 return cls(grid, order, (int(size[0]), int(size[1])) if size else None)

@@ -179,13 +179,19 @@ def name_checkpoints(directories: tuple[Path, ...]) -> dict[str, Path]:
     return named
 
 
+def image_size(directory: Path) -> tuple[int, int] | None:
+    """Return the rows and columns of the images that a checkpoint was trained on, on pixel values if it was."""
+    training = PixelTraining.find(checkpoint.read_training(directory))
+    return training.size if training else training_resolution(directory)
+
+
 def reconstruct(args: Args) -> list[Metrics]:
     """Reconstruct every image with every checkpoint; write and return the rows of metrics."""
     assert args.grid
     assert args.order
     started, named = time.monotonic(), name_checkpoints(args.checkpoint)
     vlms = {name: checkpoint.load(path) for name, path in named.items()}
-    inputs = {(vlm.history, training_resolution(named[name])) for name, vlm in vlms.items()}
+    inputs = {(vlm.history, image_size(named[name])) for name, vlm in vlms.items()}
     if len(inputs) > 1:
         found = sorted(map(str, inputs))
         raise UserError(f"expected checkpoints of one history and image size in training, got {found}")

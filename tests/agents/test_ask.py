@@ -19,6 +19,7 @@ from agents import ask, ask_server
 from agents.ask import Args, open_session
 from agents.ask_server import AskServer, bake_page
 from agents.ask_session import mask_overlay
+from agents.frame_questions import trained_games
 from common.command import run
 from common.errors import UserError
 from vlm import checkpoint
@@ -189,6 +190,13 @@ def test_a_checkpoint_is_asked_only_what_it_was_trained_on(checkpoints, capsys):
         assert "trained on masks" in request("api/mask?expression=x")[1]["error"]
     assert run(lambda: ask.main(["--checkpoint", str(checkpoints / "none"), "--game", "Pong"])) == 2
     assert "trained on play, pixel values or masks, got" in capsys.readouterr().err
+
+
+def test_the_games_are_those_of_the_last_training_to_play():
+    masks_after_play = {"started_from": {"games": [], "started_from": {"games": ["Pong"], "started_from": None}}}
+    assert trained_games(masks_after_play) == ("Pong",)
+    assert trained_games({"games": ["Carnival"], "started_from": masks_after_play}) == ("Carnival",)
+    assert trained_games({"started_from": {}}) == ()
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ PVP = {"arguments": {"grid": "32", "order": "x,y", "size": [105, 80]}}
         ({"arguments": {"pvp_weight": 0.0, "pvp_config": "with-play"}, "started_from": PVP}, PixelTraining.find(PVP)),
         ({"arguments": {"pvp_weight": 0, "grid": "64"}, "started_from": PVP}, PixelTraining.find(PVP)),
         ({"arguments": {"mask": "points", "grid": 64}, "started_from": PVP}, PixelTraining.find(PVP)),
+        ({"arguments": {"grid": 64, "pvp_weight": 0.2, "pvp_config": "policy"}}, PixelTraining("32", size=(210, 160))),
         ({"arguments": {"pvp_weight": 0.0}, "started_from": None}, None),
         ({"games": ["Pong"]}, None),
         ({}, None),
