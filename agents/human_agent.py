@@ -29,10 +29,13 @@ class Window:
         self._screen: Any = None
         self._clock = self.pygame.time.Clock()
 
-    def show(self, frame: np.ndarray) -> None:
-        """Draw a frame uint8[H, W, 3] and wait until the next is due; closing the window acts as Ctrl-C."""
+    def show(self, frame: np.ndarray, scale: int = SCALE) -> None:
+        """Draw a frame uint8[H, W, 3], enlarged `scale` times, and wait until the next is due.
+
+        Closing the window acts as Ctrl-C.
+        """
         height, width, _ = frame.shape
-        size = (width * SCALE, height * SCALE)
+        size = (width * scale, height * scale)
         if self._screen is None:
             self._screen = self.pygame.display.set_mode(size)
         surface = self.pygame.surfarray.make_surface(frame.swapaxes(0, 1))

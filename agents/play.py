@@ -6,9 +6,11 @@
     python -m agents.play --game Carnival --agent planner --max-frames 2000
     python -m agents.play --game MsPacman --checkpoint runs/clone/best --decode generate
     python -m agents.play --game MsPacman --highlight "the red ghost"
+    python -m agents.play --game Carnival --see
 
 Each game becomes an mp4 at the game's own speed: frames, the agent's text action, the scores of all legal actions as
-bars, the running score. Scores are printed beside random, human and published ones, and written as JSON. The same seed
+bars, the running score; with `--see` also the color that the model answers for every cell of a grid, above the truth.
+Scores are printed beside random, human and published ones, and written as JSON. The same seed
 gives the same game and the same video.
 """
 
@@ -25,9 +27,10 @@ from tqdm import tqdm
 
 from agents.agent import Agent
 from agents.human_agent import Window
-from agents.registry import EXPERTS, make_agent, needs_emulator, parse_agent_id, vlm_settings
+from agents.registry import EXPERTS, checkpoint_path, make_agent, needs_emulator, parse_agent_id, vlm_settings
 from agents.rollout import Transition, play_games
-from agents.video import MaskOverlay, Panel, VideoWriter
+from agents.seen_frame import FrameReader
+from agents.video import MaskOverlay, Panel, VideoWriter, draw_transition
 from common.command import command, require_at_least, run
 from common.errors import UserError
 from common.results import RESULTS, new_result, read_result, write_result
@@ -73,11 +76,17 @@ class Args:
     """A referring expression, as "the red ghost": the video shows its mask."""
     segmenter: Path | None = None
     """The checkpoint that segments --highlight (`pretrain.referring`); by default the released one."""
+    see: bool = False
+    """Show what the model answers for every cell of the grid it was trained on, and the truth."""
+    see_every: int = 1
+    """Ask about every N-th frame only, where a frame costs too much."""
+    see_checkpoint: Path | None = None
+    """The checkpoint trained on pixel values that is asked; by default the model that plays."""
     render: Literal["none", "human"] = "none"
     """human: show the game in a window."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "episodes", "max_frames")
+        require_at_least(self, 1, "episodes", "max_frames", "see_every")
         parsed = parse_agent_id(self.agent)
         if self.checkpoint and parsed != ("vlm", None):
             raise UserError(f"--checkpoint is for --agent vlm, got --agent {self.agent}")
@@ -85,6 +94,15 @@ class Args:
             raise UserError("--highlight is drawn in the video, which --no-video leaves out")
         if self.segmenter and not self.highlight.strip():
             raise UserError('--segmenter needs --highlight "an expression"')
+        self._check_see()
+
+    def _check_see(self) -> None:
+        if not self.see and (self.see_checkpoint or self.see_every > 1):
+            raise UserError("--see-every and --see-checkpoint need --see")
+        if self.see and not self.video and self.render == "none":
+            raise UserError("--see is drawn in the video, which --no-video leaves out, or with --render human")
+        if self.see and not self.see_checkpoint and parse_agent_id(self.agent)[0] != "vlm":
+            raise UserError(f"--see asks the model that plays; expected --see-checkpoint DIR with --agent {self.agent}")
 
     @property
     def agent_id(self) -> str:
@@ -104,15 +122,21 @@ class EpisodeRecorder:
             from vlm.segmentation.referring_segmenter import load_segmenter
 
             self._overlay = MaskOverlay(load_segmenter(args.segmenter or RELEASED_SEGMENTER), args.highlight)
+        self.reader = open_reader(args, agent) if args.see else None
+        self._panel = Panel(envs.game.title, agent.name, envs.action_names, envs.protocol.frame_skip)
         self._window = Window(envs.game) if args.render == "human" else None
 
     def step(self, transition: Transition) -> None:
         """Record a transition; an episode's first one opens its video."""
         if transition.step == 0:
             self._start_episode(transition.seed)
+        overlay = self._overlay.segment(transition) if self._overlay else None
+        seen = self.reader.read(transition) if self.reader else None
         if self._video:
-            self._video.step(transition, self._overlay.segment(transition) if self._overlay else None)
-        if self._window:
+            self._video.step(transition, overlay, seen)
+        if self._window and seen:
+            self._window.show(draw_transition(transition, self._panel, overlay, seen), scale=1)
+        elif self._window:
             self._window.show(transition.frame)
         row = self.rows[-1]
         row["score"], row["steps"] = transition.score, transition.step + 1
@@ -121,12 +145,12 @@ class EpisodeRecorder:
         row["finished"] = transition.ended
 
     def _start_episode(self, seed: int) -> None:
-        envs, game, agent = self.envs, self.envs.game, self.agent.name
+        game, agent = self.envs.game, self.agent.name
         row: dict[str, Any] = {"seed": seed, "score": 0.0, "steps": 0, "invalid": 0, "seconds": 0.0, "finished": False}
         self._start_time = time.monotonic()
         if self.args.video:
             file = self.args.out / f"{game.name}-{agent}-seed{self.args.seed}-game{len(self.rows)}.mp4"
-            self._video = VideoWriter(file, Panel(game.title, agent, envs.action_names, envs.protocol.frame_skip))
+            self._video = VideoWriter(file, self._panel)
             row["video"] = str(file)
         self.rows.append(row)
 
@@ -147,6 +171,21 @@ class EpisodeRecorder:
         elif self._video:
             self._video.discard()
         return self.interrupted
+
+
+def open_reader(args: Args, agent: Agent) -> FrameReader:
+    """Return what asks a model about the frames: `see_checkpoint`, or the VLM that plays.
+
+    `UserError` if it was not trained on pixel values.
+    """
+    from agents.frame_questions import QuestionedModel
+    from pretrain.pixel_training import PixelTraining
+
+    directory = args.see_checkpoint or checkpoint_path(args.agent_id)
+    PixelTraining.of_checkpoint(directory)
+    playing: Any = None if args.see_checkpoint else agent
+    model = QuestionedModel(playing.vlm, playing.training) if playing else QuestionedModel.load(directory)
+    return FrameReader(model, args.see_every)
 
 
 def require_writable(out: Path, video: bool) -> None:
@@ -193,6 +232,7 @@ def build_result(args: Args, envs: GameEnvs, recorder: EpisodeRecorder) -> dict[
         "steps_per_second": round(steps / max(seconds, 1e-9), 1),
         "videos": [row["video"] for row in rows if "video" in row],
     }
+    found |= recorder.reader.summary() if recorder.reader and steps else {}
     found |= vlm_settings(args.agent_id, args.decode, getattr(recorder.agent, "temperature", None), args.engine)
     return result | {"rows": [found]}
 
@@ -216,6 +256,10 @@ def format_scores(game: Game, result: dict[str, Any]) -> str:
     except MissingReferenceError as missing:
         lines.append(f"  human                          -  {missing}")
     lines.append(f"  {row['steps']} steps, {row['steps_per_second']} per second, {row['invalid']:.1%} invalid answers")
+    if "see_ms" in row:
+        lines[-1] += (
+            f"; {row['see_grid']} pixel values: {row['see_ms']:.0f} ms a frame, {row['see_mae']:.1f} of 255 off"
+        )
     return "\n".join(lines)
 
 

@@ -1,7 +1,8 @@
 """Video of true frames beside a panel with the agent's answer, streamed to the encoder during play.
 
 The left of the image is the frame, enlarged without smoothing; the right shows the game, the agent's text action, the
-score of every legal action as a bar, and the running score. The video runs at the game's own speed.
+score of every legal action as a bar, and the running score. Between them there may be what a model answers for every
+cell of a grid over the frame, above the truth. The video runs at the game's own speed.
 """
 
 import os
@@ -15,12 +16,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from agents.frame_stack import FrameStack
 from agents.rollout import Transition
+from agents.seen_frame import SeenFrame
 from common.errors import UserError
 from vlm.segmentation.mask_drawing import MASK_COLOR, draw_mask
 
 EMULATOR_FRAMES_PER_SECOND = 60
 SCALE = 3
 PANEL_WIDTH = 288
+SEEN_WIDTH, SEEN_MARGIN, SEEN_CAPTION = 240, 10, 22  # of the grids between frame and panel
 BLOCK = 16  # both sides of a video's frames are multiples of an encoder's macroblock
 TEXT, DIM_TEXT, BACKGROUND = (236, 236, 240), (150, 152, 164), (18, 19, 26)
 BAR, EMPTY_BAR, CHOSEN, INVALID = (62, 84, 122), (34, 36, 48), (255, 176, 46), (255, 96, 96)
@@ -87,20 +90,39 @@ class Panel:
             draw.text((left, top), name, TEXT if chosen else DIM_TEXT, font)
 
 
-def draw_transition(transition: Transition, panel: Panel, overlay: OverlayFrame | None = None) -> np.ndarray:
+def draw_transition(
+    transition: Transition, panel: Panel, overlay: OverlayFrame | None = None, seen: SeenFrame | None = None
+) -> np.ndarray:
     """Return the video frame of a transition, uint8[rows, columns, 3]."""
     height, width, _ = transition.frame.shape
-    rows = -(-SCALE * height // BLOCK) * BLOCK
-    image = Image.new("RGB", (SCALE * width + PANEL_WIDTH, rows), BACKGROUND)
+    rows, seen_width = -(-SCALE * height // BLOCK) * BLOCK, SEEN_WIDTH if seen else 0
+    image = Image.new("RGB", (SCALE * width + seen_width + PANEL_WIDTH, rows), BACKGROUND)
     mask = overlay.mask if overlay else np.zeros((height, width), dtype=bool)
     frame = Image.fromarray(draw_mask(transition.frame, mask, SCALE, dim=False))
     image.paste(frame, (0, (rows - SCALE * height) // 2))
-    draw, left = ImageDraw.Draw(image), SCALE * width + 18
+    if seen:
+        draw_seen(image, SCALE * width, seen)
+    draw, left = ImageDraw.Draw(image), SCALE * width + seen_width + 18
     panel.draw(draw, left, transition)
     if overlay:
         label = f"{_shorten(overlay.expression, 34)}: {int(mask.sum())} pixels"
         draw.text((left, rows - 30), label, MASK_COLOR, ImageFont.load_default(13))
     return np.asarray(image)
+
+
+def draw_seen(image: Image.Image, left: int, seen: SeenFrame) -> None:
+    """Draw the answers above the truth, enlarged without smoothing, each with a caption, from column `left` on."""
+    font, half, (rows, columns, _) = ImageFont.load_default(13), image.height // 2, seen.grid.true.shape
+    size = (SEEN_WIDTH - SEEN_MARGIN, half - SEEN_CAPTION - SEEN_MARGIN)
+    captions = (
+        f"the model's answers: mean error {seen.grid.mae:.1f}",
+        f"the truth, {rows} x {columns}, step {seen.step}",
+    )
+    for index, (cells, caption) in enumerate(zip((seen.grid.predicted, seen.grid.true), captions, strict=True)):
+        top = index * half + SEEN_MARGIN // 2
+        ImageDraw.Draw(image).text((left + SEEN_MARGIN, top), caption, TEXT, font)
+        enlarged = Image.fromarray(cells).resize(size, Image.Resampling.NEAREST)
+        image.paste(enlarged, (left + SEEN_MARGIN, top + SEEN_CAPTION))
 
 
 def _shorten(text: str, length: int) -> str:
@@ -133,10 +155,10 @@ class VideoWriter:
             output_params=["-preset", "veryfast", "-crf", "20", "-threads", "1"],
         )
 
-    def step(self, transition: Transition, overlay: OverlayFrame | None = None) -> None:
+    def step(self, transition: Transition, overlay: OverlayFrame | None = None, seen: SeenFrame | None = None) -> None:
         """Add a transition; `UserError` reports a full disk or an encoder that died."""
         try:
-            self._writer.append_data(draw_transition(transition, self.panel, overlay))
+            self._writer.append_data(draw_transition(transition, self.panel, overlay, seen))
         except OSError as error:
             raise UserError(f"{self.file} could not be written further (is the disk full?): {error}") from error
         self.num_frames += 1

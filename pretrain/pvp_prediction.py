@@ -1,4 +1,9 @@
-"""Pixel value prediction at inference: a model's answers for many grid cells from one pass over the image."""
+"""Pixel value prediction at inference: a model's answers for many grid cells from one pass over the image.
+
+`predict_pixels` decodes greedily, whatever the model answers; the published metrics use it. `predict_grid` decodes by
+the form of an answer, `R,G,B]`: commas are forced and numbers chosen among 0 to 255, so that three passes of the
+decoder answer a cell and give its expected values as well. Both give the same numbers where a greedy answer parses.
+"""
 
 from dataclasses import dataclass
 
@@ -8,13 +13,16 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from pretrain.pvp_questions import MAX_ANSWER_TOKENS, PixelPromptFormat
-from vlm.decoding.batched_generate import generate_batch
+from vlm.decoding.batched_generate import fill_template, generate_batch
 from vlm.decoding.packing import forward_packed, pad_token_lists
+from vlm.decoding.shared_prefix_attention import CachedPrefix
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.prompts import parse_pixel
+from vlm.tokenizer import token_ids
 
 TOKENS_BEFORE_BLUE = 4  # red, comma, green, comma
+QUESTIONS_AT_A_TIME = 280  # of `predict_cells`: their scores over an image's tokens fit a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,16 @@ def predict_pixels(
 ) -> PixelPrediction:
     """Return a model's colors of cells, as rows and columns on its grid; `chunk` questions are decoded at a time."""
     features = vlm.encode_cells(vlm.preprocess(frames[None]))
+    return _predict_unconstrained(vlm, features, coordinates, prompt_format, chunk)
+
+
+def _predict_unconstrained(
+    vlm: PixelVLM,
+    features: ImageFeatures,
+    coordinates: Int[np.ndarray, "K 2"],
+    prompt_format: PixelPromptFormat,
+    chunk: int,
+) -> PixelPrediction:
     prefix_ids = prompt_format.prefix_ids.to(vlm.device)
     questions = prompt_format.question_ids(coordinates)
     ids, lengths = pad_token_lists([questions], prompt_format.pad_token_id)
@@ -71,4 +89,44 @@ def _expected_colors(
     hidden = forward_packed(vlm, features, prefix_ids, input_ids[None].to(vlm.device), "cache")[0]  # [K, L, D]
     before_numbers = hidden[:, [-5, -3, -1]]  # the question's end, and the commas after red and green
     logits = vlm.model.get_output_embeddings()(before_numbers)[..., prompt_format.number_token_ids.to(vlm.device)]
-    return (logits.float().softmax(-1) @ torch.arange(256.0, device=vlm.device)).cpu()
+    return _mean_numbers(logits.float()).cpu()
+
+
+def _mean_numbers(logits: Float[Tensor, "... 256"]) -> Float[Tensor, "..."]:
+    return logits.softmax(-1) @ torch.arange(256.0, device=logits.device)
+
+
+def predict_grid(
+    vlm: PixelVLM,
+    frames: UInt8[np.ndarray, "history H W 3"],
+    rows: int,
+    columns: int,
+    prompt_format: PixelPromptFormat,
+) -> PixelPrediction:
+    """Return a model's colors of every cell of a grid over the last frame, row by row, as of `predict_cells`."""
+    features = vlm.encode_cells(vlm.preprocess(frames[None]))
+    return predict_cells(vlm, features, grid_coordinates(rows, columns), prompt_format)
+
+
+@torch.no_grad()
+def predict_cells(
+    vlm: PixelVLM,
+    features: ImageFeatures,
+    coordinates: Int[np.ndarray, "K 2"],
+    prompt_format: PixelPromptFormat,
+    chunk: int = QUESTIONS_AT_A_TIME,
+) -> PixelPrediction:
+    """Return a model's colors of cells of one encoded image, each decoded as `R,G,B]`; `chunk` at a time.
+
+    `features` are those of `PixelVLM.encode_cells`.
+
+    Where the tokenizer splits numbers, it decodes freely, as `predict_pixels` does.
+    """
+    if prompt_format.number_token_ids is None:
+        return _predict_unconstrained(vlm, features, coordinates, prompt_format, chunk)
+    ids, lengths = pad_token_lists([prompt_format.question_ids(coordinates)], prompt_format.pad_token_id)
+    cached_prefix = CachedPrefix.encode(vlm, features, prompt_format.prefix_ids.to(vlm.device))
+    numbers = prompt_format.number_token_ids.to(vlm.device)
+    comma = torch.tensor(token_ids(vlm.tokenizer, ","), device=vlm.device)
+    logits = fill_template(vlm, cached_prefix, ids.to(vlm.device), numbers, [comma, comma], lengths, chunk)[0]
+    return PixelPrediction(logits.argmax(-1).cpu().numpy(), _mean_numbers(logits).cpu().numpy())

@@ -26,6 +26,7 @@ from common.command import command, require_at_least, run
 from common.errors import UserError
 from common.results import new_result, write_result
 from pretrain.data.images import EpisodeFrames, open_image_source, read_image
+from pretrain.pixel_training import PixelTraining
 from pretrain.pvp_prediction import PixelPrediction, grid_coordinates, predict_pixels
 from pretrain.pvp_questions import PixelPromptFormat, downsample_grid, parse_grid
 from pretrain.reconstruction_metrics import (
@@ -85,11 +86,11 @@ class Args:
         if bool(self.image) == bool(self.data):
             raise UserError("expected either --image or --data")
         require_at_least(self, 1, "count", "chunk")
-        training = checkpoint.read_training(self.checkpoint[0]).get("arguments", {})
-        self.grid = self.grid or training.get("grid")
+        training = PixelTraining.find(checkpoint.read_training(self.checkpoint[0]))
+        self.grid = self.grid or (training.grid if training else None)
         if self.grid is None:
             raise UserError(f"{self.checkpoint[0]} was not trained on pixel values; pass --grid 32 to ask all the same")
-        self.order = self.order or training.get("order", ORDERS[0])
+        self.order = self.order or (training.order if training else ORDERS[0])
         parse_grid(self.grid)
 
 
@@ -178,13 +179,19 @@ def name_checkpoints(directories: tuple[Path, ...]) -> dict[str, Path]:
     return named
 
 
+def image_size(directory: Path) -> tuple[int, int] | None:
+    """Return the rows and columns of the images that a checkpoint was trained on, on pixel values if it was."""
+    training = PixelTraining.find(checkpoint.read_training(directory))
+    return training.size if training else training_resolution(directory)
+
+
 def reconstruct(args: Args) -> list[Metrics]:
     """Reconstruct every image with every checkpoint; write and return the rows of metrics."""
     assert args.grid
     assert args.order
     started, named = time.monotonic(), name_checkpoints(args.checkpoint)
     vlms = {name: checkpoint.load(path) for name, path in named.items()}
-    inputs = {(vlm.history, training_resolution(named[name])) for name, vlm in vlms.items()}
+    inputs = {(vlm.history, image_size(named[name])) for name, vlm in vlms.items()}
     if len(inputs) > 1:
         found = sorted(map(str, inputs))
         raise UserError(f"expected checkpoints of one history and image size in training, got {found}")

@@ -20,7 +20,8 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # Calls of these modules are checked against their annotations, array shapes included.
 CHECKED = """vlm.model vlm.image_input vlm.image_features vlm.decoding vlm.segmentation vlm.sinusoidal_init
 vlm.training.attention_supervision vlm.training.mixture pretrain.pvp_questions pretrain.pvp_prediction
-pretrain.answer_objective pretrain.reconstruction_metrics agents.bc_dataset agents.auxiliary_action_head"""
+pretrain.answer_objective pretrain.reconstruction_metrics agents.bc_dataset agents.auxiliary_action_head
+agents.frame_questions agents.seen_frame"""
 install_import_hook(CHECKED.split(), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 

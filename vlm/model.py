@@ -173,11 +173,13 @@ class PixelVLM(PixelModel):
 
         What asks for single pixels reads these, what asks about a whole image the tokens of `encode_images`.
         """
-        features = self.encode_images(images)
+        return self.expand(self.encode_images(images))
+
+    def expand(self, features: ImageFeatures) -> ImageFeatures:
+        """Return the features of `encode_images` with a token for each cell; unchanged without patch expansion."""
         if self.patch_expansion is None:
             return features
-        assert isinstance(images, Tensor)
-        grid = self.token_grid(*images.shape[2:])
+        grid = self.token_grid(*features.inputs["pixel_values"].shape[2:])
         return dataclasses.replace(features, tokens=self.patch_expansion(features.tokens, *grid))
 
     def embed(self, tokens: Int[Tensor, "..."]) -> Float[Tensor, "... D"]:

@@ -19,6 +19,7 @@ TRAINER = "--trainer save_steps=1 report_to=none dataloader_num_workers=0"
 TINY = {
     "agents.record": "--episodes 3 --max-frames 120",
     "agents.play": "--max-frames 60",
+    "agents.ask": "--frames 1",
     "agents.clone": f"--steps 1 --batch-size 4 {TRAINER}",
     "agents.dagger": f"--episodes 1 --label-every 100 --steps 1 --batch-size 4 {TRAINER}",
     "agents.ppo": "--num-iterations 1 --num-envs 2 --num-steps 4 --minibatch-size 4",

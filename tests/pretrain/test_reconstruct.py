@@ -133,6 +133,10 @@ def test_grid_and_order_default_to_those_of_the_models_training(picture, tmp_pat
     assert (args.grid, args.order) == ("5", "x,y")
     args = Args((tmp_path / "trained",), image=(picture,), grid="6", order="row,column")
     assert (args.grid, args.order) == ("6", "row,column")
+    earlier = {"arguments": {"pvp_weight": 0.0}, "started_from": metadata}
+    checkpoint.save(build("tiny-clip"), tmp_path / "later", earlier)
+    args = Args((tmp_path / "later",), image=(picture,))
+    assert (args.grid, args.order, command.image_size(tmp_path / "later")) == ("5", "x,y", (40, 30))
     checkpoint.save(build("tiny-clip"), tmp_path / "untrained", {"arguments": {}})
     with pytest.raises(
         UserError, match="untrained was not trained on pixel values; pass --grid 32 to ask all the same"

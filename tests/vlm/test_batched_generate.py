@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from common.errors import UserError
-from vlm.decoding.batched_generate import generate_batch
+from vlm.decoding.batched_generate import fill_template, generate_batch
 from vlm.decoding.packing import pad_token_lists
+from vlm.decoding.shared_prefix_attention import CachedPrefix
 
 SUFFIXES = [
     [[11, 35, 12, 13, 21, 22], [14, 21], [11, 16, 17, 24, 25]],
@@ -79,3 +80,19 @@ def test_lengths_of_another_shape_are_refused(build_family):
         generate_batch(
             family.vlm, family.features(), family.shared, torch.ones(2, 3, 4).long(), 1, torch.ones(2, 2).long()
         )
+
+
+def test_a_template_is_filled_with_the_likeliest_allowed_tokens_after_forced_separators(make_family):
+    family, allowed, separators = make_family(), torch.tensor([5, 9, 17, 23, 41]), [[30, 31], [32]]
+    suffixes, lengths = pad_token_lists(SUFFIXES, pad=3)
+    cached_prefix = CachedPrefix.encode(family.vlm, family.features(), family.shared)
+    separator_ids = [torch.tensor(separator) for separator in separators]
+    logits = fill_template(family.vlm, cached_prefix, suffixes, allowed, separator_ids, lengths, chunk=2)
+    assert logits.shape == (2, 3, 3, 5)
+    for image, rows in enumerate(SUFFIXES):
+        for row, tokens in enumerate(rows):
+            for slot in range(3):
+                with torch.no_grad():
+                    alone = family.vlm.model(**family.inputs(image, tokens)).logits[0, -1, allowed]
+                assert logits[image, row, slot].tolist() == pytest.approx(alone.tolist(), abs=1e-4)
+                tokens = [*tokens, allowed[alone.argmax()].item(), *(separators[slot] if slot < 2 else [])]

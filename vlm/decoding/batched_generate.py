@@ -50,6 +50,29 @@ def generate_batch(
 
 
 @torch.no_grad()
+def fill_template(
+    vlm: PixelVLM,
+    cached_prefix: CachedPrefix,
+    suffixes: Int[Tensor, "B K L"],
+    allowed_ids: Int[Tensor, " C"],
+    separators: Sequence[Int[Tensor, " _"]],
+    lengths: Lengths | None = None,
+    chunk: int = 128,
+) -> Float[Tensor, "B K slots C"]:
+    """Return the logits of the allowed tokens in each slot of answers of one form: slot, separator, slot, ...
+
+    The likeliest allowed token fills a slot, and the separator after it is forced; the last slot ends the answer. So an
+    answer takes one pass a slot, and equals the greedy one wherever that has this form.
+
+    Raises:
+        UserError: the class cannot share a prefix, or shapes do not fit.
+    """
+    state = DecodingState(vlm, cached_prefix, suffixes, lengths)
+    parts = [state.fill_slots(columns, allowed_ids, separators) for columns in state.split(chunk)]
+    return torch.cat(parts, dim=1)
+
+
+@torch.no_grad()
 def last_hidden_states(
     vlm: PixelVLM, cached_prefix: CachedPrefix, suffixes: Int[Tensor, "B K L"], lengths: Lengths
 ) -> Float[Tensor, "B K D"]:
@@ -139,9 +162,31 @@ class DecodingState:
             done = done | torch.isin(token, ends)
             if len(generated) == max_new_tokens or done.all():
                 return torch.stack(generated, dim=1).unflatten(0, (len(self.suffixes), -1))
-            valid = functional.pad(valid, (0, 1), value=True)
-            offsets = (lengths + len(generated) - 1)[:, None]
-            hidden = self._forward(cache, self.vlm.embed(generated[-1])[:, None], offsets, valid)[:, -1]
+            valid, hidden = self._append(cache, valid, lengths + len(generated) - 1, generated[-1][:, None])
+
+    def fill_slots(
+        self, columns: Int[Tensor, " c"], allowed_ids: Int[Tensor, " C"], separators: Sequence[Int[Tensor, " _"]]
+    ) -> Float[Tensor, "B c slots C"]:
+        """Return `fill_template` for these prompts of every image."""
+        cache, valid, end, hidden = self.prefill(columns)
+        head = self.vlm.model.get_output_embeddings()
+        weight, bias = head.weight[allowed_ids], None if head.bias is None else head.bias[allowed_ids]
+        logits = [functional.linear(hidden, weight, bias).float()]
+        for separator in separators:
+            filled = allowed_ids[logits[-1].argmax(-1)]
+            tokens = torch.cat([filled[:, None], separator.expand(len(filled), -1)], dim=1)
+            valid, hidden = self._append(cache, valid, end, tokens)
+            end = end + tokens.shape[1]
+            logits.append(functional.linear(hidden, weight, bias).float())
+        return torch.stack(logits, dim=1).unflatten(0, (len(self.suffixes), -1))
+
+    def _append(
+        self, cache: DynamicCache, valid: Bool[Tensor, "R S"], end: Int[Tensor, " R"], tokens: Int[Tensor, "R T"]
+    ) -> tuple[Bool[Tensor, "R S_and_T"], Float[Tensor, "R D"]]:
+        """Run T more tokens after the rows' `end`; return which tokens are no padding, and the last hidden states."""
+        valid = functional.pad(valid, (0, tokens.shape[1]), value=True)
+        offsets = end[:, None] + torch.arange(tokens.shape[1], device=end.device)
+        return valid, self._forward(cache, self.vlm.embed(tokens), offsets, valid)[:, -1]
 
     def _forward(
         self, cache: DynamicCache, embeddings: Float[Tensor, "R T D"], offsets: Offsets, valid: Bool[Tensor, "R S"]

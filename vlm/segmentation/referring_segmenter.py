@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError, training_resolution
+from vlm.image_features import ImageFeatures
 from vlm.image_input import resize_image
 from vlm.model import PixelVLM
 from vlm.segmentation.encoder_maps import encoder_maps
@@ -45,17 +46,23 @@ class ReferringSegmenter:
 
     @torch.no_grad()
     def predict(
-        self, frames: UInt8[np.ndarray, "history H W 3"], expressions: Sequence[str]
+        self,
+        frames: UInt8[np.ndarray, "history H W 3"],
+        expressions: Sequence[str],
+        features: ImageFeatures | None = None,
     ) -> Float[np.ndarray, "K H W"]:
         """Return each pixel's probability, float32, of belonging to the target of each of K expressions.
 
         The image is the last frame, behind those before it; a single frame is repeated to the model's history.
+        `features` are those of the frames at this segmenter's size, with hidden states for a mask head, where they are
+        computed already.
         """
         resized = np.stack([resize_image(frame, self.size) for frame in frames])
         if len(resized) < self.vlm.history:
             resized = np.repeat(resized[-1:], self.vlm.history, axis=0)
         size = resized.shape[1:3]
-        features = self.vlm.encode_images(self.vlm.preprocess(resized[None]), output_hidden_states=bool(self.head))
+        if features is None:
+            features = self.vlm.encode_images(self.vlm.preprocess(resized[None]), output_hidden_states=bool(self.head))
         if self.head:
             states = expression_states(self.vlm, features, *expression_tokens(self.vlm.tokenizer, [expressions]))
             logits = self.head(encoder_maps(self.vlm, features, size), *states)[0, :, : size[0], : size[1]]
