@@ -6,7 +6,6 @@ from pathlib import Path
 from common.command import require_at_least
 from common.errors import UserError
 from pretrain.pvp_questions import NATIVE, parse_grid
-from pretrain.pvp_validation import PvpValidation
 from vlm.released_checkpoints import RELEASED_CAPTIONER, RELEASED_CLIP
 from vlm.sinusoidal_init import WAVELENGTHS
 from vlm.training.config import UNSET_OUT, ModelConfig, RunConfig, TrainConfig
@@ -101,6 +100,22 @@ class PvpData:
         if self.shuffle_targets and self.images < 2:
             raise UserError("--shuffle-targets needs --images of at least 2")
         parse_grid(self.grid)
+
+
+@dataclass(frozen=True)
+class PvpValidation:
+    """Images that training does not see, and when it is tried on them."""
+
+    val_data: tuple[str, ...] = ()
+    """Where validation images come from: recorded games, folders of pictures, or the word synthetic."""
+    val_images: int = 8
+    """Images of each of these places."""
+    eval_every: int = 0
+    """Steps between evaluations on them, which print the gates (`pretrain.pvp_gates`); 0: none."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 0, "eval_every")
+        require_at_least(self, 1, "val_images")
 
 
 @dataclass(frozen=True)

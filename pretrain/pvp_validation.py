@@ -1,7 +1,6 @@
 """Validation of pixel value prediction while it trains: reconstructions of images that it does not train on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,9 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 
-from common.command import require_at_least
 from pretrain.data.augmentation import crop_or_resize
 from pretrain.data.images import EpisodeFrames, ImageSource, open_image_source
+from pretrain.pvp_config import PvpValidation
 from pretrain.pvp_gates import (
     channel_ratio,
     mean_of_known,
@@ -29,22 +28,6 @@ from vlm.model import PixelVLM
 
 SAMPLE_SEED = 20_000
 SHOWN = 4  # reconstructions of each set in TensorBoard
-
-
-@dataclass(frozen=True)
-class PvpValidation:
-    """Images that training does not see, and when it is tried on them."""
-
-    val_data: tuple[str, ...] = ()
-    """Where validation images come from: recorded games, folders of pictures, or the word synthetic."""
-    val_images: int = 8
-    """Images of each of these places."""
-    eval_every: int = 0
-    """Steps between evaluations on them, which print the gates (`pretrain.pvp_gates`); 0: none."""
-
-    def __post_init__(self) -> None:
-        require_at_least(self, 0, "eval_every")
-        require_at_least(self, 1, "val_images")
 
 
 def sample_images(source: ImageSource, count: int, size: tuple[int, int], history: int) -> list[EvalImage]:
