@@ -171,6 +171,7 @@ CONFIGS = {
         attention_supervision_weight=1.0,
         dense_loss_weight=10.0,
         dense_loss_fraction=1.0,
+        heads_by_number=True,
         steps=3000,
         encoder_learning_rate=3e-4,
         trainer=("warmup_steps=40", "save_steps=250"),

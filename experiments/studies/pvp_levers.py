@@ -37,6 +37,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "no patch expansion: four cells a token": {"patch_expansion": 1, "cell_position_amplitude": 0.0},
     "cells cut by patches: grid 32": {"grid": "32", "patch_expansion": 1, "dense_loss_weight": 0.0},
     "no dense color loss": {"dense_loss_weight": 0.0},
+    "all heads for every number": {"heads_by_number": False},
     "8 questions an image": {"questions": 8},
     "no attention supervision": {"attention_supervision_weight": 0.0},
     "one-hot labels": {"label_std": 0.0},
@@ -47,7 +48,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "no lever": {
         "optimizer": "adamw", "number_scale": 0.0, "wavelengths": (8.0, 512.0), "patch_expansion": 1, "grid": "32",
         "dense_loss_weight": 0.0, "questions": 8, "patch_init_amplitude": 0.0, "position_amplitude": 1.0,
-        "cell_position_amplitude": 0.0, "preset": "nano-clip", "label_std": 6.0,
+        "cell_position_amplitude": 0.0, "preset": "nano-clip", "label_std": 6.0, "heads_by_number": False,
     },
 }  # fmt: skip
 
