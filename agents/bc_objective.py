@@ -1,5 +1,6 @@
 """Behavior cloning as an objective: the cross-entropy of the exact probabilities of the legal text answers."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from agents.auxiliary_action_head import AuxiliaryActionHead
 from agents.bc_dataset import BCBatch, BCSampler, GameBatch, LabelledDataset
+from common.errors import UserError
 from envs.games import find_game
 from vlm.decoding.candidate_scoring import CandidateScorer
 from vlm.image_features import ImageFeatures
@@ -18,18 +20,26 @@ from vlm.training.objective import Losses, Objective, encode_frames
 class BehaviorCloningObjective(Objective[PixelVLM, BCBatch]):
     """Cross-entropy with the targets, over the same scores that play uses (`vlm.decoding.candidate_scoring`).
 
-    `aux_loss_weight` is the weight of the same loss of the auxiliary action head, if there is one.
+    `aux_loss_weight` is the weight of the same loss of the auxiliary action head, if there is one. With a `teacher`,
+    its probabilities are the targets of all rows.
     """
 
     attention = "eager"  # on a CPU, backward through sdpa is slower over so few tokens
 
-    def __init__(self, vlm: PixelVLM, sampler: BCSampler, head: AuxiliaryActionHead | None, aux_loss_weight: float):
+    def __init__(
+        self,
+        vlm: PixelVLM,
+        sampler: BCSampler,
+        head: AuxiliaryActionHead | None,
+        aux_loss_weight: float,
+        teacher: PixelVLM | None = None,
+    ):
         super().__init__(vlm, sampler)
         self.head, self.aux_loss_weight = head, aux_loss_weight
-        self.scorers: dict[str, CandidateScorer] = {}
-        for game, datasets in sampler.datasets.items():
-            names = datasets[0].data.info.action_names
-            self.scorers[game] = CandidateScorer(vlm, action_prompt(find_game(game).title, names), names)
+        if teacher and teacher.history != vlm.history:
+            raise UserError(f"expected a teacher of {vlm.history} frames as the model, got one of {teacher.history}")
+        self.scorers = _scorers(vlm, sampler)
+        self.teacher, self.teacher_scorers = teacher, _scorers(teacher, sampler) if teacher else {}
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return the auxiliary action head."""
@@ -44,6 +54,8 @@ class BehaviorCloningObjective(Objective[PixelVLM, BCBatch]):
         losses: list[Tensor] = []
         metrics: dict[str, Tensor] = {}
         for part, own in zip(batch.games, features, strict=True):
+            if self.teacher:
+                part = self._with_teacher_targets(part)
             if not batch.aux_only or self.head is None:
                 log_probs = self.scorers[part.game].log_probs(own)  # [B, A]
                 losses.append(_cross_entropy(log_probs, part))
@@ -55,6 +67,19 @@ class BehaviorCloningObjective(Objective[PixelVLM, BCBatch]):
                 losses.append(self.aux_loss_weight * aux)
                 metrics[f"{part.game}/aux_loss"] = aux
         return Losses(torch.stack(losses).sum() / len(batch.games), metrics)
+
+    @torch.no_grad()
+    def _with_teacher_targets(self, batch: GameBatch) -> GameBatch:
+        """Return the batch with the teacher's probabilities as targets, every row alike."""
+        assert self.teacher
+        log_probs = self.teacher_scorers[batch.game].log_probs(encode_frames(self.teacher, batch.frames))
+        return dataclasses.replace(batch, targets=log_probs.softmax(-1), weights=torch.ones_like(batch.weights))
+
+
+def _scorers(vlm: PixelVLM, sampler: BCSampler) -> dict[str, CandidateScorer]:
+    """Return the scorer of each game's legal answers."""
+    names = {game: datasets[0].data.info.action_names for game, datasets in sampler.datasets.items()}
+    return {game: CandidateScorer(vlm, action_prompt(find_game(game).title, own), own) for game, own in names.items()}
 
 
 def _cross_entropy(log_probs: Tensor, batch: GameBatch) -> Tensor:
