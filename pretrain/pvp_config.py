@@ -154,7 +154,7 @@ CONFIGS = {
     ),
     # reads images never seen: every lever of the study pvp-levers, from synthetic images alone
     "reading": _DEFAULT.replace(
-        preset="pixel-clip",
+        preset="nano-clip",
         sinusoidal_init=True,
         wavelengths=(4.0, 256.0),
         number_scale=0.2,

@@ -44,11 +44,11 @@ LEVERS: dict[str, dict[str, Any]] = {
     "random patch embedding": {"patch_init_amplitude": 0.0},
     "positions as loud as patches": {"position_amplitude": 1.0},
     "no positions in cells": {"cell_position_amplitude": 0.0},
-    "a decoder of 3 layers": {"preset": "nano-clip"},
+    "a decoder of 5 layers, not 3": {"preset": "pixel-clip"},
     "no lever": {
         "optimizer": "adamw", "number_scale": 0.0, "wavelengths": (8.0, 512.0), "patch_expansion": 1, "grid": "32",
         "dense_loss_weight": 0.0, "questions": 8, "patch_init_amplitude": 0.0, "position_amplitude": 1.0,
-        "cell_position_amplitude": 0.0, "preset": "nano-clip", "label_std": 6.0, "heads_by_number": False,
+        "cell_position_amplitude": 0.0, "label_std": 6.0, "heads_by_number": False,
     },
 }  # fmt: skip
 
