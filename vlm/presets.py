@@ -55,6 +55,7 @@ class Preset:
 
 FRAME_STACK_INPUT = ImageConfig(history=2, frame_diff_scale=8, coordinate_channels=True)
 SQUARE_INPUT = ImageConfig(square_size=216)
+SQUARE_STACK_INPUT = ImageConfig(square_size=216, history=2, frame_diff_scale=4)
 POSITIONAL_HEADS: Any = {"rope_theta": 100, "positional_heads": True}
 IMAGE_TOKENS = 35  # 7 x 5, of a frame of up to 224 rows, as of most games, without a square
 
@@ -67,6 +68,7 @@ PRESETS = {
     "tiny-clip": Preset((32,), (2,), 32, 3, 2, 64, 0.1, SQUARE_INPUT, heads=2, patch=36, rope_theta=1e6),
     "nano-clip": Preset((192,), (6,), 256, 3, 4, 704, 0.06, SQUARE_INPUT, heads=3, rope_theta=1e6),
     "pixel-clip": Preset((192,), (6,), 256, 5, 4, 704, 0.06, SQUARE_INPUT, heads=3, rope_theta=1e6),
+    "play-clip": Preset((192,), (6,), 256, 3, 4, 704, 0.06, SQUARE_STACK_INPUT, heads=3, rope_theta=1e6),
     "base-clip": Preset((768,), (12,), 1024, 12, 16, 2816, 0.02, SQUARE_INPUT, heads=12, rope_theta=1e6),
     "small": Preset((64, 128, 256, 512), (2, 2, 4), 512, 6, 8, 1408, 0.04, FRAME_STACK_INPUT),
 }

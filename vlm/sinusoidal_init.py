@@ -92,15 +92,18 @@ def init_position_embeddings(
 def init_patch_embedding(tower: nn.Module, amplitude: float) -> None:
     """Start a CLIP tower's patch embedding as the lowest cosine waves of each channel (those of a discrete cosine
     transform), so that a token holds its patch's colors from the first step on, louder than its position.
+
+    Channels share the width equally; what is left of it starts as zeros.
     """
     embeddings: Any = tower.embeddings
     weight: Tensor = embeddings.patch_embedding.weight
-    count, size = math.isqrt(weight.shape[0] // 3), weight.shape[-1]
+    channels, size = weight.shape[1], weight.shape[-1]
+    count = math.isqrt(weight.shape[0] // channels)
     at = (torch.arange(size) + 0.5) / size
     wave = torch.stack([torch.cos(math.pi * k * at) * (1 if k == 0 else math.sqrt(2)) for k in range(count)])
     basis = torch.einsum("ih,jw->ijhw", wave, wave).reshape(-1, size, size) / size**2
     weight.zero_()
-    for channel in range(3):
+    for channel in range(channels):
         weight[channel * count**2 : (channel + 1) * count**2, channel] = amplitude * basis.to(weight)
 
 
