@@ -29,8 +29,6 @@ from vlm.training.config import UNSET_OUT, ModelConfig, RunConfig, TrainConfig, 
 from vlm.training.fit import fit
 from vlm.training.mixture import Mixture
 
-PATCH_INIT_SCALE = 4  # patches of frames start with a root mean square of 0.2, which positions of size 1 would drown
-
 
 @dataclass(frozen=True)
 class ClipModel(ModelConfig):
@@ -38,6 +36,9 @@ class ClipModel(ModelConfig):
 
     preset: str = "nano-clip"
     """The preset whose encoder is the vision tower: nano-clip or tiny-clip."""
+    patch_init_scale: float = 1.0
+    """Factor on a new tower's initial patch embedding. Patches of frames start with a root mean square of 0.05 beside
+    positions of 1: the quieter they are, the less of their colors the tower keeps. 4 kept them (`docs/log/`)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type that the result's weights are stored in; bfloat16 halves its size."""
 
@@ -63,7 +64,7 @@ def start_clip(config: ContrastiveConfig, datasets: list[EpisodeDataset]) -> Pix
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     init_position_embeddings(clip.model.vision_model, parse_grid(config.data.grid).cell_size(height, width))
     with torch.no_grad():
-        clip.model.vision_model.embeddings.patch_embedding.weight.mul_(PATCH_INIT_SCALE)
+        clip.model.vision_model.embeddings.patch_embedding.weight.mul_(config.model.patch_init_scale)
     return clip
 
 
