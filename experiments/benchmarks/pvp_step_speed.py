@@ -31,7 +31,7 @@ from experiments.benchmarks.harness import BenchmarkArgs, Row, benchmark_main, c
 from pretrain.pvp_config import PvpData
 from pretrain.pvp_objective import ImageSampler, PvpBatch, PvpObjective, PvpSampler
 from pretrain.pvp_questions import PixelPromptFormat
-from vlm.device import device_name, keep_freed_memory
+from vlm.device import device_name
 from vlm.precision import in_bfloat16
 from vlm.training.fit import TrainingModule
 from vlm.training.mixture import Mixture, MixtureBatch
@@ -222,7 +222,6 @@ def step_row(args: Args, questions: int) -> Row:
 
 def measure(args: Args) -> list[Row]:
     """Return a row for each number of questions."""
-    keep_freed_memory()  # as `fit` does
     details = {"model": args.model_name(), "device": device_name(CPU)}
     return [step_row(args, questions) | details for questions in args.questions]
 
