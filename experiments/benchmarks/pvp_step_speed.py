@@ -42,7 +42,7 @@ SIDE = 216  # of the images: the whole square of the CLIP presets
 WARM_UP = 2  # untimed steps of each side
 
 # of revisions before the modules of `pretrain` and `vlm` took today's names
-BASELINE_WORKER = """
+OLD_REVISION_WORKER = """
 import json, sys, time
 import torch
 sys.path.insert(0, ".")
@@ -178,7 +178,7 @@ def baseline_step(revision: str, setup: dict[str, object]) -> Iterator[BaselineS
         directory = Path(place)
         extract_revision(revision, directory)
         torch.save(setup, directory / "setup.pt")
-        command = [sys.executable, "-c", BASELINE_WORKER, "setup.pt"]
+        command = [sys.executable, "-c", OLD_REVISION_WORKER, "setup.pt"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with subprocess.Popen(command, cwd=directory, text=True, **pipes) as process:  # type: ignore[call-overload]
             try:
