@@ -1,13 +1,8 @@
 """The device of a model, and which of several processes this one is."""
 
-import ctypes
 import os
-import sys
 
 import torch
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-KEPT_BYTES = 2**30
 
 
 def best_device() -> torch.device:
@@ -18,16 +13,6 @@ def best_device() -> torch.device:
 def device_name(device: torch.device) -> str:
     """Return a device's name in results: the model of a GPU, else cpu."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep large blocks of memory for the next step, where it is glibc.
-
-    By default it returns a tensor's pages to the system; fetching them anew takes a twentieth of a small step on a CPU.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            libc.mallopt(option, KEPT_BYTES)
 
 
 def world_size() -> int:

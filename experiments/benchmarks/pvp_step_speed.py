@@ -31,7 +31,7 @@ from experiments.benchmarks.harness import BenchmarkArgs, Row, benchmark_main, c
 from pretrain.pvp_config import PvpData
 from pretrain.pvp_objective import ImageSampler, PvpBatch, PvpObjective, PvpSampler
 from pretrain.pvp_questions import PixelPromptFormat
-from vlm.device import device_name, keep_freed_memory
+from vlm.device import device_name
 from vlm.precision import in_bfloat16
 from vlm.training.fit import TrainingModule
 from vlm.training.mixture import Mixture, MixtureBatch
@@ -42,7 +42,7 @@ SIDE = 216  # of the images: the whole square of the CLIP presets
 WARM_UP = 2  # untimed steps of each side
 
 # of revisions before the modules of `pretrain` and `vlm` took today's names
-BASELINE_WORKER = """
+OLD_REVISION_WORKER = """
 import json, sys, time
 import torch
 sys.path.insert(0, ".")
@@ -178,7 +178,7 @@ def baseline_step(revision: str, setup: dict[str, object]) -> Iterator[BaselineS
         directory = Path(place)
         extract_revision(revision, directory)
         torch.save(setup, directory / "setup.pt")
-        command = [sys.executable, "-c", BASELINE_WORKER, "setup.pt"]
+        command = [sys.executable, "-c", OLD_REVISION_WORKER, "setup.pt"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with subprocess.Popen(command, cwd=directory, text=True, **pipes) as process:  # type: ignore[call-overload]
             try:
@@ -222,7 +222,6 @@ def step_row(args: Args, questions: int) -> Row:
 
 def measure(args: Args) -> list[Row]:
     """Return a row for each number of questions."""
-    keep_freed_memory()  # as `fit` does
     details = {"model": args.model_name(), "device": device_name(CPU)}
     return [step_row(args, questions) | details for questions in args.questions]
 

@@ -1,4 +1,4 @@
-"""The packed pass of a Llama decoder for training on a CPU: the states and gradients of its class, in half the time.
+"""The packed pass of a Llama decoder for training on a CPU: the states and gradients of its class, to rounding.
 
 Other than the class's own forward pass it
 

@@ -23,7 +23,7 @@ from common.files import atomic_file
 from common.run_arguments import require_same_arguments
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
-from vlm.device import best_device, is_main_process, keep_freed_memory, world_size
+from vlm.device import best_device, is_main_process, world_size
 from vlm.model import PixelModel
 from vlm.precision import autocast
 from vlm.training import lora
@@ -224,7 +224,6 @@ def fit(
         finish: called after the training, before `last` is written; returns more metadata.
         export: writes more files into `last`.
     """
-    keep_freed_memory()
     arguments, bf16 = training_arguments(config.run)
     require_same_run(config)
     vlm: PixelModel = mixture.vlm
