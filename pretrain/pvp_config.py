@@ -128,6 +128,29 @@ class PvpConfig(TrainConfig):
 
 
 _DEFAULT = PvpConfig(RunConfig(UNSET_OUT))
+_READING = _DEFAULT.replace(
+    preset="nano-clip",
+    sinusoidal_init=True,
+    wavelengths=(4.0, 256.0),
+    number_scale=0.2,
+    position_amplitude=0.5,
+    patch_init_amplitude=2.0,
+    patch_expansion=2,
+    cell_position_amplitude=0.15,
+    grid="24",
+    size=(216, 216),
+    synthetic=1.0,
+    images=8,
+    questions=64,
+    label_std=4.0,
+    attention_supervision_weight=1.0,
+    dense_loss_weight=10.0,
+    dense_loss_fraction=1.0,
+    heads_by_number=True,
+    steps=3000,
+    encoder_learning_rate=3e-4,
+    trainer=("warmup_steps=40", "save_steps=250"),
+)
 CONFIGS = {
     "default": _DEFAULT,
     # beside play: the settings of `agents.clone --pvp-weight`
@@ -135,47 +158,18 @@ CONFIGS = {
     # what the released policy was trained on before play
     "policy": _DEFAULT.replace(preset="micro", sinusoidal_init=True, grid="32", steps=400),
     # the study pvp-nano, out of distribution; it trains from the released CLIP's tower
-    "pvp-nano": _DEFAULT.replace(
-        preset="nano-clip",
+    "pvp-nano": _READING.replace(
         vision_tower=RELEASED_CLIP,
-        sinusoidal_init=True,
-        grid="32",
+        patch_init_amplitude=0.0,
         val_episodes=2,
         augmentation=1.0,
         synthetic=0.5,
-        curriculum_fraction=0.5,
-        images=8,
-        questions=16,
-        label_std=6.0,
-        attention_supervision_weight=1.0,
+        questions=32,
         steps=1000,
-        encoder_learning_rate=3e-4,
         trainer=("warmup_steps=40", "save_steps=125"),
     ),
     # reads images never seen: every lever of the study pvp-levers, from synthetic images alone
-    "reading": _DEFAULT.replace(
-        preset="nano-clip",
-        sinusoidal_init=True,
-        wavelengths=(4.0, 256.0),
-        number_scale=0.2,
-        position_amplitude=0.5,
-        patch_init_amplitude=2.0,
-        patch_expansion=2,
-        cell_position_amplitude=0.15,
-        grid="24",
-        size=(216, 216),
-        synthetic=1.0,
-        images=8,
-        questions=64,
-        label_std=4.0,
-        attention_supervision_weight=1.0,
-        dense_loss_weight=10.0,
-        dense_loss_fraction=1.0,
-        heads_by_number=True,
-        steps=3000,
-        encoder_learning_rate=3e-4,
-        trainer=("warmup_steps=40", "save_steps=250"),
-    ),
+    "reading": _READING,
     # the study games-nano: plain frames of the games that are played, from the released captioner
     "games-nano": _DEFAULT.replace(
         init=RELEASED_CAPTIONER,

@@ -11,6 +11,7 @@ import torch
 from pretrain.data.augmentation import crop_or_resize
 from pretrain.data.images import EpisodeFrames, read_image
 from pretrain.data.scikit_image_photographs import EVALUATION_PHOTOGRAPHS, scikit_image_folder
+from pretrain.pvp_gates import channel_ratio, patch_metrics, patch_of_cells, token_probe_mae
 from pretrain.pvp_prediction import grid_coordinates, predict_pixels
 from pretrain.pvp_questions import PixelPromptFormat, downsample_grid
 from pretrain.reconstruct import prediction_metrics
@@ -78,7 +79,7 @@ def evaluate_baselines(eval_set: EvalSet, grid: str, patch: int, training_mean: 
 def evaluate(
     vlm: PixelVLM, eval_set: EvalSet, grid: str, sample: int | None = None, save: Path | None = None
 ) -> Metrics:
-    """Return a model's mean metrics on a set.
+    """Return a model's mean metrics on a set, with those of the gates where all cells are asked about.
 
     Args:
         vlm: the model.
@@ -98,6 +99,13 @@ def evaluate(
         predicted = predict_pixels(vlm, np.stack([image] * vlm.history), cells, prompts, chunk=512)
         at_cells = target[cells[:, 0], cells[:, 1]].reshape(shape)
         rows.append(prediction_metrics(predicted, at_cells, is_object[cells[:, 0], cells[:, 1]].reshape(shape[:2])))
+        if sample is None:
+            patches = patch_of_cells(vlm, *image.shape[:2], *target.shape[:2])
+            rows[-1] |= patch_metrics(predicted.colors.reshape(target.shape), target, patches)
         if save:
             np.save(f"{save}-{number}.npy", predicted.colors.reshape(shape).astype(np.uint8))
-    return mean_metrics(rows)
+    metrics = mean_metrics(rows)
+    if sample is None:
+        metrics["channel_ratio"] = channel_ratio(metrics)
+        metrics["token_probe_mae"] = token_probe_mae(vlm, eval_set.images, grid)
+    return metrics

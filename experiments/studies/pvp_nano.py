@@ -62,12 +62,12 @@ class DataRegime:
     curriculum_fraction: float
     steps: int = 1000
     images: int = 8
-    questions: int = 16
-    seconds_per_step: float = 1.0
+    questions: int = 32
+    seconds_per_step: float = 0.5
 
 
 IN_DISTRIBUTION = DataRegime("in-distribution", augmentation=0, synthetic=0, curriculum_fraction=0)
-OUT_OF_DISTRIBUTION = DataRegime("out-of-distribution", augmentation=1, synthetic=0.5, curriculum_fraction=0.5)
+OUT_OF_DISTRIBUTION = DataRegime("out-of-distribution", augmentation=1, synthetic=0.5, curriculum_fraction=0)
 
 
 @dataclass(frozen=True)
