@@ -18,7 +18,7 @@ from jaxtyping import Float, Int, UInt8
 
 from pretrain.linear_probe import ridge
 from pretrain.pvp_prediction import grid_coordinates
-from pretrain.pvp_questions import downsample_grid
+from pretrain.pvp_questions import cell_centers, downsample_grid, parse_grid
 from pretrain.reconstruction_metrics import Metrics
 from vlm.model import PixelVLM
 from vlm.training.attention_supervision import patch_edges, target_patch_index
@@ -55,10 +55,16 @@ def failing_gate(metrics: Metrics) -> str | None:
     return next((gate.name for gate in GATES if not gate.passes(metrics)), None)
 
 
-def patch_of_cells(vlm: PixelVLM, height: int, width: int, rows: int, columns: int) -> Int[np.ndarray, " cells"]:
-    """Return the image token, before patch expansion, that covers the center of each cell of a grid, row by row."""
-    centers = torch.from_numpy((grid_coordinates(rows, columns) + 0.5) / (rows, columns)).float()
-    return target_patch_index(patch_edges(vlm, height, width), centers, height, width).numpy()
+def patch_of_cells(
+    vlm: PixelVLM, height: int, width: int, grid: str, expanded: bool = False
+) -> Int[np.ndarray, " cells"]:
+    """Return the image token that covers the center of each cell of a grid, row by row.
+
+    It is counted before patch expansion, or after it with `expanded`.
+    """
+    cells = grid_coordinates(*parse_grid(grid).shape_of(height, width))
+    centers = torch.from_numpy(cell_centers(cells, grid, height, width))
+    return target_patch_index(patch_edges(vlm, height, width, expanded), centers, height, width).numpy()
 
 
 def patch_metrics(
@@ -100,10 +106,8 @@ def token_probe_mae(vlm: PixelVLM, images: Sequence[UInt8[np.ndarray, "H W 3"]],
     where a token has more than one cell: then nothing tells the cells of a token apart.
     """
     height, width = images[0].shape[:2]
-    rows, columns = downsample_grid(images[0], grid).shape[:2]
-    centers = torch.from_numpy((grid_coordinates(rows, columns) + 0.5) / (rows, columns)).float()
-    index = target_patch_index(patch_edges(vlm, height, width, cells=True), centers, height, width)
-    if len(images) < 4 or len(index.unique()) < len(index):
+    index = patch_of_cells(vlm, height, width, grid, expanded=True)
+    if len(images) < 4 or len(np.unique(index)) < len(index):
         return None
     tokens = np.stack([_tokens(vlm, image)[index].numpy() for image in images])
     colors = np.stack([downsample_grid(image, grid).reshape(-1, 3) for image in images]).astype(float)

@@ -22,7 +22,7 @@ from pretrain.data.images import ImageSource
 from pretrain.data.synthetic_images import synthetic_image
 from pretrain.dense_colors import DenseColorHead
 from pretrain.pvp_config import PvpData
-from pretrain.pvp_questions import PixelPromptFormat, downsample_grid, sample_coordinates
+from pretrain.pvp_questions import PixelPromptFormat, cell_centers, downsample_grid, sample_coordinates
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.training.attention_supervision import AttentionTargets
@@ -89,7 +89,7 @@ class PvpSampler:
     def _questions(self, image: np.ndarray, rng: np.random.Generator) -> tuple[list, np.ndarray]:
         values = downsample_grid(image, self.data.grid)
         places = sample_coordinates(values, self.data.questions, rng)
-        fractions = ((places + 0.5) / values.shape[:2]).astype(np.float32)
+        fractions = cell_centers(places, self.data.grid, *image.shape[:2])
         return self.prompts.questions_with_answers(places, values[places[:, 0], places[:, 1]]), fractions
 
 

@@ -72,6 +72,11 @@ def block_means(image: UInt8[np.ndarray, "H W 3"], size: int) -> Float[np.ndarra
     return sums / (heights[:, None] * widths)[..., None]
 
 
+def cell_centers(coordinates: Int[np.ndarray, "K 2"], grid: str, height: int, width: int) -> Float[np.ndarray, "K 2"]:
+    """Return the centers of cells as fractions of an image's height and width; of a cell that is cut, as if whole."""
+    return ((coordinates + 0.5) * parse_grid(grid).cell_size(height, width) / (height, width)).astype(np.float32)
+
+
 def sample_coordinates(
     colors: UInt8[np.ndarray, "rows columns 3"], count: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "count 2"]:

@@ -55,8 +55,8 @@ def evaluate_images(
         shape = true.shape[:2]
         prediction = predict_pixels(vlm, image.frames, grid_coordinates(*shape), prompts, 512)
         predicted = prediction.colors.reshape(true.shape)
-        patches = patch_of_cells(vlm, *image.frames.shape[1:3], *shape)
-        row = prediction_metrics(prediction, true, cells_containing(image.small_objects, *shape))
+        patches = patch_of_cells(vlm, *image.frames.shape[1:3], grid)
+        row = prediction_metrics(prediction, true, cells_containing(image.small_objects, grid))
         row |= patch_metrics(predicted, true, patches)
         row["mae_patch_mean"] = row.pop("mae_of_true_patch_means")
         row["mae_image_mean"] = float(mean_absolute_error(true.reshape(-1, 3).mean(0), true).mean())

@@ -159,9 +159,9 @@ def reconstruct_image(
 ) -> tuple[list[Metrics], Image.Image]:
     """Return a row of metrics for every baseline and model, and their comparison grid."""
     true = downsample_grid(image.frames[-1], grid)
-    small_objects = cells_containing(image.small_objects, *true.shape[:2])
+    small_objects = cells_containing(image.small_objects, grid)
     rows, panels = [], {"original": image.frames[-1], f"grid {grid}": true}
-    for name, predicted in baselines(image.frames[-1], true, patch_size(next(iter(vlms.values())))).items():
+    for name, predicted in baselines(image.frames[-1], true, patch_size(next(iter(vlms.values()))), grid).items():
         rows.append({"image": image.name, "baseline": name, **image_metrics(predicted, true, small_objects)})
     for name, vlm in vlms.items():
         prompt_format = PixelPromptFormat.from_model(vlm, order)

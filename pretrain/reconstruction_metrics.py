@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from pretrain.pvp_questions import block_means
+from pretrain.pvp_questions import block_means, parse_grid
 
 BLUR_SIZE = 8  # cells along a side of the blurred image
 RARE_FRACTION = 0.02  # a rarer color covers less of the image
@@ -86,13 +86,15 @@ def blurred(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def patch_mean_image(
-    image: UInt8[np.ndarray, "H W 3"], patch_size: int, rows: int, columns: int
+    image: UInt8[np.ndarray, "H W 3"], patch_size: int, grid: str
 ) -> Float[np.ndarray, "rows columns 3"]:
     """Return for each grid cell the mean of the patch, a square from the upper left, that holds the cell's center."""
-    means, (height, width, _) = block_means(image, patch_size), image.shape
+    means, (height, width, _), parsed = block_means(image, patch_size), image.shape, parse_grid(grid)
     row, column = (
-        ((np.arange(count) + 0.5) * size / count).astype(int) // patch_size
-        for count, size in ((rows, height), (columns, width))
+        ((np.arange(count) + 0.5) * size).astype(int).clip(0, side - 1) // patch_size
+        for count, size, side in zip(
+            parsed.shape_of(height, width), parsed.cell_size(height, width), (height, width), strict=True
+        )
     )
     return means[row][:, column]
 
@@ -101,15 +103,16 @@ def baselines(
     image: UInt8[np.ndarray, "H W 3"],
     true: UInt8[np.ndarray, "rows cols 3"],
     patch_size: int,
+    grid: str,
     training_mean: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return what one would predict for the cells `true` of an image without reading pixels, by name.
+    """Return what one would predict for the cells `true` of a grid on an image without reading pixels, by name.
 
     `training_mean` is the mean color of the training images, float[3], if known.
     """
     found = {} if training_mean is None else {"training mean": np.broadcast_to(training_mean, true.shape)}
     found["image mean"] = np.broadcast_to(true.reshape(-1, 3).mean(0), true.shape)
-    return found | {"blurred": blurred(true), "patch mean": patch_mean_image(image, patch_size, *true.shape[:2])}
+    return found | {"blurred": blurred(true), "patch mean": patch_mean_image(image, patch_size, grid)}
 
 
 def rare_color_mask(image: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "H W"]:
@@ -119,10 +122,13 @@ def rare_color_mask(image: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "H W"
     return (counts[inverse] < RARE_FRACTION * len(codes)).reshape(image.shape[:2])
 
 
-def cells_containing(mask: Bool[np.ndarray, "H W"], rows: int, columns: int) -> Bool[np.ndarray, "rows columns"]:
+def cells_containing(mask: Bool[np.ndarray, "H W"], grid: str) -> Bool[np.ndarray, "rows columns"]:
     """Return the grid cells that contain a pixel of a mask."""
-    height, width = mask.shape
-    cells = np.zeros((rows, columns), dtype=bool)
-    row, column = np.nonzero(mask)
-    cells[row * rows // height, column * columns // width] = True
+    parsed = parse_grid(grid)
+    cells = np.zeros(parsed.shape_of(*mask.shape), dtype=bool)
+    row, column = (
+        (pixels / size + 1e-9).astype(int)
+        for pixels, size in zip(np.nonzero(mask), parsed.cell_size(*mask.shape), strict=True)
+    )
+    cells[row, column] = True
     return cells

@@ -69,8 +69,8 @@ def evaluate_baselines(eval_set: EvalSet, grid: str, patch: int, training_mean: 
     found: dict[str, list[Metrics]] = {}
     for image, objects in zip(eval_set.images, eval_set.objects, strict=True):
         target = downsample_grid(image, grid)
-        cells = cells_containing(objects, *target.shape[:2])
-        for name, guess in baselines(image, target, patch, training_mean).items():
+        cells = cells_containing(objects, grid)
+        for name, guess in baselines(image, target, patch, grid, training_mean).items():
             found.setdefault(name, []).append(image_metrics(guess, target, cells))
     return {name: mean_metrics(rows) for name, rows in found.items()}
 
@@ -92,7 +92,7 @@ def evaluate(
     for number, (image, objects) in enumerate(zip(eval_set.images, eval_set.objects, strict=True)):
         target = downsample_grid(image, grid)
         shape = target.shape
-        cells, is_object = grid_coordinates(*shape[:2]), cells_containing(objects, *shape[:2])
+        cells, is_object = grid_coordinates(*shape[:2]), cells_containing(objects, grid)
         if sample is not None:
             cells = cells[np.random.default_rng(number).choice(len(cells), min(sample, len(cells)), replace=False)]
             shape = (1, len(cells), 3)
@@ -100,7 +100,7 @@ def evaluate(
         at_cells = target[cells[:, 0], cells[:, 1]].reshape(shape)
         rows.append(prediction_metrics(predicted, at_cells, is_object[cells[:, 0], cells[:, 1]].reshape(shape[:2])))
         if sample is None:
-            patches = patch_of_cells(vlm, *image.shape[:2], *target.shape[:2])
+            patches = patch_of_cells(vlm, *image.shape[:2], grid)
             rows[-1] |= patch_metrics(predicted.colors.reshape(target.shape), target, patches)
         if save:
             np.save(f"{save}-{number}.npy", predicted.colors.reshape(shape).astype(np.uint8))

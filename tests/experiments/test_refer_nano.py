@@ -50,7 +50,7 @@ def config(tmp_path):
     short = replace(OUT_OF_DISTRIBUTION, steps=2, images=2, questions=4)
     trainer = ("dataloader_num_workers=0", "warmup_steps=1")
     training = pvp_nano.NANO.training.replace(
-        vision_tower=tmp_path / "clip", preset="tiny-clip", grid="4", val_episodes=1, trainer=trainer
+        vision_tower=tmp_path / "clip", preset="tiny-clip", grid="12", val_episodes=1, trainer=trainer
     )
     pretraining = pvp_nano.ExperimentConfig(
         training, games=("Pong", "Breakout"), held_out_games=("Qbert",), episodes=3, data_dir=tmp_path / "data",

@@ -147,7 +147,7 @@ def test_a_file_of_another_experiment_is_refused(tmp_path):
 
 
 def test_unknown_names_are_refused_and_durations_are_formatted():
-    with pytest.raises(UserError, match=r"expected an experiment \(pvp-nano, .*\), got 'pvp'; nearest: pvp-nano"):
+    with pytest.raises(UserError, match=r"expected an experiment \(pvp-levers, .*\), got 'pvp'; nearest: pvp-nano"):
         Args("pvp")
     with pytest.raises(UserError, match="--processes must be at least 1, got 0"):
         Args("pvp-nano", processes=0)
@@ -196,7 +196,7 @@ def config(tmp_path):
     checkpoint.save(build_clip("tiny-clip", caption_tokenizer(), 0), tmp_path / "clip")
     short = {"steps": 4, "images": 2, "questions": 4}
     training = NANO.training.replace(
-        vision_tower=tmp_path / "clip", preset="tiny-clip", grid="4", val_episodes=1,
+        vision_tower=tmp_path / "clip", preset="tiny-clip", grid="12", val_episodes=1,
         trainer=("dataloader_num_workers=0", "warmup_steps=1"),
     )  # fmt: skip
     return ExperimentConfig(

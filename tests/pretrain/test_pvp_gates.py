@@ -54,8 +54,15 @@ def test_the_worst_channel_is_compared_with_the_best():
 
 
 def test_cells_belong_to_the_patch_that_covers_them():
-    patches = patch_of_cells(build("tiny"), 64, 64, 4, 4).reshape(4, 4)
+    patches = patch_of_cells(build("tiny"), 64, 64, "4").reshape(4, 4)
     assert patches.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+
+
+def test_cells_of_pixels_belong_to_their_patches_where_the_last_ones_are_cut():
+    vlm = build("tiny-clip")  # patches of 36 pixels
+    patches = patch_of_cells(vlm, 210, 160, "9px").reshape(24, 18)
+    rows, columns = np.arange(24) * 9 // 36, np.arange(18) * 9 // 36
+    assert np.array_equal(patches, rows[:, None] * 6 + columns)
 
 
 def test_the_probe_reads_colours_off_tokens_and_needs_a_token_a_cell():

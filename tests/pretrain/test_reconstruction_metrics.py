@@ -61,7 +61,7 @@ def test_the_mean_color_counts_every_image_once():
 
 
 def test_a_grid_cell_gets_the_mean_of_the_patch_that_holds_its_center(image):
-    found = patch_mean_image(image, 8, 6, 4)  # cells of 4 x 5 pixels
+    found = patch_mean_image(image, 8, "6x4")  # cells of 4 x 5 pixels
     assert found.shape == (6, 4, 3)
     assert found[0, 0] == pytest.approx(image[:8, :8].reshape(-1, 3).mean(0))
     assert found[5, 3] == pytest.approx(image[16:24, 16:20].reshape(-1, 3).mean(0))  # a patch cut by the edge
@@ -84,13 +84,13 @@ def test_rare_colors_and_the_grid_cells_that_contain_them():
     image[3, 17] = 255
     mask = rare_color_mask(image)
     assert np.argwhere(mask).tolist() == [[3, 17]]
-    assert np.argwhere(cells_containing(mask, 4, 4)).tolist() == [[0, 3]]
+    assert np.argwhere(cells_containing(mask, "4")).tolist() == [[0, 3]]
 
 
 def test_baselines_with_more_knowledge_have_smaller_errors():
     rows, columns = np.mgrid[:64, :64]
     image = np.stack([rows * 3, columns * 3, 120 + 0 * rows], axis=-1).astype(np.uint8)
-    found = baselines(image, image, 16, training_mean=np.array([0.0, 0.0, 0.0]))
+    found = baselines(image, image, 16, "native", training_mean=np.array([0.0, 0.0, 0.0]))
     errors = {name: np.abs(guess.astype(float) - image).mean() for name, guess in found.items()}
     assert errors["training mean"] > errors["image mean"] > errors["patch mean"] > errors["blurred"] > 0
-    assert "training mean" not in baselines(image, image, 16)
+    assert "training mean" not in baselines(image, image, 16, "native")
