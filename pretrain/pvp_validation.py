@@ -55,7 +55,8 @@ def evaluate_images(
         shape = true.shape[:2]
         prediction = predict_pixels(vlm, image.frames, grid_coordinates(*shape), prompts, 512)
         predicted = prediction.colors.reshape(true.shape)
-        patches = patch_of_cells(vlm, *image.frames.shape[1:3], grid=grid)
+        _, height, width, _ = image.frames.shape
+        patches = patch_of_cells(vlm, height, width, grid)
         row = prediction_metrics(prediction, true, cells_containing(image.small_objects, grid))
         row |= patch_metrics(predicted, true, patches)
         row["mae_patch_mean"] = row.pop("mae_of_true_patch_means")

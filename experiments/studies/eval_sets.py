@@ -100,7 +100,8 @@ def evaluate(
         at_cells = target[cells[:, 0], cells[:, 1]].reshape(shape)
         rows.append(prediction_metrics(predicted, at_cells, is_object[cells[:, 0], cells[:, 1]].reshape(shape[:2])))
         if sample is None:
-            patches = patch_of_cells(vlm, *image.shape[:2], grid=grid)
+            height, width, _ = image.shape
+            patches = patch_of_cells(vlm, height, width, grid)
             rows[-1] |= patch_metrics(predicted.colors.reshape(target.shape), target, patches)
         if save:
             np.save(f"{save}-{number}.npy", predicted.colors.reshape(shape).astype(np.uint8))
