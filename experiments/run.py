@@ -1,5 +1,6 @@
 """Named experiments: rows accumulate in a result file, and finished jobs are not repeated.
 
+    python -m experiments.run optimizers
     python -m experiments.run pvp-levers
     python -m experiments.run pvp-nano
     python -m experiments.run refer-nano
@@ -33,7 +34,7 @@ from common.command import run as run_command
 from common.errors import UserError, nearest
 from common.provenance import git_commit
 from common.results import RESULTS, new_result, read_result, write_result
-from experiments.studies import games_nano, pvp_levers, pvp_nano, refer_nano
+from experiments.studies import games_nano, optimizers, pvp_levers, pvp_nano, refer_nano
 from experiments.studies.jobs import Job
 from vlm.device import best_device, device_name
 
@@ -48,6 +49,7 @@ class Experiment:
 
 
 EXPERIMENTS = {
+    "optimizers": Experiment(optimizers.prepare, optimizers.jobs),
     "pvp-levers": Experiment(pvp_levers.prepare, pvp_levers.jobs),
     "pvp-nano": Experiment(pvp_nano.prepare, pvp_nano.jobs, pvp_nano.draw),
     "refer-nano": Experiment(refer_nano.prepare, refer_nano.jobs, refer_nano.draw),
@@ -60,7 +62,7 @@ class Args:
     """Run a named experiment, or resume it."""
 
     name: tyro.conf.Positional[str]
-    """The experiment: pvp-levers, pvp-nano, refer-nano or games-nano."""
+    """The experiment: optimizers, pvp-levers, pvp-nano, refer-nano or games-nano."""
     out: Path | None = None
     """The result file; experiments/results/NAME.json by default."""
     work: Path | None = None

@@ -53,6 +53,7 @@ def make_sections(results: Mapping[str, Result], folder: Path) -> list[Section]:
         text = "Published scores, human scores and our own measurements of random play."
         found.append(Section("reference-scores", "Reference scores", text, [], [tables.reference_table()]))
     studies = {
+        "optimizers": optimizers_section,
         "pvp-levers": levers_section,
         "pvp-nano": pvp_section,
         "games-nano": games_section,
@@ -132,6 +133,19 @@ def pvp_section(result: Result, images: Sequence[Path]) -> Section:
         lambda: [curve_chart(rows, regime, name) for regime, name in tables.EVAL_SETS],
         images,
         "the original, its grid, the frozen and the adapted model's predictions",
+    )
+
+
+def optimizers_section(result: Result, images: Sequence[Path]) -> Section:
+    """Return the time that AdamW and Muon take to an equal loss."""
+    return Section(
+        "optimizers",
+        "optimizers: how much sooner does Muon get there?",
+        "Training by AdamW for every parameter, and by Muon for weight matrices with AdamW for the rest, on the same "
+        "batches. Muon is the default.",
+        [result],
+        [tables.optimizers_table(result["rows"])],
+        images=images,
     )
 
 

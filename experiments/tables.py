@@ -116,6 +116,32 @@ def levers_table(rows: list[Row], eval_set: str) -> Table:
     return Table(caption, tuple(title for _, title, _ in LEVER_COLUMNS), list(cells.items()))
 
 
+def optimizers_table(rows: list[Row]) -> Table:
+    """Return, for each task, what AdamW reaches and how long Muon takes to the same value; values are last points."""
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        curves = {
+            name: sorted(filter_rows(rows, task=task, optimizer=name), key=lambda row: row["step"])
+            for name in ("adamw", "muon")
+        }
+        if not all(curves.values()):
+            continue
+        adamw, muon = (curves[name] for name in ("adamw", "muon"))
+        reached = next((row for row in muon if row["value"] <= adamw[-1]["value"]), None)
+        cells = {
+            "value": {"mae_expected": "error of 255", "loss": "nats"}[adamw[0]["metric"]],
+            "steps": str(adamw[-1]["step"]),
+            "AdamW": f"{adamw[-1]['value']:.2f} in {adamw[-1]['seconds']:.0f} s",
+            "Muon": f"{muon[-1]['value']:.2f} in {muon[-1]['seconds']:.0f} s",
+        }
+        if reached:
+            cells["Muon, to AdamW's value"] = f"{reached['step']} steps, {reached['seconds']:.0f} s"
+            cells["times as fast"] = f"{adamw[-1]['seconds'] / reached['seconds']:.1f}"
+        lines.append((task, cells))
+    columns = ("value", "steps", "AdamW", "Muon", "Muon, to AdamW's value", "times as fast")
+    return Table("Means over 25 training batches, on one core", columns, lines)
+
+
 def _mean_of(rows: list[Row], metric: str) -> float | None:
     values = [row[metric] for row in rows if row.get(metric) is not None]
     return float(np.mean(values)) if values else None

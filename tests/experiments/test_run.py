@@ -147,7 +147,7 @@ def test_a_file_of_another_experiment_is_refused(tmp_path):
 
 
 def test_unknown_names_are_refused_and_durations_are_formatted():
-    with pytest.raises(UserError, match=r"expected an experiment \(pvp-levers, .*\), got 'pvp'; nearest: pvp-nano"):
+    with pytest.raises(UserError, match=r"expected an experiment \(optimizers, .*\), got 'pvp'; nearest: pvp-nano"):
         Args("pvp")
     with pytest.raises(UserError, match="--processes must be at least 1, got 0"):
         Args("pvp-nano", processes=0)
