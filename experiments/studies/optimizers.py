@@ -9,7 +9,7 @@ those of the named configs, of which Muon takes three times for matrices.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -45,9 +45,11 @@ class OptimizersConfig:
         preset="micro", steps=300, batch_size=64, pvp_weight=0.0, aux_loss_weight=0.0, encoder_learning_rate=1e-3,
         connector_learning_rate=1e-3, game_weights=(), trainer=("warmup_steps=40", "save_steps=1000"),
     )  # fmt: skip
-    demonstrations: record.Args = record.Args(
-        game="MsPacman", out=Path("data/optimizers-MsPacman"), agent="mspacman-expert", random_action_prob=0.08,
-        episodes=16, max_frames=10_000, seed=40,
+    demonstrations: record.Args = field(
+        default_factory=lambda: record.Args(
+            game="MsPacman", out=Path("data/optimizers-MsPacman"), agent="mspacman-expert", random_action_prob=0.08,
+            episodes=16, max_frames=10_000, seed=40,
+        )
     )  # fmt: skip
     seconds: float = 300  # of a job
 
