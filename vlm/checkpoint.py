@@ -12,13 +12,15 @@ A checkpoint is written into a temporary directory and renamed when complete.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from common.errors import UserError
 from common.files import atomic_directory
@@ -118,9 +120,10 @@ def load_as(model_class: type[Model], directory: Path) -> Model:
     if not (directory / WEIGHTS).is_file():
         raise CheckpointError(f"{directory} is incomplete: {WEIGHTS} is missing")
     try:
-        model, report = model_class.auto_class.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
+        with _without_warnings():  # of a patch expansion, which is loaded here; other mismatches are errors
+            model, report = model_class.auto_class.from_pretrained(
+                directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except LOAD_ERRORS as error:
         raise CheckpointError(f"{directory / WEIGHTS} or a file beside it is damaged: {_first_line(error)}") from error
@@ -132,6 +135,17 @@ def load_as(model_class: type[Model], directory: Path) -> Model:
         raise CheckpointError(f"{directory / METADATA}: expected {', '.join(sorted(known))}, got {', '.join(unknown)}")
     image_config = ImageConfig(**{name: value for name, value in metadata.items() if name in known})
     return model_class(model.eval(), tokenizer, image_config)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Let transformers log errors alone within the context."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _load_expansion(model: PreTrainedModel, file: Path, unexpected: Collection[str]) -> set[str]:

@@ -73,12 +73,13 @@ def test_it_trains_at_the_connectors_rate():
     assert f"{NAME}.linear.weight" in names
 
 
-def test_a_checkpoint_keeps_it_and_plain_transformers_loads_the_rest(tmp_path):
+def test_a_checkpoint_keeps_it_and_plain_transformers_loads_the_rest(tmp_path, capfd):
     vlm = expanded()
     checkpoint.save(vlm, tmp_path / "model")
     loaded = checkpoint.load(tmp_path / "model", torch.device("cpu"))
     pixels = vlm.preprocess(FRAMES)
     assert torch.equal(vlm.encode_cells(pixels).tokens, loaded.encode_cells(pixels).tokens)
+    assert "UNEXPECTED" not in capfd.readouterr().err
     plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
     features = plain.get_image_features(pixel_values=pixels).pooler_output
     torch.testing.assert_close(torch.stack(list(features)).flatten(1, -2), vlm.encode_images(pixels).tokens)
