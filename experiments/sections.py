@@ -121,13 +121,14 @@ def pvp_section(result: Result, images: Sequence[Path]) -> Section:
     return Section(
         "pvp-nano",
         "pvp-nano: does a frozen encoder cost pixel precision?",
-        "In distribution: held-out episodes of the training games, half of which can be answered from memory. Out of "
-        "distribution: trained on augmented frames; evaluated on unseen games, photographs and synthetic images, where "
-        "only reading helps. Means with 95 % t-intervals over training seeds.",
+        "Trained on augmented frames of 22 games and synthetic images; evaluated on unseen games, photographs and "
+        "other synthetic images, where only reading helps, and on held-out episodes of the training games. Means with "
+        "95 % t-intervals over training seeds.",
         [result],
         [
-            tables.pvp_table(rows, "Mean absolute error of 255, all cells of a 32 x 32 grid"),
+            tables.pvp_table(rows, "Mean absolute error of 255, all cells of a 24 x 24 grid"),
             tables.pvp_table(rows, "The same on small objects", "mae_small_objects"),
+            tables.gates_table(rows),
             tables.probe_table(rows),
         ],
         lambda: [curve_chart(rows, regime, name) for regime, name in tables.EVAL_SETS],

@@ -23,7 +23,7 @@ from experiments.statistics import (
 
 EVAL_SETS = (
     ("out-of-distribution", "held-out games"), ("out-of-distribution", "photographs"),
-    ("out-of-distribution", "synthetic"), ("in-distribution", "held-out episodes"),
+    ("out-of-distribution", "synthetic"), ("out-of-distribution", "held-out episodes"),
 )  # fmt: skip
 BASELINES = ("training mean", "image mean", "patch mean", "blurred")
 PROBES = (
@@ -114,6 +114,18 @@ def levers_table(rows: list[Row], eval_set: str) -> Table:
     }
     caption = f"{eval_set}: the patch's mean is {floors['patch mean']} off, the image's {floors['image mean']}"
     return Table(caption, tuple(title for _, title, _ in LEVER_COLUMNS), list(cells.items()))
+
+
+def gates_table(rows: list[Row]) -> Table:
+    """Return the parts of the error and the gates of both encoders, means over seeds, on each set of `pvp-nano`."""
+    lines = []
+    for regime, name in EVAL_SETS:
+        for encoder in ENCODERS:
+            own = filter_rows(rows, regime=regime, set=name, encoder=encoder, sample=False)
+            if own:
+                cells = {title: _mean(own, metric, digits) for metric, title, digits in LEVER_COLUMNS}
+                lines.append((f"{name}, {encoder}", cells))
+    return Table("The error's parts, and the gates", tuple(title for _, title, _ in LEVER_COLUMNS), lines)
 
 
 def optimizers_table(rows: list[Row]) -> Table:

@@ -2,14 +2,13 @@
 
     python -m experiments.run pvp-nano
 
-{frozen, adapted} encoder x three seeds x two data regimes. All conditions see the same images and the same questions
+{frozen, adapted} encoder x three seeds. All conditions see the same images and the same questions
 in the same order for the same number of steps, and start from the same semantic encoder, the vision tower of the small
 CLIP that ships (`pretrain.contrastive`).
 
-    in-distribution       frames of the training games; evaluated on held-out episodes of these games. Memorized
-                          backgrounds answer half of the questions.
-    out-of-distribution   augmented frames and synthetic images; evaluated on held-out games, photographs (of
-                          scikit-image) and other synthetic images. Only reading helps.
+They train on augmented frames and synthetic images, and are evaluated on held-out games, photographs (of scikit-image)
+and other synthetic images, where only reading helps; and on held-out episodes of the training games. The regime
+`in-distribution`, plain frames of the training games, is that of `games-nano`: memorized backgrounds answer there.
 
 Rows: `baseline` rows, which do not read pixels; `sample` rows along each training; every pixel of the grid at its end;
 two probes of the encoder before and after training, `pretrain.semantic_probe` and `pretrain.patch_probe`.
@@ -84,7 +83,7 @@ class ExperimentConfig:
     episodes: int = 12  # of random play, recorded of each game
     max_frames: int = 1600  # emulator frames of an episode
     data_dir: Path = Path("data")
-    regimes: tuple[DataRegime, ...] = (OUT_OF_DISTRIBUTION, IN_DISTRIBUTION)
+    regimes: tuple[DataRegime, ...] = (OUT_OF_DISTRIBUTION,)
     num_evals: int = 8  # along a training, and checkpoints
     eval_images: int = 16  # of each set, at the end
     curve_images: int = 12  # of each set, along the training
@@ -155,6 +154,7 @@ def load_eval_sets(config: ExperimentConfig, regime: DataRegime, count: int) -> 
         frame_set("held-out games", unseen, count, size),
         still_set("photographs", photographs(count, size)),
         still_set("synthetic", [synthetic.image(index) for index in range(count)]),
+        frame_set("held-out episodes", training_frames(config, "val"), count, size),
     ]
 
 

@@ -233,15 +233,15 @@ def test_a_small_experiment_trains_every_condition_and_resumes_after_a_kill(
     assert patch[3]["color_mae"] == pytest.approx(patch[0]["color_mae"])
     trained = [row for row in rows if "sample" in row]
     whole = [row for row in trained if not row["sample"]]
-    assert len(whole) == 2 * (1 + 3)  # two encoders; one set in distribution and three out of it
-    assert all(row["n"] == 2 * 16 and 0 <= row["parse_failure_rate"] <= 1 and row["checkpoint"] for row in whole)
+    assert len(whole) == 2 * (1 + 4)  # two encoders; one set in distribution and four out of it
+    assert all(row["n"] == 2 * 144 and 0 <= row["parse_failure_rate"] <= 1 and row["checkpoint"] for row in whole)
     curve = filter_rows(trained, sample=True, regime="in-distribution", encoder="frozen")
     assert [row["step"] for row in curve] == [2, 4]
     one = comparison_grid(
-        {"original": np.zeros((210, 160, 3), np.uint8)} | dict.fromkeys("234", np.zeros((4, 4, 3), np.uint8))
+        {"original": np.zeros((216, 216, 3), np.uint8)} | dict.fromkeys("234", np.zeros((4, 4, 3), np.uint8))
     )
     picture = Image.open(file.with_suffix(".png"))
-    assert picture.size == (2 * one.width, 4 * one.height)  # two images of each of four sets
+    assert picture.size == (2 * one.width, 5 * one.height)  # two images of each of five sets
     assert draw(None, tmp_path, config) is None
 
 
