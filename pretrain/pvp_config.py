@@ -170,6 +170,16 @@ CONFIGS = {
     ),
     # reads images never seen: every lever of the study pvp-levers, from synthetic images alone
     "reading": _READING,
+    # the released reader: native frames, photographs and synthetic images, in a model that can learn to play as well
+    "play-clip": _READING.replace(
+        preset="play-clip",
+        grid="9px",
+        size=(210, 160),
+        synthetic=0.5,
+        augmentation=0.5,
+        questions=48,
+        steps=1000,
+    ),
     # the study games-nano: plain frames of the games that are played, from the released captioner
     "games-nano": _DEFAULT.replace(
         init=RELEASED_CAPTIONER,
