@@ -135,7 +135,8 @@ def train_pvp(config: PvpConfig, callbacks: Sequence[TrainerCallback] = (), vlm:
             *callbacks,
             ValidationCallback(mixture.vlm, config.validation, data.grid, data.size, config.run.out),
         ]
-    return fit(mixture, config, {"games": [], "images_of": sorted(config.data.data)}, callbacks)
+    dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else None
+    return fit(mixture, config, {"games": [], "images_of": sorted({*config.data.data})}, callbacks, dtype)
 
 
 def train_and_report(config: PvpConfig) -> Path:

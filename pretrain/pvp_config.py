@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from common.command import require_at_least
 from common.errors import UserError
@@ -33,6 +34,8 @@ class PvpModel(ModelConfig):
     """Cells along each side of an image token that the decoder reads one by one (`vlm.patch_expansion`)."""
     cell_position_amplitude: float = 0.0
     """Amplitude of the encoding in the positions of expanded cells; 0: cells start without."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The type that the result's weights are stored in; bfloat16 halves its size."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "patch_expansion")
