@@ -128,6 +128,19 @@ def gates_table(rows: list[Row]) -> Table:
     return Table("The error's parts, and the gates", tuple(title for _, title, _ in LEVER_COLUMNS), lines)
 
 
+def reader_table(rows: list[Row]) -> Table:
+    """Return the error of the released reader on each set, with its interval, its parts and what answers without it."""
+    lines = []
+    for row in rows:
+        low, high = row["mae_interval"]
+        cells = {title: f"{row[metric]:.{digits}f}" for metric, title, digits in LEVER_COLUMNS if row.get(metric)}
+        cells["error of 255"] = f"{row['mae']:.2f} [{low:.2f}, {high:.2f}]"
+        cells |= {"patch mean": f"{row['mae_patch_mean']:.1f}", "image mean": f"{row['mae_image_mean']:.1f}"}
+        lines.append((f"{row['set']} ({row['images']} images)", cells))
+    columns = (*(title for _, title, _ in LEVER_COLUMNS), "patch mean", "image mean")
+    return Table("The released reader, greedy answers at all cells", columns, lines)
+
+
 def optimizers_table(rows: list[Row]) -> Table:
     """Return, for each task, what AdamW reaches and how long Muon takes to the same value; values are last points."""
     lines = []

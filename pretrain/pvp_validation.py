@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 
@@ -44,30 +45,35 @@ def sample_images(source: ImageSource, count: int, size: tuple[int, int], histor
     return images
 
 
-def evaluate_images(
-    vlm: PixelVLM, images: Sequence[EvalImage], grid: str, prompts: PixelPromptFormat, probe: bool = True
-) -> tuple[Metrics, list[np.ndarray]]:
-    """Return the mean metrics, with those of the gates, and the predicted grids; `probe` fits a probe to the tokens."""
-    rows: list[Metrics] = []
-    predictions = []
-    for image in images:
-        true = downsample_grid(image.frames[-1], grid)
-        shape = true.shape[:2]
-        prediction = predict_pixels(vlm, image.frames, grid_coordinates(*shape), prompts, 512)
-        predicted = prediction.colors.reshape(true.shape)
-        _, height, width, _ = image.frames.shape
-        patches = patch_of_cells(vlm, height, width, grid)
-        row = prediction_metrics(prediction, true, cells_containing(image.small_objects, grid))
-        row |= patch_metrics(predicted, true, patches)
-        row["mae_patch_mean"] = row.pop("mae_of_true_patch_means")
-        row["mae_image_mean"] = float(mean_absolute_error(true.reshape(-1, 3).mean(0), true).mean())
-        rows.append(row)
-        predictions.append(predicted.astype(np.uint8))
+def evaluate_image(
+    vlm: PixelVLM, image: EvalImage, grid: str, prompts: PixelPromptFormat
+) -> tuple[Metrics, UInt8[np.ndarray, "rows columns 3"]]:
+    """Return the metrics of greedy answers for all cells of an image, with those of the gates, and the answers."""
+    _, height, width, _ = image.frames.shape
+    true = downsample_grid(image.frames[-1], grid)
+    prediction = predict_pixels(vlm, image.frames, grid_coordinates(*true.shape[:2]), prompts, 512)
+    predicted = prediction.colors.reshape(true.shape)
+    row = prediction_metrics(prediction, true, cells_containing(image.small_objects, grid))
+    row |= patch_metrics(predicted, true, patch_of_cells(vlm, height, width, grid))
+    row["mae_patch_mean"] = row.pop("mae_of_true_patch_means")
+    row["mae_image_mean"] = float(mean_absolute_error(true.reshape(-1, 3).mean(0), true).mean())
+    return row, predicted.astype(np.uint8)
+
+
+def summarize(vlm: PixelVLM, images: Sequence[EvalImage], rows: Sequence[Metrics], grid: str) -> Metrics:
+    """Return the means of the rows of images, the channels' ratio and the probe of the tokens."""
     metrics = {name: mean_of_known([row[name] for row in rows]) for name in rows[0]}
     metrics["channel_ratio"] = channel_ratio(metrics)
-    if probe:
-        metrics["token_probe_mae"] = token_probe_mae(vlm, [image.frames[-1] for image in images], grid)
-    return metrics, predictions
+    metrics["token_probe_mae"] = token_probe_mae(vlm, [image.frames[-1] for image in images], grid)
+    return metrics
+
+
+def evaluate_images(
+    vlm: PixelVLM, images: Sequence[EvalImage], grid: str, prompts: PixelPromptFormat
+) -> tuple[Metrics, list[np.ndarray]]:
+    """Return the mean metrics of images, with those of the gates, and the answers for each."""
+    rows, predictions = zip(*(evaluate_image(vlm, image, grid, prompts) for image in images), strict=True)
+    return summarize(vlm, images, rows, grid), list(predictions)
 
 
 class ValidationCallback(TrainerCallback):

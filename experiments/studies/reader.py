@@ -1,0 +1,128 @@
+"""What the released reader sees: its answers for every cell of images that it was not trained on.
+
+    python -m experiments.run reader
+
+Frames of games that no training has seen, photographs that were held out (`python -m pretrain.data.photographs --out
+data/photographs` fetches them), synthetic images, and frames of training games in other episodes. The picture shows
+photographs of scikit-image and held-out games beside the truth and the answers. Intervals are a bootstrap over images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from agents import record
+from common.intervals import bootstrap_interval
+from experiments.image_grid import image_grid
+from experiments.studies.demonstrators import record_missing
+from experiments.studies.jobs import Job
+from pretrain.data.images import EpisodeFrames, ImageFolder, ImageSource, SyntheticImages
+from pretrain.pixel_training import PixelTraining
+from pretrain.pvp_questions import PixelPromptFormat, downsample_grid
+from pretrain.pvp_validation import evaluate_image, sample_images, summarize
+from pretrain.reconstruct import EvalImage, comparison_grid
+from vlm import checkpoint
+from vlm.released_checkpoints import RELEASED_PVP
+
+BOOTSTRAP_SAMPLES = 2000
+IMAGES_DRAWN = 3  # of photographs and of held-out games
+
+
+@dataclass(frozen=True)
+class ReaderConfig:
+    """All settings of the evaluation."""
+
+    checkpoint: Path = RELEASED_PVP
+    held_out_games: tuple[str, ...] = ("Carnival", "MsPacman", "Seaquest", "Qbert", "Frostbite", "Asteroids")
+    training_games: tuple[str, ...] = ("Breakout", "Pong", "SpaceInvaders", "Alien")
+    photographs: Path = Path("data/photographs/test")
+    data_dir: Path = Path("data")
+    images: int = 8  # of each game; of the other sets four times as many
+    seed: int = 500  # of the training games' other episodes; trainings record seed 0
+
+
+READER = ReaderConfig()
+
+
+def frames(config: ReaderConfig, game: str, seed: int = 0) -> EpisodeFrames:
+    """Return the frames of a game; record what is missing."""
+    name = f"random-{game}" if seed == 0 else f"random-{game}-seed{seed}"
+    args = record.Args(
+        game=game,
+        out=config.data_dir / name,
+        agent="random",
+        episodes=12 if seed == 0 else 3,
+        max_frames=1600,
+        seed=seed,
+    )
+    return EpisodeFrames(record_missing(args))
+
+
+def prepare(config: ReaderConfig = READER) -> None:
+    """Record the frames of every game that are missing."""
+    for game in config.held_out_games:
+        frames(config, game)
+    for game in config.training_games:
+        frames(config, game, config.seed)
+
+
+def sources(config: ReaderConfig) -> dict[str, list[ImageSource]]:
+    """Return the sources of each set."""
+    size = _pixels(config).size or (210, 160)
+    return {
+        "held-out games": [frames(config, game) for game in config.held_out_games],
+        "photographs": [ImageFolder(config.photographs)],
+        "synthetic": [SyntheticImages(20_000, *size)],
+        "training games, other episodes": [frames(config, game, config.seed) for game in config.training_games],
+    }
+
+
+def jobs(seeds: Sequence[int] | None, work: Path, config: ReaderConfig = READER) -> list[Job]:
+    """Return a job for each set."""
+    names = ("held-out games", "photographs", "synthetic", "training games, other episodes")
+    key = {"checkpoint": checkpoint.content_hash(config.checkpoint)}
+    return [Job({**key, "set": name}, 60, partial(measure_set, config, name)) for name in names]
+
+
+def images_of(config: ReaderConfig, name: str) -> list[EvalImage]:
+    """Return the images of a set, the same ones each time."""
+    found, vlm = sources(config)[name], checkpoint.load(config.checkpoint)
+    count = config.images if len(found) > 1 else 4 * config.images
+    size = _pixels(config).size or (210, 160)
+    return [image for source in found for image in sample_images(source, count, size, vlm.history)]
+
+
+def measure_set(config: ReaderConfig, name: str) -> list[dict[str, Any]]:
+    """Return the row of a set: mean metrics, and the interval of the error over images."""
+    vlm, pixels = checkpoint.load(config.checkpoint), _pixels(config)
+    prompts, images = PixelPromptFormat.from_model(vlm, pixels.order), images_of(config, name)
+    rows = [evaluate_image(vlm, image, pixels.grid, prompts)[0] for image in images]
+    errors = np.array([[row["mae"]] for row in rows])
+    _, low, high = bootstrap_interval(errors, lambda sample: float(sample.mean()), BOOTSTRAP_SAMPLES)
+    metrics = summarize(vlm, images, rows, pixels.grid)
+    return [{"grid": pixels.grid, "images": len(images), **metrics, "mae_interval": [low, high]}]
+
+
+def draw(seeds: Sequence[int] | None, work: Path, config: ReaderConfig = READER) -> Image.Image | None:
+    """Return photographs and frames of held-out games beside their grid and the answers."""
+    vlm, pixels = checkpoint.load(config.checkpoint), _pixels(config)
+    prompts, rows = PixelPromptFormat.from_model(vlm, pixels.order), []
+    for name in ("photographs", "held-out games"):
+        images = images_of(config, name)
+        shown = images[:: max(1, len(images) // IMAGES_DRAWN)][:IMAGES_DRAWN]
+        panels = []
+        for image in shown:
+            _, predicted = evaluate_image(vlm, image, pixels.grid, prompts)
+            true = downsample_grid(image.frames[-1], pixels.grid)
+            panels.append(comparison_grid({"original": image.frames[-1], "its cells": true, "the answers": predicted}))
+        rows.append(panels)
+    return image_grid(rows)
+
+
+def _pixels(config: ReaderConfig) -> PixelTraining:
+    return PixelTraining.of_checkpoint(config.checkpoint)
