@@ -168,8 +168,8 @@ CONFIGS = {
         augmentation=1.0,
         synthetic=0.5,
         questions=32,
-        steps=1000,
-        trainer=("warmup_steps=40", "save_steps=125"),
+        steps=700,
+        trainer=("warmup_steps=40", "save_steps=175"),
     ),
     # reads images never seen: every lever of the study pvp-levers, from synthetic images alone
     "reading": _READING,

@@ -42,8 +42,6 @@ LEVERS: dict[str, dict[str, Any]] = {
     "no attention supervision": {"attention_supervision_weight": 0.0},
     "one-hot labels": {"label_std": 0.0},
     "random patch embedding": {"patch_init_amplitude": 0.0},
-    "positions as loud as patches": {"position_amplitude": 1.0},
-    "no positions in cells": {"cell_position_amplitude": 0.0},
     "a decoder of 5 layers, not 3": {"preset": "pixel-clip"},
     "no lever": {
         "optimizer": "adamw", "number_scale": 0.0, "wavelengths": (8.0, 512.0), "patch_expansion": 1, "grid": "32",

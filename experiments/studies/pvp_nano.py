@@ -59,7 +59,7 @@ class DataRegime:
     augmentation: float
     synthetic: float
     curriculum_fraction: float
-    steps: int = 1000
+    steps: int = 700
     images: int = 8
     questions: int = 32
     seconds_per_step: float = 0.5
@@ -84,7 +84,7 @@ class ExperimentConfig:
     max_frames: int = 1600  # emulator frames of an episode
     data_dir: Path = Path("data")
     regimes: tuple[DataRegime, ...] = (OUT_OF_DISTRIBUTION,)
-    num_evals: int = 8  # along a training, and checkpoints
+    num_evals: int = 4  # along a training, and checkpoints
     eval_images: int = 16  # of each set, at the end
     curve_images: int = 12  # of each set, along the training
     curve_pixels: int = 48  # of each of them
