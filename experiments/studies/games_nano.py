@@ -52,7 +52,7 @@ PRETRAINING = replace(  # without augmentation, which `micro` learns too slowly
     games=(*GAMES, "SpaceInvaders", "Pong", "Breakout", "Alien", "Amidar", "DemonAttack"),
     held_out_games=(),
     training=PVP_CONFIGS["games-nano"],
-    regimes=(replace(pvp_nano.IN_DISTRIBUTION, images=16, seconds_per_step=0.8),),
+    regimes=(replace(pvp_nano.IN_DISTRIBUTION, steps=1000, images=16, questions=16, seconds_per_step=0.8),),
     eval_images=8,
 )
 
