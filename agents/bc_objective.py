@@ -20,8 +20,8 @@ from vlm.training.objective import Losses, Objective, encode_frames
 class BehaviorCloningObjective(Objective[PixelVLM, BCBatch]):
     """Cross-entropy with the targets, over the same scores that play uses (`vlm.decoding.candidate_scoring`).
 
-    `aux_loss_weight` is the weight of the same loss of the auxiliary action head, if there is one. With a `teacher`,
-    its probabilities are the targets of all rows.
+    `aux_loss_weight` is the weight of the same loss of the auxiliary action head, if there is one. The
+    probabilities of a `distilled` policy are the targets of all rows, where there is one (Rusu et al. 2015).
     """
 
     attention = "eager"  # on a CPU, backward through sdpa is slower over so few tokens
@@ -32,14 +32,16 @@ class BehaviorCloningObjective(Objective[PixelVLM, BCBatch]):
         sampler: BCSampler,
         head: AuxiliaryActionHead | None,
         aux_loss_weight: float,
-        teacher: PixelVLM | None = None,
+        distilled: PixelVLM | None = None,
     ):
         super().__init__(vlm, sampler)
         self.head, self.aux_loss_weight = head, aux_loss_weight
-        if teacher and teacher.history != vlm.history:
-            raise UserError(f"expected a teacher of {vlm.history} frames as the model, got one of {teacher.history}")
+        if distilled and distilled.history != vlm.history:
+            raise UserError(
+                f"--distill-from: expected a policy of {vlm.history} frames, got one of {distilled.history}"
+            )
         self.scorers = _scorers(vlm, sampler)
-        self.teacher, self.teacher_scorers = teacher, _scorers(teacher, sampler) if teacher else {}
+        self.distilled, self.distilled_scorers = distilled, _scorers(distilled, sampler) if distilled else {}
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return the auxiliary action head."""
@@ -54,8 +56,8 @@ class BehaviorCloningObjective(Objective[PixelVLM, BCBatch]):
         losses: list[Tensor] = []
         metrics: dict[str, Tensor] = {}
         for part, own in zip(batch.games, features, strict=True):
-            if self.teacher:
-                part = self._with_teacher_targets(part)
+            if self.distilled:
+                part = self._with_distilled_targets(part)
             if not batch.aux_only or self.head is None:
                 log_probs = self.scorers[part.game].log_probs(own)  # [B, A]
                 losses.append(_cross_entropy(log_probs, part))
@@ -69,10 +71,10 @@ class BehaviorCloningObjective(Objective[PixelVLM, BCBatch]):
         return Losses(torch.stack(losses).sum() / len(batch.games), metrics)
 
     @torch.no_grad()
-    def _with_teacher_targets(self, batch: GameBatch) -> GameBatch:
-        """Return the batch with the teacher's probabilities as targets, every row alike."""
-        assert self.teacher
-        log_probs = self.teacher_scorers[batch.game].log_probs(encode_frames(self.teacher, batch.frames))
+    def _with_distilled_targets(self, batch: GameBatch) -> GameBatch:
+        """Return the batch with the distilled policy's probabilities as targets, every row alike."""
+        assert self.distilled
+        log_probs = self.distilled_scorers[batch.game].log_probs(encode_frames(self.distilled, batch.frames))
         return dataclasses.replace(batch, targets=log_probs.softmax(-1), weights=torch.ones_like(batch.weights))
 
 

@@ -48,8 +48,8 @@ def bc_objective(vlm: PixelVLM, datasets: list[LabelledDataset], config: CloneTr
     flipped = {find_game(name).name for name in data.horizontal_flip}
     aux_steps = round(data.aux_warmup_fraction * config.run.steps) if head else 0
     sampler = BCSampler(datasets, vlm.history, data.batch_size, data.weights_by_game(), flipped, aux_steps)
-    teacher = checkpoint.load(data.teacher) if data.teacher else None
-    return BehaviorCloningObjective(vlm, sampler, head, weight, teacher)
+    distilled = checkpoint.load(data.distill_from) if data.distill_from else None
+    return BehaviorCloningObjective(vlm, sampler, head, weight, distilled)
 
 
 def clone_mixture(vlm: PixelVLM, datasets: list[LabelledDataset], config: CloneTraining) -> Mixture:

@@ -28,7 +28,7 @@ class CloneData:
     """Temperature of soft targets, in units of the dataset's mean of best value minus mean value."""
     argmax_weight: float = 0.1
     """Weight of a one-hot target that is mixed into the soft one, which breaks ties."""
-    teacher: Path | None = None
+    distill_from: Path | None = None
     """A policy whose probabilities are the targets, instead of labels and actions (policy distillation, Rusu et al.
     2015): it passes its play on to a model that learns something else as well."""
     horizontal_flip: tuple[str, ...] = ()

@@ -108,11 +108,11 @@ def levers_table(rows: list[Row], eval_set: str) -> Table:
         cells[lever] = {
             title: f"{means[metric]:.{digits}f}" for metric, title, digits in LEVER_COLUMNS if means[metric] is not None
         }
-    floors = {
+    baselines = {
         title: f"{_mean_of(own, metric):.1f}"
         for title, metric in (("patch mean", "mae_patch_mean"), ("image mean", "mae_image_mean"))
     }
-    caption = f"{eval_set}: the patch's mean is {floors['patch mean']} off, the image's {floors['image mean']}"
+    caption = f"{eval_set}: the patch's mean is {baselines['patch mean']} off, the image's {baselines['image mean']}"
     return Table(caption, tuple(title for _, title, _ in LEVER_COLUMNS), list(cells.items()))
 
 

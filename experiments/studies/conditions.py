@@ -10,7 +10,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from experiments.studies import pvp_nano
-from pretrain.pvp import start_model, train_pvp
+from pretrain.pvp import train_pvp
+from pretrain.pvp_model import start_model
 from vlm import checkpoint
 
 NO_PVP, PVP, SHUFFLED = "none", "pvp", "shuffled"

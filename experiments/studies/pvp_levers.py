@@ -19,9 +19,10 @@ from experiments.studies.demonstrators import record_missing
 from experiments.studies.eval_sets import photographs
 from experiments.studies.jobs import Job
 from pretrain.data.images import EpisodeFrames, SyntheticImages
-from pretrain.pvp import start_model, train_pvp
+from pretrain.pvp import train_pvp
 from pretrain.pvp_config import CONFIGS, PvpConfig
 from pretrain.pvp_gates import failing_gate
+from pretrain.pvp_model import start_model
 from pretrain.pvp_questions import PixelPromptFormat
 from pretrain.pvp_validation import evaluate_images, sample_images
 from pretrain.reconstruct import EvalImage

@@ -35,8 +35,9 @@ from experiments.studies.jobs import Job
 from pretrain import semantic_probe
 from pretrain.data.images import EpisodeFrames, SyntheticImages
 from pretrain.patch_probe import measure_patch_probe
-from pretrain.pvp import start_model, train_pvp
+from pretrain.pvp import train_pvp
 from pretrain.pvp_config import CONFIGS, PvpConfig
+from pretrain.pvp_model import start_model
 from pretrain.pvp_questions import downsample_grid
 from pretrain.reconstruct import comparison_grid, patch_size
 from pretrain.reconstruction_metrics import mean_color

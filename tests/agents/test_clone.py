@@ -284,16 +284,16 @@ def test_the_auxiliary_head_can_train_alone_at_first(labelled, tmp_path, capsys)
     assert "--aux-warmup-fraction must be at least 0 and less than 1, got 1.0" in capsys.readouterr().err
 
 
-def teacher_objective(labelled, tmp_path, seed):
-    """An objective of a new model that a saved one of seed 0 teaches."""
-    checkpoint.save(build("tiny", seed=0), tmp_path / "teacher")
+def distilling_objective(labelled, tmp_path, seed):
+    """An objective of a new model into which a saved one of seed 0 is distilled."""
+    checkpoint.save(build("tiny", seed=0), tmp_path / "policy")
     config = CONFIGS["default"].replace(data=(labelled,), out=tmp_path, batch_size=8, aux_loss_weight=0.0)
-    config = config.replace(teacher=tmp_path / "teacher")
+    config = config.replace(distill_from=tmp_path / "policy")
     return clone.bc_objective(build("tiny", seed=seed), clone.load_datasets(config), config)
 
 
-def test_a_teacher_gives_targets_that_its_own_copy_meets_exactly(labelled, tmp_path):
-    objective = teacher_objective(labelled, tmp_path, seed=0)
+def test_a_distilled_policy_gives_targets_that_its_own_copy_meets_exactly(labelled, tmp_path):
+    objective = distilling_objective(labelled, tmp_path, seed=0)
     batch = batch_of(objective.sampler, 0)
     losses = objective.loss(objective.encode(batch), batch)
     log_probs = objective.scorers["Carnival"].log_probs(objective.encode(batch)[0])
@@ -301,13 +301,13 @@ def test_a_teacher_gives_targets_that_its_own_copy_meets_exactly(labelled, tmp_p
     assert losses.loss.item() == pytest.approx(entropy.item(), rel=1e-5)
     assert losses.metrics["Carnival/action_accuracy"] == 1
     assert all(
-        not parameter.requires_grad or parameter.grad is None for parameter in objective.teacher.model.parameters()
+        not parameter.requires_grad or parameter.grad is None for parameter in objective.distilled.model.parameters()
     )
 
 
 @pytest.mark.slow
-def test_a_model_comes_nearer_to_its_teacher(labelled, tmp_path):
-    objective = teacher_objective(labelled, tmp_path, seed=1)
+def test_a_model_comes_nearer_to_the_policy_distilled_into_it(labelled, tmp_path):
+    objective = distilling_objective(labelled, tmp_path, seed=1)
     optimizer = torch.optim.Adam(objective.vlm.model.parameters(), lr=1e-3)
     found = []
     for step in range(30):

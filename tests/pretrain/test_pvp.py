@@ -9,8 +9,9 @@ from common.errors import UserError
 from pretrain.answer_objective import IGNORE_INDEX, pad_answers
 from pretrain.data.images import EpisodeFrames, ImageError, SyntheticImages
 from pretrain.dense_colors import DenseColorHead
-from pretrain.pvp import main, pvp_objective, start_model, train_pvp
+from pretrain.pvp import main, pvp_objective, train_pvp
 from pretrain.pvp_config import CONFIGS, PvpConfig, PvpData
+from pretrain.pvp_model import start_model
 from pretrain.pvp_objective import ImageSampler, PvpObjective, PvpSampler, feature_variation, gaussian_targets
 from pretrain.pvp_questions import PixelPromptFormat, downsample_grid, parse_grid, sample_coordinates
 from vlm import checkpoint
