@@ -67,7 +67,6 @@ PRESETS = {
     "nano": Preset((16, 48, 96, 192), (1, 1, 1), 256, 3, 16, 1024, 0.06, FRAME_STACK_INPUT, **POSITIONAL_HEADS),
     "tiny-clip": Preset((32,), (2,), 32, 3, 2, 64, 0.1, SQUARE_INPUT, heads=2, patch=36, rope_theta=1e6),
     "nano-clip": Preset((192,), (6,), 256, 3, 4, 704, 0.06, SQUARE_INPUT, heads=3, rope_theta=1e6),
-    "pixel-clip": Preset((192,), (6,), 256, 5, 4, 704, 0.06, SQUARE_INPUT, heads=3, rope_theta=1e6),
     "play-clip": Preset((192,), (6,), 256, 3, 4, 704, 0.06, SQUARE_STACK_INPUT, heads=3, rope_theta=1e6),
     "base-clip": Preset((768,), (12,), 1024, 12, 16, 2816, 0.02, SQUARE_INPUT, heads=12, rope_theta=1e6),
     "small": Preset((64, 128, 256, 512), (2, 2, 4), 512, 6, 8, 1408, 0.04, FRAME_STACK_INPUT),

@@ -41,9 +41,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "all heads for every number": {"heads_by_number": False},
     "8 questions an image": {"questions": 8},
     "no attention supervision": {"attention_supervision_weight": 0.0},
-    "one-hot labels": {"label_std": 0.0},
     "random patch embedding": {"patch_init_amplitude": 0.0},
-    "a decoder of 5 layers, not 3": {"preset": "pixel-clip"},
     "no lever": {
         "optimizer": "adamw", "number_scale": 0.0, "wavelengths": (8.0, 512.0), "patch_expansion": 1, "grid": "32",
         "dense_loss_weight": 0.0, "questions": 8, "patch_init_amplitude": 0.0, "position_amplitude": 1.0,

@@ -32,7 +32,7 @@ def test_every_lever_changes_one_thing_and_the_last_takes_all_away():
         if name not in (ALL, "no lever"):
             assert changes
             assert all(reading[field] != value for field, value in changes.items()), name
-    taken = set(LEVERS["no lever"]) | {"attention_supervision_weight", "preset"}  # as earlier settings had them
+    taken = set(LEVERS["no lever"]) | {"attention_supervision_weight"}  # as earlier settings had it
     assert all(set(change) <= taken for change in LEVERS.values())
 
 

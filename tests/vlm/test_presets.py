@@ -17,7 +17,6 @@ SIZES = {
     "tiny-clip": (1e4, 2e5),
     "nano": (3.9e6, 1e7),
     "nano-clip": (3.9e6, 1e7),
-    "pixel-clip": (3.9e6, 1e7),
     "play-clip": (3.9e6, 1e7),
     "small": (2.5e7, 5e7),
     "base-clip": (2e8, 3e8),
