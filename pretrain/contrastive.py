@@ -36,9 +36,9 @@ class ClipModel(ModelConfig):
 
     preset: str = "nano-clip"
     """The preset whose encoder is the vision tower: nano-clip or tiny-clip."""
-    patch_init_scale: float = 1.0
+    patch_init_scale: float = 4.0
     """Factor on a new tower's initial patch embedding. Patches of frames start with a root mean square of 0.05 beside
-    positions of 1: the quieter they are, the less of their colors the tower keeps. 4 kept them (`docs/log/`)."""
+    positions of 1; at a factor of 1 the tower told games apart and no objects (`docs/log/`)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type that the result's weights are stored in; bfloat16 halves its size."""
 
