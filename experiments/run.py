@@ -156,7 +156,9 @@ def run_jobs(
 ) -> int:
     """Run the jobs that a result file lacks and write their rows as they come; return the number of jobs run."""
     seeds = sorted({job.key["seed"] for job in jobs if "seed" in job.key})
-    result = read_result(file) if file.exists() else new_result(name, None, seeds)
+    result = new_result(name, None, seeds)
+    if file.exists():  # the command is the one that goes on, the rest that of the start
+        result = {**read_result(file), "command": result["command"]}
     if result["name"] != name:
         raise UserError(f"{file} holds {result['name']}, expected {name}")
     missing = [job for job in jobs if not is_done(job, result["rows"])]
