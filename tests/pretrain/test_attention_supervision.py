@@ -145,6 +145,36 @@ def test_coordinates_are_found_in_both_orders_and_where_both_are_one_number():
     assert targets.answer_mask[0, 0].nonzero().flatten().tolist() == list(range(end + 1, input_ids.shape[2]))
 
 
+def test_each_later_number_of_an_answer_has_heads_of_its_own():
+    vlm, sampler, prompts = make("tiny-clip")
+    objective = PvpObjective(vlm, sampler, prompts, attention_supervision=1.0, heads_by_number=True)
+    places = np.array([[5, 5], [31, 0]])
+    input_ids, labels = pad_answers([prompts.questions_with_answers(places, np.full((2, 3), 7, np.uint8))], 0)
+    frames = torch.zeros(1, 1, 210, 160, 3, dtype=torch.uint8)
+    targets = objective.attention_targets(PvpBatch(frames, input_ids, labels, torch.rand(1, 2, 2)))
+    end = len(prompts.question_ids(places)[0]) - 1
+    commas = [end + 2, end + 4]  # after red and after green: the tokens that are followed by green and by blue
+    assert targets.numbers[0, 0].tolist() == [
+        {commas[0]: 1, commas[1]: 2}.get(position, 0) for position in range(input_ids.shape[2])
+    ]
+    assert targets.answer_mask.equal(targets.numbers > 0)
+    heads, first = vlm.decoder.config.num_attention_heads, 30
+    attention = {layer: torch.ones(1, 2, input_ids.shape[2], heads, first + input_ids.shape[2]) for layer in LAYERS}
+    patch, question_end = targets.image_tokens[0, :, None, None], first + end
+    half = heads // 2
+    for number, position in enumerate(commas):
+        own, other = (slice(0, half), slice(half, None)) if number == 0 else (slice(half, None), slice(0, half))
+        attention[ANSWER_LAYER][0, :, position] = 0.001
+        for k in range(2):
+            attention[ANSWER_LAYER][0, k, position, own, patch[k, 0, 0]] = 1.0
+            attention[ANSWER_LAYER][0, k, position, other, question_end] = 1.0
+    _, metrics = attention_supervision_loss(vlm, attention, targets)
+    assert float(metrics["attn/answer_to_patch"]) == 1
+    attention[ANSWER_LAYER] = attention[ANSWER_LAYER].flip(3)  # the heads change places
+    _, swapped = attention_supervision_loss(vlm, attention, targets)
+    assert float(swapped["attn/answer_to_patch"]) < 0.01
+
+
 def test_supervision_is_refused_where_a_decoder_has_too_few_layers():
     vlm, sampler, prompts = make("tiny")
     with pytest.raises(UserError, match="3 layers or more, got 1"):
