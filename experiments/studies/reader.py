@@ -21,16 +21,20 @@ from common.intervals import bootstrap_interval
 from experiments.image_grid import image_grid
 from experiments.studies.demonstrators import record_missing
 from experiments.studies.jobs import Job
+from pretrain.data.augmentation import crop_or_resize
 from pretrain.data.images import EpisodeFrames, ImageFolder, ImageSource, SyntheticImages
 from pretrain.pixel_training import PixelTraining
+from pretrain.pvp_prediction import predict_grid
 from pretrain.pvp_questions import PixelPromptFormat, downsample_grid
 from pretrain.pvp_validation import evaluate_image, sample_images, summarize
 from pretrain.reconstruct import EvalImage, comparison_grid
+from pretrain.reconstruction_metrics import rare_color_mask
 from vlm import checkpoint
 from vlm.released_checkpoints import RELEASED_PVP
 
 BOOTSTRAP_SAMPLES = 2000
 IMAGES_DRAWN = 3  # of photographs and of held-out games
+SHOWN = ("astronaut", "chelsea", "coffee")  # rather than others
 
 
 @dataclass(frozen=True)
@@ -109,19 +113,33 @@ def measure_set(config: ReaderConfig, name: str) -> list[dict[str, Any]]:
 
 
 def draw(seeds: Sequence[int] | None, work: Path, config: ReaderConfig = READER) -> Image.Image | None:
-    """Return photographs and frames of held-out games beside their grid and the answers."""
+    """Return photographs, of scikit-image where there are any, and frames of games beside their cells and the answers.
+
+    The photographs of scikit-image may be shown by anyone; those of other packages have licences of their own.
+    """
     vlm, pixels = checkpoint.load(config.checkpoint), _pixels(config)
-    prompts, rows = PixelPromptFormat.from_model(vlm, pixels.order), []
-    for name in ("photographs", "held-out games"):
-        images = images_of(config, name)
-        shown = images[:: max(1, len(images) // IMAGES_DRAWN)][:IMAGES_DRAWN]
+    prompts, size = PixelPromptFormat.from_model(vlm, pixels.order), pixels.size or (210, 160)
+    free = config.photographs / "scikit-image"
+    folder = ImageFolder(free if free.is_dir() else config.photographs)
+    shown = sorted(range(len(folder)), key=lambda number: (folder.files[number].stem not in SHOWN, number))
+    pictures = [_picture(folder, number, size, vlm.history) for number in shown[:IMAGES_DRAWN]]
+    games = images_of(config, "held-out games")
+    rows = []
+    for images in (pictures, games[:: max(1, len(games) // IMAGES_DRAWN)][:IMAGES_DRAWN]):
         panels = []
-        for image in shown:
-            _, predicted = evaluate_image(vlm, image, pixels.grid, prompts)
+        for image in images:
             true = downsample_grid(image.frames[-1], pixels.grid)
-            panels.append(comparison_grid({"original": image.frames[-1], "its cells": true, "the answers": predicted}))
+            rows_shown, columns, _ = true.shape
+            found = predict_grid(vlm, image.frames, rows_shown, columns, prompts)
+            answers = found.colors.reshape(true.shape).astype(np.uint8)
+            panels.append(comparison_grid({"original": image.frames[-1], "cells": true, "answers": answers}))
         rows.append(panels)
     return image_grid(rows)
+
+
+def _picture(folder: ImageFolder, number: int, size: tuple[int, int], history: int) -> EvalImage:
+    frames = crop_or_resize(folder.frame_stack(number, history), *size)
+    return EvalImage(folder.files[number].stem, frames, rare_color_mask(frames[-1]))
 
 
 def _pixels(config: ReaderConfig) -> PixelTraining:
