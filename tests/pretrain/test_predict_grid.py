@@ -90,8 +90,8 @@ def test_the_grid_is_that_of_the_last_training_on_pixel_values(training, found):
 
 
 def test_released_checkpoints_tell_what_they_were_trained_on(tmp_path):
-    for released in (RELEASED_POLICY, RELEASED_PVP, RELEASED_SEGMENTER):
-        assert PixelTraining.of_checkpoint(released) == PixelTraining("32", size=(210, 160))
+    for released, grid in ((RELEASED_POLICY, "32"), (RELEASED_PVP, "9px"), (RELEASED_SEGMENTER, "32")):
+        assert PixelTraining.of_checkpoint(released) == PixelTraining(grid, size=(210, 160))
     checkpoint.save(build("tiny"), tmp_path / "plain", {})
     with pytest.raises(UserError, match="expected a checkpoint trained on pixel values"):
         PixelTraining.of_checkpoint(tmp_path / "plain")
