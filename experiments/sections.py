@@ -148,8 +148,8 @@ def reader_section(result: Result, images: Sequence[Path]) -> Section:
         [result],
         [tables.reader_table(result["rows"])],
         images=images,
-        image_caption="each three: the original, its cells, the answers; and the released policy at play while the reader "
-        "answers for every cell (`agents.play --see`)",
+        image_caption="each three: the original, its cells, the answers; and the released policy at play while the "
+        "reader answers for every cell (`agents.play --see`)",
     )
 
 
