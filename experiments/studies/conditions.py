@@ -57,6 +57,8 @@ def _replace_decoder(config: pvp_nano.ExperimentConfig, encoder: str, seed: int,
             old, new = checkpoint.load(trained), checkpoint.load(plain)
             new.encoder.load_state_dict(old.encoder.state_dict())
             new.connector.load_state_dict(old.connector.state_dict())
+        if new.patch_expansion and old.patch_expansion:
+            new.patch_expansion.load_state_dict(old.patch_expansion.state_dict())
             checkpoint.save(new, out, checkpoint.read_training(trained))
     return out
 
