@@ -173,18 +173,16 @@ def _mean_of(rows: list[Row], metric: str) -> float | None:
 
 
 def probe_table(rows: list[Row]) -> Table:
-    """Return what probes read off the encoder of `pvp-nano` at the start, and adapted in either regime."""
+    """Return what probes read off the encoder of `pvp-nano` at the start, and adapted."""
     lines = []
     for metric, label, scale in PROBES:
         start = [row for row in filter_rows(rows, condition="start", encoder="clip") if row.get(metric) is not None]
         cells = {"semantic encoder": " and ".join(f"{scale * row[metric]:.2f}" for row in start) or "-"}
-        for regime in ("out-of-distribution", "in-distribution"):
-            adapted = filter_rows(rows, regime=regime, encoder="adapted")
-            probes = [row for row in adapted if row["set"] in ("semantic probe", "patch probe")]
-            cells[f"adapted, {regime}"] = _mean(probes, metric, 2, scale)
+        adapted = filter_rows(rows, encoder="adapted")
+        probes = [row for row in adapted if row["set"] in ("semantic probe", "patch probe")]
+        cells["adapted"] = _mean(probes, metric, 2, scale)
         lines.append((label, cells))
-    columns = ("semantic encoder", "adapted, out-of-distribution", "adapted, in-distribution")
-    return Table("Probes of the encoder: semantics and image detail", columns, lines)
+    return Table("Probes of the encoder: semantics and image detail", ("semantic encoder", "adapted"), lines)
 
 
 def segmentation_table(rows: list[Row], caption: str, method: str, name: str) -> Table:
