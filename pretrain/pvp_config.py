@@ -98,6 +98,8 @@ class PvpData:
         for name in ("augmentation", "synthetic", "curriculum_fraction", "caption_weight", "dense_loss_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} must be from 0 to 1, got {getattr(self, name)}")
+        if self.distance_loss_weight and not self.label_std:
+            raise UserError("--distance-loss-weight needs --label-std above 0")
         if self.caption_weight == 1:
             raise UserError("--caption-weight must be less than 1, so that pixel values are trained; got 1.0")
         if self.shuffle_targets and self.images < 2:

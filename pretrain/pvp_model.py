@@ -29,9 +29,9 @@ def start_model(config: PvpConfig) -> PixelVLM:
     else:
         vlm = build(model.preset, config.run.seed, caption_tokenizer() if data.caption_weight else None)
         _init_encoder(vlm, model, data)
+        init_logit_scale(vlm, model.logit_scale)
     if model.sinusoidal_init:
         init_number_embeddings(vlm, scale=model.number_scale, wavelengths=model.wavelengths)
-        init_logit_scale(vlm, model.logit_scale)
     if model.patch_expansion > 1 and vlm.patch_expansion is None:
         _add_expansion(vlm, config)
     return vlm
