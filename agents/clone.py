@@ -60,7 +60,8 @@ def clone_mixture(vlm: PixelVLM, datasets: list[LabelledDataset], config: CloneT
         images = (*(str(place) for place in dict.fromkeys(data.data)), *data.pvp_data)
         pvp = named_config(PVP_CONFIGS, data.pvp_config, "--pvp-config").replace(data=images)
         objectives["pvp"] = pvp_objective(vlm, pvp.data, config.run.steps)
-    mixture = Mixture(objectives, [1 - data.pvp_weight, data.pvp_weight] if data.pvp_weight else None)
+    weights = [1 - data.pvp_weight, data.pvp_weight] if data.pvp_weight else None
+    mixture = Mixture(objectives, weights, data.pvp_every_step)
     if config.model.init and (config.model.init.parent / AUXILIARY).is_file():
         load_auxiliary(mixture.auxiliary(), config.model.init.parent)
     return mixture

@@ -39,6 +39,8 @@ class CloneData:
     """Fraction of the training that first trains the auxiliary head alone; not for a policy that already plays."""
     pvp_weight: float = 0.0
     """Share of the steps that train pixel value prediction instead, which preserves fine spatial detail."""
+    pvp_every_step: bool = False
+    """Every step trains both, and `pvp_weight` is the share of the loss: an encoder that reads goes on reading."""
     pvp_config: str = "with-play"
     """The named config (`pretrain/pvp_config.py`) whose data settings the PVP steps use."""
     pvp_data: tuple[str, ...] = ()

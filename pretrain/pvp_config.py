@@ -156,6 +156,15 @@ _READING = _DEFAULT.replace(
     encoder_learning_rate=3e-4,
     trainer=("warmup_steps=40", "save_steps=250"),
 )
+_PLAY_CLIP = _READING.replace(
+    preset="play-clip",
+    grid="9px",
+    size=(210, 160),
+    synthetic=0.5,
+    augmentation=0.5,
+    questions=48,
+    steps=1000,
+)
 CONFIGS = {
     "default": _DEFAULT,
     # beside play: the settings of `agents.clone --pvp-weight`
@@ -176,15 +185,9 @@ CONFIGS = {
     # reads images never seen: every lever of the study pvp-levers, from synthetic images alone
     "reading": _READING,
     # the released reader: native frames, photographs and synthetic images, in a model that can learn to play as well
-    "play-clip": _READING.replace(
-        preset="play-clip",
-        grid="9px",
-        size=(210, 160),
-        synthetic=0.5,
-        augmentation=0.5,
-        questions=48,
-        steps=1000,
-    ),
+    "play-clip": _PLAY_CLIP,
+    # the same beside play: fewer questions, since every step has some
+    "play-clip-with-play": _PLAY_CLIP.replace(images=4, questions=32),
     # the study games-nano: plain frames of the games that are played, from the released captioner
     "games-nano": _DEFAULT.replace(
         init=RELEASED_CAPTIONER,

@@ -122,7 +122,7 @@ class Step:
     def __call__(self, bf16: bool) -> dict[str, float]:
         """Take a step; return its loss, the norm of its gradients and its seconds."""
         started, cpu_started = time.perf_counter(), time.process_time()
-        loss = self.modules[bf16](MixtureBatch(0, self.batch))["loss"]
+        loss = self.modules[bf16](MixtureBatch((0,), (self.batch,)))["loss"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.vlm.model.parameters(), 1.0)

@@ -21,10 +21,10 @@ def test_objectives_come_at_their_weights_by_seed_and_step_alone(vlm, token_obje
     mixture = Mixture({"often": token_objective(vlm), "seldom": token_objective(vlm)}, [3, 1])
     dataset = MixtureDataset(mixture, 300, seed=0)
     assert len(dataset) == 300
-    drawn = [dataset[step].objective for step in range(300)]
+    drawn = [dataset[step].objectives[0] for step in range(300)]
     assert 50 < sum(drawn) < 100
-    assert drawn == [dataset[step].objective for step in range(300)]
-    assert drawn != [MixtureDataset(mixture, 300, seed=1)[step].objective for step in range(300)]
+    assert drawn == [dataset[step].objectives[0] for step in range(300)]
+    assert drawn != [MixtureDataset(mixture, 300, seed=1)[step].objectives[0] for step in range(300)]
 
 
 def test_a_step_has_the_batch_that_its_objective_would_draw_alone(vlm, token_objective):
@@ -32,8 +32,8 @@ def test_a_step_has_the_batch_that_its_objective_would_draw_alone(vlm, token_obj
     two.stream = (7,)
     dataset = MixtureDataset(Mixture({"one": one, "two": two}), 20, seed=3)
     for step in range(20):
-        objective = (one, two)[dataset[step].objective]
-        assert torch.equal(dataset[step].batch.tokens, objective.sampler(step, objective.rng(3, step)).tokens)
+        objective = (one, two)[dataset[step].objectives[0]]
+        assert torch.equal(dataset[step].batches[0].tokens, objective.sampler(step, objective.rng(3, step)).tokens)
     assert not torch.equal(one.sampler(4, one.rng(3, 4)).tokens, two.sampler(4, two.rng(3, 4)).tokens)
 
 
@@ -45,9 +45,23 @@ def test_metrics_of_several_objectives_carry_their_name_and_those_of_one_alone_d
     assert set(single.loss(MixtureDataset(single, 1, 0)[0]).metrics) == {"accuracy"}
     mixture = Mixture({"words": objective, "others": token_objective(vlm)})
     for number, name in enumerate(("words", "others")):
-        losses = mixture.loss(MixtureBatch(number, batch))
+        losses = mixture.loss(MixtureBatch((number,), (batch,)))
         assert set(losses.metrics) == {f"{name}/loss", f"{name}/accuracy"}
         assert losses.loss.item() == losses.metrics[f"{name}/loss"].item() == alone.loss.item()
+
+
+def test_a_joint_step_has_every_objective_and_adds_their_losses_by_weight(vlm, token_objective):
+    one, two = token_objective(vlm), token_objective(vlm)
+    two.stream = (7,)
+    mixture = Mixture({"one": one, "two": two}, [3, 1], joint=True)
+    batch = MixtureDataset(mixture, 20, seed=3)[5]
+    assert batch.objectives == (0, 1)
+    for objective, own in zip((one, two), batch.batches, strict=True):
+        assert torch.equal(own.tokens, objective.sampler(5, objective.rng(3, 5)).tokens)
+    losses = mixture.loss(batch)
+    parts = {name: losses.metrics[f"{name}/loss"].item() for name in ("one", "two")}
+    assert parts["one"] != parts["two"]
+    assert losses.loss.item() == pytest.approx(0.75 * parts["one"] + 0.25 * parts["two"])
 
 
 def test_each_objective_computes_attention_in_its_own_way(token_objective):
@@ -57,7 +71,7 @@ def test_each_objective_computes_attention_in_its_own_way(token_objective):
         objective.attention = name
     mixture = Mixture(objectives)
     dataset, module = MixtureDataset(mixture, 12, seed=0), TrainingModule(mixture, bf16=False)
-    drawn = [dataset[step].objective for step in range(12)]
+    drawn = [dataset[step].objectives[0] for step in range(12)]
     assert len(set(pairwise(drawn))) == 4  # each follows each
     for step in range(12):
         module(dataset[step])

@@ -49,17 +49,12 @@ class TrainingModule(nn.Module):
         super().__init__()
         self.mixture, self.bf16 = mixture, bf16
         self.model, self.auxiliary = mixture.vlm.model, mixture.auxiliary()
-        self._attention: str | None = None
         if not any(parameter.ndim == 5 for parameter in self.model.parameters()):  # 3D convolutions have no such layout
             self.model.to(memory_format=torch.channels_last)  # convolutions train a third faster
 
     def forward(self, batch: MixtureBatch) -> dict[str, Any]:
         """Return `loss` and `metrics` of a batch."""
-        vlm, objective = self.mixture.vlm, self.mixture.objectives[batch.objective]
-        if self._attention != objective.attention:
-            vlm.set_attn_implementation(objective.attention)
-            self._attention = objective.attention
-        with autocast(vlm.device, self.bf16):
+        with autocast(self.mixture.vlm.device, self.bf16):
             losses = self.mixture.loss(batch)
         return {"loss": losses.loss, "metrics": losses.metrics}
 

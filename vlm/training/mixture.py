@@ -1,10 +1,15 @@
-"""A mixture of objectives in one training: each step belongs to one, drawn by weight from seed and step alone."""
+"""A mixture of objectives in one training: each step belongs to one, drawn by weight from seed and step alone.
+
+A joint mixture has a batch of every objective in every step and adds their losses. That keeps what a model knows: where
+steps take turns, Muon gives a step of the one task the size of a step of the other, however little it has to learn.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -14,19 +19,22 @@ from vlm.training.objective import Batch, Losses, Objective
 
 @dataclass(frozen=True)
 class MixtureBatch(Batch):
-    """The batch of one step and the number of the objective that it belongs to."""
+    """The batches of one step and the numbers of the objectives that they belong to."""
 
-    objective: int
-    batch: Batch
+    objectives: tuple[int, ...]
+    batches: tuple[Batch, ...]
 
 
 class Mixture:
     """Objectives over one model by name, which prefixes their metrics where there are several.
 
-    weights: the share of the steps that each takes, relative to their sum; equal by default.
+    weights: the share of the steps that each takes, relative to their sum; equal by default. In a `joint` mixture, the
+    share of its loss in every step.
     """
 
-    def __init__(self, objectives: Mapping[str, Objective], weights: Sequence[float] | None = None):
+    def __init__(
+        self, objectives: Mapping[str, Objective], weights: Sequence[float] | None = None, joint: bool = False
+    ):
         weights = weights or [1.0] * len(objectives)
         if not objectives or len(weights) != len(objectives) or min(weights) <= 0:
             raise UserError(f"expected a positive weight for each of {len(objectives)} objectives, got {weights}")
@@ -34,21 +42,32 @@ class Mixture:
         self.vlm: Any = self.objectives[0].vlm
         if any(objective.vlm is not self.vlm for objective in self.objectives):
             raise UserError("expected objectives over one model")
-        self.probabilities = np.array(weights) / sum(weights)
+        self.probabilities, self.joint = np.array(weights) / sum(weights), joint
+        self._attention: str | None = None
 
     def auxiliary(self) -> nn.ModuleDict:
         """Return the modules that train beside the model, of all objectives, by name."""
         return nn.ModuleDict({name: module for one in self.objectives for name, module in one.modules().items()})
 
     def loss(self, batch: MixtureBatch) -> Losses:
-        """Return the losses of a batch, by its objective; metrics of several objectives carry their name."""
-        objective = self.objectives[batch.objective]
-        losses = objective.loss(objective.encode(batch.batch), batch.batch)
+        """Return the losses of a batch, by its objectives; metrics of several objectives carry their name."""
         if len(self.objectives) == 1:
-            return losses
-        name = self.names[batch.objective]
-        metrics = {"loss": losses.loss.detach(), **losses.metrics}
-        return Losses(losses.loss, {f"{name}/{metric}": value for metric, value in metrics.items()})
+            return self._objective_losses(0, batch.batches[0])
+        total, metrics = [], {}
+        for which, own in zip(batch.objectives, batch.batches, strict=True):
+            losses, name = self._objective_losses(which, own), self.names[which]
+            total.append(losses.loss * self.probabilities[which] if self.joint else losses.loss)
+            named = {"loss": losses.loss.detach(), **losses.metrics}
+            metrics |= {f"{name}/{metric}": value for metric, value in named.items()}
+        return Losses(torch.stack(total).sum(), metrics)
+
+    def _objective_losses(self, which: int, batch: Batch) -> Losses:
+        """Return an objective's losses, with attention computed in its own way."""
+        objective = self.objectives[which]
+        if self._attention != objective.attention:
+            self.vlm.set_attn_implementation(objective.attention)
+            self._attention = objective.attention
+        return objective.loss(objective.encode(batch), batch)
 
 
 class MixtureDataset(Dataset):
@@ -56,14 +75,20 @@ class MixtureDataset(Dataset):
 
     def __init__(self, mixture: Mixture, steps: int, seed: int):
         self.samplers = [(one.sampler, one.stream) for one in mixture.objectives]  # without the model: workers copy it
-        self.probabilities, self.steps, self.seed = mixture.probabilities, steps, seed
+        self.probabilities, self.joint = mixture.probabilities, mixture.joint
+        self.steps, self.seed = steps, seed
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> MixtureBatch:
-        which = 0
-        if (count := len(self.samplers)) > 1:
-            which = int(np.random.default_rng([self.seed, step, count]).choice(count, p=self.probabilities))
-        sampler, stream = self.samplers[which]
-        return MixtureBatch(which, sampler(step, np.random.default_rng([self.seed, step, *stream])))
+        which = range(len(self.samplers)) if self.joint else (self._drawn(step),)
+        parts = (self.samplers[one] for one in which)
+        batches = tuple(sampler(step, np.random.default_rng([self.seed, step, *stream])) for sampler, stream in parts)
+        return MixtureBatch(tuple(which), batches)
+
+    def _drawn(self, step: int) -> int:
+        """Return the objective of a step."""
+        if (count := len(self.samplers)) == 1:
+            return 0
+        return int(np.random.default_rng([self.seed, step, count]).choice(count, p=self.probabilities))
