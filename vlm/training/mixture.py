@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from common.errors import UserError
@@ -53,7 +53,8 @@ class Mixture:
         """Return the losses of a batch, by its objectives; metrics of several objectives carry their name."""
         if len(self.objectives) == 1:
             return self._objective_losses(0, batch.batches[0])
-        total, metrics = [], {}
+        total: list[Tensor] = []
+        metrics: dict[str, Tensor] = {}
         for which, own in zip(batch.objectives, batch.batches, strict=True):
             losses, name = self._objective_losses(which, own), self.names[which]
             total.append(losses.loss * self.probabilities[which] if self.joint else losses.loss)
