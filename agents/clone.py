@@ -2,10 +2,12 @@
 
     python -m agents.clone --data data/carnival data/mspacman --out runs/clone --steps 4000
     python -m agents.clone --config policy --data data/carnival data/mspacman --init runs/pvp/last --out runs/policy
+    python -m agents.clone --data data/* --init runs/pvp/last --joint --pvp-weight 0.2 --mask-weight 0.2 --out runs/all
     python -m agents.clone --games Carnival MsPacman Pong Breakout SpaceInvaders Seaquest Qbert Freeway --out runs/eight
 
 With `--games` the demonstrations are recorded first, by each game's expert. With `--pvp-weight` pixel value prediction
-takes a share of the steps. Checkpoints are chosen by play on reserved seeds. The same command resumes a killed run.
+takes a share of the steps, with `--mask-weight` referring segmentation: one model that plays, reads and segments.
+Checkpoints are chosen by play on reserved seeds. The same command resumes a killed run.
 """
 
 import sys
@@ -24,11 +26,14 @@ from common.errors import UserError
 from envs.games import find_game
 from pretrain.pvp import CONFIGS as PVP_CONFIGS
 from pretrain.pvp import pvp_objective
+from pretrain.referring.mask_objective import MaskHeadObjective, MaskSampler
+from pretrain.referring.referring_config import CONFIGS as REFERRING_CONFIGS
+from pretrain.referring.train import open_referring_source, start_head
 from vlm import checkpoint
 from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.training.config import named_config, parse_config
-from vlm.training.fit import AUXILIARY, fit, load_auxiliary, trainer_options
+from vlm.training.fit import continue_auxiliary, fit, trainer_options
 from vlm.training.mixture import Mixture
 from vlm.training.objective import Objective
 
@@ -53,18 +58,33 @@ def bc_objective(vlm: PixelVLM, datasets: list[LabelledDataset], config: CloneTr
 
 
 def clone_mixture(vlm: PixelVLM, datasets: list[LabelledDataset], config: CloneTraining) -> Mixture:
-    """Return cloning and pixel value prediction; the auxiliary head continues that of the run that `init` is from."""
-    data, cloning = config.data, bc_objective(vlm, datasets, config)
-    objectives: dict[str, Objective] = {"play": cloning}
+    """Return cloning and the tasks beside it; auxiliary modules continue those of the run that `init` is from."""
+    data = config.data
+    objectives: dict[str, tuple[Objective, float]] = {}
+    objectives["play"] = bc_objective(vlm, datasets, config), 1 - data.pvp_weight - data.mask_weight
     if data.pvp_weight:
         images = (*(str(place) for place in dict.fromkeys(data.data)), *data.pvp_data)
         pvp = named_config(PVP_CONFIGS, data.pvp_config, "--pvp-config").replace(data=images)
-        objectives["pvp"] = pvp_objective(vlm, pvp.data, config.run.steps)
-    weights = [1 - data.pvp_weight, data.pvp_weight] if data.pvp_weight else None
-    mixture = Mixture(objectives, weights, data.pvp_every_step)
-    if config.model.init and (config.model.init.parent / AUXILIARY).is_file():
-        load_auxiliary(mixture.auxiliary(), config.model.init.parent)
+        objectives["pvp"] = pvp_objective(vlm, pvp.data, config.run.steps), data.pvp_weight
+    if data.mask_weight:
+        objectives["masks"] = mask_objective(vlm, config), data.mask_weight
+    mixture = Mixture(
+        {name: objective for name, (objective, _) in objectives.items()},
+        [weight for _, weight in objectives.values()],
+        data.joint,
+    )
+    if config.model.init:
+        continue_auxiliary(mixture.auxiliary(), config.model.init.parent)
     return mixture
+
+
+def mask_objective(vlm: PixelVLM, config: CloneTraining) -> MaskHeadObjective:
+    """Return referring segmentation by a mask head as an objective, on the games of `mask_data`."""
+    data = named_config(REFERRING_CONFIGS, config.data.mask_config, "--mask-config").replace(
+        data=config.data.mask_data or tuple(dict.fromkeys(config.data.data)), init=config.model.init
+    )
+    source = open_referring_source(data.data, config.run.steps, vlm.history, config.run.seed)
+    return MaskHeadObjective(vlm, start_head(data, vlm), MaskSampler(vlm.tokenizer, source, data.data))
 
 
 def clone_metadata(config: CloneTraining, datasets: list[LabelledDataset]) -> dict[str, Any]:
@@ -90,7 +110,8 @@ def clone(config: CloneTraining) -> Path:
     vlm = checkpoint.load(init) if init else build(config.model.preset, config.run.seed)
     mixture, metadata = clone_mixture(vlm, datasets, config), clone_metadata(config, datasets)
     selection = CheckpointSelectionCallback(vlm, datasets, config.selection, out, {**config.metadata(), **metadata})
-    last = fit(mixture, config, metadata, [selection])
+    heads = [one.head for one in mixture.objectives if isinstance(one, MaskHeadObjective)]
+    last = fit(mixture, config, metadata, [selection], export=heads[0].save if heads else None)
     return out / "best" if (out / "best").exists() else last
 
 

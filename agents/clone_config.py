@@ -39,20 +39,29 @@ class CloneData:
     """Fraction of the training that first trains the auxiliary head alone; not for a policy that already plays."""
     pvp_weight: float = 0.0
     """Share of the steps that train pixel value prediction instead, which preserves fine spatial detail."""
-    pvp_every_step: bool = False
-    """Every step trains both, and `pvp_weight` is the share of the loss: an encoder that reads goes on reading."""
     pvp_config: str = "with-play"
     """The named config (`pretrain/pvp_config.py`) whose data settings the PVP steps use."""
     pvp_data: tuple[str, ...] = ()
     """Where their images come from besides the demonstrations: recorded games and folders of pictures."""
+    mask_weight: float = 0.0
+    """Share of the steps that train referring segmentation by a mask head instead, so that one model does all three."""
+    mask_config: str = "with-play"
+    """The named config (`pretrain/referring/referring_config.py`) whose data settings those steps use."""
+    mask_data: tuple[Path, ...] = ()
+    """Their recorded games, by default the demonstrations."""
+    joint: bool = False
+    """Every step trains all of these tasks, and their shares are those of the loss: what a model can, it keeps."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "batch_size")
         require_at_least(self, 0, "aux_loss_weight")
-        for name in ("aux_warmup_fraction", "pvp_weight"):
+        for name in ("aux_warmup_fraction", "pvp_weight", "mask_weight"):
             if not 0 <= getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} must be at least 0 and less than 1, got {getattr(self, name)}")
+        if self.pvp_weight + self.mask_weight >= 1:
+            shares = f"{self.pvp_weight} and {self.mask_weight}"
+            raise UserError(f"--pvp-weight and --mask-weight must leave a share to play, got {shares}")
         self.weights_by_game()
 
     def weights_by_game(self) -> dict[str, float]:

@@ -189,7 +189,7 @@ def test_a_run_that_starts_from_another_continues_its_auxiliary_head(labelled, t
     assert one == two
     other = write_set(tmp_path / "other", None, names=NAMES[:3], game="Pong")
     assert command(*arguments, *again, "--data", other, "--out", tmp_path / "three") == 2
-    assert f"{AUXILIARY} holds other modules" in capsys.readouterr().err
+    assert f"{AUXILIARY} holds another action_head" in capsys.readouterr().err
 
 
 def test_a_negative_weight_of_the_auxiliary_head_is_refused(labelled, tmp_path, capsys):

@@ -143,6 +143,23 @@ def load_auxiliary(modules: nn.Module, directory: Path) -> None:
     modules.load_state_dict(found)
 
 
+def continue_auxiliary(modules: nn.ModuleDict, directory: Path) -> None:
+    """Load those of the modules that the run in a directory trained as well; the others stay new.
+
+    Raises:
+        CheckpointError: a module of the same name has other tensors.
+    """
+    file = directory / AUXILIARY
+    found = load_file(file) if file.is_file() else {}
+    for name, module in modules.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in found.items() if key.startswith(f"{name}.")}
+        expected = {key: tensor.shape for key, tensor in module.state_dict().items()}
+        if own and {key: tensor.shape for key, tensor in own.items()} != expected:
+            raise CheckpointError(f"{file} holds another {name}; move it away to begin with a new one")
+        if own:
+            module.load_state_dict(own)
+
+
 def trainer_options(options: Sequence[str]) -> dict[str, str]:
     """Return `--trainer` options by name, over our defaults; `UserError` for one that cannot be set."""
     known = {field.name for field in fields(TrainingArguments) if field.init}
