@@ -89,7 +89,8 @@ class FrameQuestions:
         """Return the features of the frames, resized to `size` if given."""
         resized = np.stack([resize_image(frame, size) for frame in self.frames])
         if resized.shape not in self._features:
-            vlm, hidden_states = self.model.vlm, self.model.segmenter is not None
+            vlm = self.model.vlm
+            hidden_states = self.model.segmenter is not None or vlm.expands_maps
             self._features[resized.shape] = vlm.encode_images(vlm.preprocess(resized[None]), hidden_states)
         return self._features[resized.shape]
 

@@ -32,6 +32,8 @@ class PvpModel(ModelConfig):
     """Start a new CLIP tower's patch embedding as cosine waves of each channel, of this amplitude; 0: random."""
     patch_expansion: int = 1
     """Cells along each side of an image token that the decoder reads one by one (`vlm.patch_expansion`)."""
+    skip_connection: bool = False
+    """Add the encoder's map of the cells' resolution to the expanded cells (Ronneberger et al. 2015, "U-Net")."""
     cell_position_amplitude: float = 0.0
     """Amplitude of the encoding in the positions of expanded cells; 0: cells start without."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -165,6 +167,9 @@ _PLAY_CLIP = _READING.replace(
     questions=48,
     steps=1000,
 )
+_NANO_FINE = _PLAY_CLIP.replace(
+    preset="nano-fine", patch_init_amplitude=0.0, patch_expansion=4, skip_connection=True, grid="8px"
+)
 CONFIGS = {
     "default": _DEFAULT,
     # beside play: the settings of `agents.clone --pvp-weight`
@@ -186,8 +191,10 @@ CONFIGS = {
     "reading": _READING,
     # the released reader: native frames, photographs and synthetic images, in a model that can learn to play as well
     "play-clip": _PLAY_CLIP,
-    # the same beside play: fewer questions, since every step has some
-    "play-clip-with-play": _PLAY_CLIP.replace(images=4, questions=32),
+    # convolutions that play as well: tokens of 32 x 32 pixels for play, cells of 8 x 8 for pixels; beside play with
+    # fewer questions, since every step has some
+    "nano-fine": _NANO_FINE,
+    "nano-fine-with-play": _NANO_FINE.replace(images=4, questions=32),
     # the study games-nano: plain frames of the games that are played, from the released captioner
     "games-nano": _DEFAULT.replace(
         init=RELEASED_CAPTIONER,

@@ -8,8 +8,7 @@ from pretrain.pvp_questions import parse_grid
 from vlm import checkpoint
 from vlm.clip import load_clip, load_vision_tower
 from vlm.model import PixelVLM
-from vlm.patch_expansion import NAME as EXPANSION
-from vlm.patch_expansion import PatchExpansion
+from vlm.patch_expansion import add_expansion
 from vlm.presets import build
 from vlm.sinusoidal_init import (
     init_cell_positions,
@@ -52,9 +51,8 @@ def _init_encoder(vlm: PixelVLM, model: PvpModel, data: PvpData) -> None:
 def _add_expansion(vlm: PixelVLM, config: PvpConfig) -> None:
     """Add a patch expansion, whose cells start with positions where the configuration asks for them."""
     model, data = config.model, config.data
-    expansion = PatchExpansion(vlm.token_width, model.patch_expansion)
-    expansion.init_weights(torch.Generator().manual_seed(config.run.seed))
-    vlm.model.add_module(EXPANSION, expansion.to(vlm.device))
+    generator = torch.Generator().manual_seed(config.run.seed)
+    expansion = add_expansion(vlm, model.patch_expansion, model.skip_connection, generator)
     if model.cell_position_amplitude:
         rows, columns = (edges[1].item() for edges in patch_edges(vlm, *data.size, cells=True))
         cell_size = parse_grid(data.grid).cell_size(*data.size)

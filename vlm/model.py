@@ -173,14 +173,23 @@ class PixelVLM(PixelModel):
 
         What asks for single pixels reads these, what asks about a whole image the tokens of `encode_images`.
         """
-        return self.expand(self.encode_images(images))
+        return self.expand(self.encode_images(images, output_hidden_states=self.expands_maps))
 
     def expand(self, features: ImageFeatures) -> ImageFeatures:
-        """Return the features of `encode_images` with a token for each cell; unchanged without patch expansion."""
+        """Return the features of `encode_images` with a token for each cell; unchanged without patch expansion.
+
+        They need the encoder's hidden states where `expands_maps`.
+        """
         if self.patch_expansion is None:
             return features
         grid = self.token_grid(*features.inputs["pixel_values"].shape[2:])
-        return dataclasses.replace(features, tokens=self.patch_expansion(features.tokens, *grid))
+        cells = self.patch_expansion(features.tokens, *grid, features.hidden_states)
+        return dataclasses.replace(features, tokens=cells)
+
+    @property
+    def expands_maps(self) -> bool:
+        """Whether the patch expansion reads the encoder's maps as well as its tokens."""
+        return self.patch_expansion is not None and self.patch_expansion.skip is not None
 
     def embed(self, tokens: Int[Tensor, "..."]) -> Float[Tensor, "... D"]:
         """Return the decoder's embeddings of token ids."""

@@ -65,6 +65,7 @@ PRESETS = {
         (8, 32, 64, 128), (1, 1, 1), 128, 3, 16, 512, 0.06, FRAME_STACK_INPUT, head_width=16, **POSITIONAL_HEADS
     ),
     "nano": Preset((16, 48, 96, 192), (1, 1, 1), 256, 3, 16, 1024, 0.06, FRAME_STACK_INPUT, **POSITIONAL_HEADS),
+    "nano-fine": Preset((16, 48, 96, 192), (1, 1, 1), 256, 3, 4, 704, 0.06, FRAME_STACK_INPUT, rope_theta=1e6),
     "tiny-clip": Preset((32,), (2,), 32, 3, 2, 64, 0.1, SQUARE_INPUT, heads=2, patch=36, rope_theta=1e6),
     "nano-clip": Preset((192,), (6,), 256, 3, 4, 704, 0.06, SQUARE_INPUT, heads=3, rope_theta=1e6),
     "play-clip": Preset((192,), (6,), 256, 3, 4, 704, 0.06, SQUARE_STACK_INPUT, heads=3, rope_theta=1e6),

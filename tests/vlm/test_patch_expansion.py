@@ -5,8 +5,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from common.errors import UserError
 from vlm import checkpoint
-from vlm.patch_expansion import NAME, PatchExpansion
+from vlm.patch_expansion import NAME, PatchExpansion, add_expansion
 from vlm.presets import build
 from vlm.training.attention_supervision import patch_edges
 from vlm.training.learning_rates import role_parameters
@@ -14,11 +15,9 @@ from vlm.training.learning_rates import role_parameters
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 2, 210, 160, 3), dtype=np.uint8)
 
 
-def expanded(preset="tiny", factor=2):
+def expanded(preset="tiny", factor=2, skip=False):
     vlm = build(preset)
-    expansion = PatchExpansion(vlm.token_width, factor)
-    expansion.init_weights(torch.Generator().manual_seed(0))
-    vlm.model.add_module(NAME, expansion)
+    add_expansion(vlm, factor, skip, torch.Generator().manual_seed(0))
     return vlm
 
 
@@ -54,6 +53,28 @@ def test_a_new_expansion_starts_near_copies_of_the_token():
     assert torch.corrcoef(torch.stack([cells.flatten(), copies.flatten()]))[0, 1] > 0.9
 
 
+def test_a_skip_connection_adds_the_encoders_map_at_each_cell():
+    vlm = expanded("tiny", factor=4, skip=True)
+    expansion, pixels = vlm.patch_expansion, vlm.preprocess(FRAMES)
+    assert vlm.expands_maps
+    assert not expanded().expands_maps
+    features = vlm.encode_images(pixels, output_hidden_states=True)
+    (own,) = (state for state in features.hidden_states if state.shape[2:] == (28, 20))
+    cells = vlm.encode_cells(pixels).tokens
+    added = expansion.skip(own.movedim(1, -1)).flatten(1, 2)
+    with torch.no_grad():
+        expansion.skip.weight.zero_()
+    torch.testing.assert_close(cells - vlm.encode_cells(pixels).tokens, added, rtol=1e-3, atol=1e-4)
+
+
+def test_a_skip_connection_says_which_map_it_misses():
+    vlm = expanded("tiny", factor=4, skip=True)
+    with pytest.raises(UserError, match="expected a map of the encoder with 28 x 20 cells, got maps of \\[\\]"):
+        vlm.expand(vlm.encode_images(vlm.preprocess(FRAMES)))
+    with pytest.raises(UserError, match="expected a map of the encoder with"):
+        expanded("tiny", factor=3, skip=True)
+
+
 def test_without_expansion_cells_are_the_tokens():
     vlm = build("tiny")
     pixels = vlm.preprocess(FRAMES)
@@ -73,8 +94,9 @@ def test_it_trains_at_the_connectors_rate():
     assert f"{NAME}.linear.weight" in names
 
 
-def test_a_checkpoint_keeps_it_and_plain_transformers_loads_the_rest(tmp_path, capfd):
-    vlm = expanded()
+@pytest.mark.parametrize(("factor", "skip"), [(2, False), (4, True)])
+def test_a_checkpoint_keeps_it_and_plain_transformers_loads_the_rest(tmp_path, capfd, factor, skip):
+    vlm = expanded(factor=factor, skip=skip)
     checkpoint.save(vlm, tmp_path / "model")
     loaded = checkpoint.load(tmp_path / "model", torch.device("cpu"))
     pixels = vlm.preprocess(FRAMES)
