@@ -57,7 +57,6 @@ def pvp_objective(vlm: PixelVLM, data: PvpData, steps: int) -> PvpObjective:
         data.label_std,
         data.attention_supervision_weight,
         head,
-        data.distance_loss_weight,
         data.heads_by_number,
     )
 

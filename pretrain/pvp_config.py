@@ -24,8 +24,6 @@ class PvpModel(ModelConfig):
     """The shortest and the longest wave of that encoding, in units of the numbers."""
     number_scale: float = 0.0
     """Root mean square of the dimensions of a number's embedding that start as its value and its square; 0: none."""
-    logit_scale: float = 1.0
-    """Initial weight of the decoder's last norm: the larger, the sharper answers can be from the first step on."""
     position_amplitude: float = 1.0
     """Amplitude of the encoding in the positions of a new CLIP tower."""
     patch_init_amplitude: float = 0.0
@@ -79,8 +77,6 @@ class PvpData:
     """Questions about each image."""
     label_std: float = 0.0
     """Standard deviation of Gaussian targets for numbers, in color levels; 0: one-hot labels as in Gou et al. 2024."""
-    distance_loss_weight: float = 0.0
-    """Weight of the distance from the expected number to the true one, as a share of 255; 0: cross-entropy alone."""
     attention_supervision_weight: float = 0.0
     """Weight of the attention supervision loss (`vlm.training.attention_supervision`); 0 is the paper's loss."""
     heads_by_number: bool = False
@@ -96,12 +92,10 @@ class PvpData:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "images", "questions")
-        require_at_least(self, 0, "attention_supervision_weight", "dense_loss_weight", "distance_loss_weight")
+        require_at_least(self, 0, "attention_supervision_weight", "dense_loss_weight")
         for name in ("augmentation", "synthetic", "curriculum_fraction", "caption_weight", "dense_loss_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} must be from 0 to 1, got {getattr(self, name)}")
-        if self.distance_loss_weight and not self.label_std:
-            raise UserError("--distance-loss-weight needs --label-std above 0")
         if self.caption_weight == 1:
             raise UserError("--caption-weight must be less than 1, so that pixel values are trained; got 1.0")
         if self.shuffle_targets and self.images < 2:

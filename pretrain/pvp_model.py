@@ -12,7 +12,6 @@ from vlm.patch_expansion import add_expansion
 from vlm.presets import build
 from vlm.sinusoidal_init import (
     init_cell_positions,
-    init_logit_scale,
     init_number_embeddings,
     init_patch_embedding,
     init_position_embeddings,
@@ -28,7 +27,6 @@ def start_model(config: PvpConfig) -> PixelVLM:
     else:
         vlm = build(model.preset, config.run.seed, caption_tokenizer() if data.caption_weight else None)
         _init_encoder(vlm, model, data)
-        init_logit_scale(vlm, model.logit_scale)
     if model.sinusoidal_init:
         init_number_embeddings(vlm, scale=model.number_scale, wavelengths=model.wavelengths)
     if model.patch_expansion > 1 and vlm.patch_expansion is None:

@@ -112,15 +112,13 @@ class PvpObjective(AnswerObjective[PvpBatch]):
         label_std: float = 0.0,
         attention_supervision: float = 0.0,
         dense_head: DenseColorHead | None = None,
-        distance_weight: float = 0.0,
         heads_by_number: bool = False,
     ):
         if (attention_supervision or label_std) and prompts.number_token_ids is None:
             raise UserError("--label-std and --attention-supervision-weight need numbers that are single tokens")
         super().__init__(vlm, sampler, attention_supervision)
         self.prompts, self.targets = prompts, gaussian_targets(label_std) if label_std else None
-        self.dense_head, self.distance_weight = dense_head, distance_weight
-        self.heads_by_number = heads_by_number
+        self.dense_head, self.heads_by_number = dense_head, heads_by_number
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Return the dense head."""
@@ -171,11 +169,7 @@ class PvpObjective(AnswerObjective[PvpBatch]):
         plain = -log_probs[values < 0].gather(1, answers[values < 0, None])
         numbers = log_probs[values >= 0][:, tokens]  # [N, 256]
         smoothed = -(self.targets.to(answers.device)[values[values >= 0]] * numbers).sum(-1)
-        loss = (plain.sum() + smoothed.sum()) / len(answers)
-        if not self.distance_weight:
-            return loss
-        expected = numbers.softmax(-1) @ torch.arange(256.0, device=numbers.device)
-        return loss + self.distance_weight * (expected - values[values >= 0]).abs().mean() / 255
+        return (plain.sum() + smoothed.sum()) / len(answers)
 
     def answer_metrics(self, logits: Tensor, answers: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return `exact_match`, the share of answers whose every token is the likeliest given those before it; and,

@@ -58,13 +58,6 @@ def init_number_embeddings(
 
 
 @torch.no_grad()
-def init_logit_scale(vlm: PixelVLM, scale: float) -> None:
-    """Let every weight of the decoder's last norm start as `scale`, by which all logits grow."""
-    decoder: Any = vlm.decoder
-    decoder.norm.weight.fill_(scale)
-
-
-@torch.no_grad()
 def init_position_embeddings(
     tower: nn.Module,
     cell_size: tuple[float, float],

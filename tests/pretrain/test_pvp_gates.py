@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from common.errors import UserError
 from pretrain.data.synthetic_images import mosaic
-from pretrain.pvp_config import PvpData
 from pretrain.pvp_gates import channel_ratio, failing_gate, patch_metrics, patch_of_cells, summary, token_probe_mae
 from vlm.presets import build
 
@@ -27,11 +25,6 @@ def test_the_first_gate_that_is_not_passed_is_named():
     assert failing_gate(GOOD | {"token_probe_mae": None, "mae_of_patch_means": 9.0}) == "patches"
     assert "fails at within" in summary("games", GOOD | {"within_patch_correlation": 0.1})
     assert "all gates passed" in summary("games", GOOD)
-
-
-def test_a_distance_loss_without_gaussian_targets_is_refused_rather_than_ignored():
-    with pytest.raises(UserError, match="--distance-loss-weight needs --label-std"):
-        PvpData(distance_loss_weight=1.0)
 
 
 def test_perfect_answers_pass_within_patches():
