@@ -4,6 +4,7 @@
     python -m experiments.run pvp-levers
     python -m experiments.run pvp-nano
     python -m experiments.run reader
+    python -m experiments.run one-model
     python -m experiments.run refer-nano
     python -m experiments.run games-nano
     python -m experiments.run pvp-nano --seeds 0 --out runs/try.json
@@ -35,7 +36,7 @@ from common.command import run as run_command
 from common.errors import UserError, nearest
 from common.provenance import git_commit
 from common.results import RESULTS, new_result, read_result, write_result
-from experiments.studies import games_nano, optimizers, pvp_levers, pvp_nano, reader, refer_nano
+from experiments.studies import games_nano, one_model, optimizers, pvp_levers, pvp_nano, reader, refer_nano
 from experiments.studies.jobs import Job
 from vlm.device import best_device, device_name
 
@@ -54,6 +55,7 @@ EXPERIMENTS = {
     "pvp-levers": Experiment(pvp_levers.prepare, pvp_levers.jobs),
     "pvp-nano": Experiment(pvp_nano.prepare, pvp_nano.jobs, pvp_nano.draw),
     "reader": Experiment(reader.prepare, reader.jobs, reader.draw),
+    "one-model": Experiment(one_model.prepare, one_model.jobs),
     "refer-nano": Experiment(refer_nano.prepare, refer_nano.jobs, refer_nano.draw),
     "games-nano": Experiment(games_nano.prepare, games_nano.jobs),
 }
@@ -64,7 +66,7 @@ class Args:
     """Run a named experiment, or resume it."""
 
     name: tyro.conf.Positional[str]
-    """The experiment: optimizers, pvp-levers, pvp-nano, reader, refer-nano or games-nano."""
+    """The experiment: optimizers, pvp-levers, pvp-nano, reader, one-model, refer-nano or games-nano."""
     out: Path | None = None
     """The result file; experiments/results/NAME.json by default."""
     work: Path | None = None

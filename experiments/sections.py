@@ -63,6 +63,8 @@ def make_sections(results: Mapping[str, Result], folder: Path) -> list[Section]:
     for name, section in studies.items():
         if name in results:
             found.append(section(results[name], sorted(folder.glob(f"{name}*.png"))))
+    if "one-model" in results:
+        found.append(one_model_section(results["one-model"], results.get("shipped")))
     if "nano-refer" in results:
         found.append(segmenter_section(results["nano-refer"]))
     speeds = [result for name, result in results.items() if "_speed" in name]
@@ -150,6 +152,21 @@ def reader_section(result: Result, images: Sequence[Path]) -> Section:
         images=images,
         image_caption="each three: the original, its cells, the answers; and the released policy at play while the "
         "reader answers for every cell (`agents.play --see`)",
+    )
+
+
+def one_model_section(result: Result, scores: Result | None) -> Section:
+    """Return what the one model does, with its scores if they are of the same weights."""
+    hashes = {row["checkpoint"] for row in result["rows"]}
+    played = [row for row in scores["rows"] if row.get("checkpoint") in hashes] if scores else []
+    return Section(
+        "one-model",
+        "one-model: plays, reads and segments",
+        "One directory of weights does all three. Scores are those of the released policy above. Errors are of greedy "
+        "answers at every cell of the grid; no training saw the held-out games, the photographs or these synthetic "
+        "images. Masks are of expressions about the last two recordings of each of ten games.",
+        [result],
+        [tables.one_model_table(result["rows"], played)],
     )
 
 

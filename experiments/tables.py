@@ -141,6 +141,24 @@ def reader_table(rows: list[Row]) -> Table:
     return Table("The released reader, greedy answers at all cells", columns, lines)
 
 
+def one_model_table(rows: list[Row], scores: list[Row]) -> Table:
+    """Return what one model does, a line a task: `rows` of `one-model`, `scores` of `agents.score` of its weights."""
+    lines = [
+        (f"plays {find_game(line['game']).title}", {"measure": "mean score", "value": _mean_and_interval(line)})
+        for line in summarize(scores)
+        if line["agent"] != "random"
+    ]
+    for row in filter_rows(rows, set="masks"):
+        ciou, low, high = (f"{100 * row[name]:.1f}" for name in ("ciou", "ciou_low", "ciou_high"))
+        lines.append(("finds what words mean", {"measure": "cIoU, percent", "value": f"{ciou} [{low}, {high}]"}))
+    for row in rows:
+        if row["set"] != "masks":
+            low, high = row["mae_interval"]
+            cells = {"measure": "error of 255", "value": f"{row['mae']:.2f} [{low:.2f}, {high:.2f}]"}
+            lines.append((f"reads {row['set']}", {**cells, "patch mean": f"{row['mae_patch_mean']:.1f}"}))
+    return Table("One model", ("measure", "value", "patch mean"), lines)
+
+
 def optimizers_table(rows: list[Row]) -> Table:
     """Return, for each task, what AdamW reaches and how long Muon takes to the same value; values are last points."""
     lines = []
