@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from agents.seen_frame import GridAnswer
 from common.errors import UserError
-from pretrain.data.images import ImageError
+from common.images import ImageError
 from pretrain.pixel_training import PixelTraining
 from pretrain.pvp_prediction import grid_coordinates, predict_cells, predict_pixels
 from pretrain.pvp_questions import PixelPromptFormat, downsample_grid

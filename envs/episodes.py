@@ -9,6 +9,7 @@ Episodes are added atomically, so that a directory holds complete episodes only.
 import dataclasses
 import io
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from pyarrow import Table, concat_tables
 
 from common.errors import UserError
 from common.files import atomic_file, write_text_atomically
+from common.images import ImageError, decode_rgb
 from envs.protocol import Protocol
 
 FEATURES = Features(
@@ -37,6 +39,7 @@ FEATURES = Features(
     }
 )
 INFO = "info.json"
+EPISODE_FILE = re.compile(r"episode-(\d{8,})\.parquet")
 
 
 class DatasetError(UserError):
@@ -121,6 +124,17 @@ def read_info(path: Path) -> DatasetInfo:
         raise DatasetError(f"{file} is damaged: {error}") from error
 
 
+def episode_files(path: Path) -> dict[int, Path]:
+    """Return the files of a dataset's episodes by seed; `DatasetError` names one that is none, as a copy."""
+    found = {}
+    for file in (path / "data").glob("*.parquet"):
+        if match := EPISODE_FILE.fullmatch(file.name):
+            found[int(match[1])] = file
+        elif not file.name.startswith("."):  # one that is not complete yet
+            raise DatasetError(f"{file} is no episode of the dataset: expected episode-SEED.parquet; is it a copy?")
+    return dict(sorted(found.items()))
+
+
 class EpisodeWriter:
     """Adds episodes to a dataset directory, new or existing; several writers may share a directory."""
 
@@ -139,7 +153,7 @@ class EpisodeWriter:
 
     def seeds(self) -> set[int]:
         """Return the seeds of the stored episodes."""
-        return {int(file.stem.split("-")[1]) for file in self._data.glob("episode-*.parquet")}
+        return set(episode_files(self.path))
 
     def append(self, episode: Episode) -> Path:
         """Store one episode; return its file."""
@@ -180,10 +194,11 @@ class EpisodeDataset:
     def __init__(self, path: Path):
         self.path = Path(path)
         self.info = read_info(self.path)
-        files = sorted((self.path / "data").glob("episode-*.parquet"))
+        files = episode_files(self.path)
+        self._files = list(files.values())
         if not files:
             raise DatasetError(f"{self.path} holds no complete episode")
-        tables = [self._read(file) for file in files]
+        tables = [self._read(file, seed) for seed, file in files.items()]
         table, lengths = concat_tables(tables), [table.num_rows for table in tables]
         self._pngs = [png for one in tables for png in one["frame"].combine_chunks().field("bytes").to_pylist()]
         self.actions, self.rewards, self.terminated, self.truncated = (
@@ -196,9 +211,12 @@ class EpisodeDataset:
         self.seeds = table["episode"].to_numpy()[self._first].tolist()
 
     @staticmethod
-    def _read(file: Path) -> Table:
+    def _read(file: Path, seed: int) -> Table:
         try:
-            return parquet.read_table(file)
+            table = parquet.read_table(file)
+            if other := set(table["episode"].to_pylist()) - {seed}:
+                raise DatasetError(f"{file} holds the episode of seed {min(other)}; is it a copy?")
+            return table
         except (OSError, ValueError) as error:
             raise DatasetError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
 
@@ -212,7 +230,11 @@ class EpisodeDataset:
 
     def frame(self, row: int) -> UInt8[np.ndarray, "height width 3"]:
         """Return the frame of a row."""
-        return np.asarray(PilImage.open(io.BytesIO(self._pngs[row])).convert("RGB"))
+        try:
+            return decode_rgb(self._pngs[row] or b"", f"frame of row {row - self.starts[row]}", ("PNG",), upright=False)
+        except ImageError as error:
+            episode = int(np.searchsorted(self._first, row, side="right")) - 1
+            raise DatasetError(f"{self._files[episode]}: {error}") from error
 
     def frames(self, row: int, history: int) -> UInt8[np.ndarray, "history height width 3"]:
         """Return the last `history` frames up to a row, oldest first; the first frame of an episode is repeated."""

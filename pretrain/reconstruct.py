@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from common.command import command, require_at_least, run
 from common.errors import UserError
+from common.images import read_image
 from common.results import new_result, write_result
-from pretrain.data.images import EpisodeFrames, open_image_source, read_image
+from pretrain.data.images import EpisodeFrames, open_image_source
 from pretrain.pixel_training import PixelTraining
 from pretrain.pvp_prediction import PixelPrediction, grid_coordinates, predict_pixels
 from pretrain.pvp_questions import PixelPromptFormat, downsample_grid, parse_grid

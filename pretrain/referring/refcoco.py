@@ -12,7 +12,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from common.errors import UserError
-from pretrain.data.images import read_image
+from common.images import read_image
 from pretrain.referring.coco_masks import check_compat, decode_segmentation
 from pretrain.referring.refer_files import (
     IMAGES,
@@ -85,7 +85,9 @@ class RefCocoDataset:
         """Return an expression's image; `ReferError` if its size is not that of its annotation."""
         ref = self.expressions[index].ref
         file = self.image_dir / ref.file_name
-        image = read_image(file)
+        image = read_image(file, upright=False)
+        if image.shape[:2] != (ref.height, ref.width):
+            image = read_image(file)  # annotated as it is shown
         if image.shape[:2] != (ref.height, ref.width):
             size, found = f"{ref.height} x {ref.width}", f"{image.shape[0]} x {image.shape[1]}"
             raise ReferError(f"{file}: expected {size} pixels as the annotations say, got {found}")

@@ -13,10 +13,10 @@ from PIL import Image
 
 from common.command import command, run
 from common.errors import UserError
+from common.images import read_image
 from envs.atari import make_envs
 from envs.games import find_game
 from envs.protocol import MACHADO2018
-from pretrain.data.images import read_image
 from vlm.released_checkpoints import RELEASED_SEGMENTER
 from vlm.segmentation.mask_drawing import draw_mask
 from vlm.segmentation.referring_segmenter import load_segmenter

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
+from common.images import ImageError, read_image
 from pretrain import pvp_prediction
 from pretrain import reconstruct as command
-from pretrain.data.images import ImageError, read_image
 from pretrain.pvp_prediction import PixelPrediction, grid_coordinates, predict_pixels
 from pretrain.pvp_questions import PixelPromptFormat
 from pretrain.reconstruct import Args, main, prediction_metrics, reconstruct

@@ -275,6 +275,16 @@ def test_an_image_of_another_size_is_refused(root):
         RefCocoDataset(root, "refcoco", "val").image(0)
 
 
+@pytest.mark.parametrize(("orientation", "stored"), [(1, (20, 30)), (6, (20, 30)), (6, (30, 20))])
+def test_an_image_is_taken_in_the_orientation_of_its_annotation(root, orientation, stored):
+    file = root / IMAGES / NAMES[0]
+    pixels, tags = np.random.default_rng(0).integers(0, 256, (*stored, 3), dtype=np.uint8), Image.Exif()
+    tags[0x0112] = orientation
+    Image.fromarray(pixels).save(file, format="PNG", exif=tags)
+    expected = pixels if stored == (20, 30) else np.rot90(pixels, -1)
+    assert np.array_equal(RefCocoDataset(root, "refcoco", "train").image(0), expected)
+
+
 def test_overlapping_polygons_merge_and_add_up_in_lisas_convention(root):
     assert np.array_equal(RefCocoDataset(root, "refcoco", "val").mask(0), OVERLAP)
     mask = RefCocoDataset(root, "refcoco", "val", compat="lisa").mask(0)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
-from pretrain.data.images import read_image
+from common.images import read_image
 from pretrain.referring import show
 from pretrain.referring.mask_objective import (
     MaskHeadObjective,
