@@ -139,15 +139,15 @@ def png(image):
         (encode_png(np.zeros((10, 8, 3), np.uint8))[:-40], "is not a PNG picture, or is damaged"),
         (b"GIF89a", "is not a PNG picture, or is damaged: no such picture begins like this"),
         (png(Image.new("1", (12_000, 12_000))), "expected at most 33,554,432 pixels, got 12000 x 12000"),
-        (None, "is not a PNG picture, or is damaged"),
+        (b"", "is not a PNG picture, or is damaged"),
     ],
-    ids=["cut", "kind", "large", "missing"],
+    ids=["cut", "kind", "large", "empty"],
 )
 def test_a_frame_is_checked_as_any_picture_and_named_by_its_file_and_row(stored, content, message):
     path, _ = stored
     file = path / "data" / "episode-00000002.parquet"
     rows = parquet.read_table(file).to_pydict()
-    rows["frame"][1] = {"bytes": content, "path": None if content else "elsewhere.png"}
+    rows["frame"][1] = {"bytes": content, "path": None}
     Dataset.from_dict(rows, features=FEATURES).to_parquet(str(file))
     data = EpisodeDataset(path)
     assert data.frame(5).shape == (10, 8, 3)
