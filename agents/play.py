@@ -29,6 +29,7 @@ from agents.agent import Agent
 from agents.human_agent import Window
 from agents.registry import EXPERTS, checkpoint_path, make_agent, needs_emulator, parse_agent_id, vlm_settings
 from agents.rollout import Transition, play_games
+from agents.score_rows import group_rows
 from agents.seen_frame import FrameReader
 from agents.video import MaskOverlay, Panel, VideoWriter, draw_transition
 from common.command import command, require_at_least, run
@@ -57,7 +58,7 @@ class Args:
     episodes: int = 1
     """Number of whole games."""
     seed: int = 0
-    """Seed of the games: 0 to 1999; 1000 and up are for published scores."""
+    """Seed of the games, at least 0; 1000 to 1999 are for published scores."""
     protocol: str = "machado2018"
     """The evaluation protocol: machado2018 (sticky actions) or mnih2015 (no-op starts)."""
     decode: Literal["scores", "generate"] = "scores"
@@ -265,15 +266,16 @@ def format_scores(game: Game, result: dict[str, Any]) -> str:
 
 def _committed_scores(game: Game) -> list[tuple[str, float, str]]:
     """Return (agent and temperature, mean score, note) of each agent in the committed results of a game."""
-    scores: dict[str, list[float]] = {}
-    for row in read_result(COMMITTED_SCORES)["rows"] if COMMITTED_SCORES.is_file() else []:
-        if row["game"] == game.name:
-            temperature = "" if row.get("temperature") is None else f" at {row['temperature']:g}"
-            scores.setdefault(row["agent"] + temperature, []).extend(row["scores"])
+
+    def label(row: dict[str, Any]) -> str:
+        return row["agent"] + ("" if row.get("temperature") is None else f" at {row['temperature']:g}")
+
+    rows = read_result(COMMITTED_SCORES)["rows"] if COMMITTED_SCORES.is_file() else []
     lines = []
-    for agent, found in scores.items():
+    for (_, agent), own in group_rows([row for row in rows if row["game"] == game.name], label).items():
+        scores = np.concatenate([row["scores"] for row in own])
         note = "; an expert with access to the simulator" if agent in EXPERTS else ""
-        lines.append((f"{agent} (committed)", float(np.mean(found)), f"{len(found)} games{note}"))
+        lines.append((f"{agent} (committed)", float(np.mean(scores)), f"{len(scores)} games{note}"))
     return lines
 
 

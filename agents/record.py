@@ -49,7 +49,7 @@ class Args:
     episodes: int = 10
     """Number of whole games of this seed in the dataset."""
     seed: int = 0
-    """Seed of the games; 1000 and up are for published scores."""
+    """Seed of the games, at least 0; 1000 to 1999 are for published scores."""
     protocol: str = "machado2018"
     """The evaluation protocol: machado2018 or mnih2015."""
     random_action_prob: float = 0.0

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agents.score_rows import group_rows
+from common.intervals import SeedScores
 from envs.games import find_game
 from experiments import tables
 from experiments.charts import Chart, curve_chart, profile_chart
-from experiments.statistics import Row, SeedScores, filter_rows, games_of
+from experiments.statistics import Row, filter_rows, games_of
 from experiments.tables import Table
 
 Result = dict[str, Any]
@@ -109,11 +111,13 @@ def score_charts(rows: list[Row]) -> list[Chart]:
 
 def agent_scores(rows: list[Row], game: str) -> dict[str, SeedScores]:
     """Return the scores of each agent at each temperature in a game, by seed."""
-    found: dict[str, list[list[float]]] = {}
-    for row in filter_rows(rows, game=game):
+
+    def label(row: Row) -> str:
         temperature = "" if row.get("temperature") is None else f", temperature {row['temperature']:g}"
-        found.setdefault(f"{row['agent'].partition(':')[0]}{temperature}", []).append(row["scores"])
-    return dict(found)
+        return f"{row['agent'].partition(':')[0]}{temperature}"
+
+    groups = group_rows(filter_rows(rows, game=game), label)
+    return {agent: [row["scores"] for row in own] for (_, agent), own in groups.items()}
 
 
 def pvp_section(result: Result, images: Sequence[Path]) -> Section:

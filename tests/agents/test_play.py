@@ -50,7 +50,10 @@ def test_the_vlm_is_filmed_and_scored(tiny, tmp_path, capsys):
 
 def test_committed_scores_are_printed_with_one_line_for_each_temperature(tmp_path, monkeypatch, capsys):
     scores = [("random", None, 1), ("random", None, 3), ("vlm", 0, 10), ("vlm", 0.5, 100), ("vlm", 0.5, 300)]
-    rows = [{"agent": a, "game": "Carnival", "temperature": t, "scores": [s]} for a, t, s in scores]
+    rows = [
+        {"agent": a, "game": "Carnival", "seed": n, "temperature": t, "scores": [s]}
+        for n, (a, t, s) in enumerate(scores)
+    ]
     (tmp_path / "committed.json").write_text(json.dumps({"rows": rows}))
     monkeypatch.setattr("agents.play.COMMITTED_SCORES", tmp_path / "committed.json")
     assert command("--agent", "random", "--max-frames", 40, "--no-video", "--out", tmp_path / "out") == 0
@@ -135,7 +138,7 @@ def test_a_full_disk_is_reported_in_one_line_and_leaves_no_unfinished_file(tiny,
         (("--agent", "vln"), "nearest: vlm"),
         (("--episodes", 0), "--episodes must be at least 1, got 0"),
         (("--max-frames", -4), "--max-frames must be at least 1, got -4"),
-        (("--seed", 2000), "expected a seed from 0 to 1999"),
+        (("--seed", -1), "expected a seed of at least 0, got -1"),
         (("--protocol", "v5"), "machado2018 or mnih2015; got 'v5'"),
         (("--checkpoint", "nowhere"), "nowhere, which does not exist"),
         (("--agent", "random", "--checkpoint", "x"), "--checkpoint is for --agent vlm"),
