@@ -17,6 +17,7 @@ from PIL import Image
 from common.command import command, require_at_least, run
 from common.errors import UserError
 from common.files import atomic_file
+from common.outputs import require_output_files
 
 
 @dataclass
@@ -70,6 +71,7 @@ def read_clip(args: Args) -> tuple[list[Image.Image], float]:
 
 def write_gif(args: Args) -> str:
     """Write the GIF; return a line about it."""
+    require_output_files([args.out], [args.video])
     frames, fps = read_clip(args)
     palette = frames[len(frames) // 2].quantize(args.colors)
     first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)

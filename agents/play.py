@@ -16,7 +16,6 @@ gives the same game and the same video.
 
 import shutil
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,9 @@ from agents.seen_frame import FrameReader
 from agents.video import MaskOverlay, Panel, VideoWriter, draw_transition
 from common.command import command, require_at_least, run
 from common.errors import UserError
+from common.outputs import require_output_files, require_writable
 from common.results import RESULTS, new_result, read_result, write_result
+from common.run_arguments import changed_arguments, to_json
 from envs.atari import GameEnvs, make_envs
 from envs.games import Game, find_game
 from envs.protocol import episode_seeds, find_protocol
@@ -117,6 +118,8 @@ class EpisodeRecorder:
     def __init__(self, args: Args, envs: GameEnvs, agent: Agent):
         self.args, self.envs, self.agent = args, envs, agent
         self.rows: list[dict[str, Any]] = []
+        self.interrupted = True  # until all episodes have ended
+        self._name = f"{envs.game.name}-{agent.name}-seed{args.seed}"
         self._video: VideoWriter | None = None
         self._overlay: MaskOverlay | None = None
         if args.highlight.strip():
@@ -145,18 +148,28 @@ class EpisodeRecorder:
         row["seconds"] = time.monotonic() - self._start_time
         row["finished"] = transition.ended
 
+    @property
+    def result_file(self) -> Path:
+        """The file of the result."""
+        return self.args.out / f"{self._name}.json"
+
+    def video_file(self, number: int) -> Path:
+        """Return the file of a game's video."""
+        return self.args.out / f"{self._name}-game{number}.mp4"
+
     def _start_episode(self, seed: int) -> None:
-        game, agent = self.envs.game, self.agent.name
         row: dict[str, Any] = {"seed": seed, "score": 0.0, "steps": 0, "invalid": 0, "seconds": 0.0, "finished": False}
         self._start_time = time.monotonic()
         if self.args.video:
-            file = self.args.out / f"{game.name}-{agent}-seed{self.args.seed}-game{len(self.rows)}.mp4"
+            file = self.video_file(len(self.rows))
             self._video = VideoWriter(file, self._panel)
             row["video"] = str(file)
         self.rows.append(row)
 
     def close(self) -> None:
-        """Finish the current video, so that the recorded part plays."""
+        """Write the result so far, and then finish the current video, so that the recorded part plays."""
+        if self.rows:
+            write_result(self.result_file, build_result(self.args, self.envs, self))
         if self._video:
             video, self._video = self._video, None
             video.close()
@@ -189,16 +202,27 @@ def open_reader(args: Args, agent: Agent) -> FrameReader:
     return FrameReader(model, args.see_every)
 
 
-def require_writable(out: Path, video: bool) -> None:
-    """Refuse a directory that cannot be written, before anything is played."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
-    free = shutil.disk_usage(out).free
-    if video and free < MIN_FREE_BYTES:
-        raise UserError(f"--out {out} has {free // 2**20} MiB left; a video needs {MIN_FREE_BYTES // 2**20}")
+def require_space(args: Args) -> None:
+    """Refuse a directory that cannot be written or has no space for a video."""
+    free = shutil.disk_usage(require_writable(args.out)).free
+    if args.video and free < MIN_FREE_BYTES:
+        raise UserError(f"--out {args.out} has {free // 2**20} MiB left; a video needs {MIN_FREE_BYTES // 2**20}")
+
+
+def require_own_outputs(args: Args, recorder: EpisodeRecorder, result: dict[str, Any]) -> None:
+    """Refuse to write over the result or the films of another play, and over a file that is read."""
+    films = [recorder.video_file(number) for number in range(args.episodes)] if args.video else []
+    _, path = parse_agent_id(args.agent)
+    file = recorder.result_file
+    require_output_files([file, *films], [Path(path)] if path and Path(path).is_file() else [], own=file)
+    if not file.exists():
+        return
+    stored = read_result(file)
+    changed = changed_arguments(stored.get("arguments", {}), result["arguments"])
+    if not changed and stored["rows"] and stored["rows"][0].get("checkpoint") != result["rows"][0].get("checkpoint"):
+        changed = ["content of the checkpoint"]
+    if changed:
+        raise UserError(f"{file} holds a play with another {', '.join(changed)}; choose another --out")
 
 
 def run_episodes(args: Args, envs: GameEnvs, agent: Agent, recorder: EpisodeRecorder) -> None:
@@ -221,6 +245,8 @@ def build_result(args: Args, envs: GameEnvs, recorder: EpisodeRecorder) -> dict[
     steps, seconds = sum(row["steps"] for row in rows), sum(row["seconds"] for row in rows)
     result = new_result("play", envs.protocol.to_dict(), [args.seed])
     result["seconds"], result["interrupted"] = round(seconds, 2), recorder.interrupted
+    arguments = to_json(args)
+    result["arguments"] = {name: arguments[name] for name in arguments if name not in ("out", "render", "video")}
     found: dict[str, Any] = {
         "agent": args.agent_id,
         "game": envs.game.name,
@@ -282,7 +308,7 @@ def _committed_scores(game: Game) -> list[tuple[str, float, str]]:
 def play(args: Args) -> str:
     """Play, record and return a report."""
     game, protocol = find_game(args.game), find_protocol(args.protocol)
-    require_writable(args.out, args.video)
+    require_space(args)
     episode_seeds(args.seed, args.episodes)  # refuses a seed out of range before the model loads
     with make_envs(game, 1, protocol, searchable=needs_emulator(args.agent)) as envs:
         agent = make_agent(args.agent_id, envs, args.decode, args.temperature, args.engine)
@@ -290,14 +316,14 @@ def play(args: Args) -> str:
         if trained_games is not None and game.name not in trained_games:
             print(f"note: this model was not trained on {game.title}, only on {', '.join(trained_games)}")
         recorder = EpisodeRecorder(args, envs, agent)
+        require_own_outputs(args, recorder, build_result(args, envs, recorder))
         run_episodes(args, envs, agent, recorder)
     if not recorder.rows:
         raise KeyboardInterrupt
     result = build_result(args, envs, recorder)
-    file = args.out / f"{game.name}-{agent.name}-seed{args.seed}.json"
-    write_result(file, result)
+    write_result(recorder.result_file, result)
     videos = [f"video: {video}" for video in result["rows"][0]["videos"]]
-    report = "\n".join([format_scores(game, result), *videos, f"result: {file}"])
+    report = "\n".join([format_scores(game, result), *videos, f"result: {recorder.result_file}"])
     if recorder.interrupted:
         print(report)
         raise KeyboardInterrupt

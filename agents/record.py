@@ -22,10 +22,19 @@ from tqdm import tqdm
 
 from agents.agent import Agent
 from agents.agent_wrappers import ActionRepeatAgent, ExpertLabelledAgent, RandomActionAgent
-from agents.registry import EXPERTS, checkpoint_path, current_agent_name, make_agent, needs_emulator, parse_agent_id
+from agents.registry import (
+    EXPERTS,
+    agent_files,
+    checkpoint_path,
+    current_agent_name,
+    make_agent,
+    needs_emulator,
+    parse_agent_id,
+)
 from agents.rollout import Transition, play_games
 from common.command import command, require_at_least, run
 from common.errors import UserError
+from common.outputs import require_output_directory
 from common.provenance import git_commit, package_versions
 from envs.atari import GameEnvs, make_envs
 from envs.episodes import INFO, DatasetInfo, Episode, EpisodeWriter, read_info
@@ -140,6 +149,7 @@ def record(args: Args) -> Path:
     """Play and store the games that the dataset still lacks; return its directory."""
     if world_size() > 1:
         raise UserError(f"games are recorded by one process, got {world_size()}: record first, then train by several")
+    require_output_directory(args.out, INFO, agent_files(filter(None, (args.agent, args.expert))))
     game, protocol = find_game(args.game), find_protocol(args.protocol)
     if args.max_frames:
         protocol = replace(protocol, max_episode_frames=min(args.max_frames, protocol.max_episode_frames))

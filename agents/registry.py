@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ def default_expert(game: str) -> str:
 def checkpoint_path(agent_id: str) -> Path:
     """Return the checkpoint of a VLM's id; the released policy if it names none."""
     return Path(parse_agent_id(agent_id)[1] or RELEASED_POLICY)
+
+
+def agent_files(agent_ids: Iterable[str]) -> list[Path]:
+    """Return the files and directories that agents are loaded from."""
+    parsed = [parse_agent_id(agent_id) for agent_id in agent_ids]
+    return [Path(path or RELEASED_POLICY) for agent_type, path in parsed if path or agent_type == "vlm"]
 
 
 def vlm_settings(

@@ -20,12 +20,21 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from agents.registry import EXPERTS, current_agent_name, make_agent, needs_emulator, parse_agent_id, vlm_settings
+from agents.registry import (
+    EXPERTS,
+    agent_files,
+    current_agent_name,
+    make_agent,
+    needs_emulator,
+    parse_agent_id,
+    vlm_settings,
+)
 from agents.rollout import rollout_pipelined
 from agents.score_rows import distinct_rows
 from agents.score_table import format_table, plot
 from common.command import command, require_at_least, run
 from common.errors import UserError
+from common.outputs import require_output_files
 from common.results import RESULTS, new_result, read_result, write_result
 from envs.atari import make_envs
 from envs.games import Game, find_game
@@ -149,6 +158,7 @@ def score(args: Args) -> dict[str, Any]:
     for seed in args.seeds:
         episode_seeds(seed, args.episodes)  # refuses seeds out of range before anything is played
     require_publishable(args)
+    require_output_files([args.out, plot_file(args)], agent_files(args.agents), own=args.out)
     result = open_result(args, protocol)
     for number, job in enumerate(jobs, start=1):
         rows, key = result["rows"], job.row_key(args)
@@ -166,11 +176,16 @@ def score(args: Args) -> dict[str, Any]:
     return result
 
 
+def plot_file(args: Args) -> Path:
+    """Return the file of the plot, beside the result's."""
+    return args.out.with_suffix(".png")
+
+
 def report(args: Args) -> str:
     """Score, draw the plot and return the table, with the files' names."""
-    result, plot_file = score(args), args.out.with_suffix(".png")
-    plot(result, plot_file)
-    return f"{format_table(result)}\n\nresult: {args.out}\nplot: {plot_file}"
+    result = score(args)
+    plot(result, plot_file(args))
+    return f"{format_table(result)}\n\nresult: {args.out}\nplot: {plot_file(args)}"
 
 
 main = command(Args, report, __doc__, "{}")

@@ -9,6 +9,7 @@ from scipy.stats import trim_mean
 
 from agents.registry import parse_agent_id
 from agents.score_rows import Row, games_a_seed, group_rows
+from common.files import atomic_file
 from common.intervals import SeedScores, pooled_interval
 from envs.games import find_game
 from envs.reference_scores import all_references
@@ -110,5 +111,6 @@ def plot(result: dict[str, Any], file: Path) -> None:
             axis.text(known.score, len(lines) - 0.45, known.agent.split(",")[0], rotation=60, fontsize=7)
         axis.set_title(find_game(game).title, pad=36)
         axis.set_xlabel("score of a whole game")
-    figure.savefig(file, dpi=120)
+    with atomic_file(file) as temporary:
+        figure.savefig(temporary, dpi=120)
     pyplot.close(figure)

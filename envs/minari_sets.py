@@ -35,7 +35,8 @@ from minari.storage.datasets_root_dir import get_dataset_path
 
 from common.command import command, run
 from common.errors import UserError
-from envs.episodes import DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
+from common.outputs import require_output_directory
+from envs.episodes import INFO, DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
 from envs.games import Game, MultiPlayerGameError, UnknownGameError, action_names, find_game, screen_size
 from envs.protocol import PROTOCOLS, Protocol
 
@@ -281,6 +282,7 @@ class Args:
 def convert(args: Args) -> str:
     """Import or export; return what was done."""
     if args.import_id:
+        require_output_directory(args.out, INFO)
         return f"imported {import_minari(args.import_id, args.out)} episodes into {args.out}"
     return f"exported {export_minari(args.out, str(args.export_id))} episodes to {args.export_id}"
 

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
 from tqdm import tqdm
 
-from common.command import run
+from common.command import parse, run
 from common.errors import UserError
 from common.results import new_result, write_result
 from pretrain.referring.coco_masks import COMPAT_MODES, encode_mask
@@ -146,7 +145,7 @@ def evaluate(args: Args) -> dict[str, Any] | None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; see the module's docstring."""
-    row = evaluate(args := tyro.cli(Args, args=argv, description=__doc__))
+    row = evaluate(args := parse(Args, argv, __doc__))
     if row is not None:
         print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, indent=1))
         print(f"predictions, metrics and images are in {args.out}")

@@ -56,6 +56,14 @@ def test_a_clip_that_cannot_be_cut_is_refused_in_one_line(video, tmp_path, capsy
     assert message in capsys.readouterr().err
 
 
+def test_a_clip_is_not_written_over_its_video(video, tmp_path, capsys):
+    content = video.read_bytes()
+    named = video.rename(tmp_path / "film.gif")
+    assert command("--video", named, "--out", tmp_path / "film.gif") == 2
+    assert "would be written over what is read" in capsys.readouterr().err
+    assert named.read_bytes() == content
+
+
 def test_a_file_that_is_no_video_is_refused_by_name(tmp_path, capsys):
     assert command("--video", tmp_path / "none.mp4", "--out", tmp_path / "clip.gif") == 2
     assert "there is no video" in capsys.readouterr().err

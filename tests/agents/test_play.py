@@ -1,6 +1,7 @@
 """Play films and scores true games, reports mistakes in one line and keeps what an interrupted run recorded."""
 
 import json
+import shutil
 
 import imageio.v2 as imageio
 import numpy as np
@@ -157,6 +158,57 @@ def test_an_output_directory_that_cannot_be_written_is_refused(tmp_path, capsys)
     (tmp_path / "file").write_text("")
     assert command("--out", tmp_path / "file" / "below") == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_second_play_does_not_write_over_the_films_of_another(tiny, tmp_path, capsys):
+    arguments = ("--game", "Carnival", "--checkpoint", tiny, "--max-frames", 24, "--out", tmp_path / "out")
+    assert command(*arguments) == 0
+    (film,) = (tmp_path / "out").glob("*.mp4")
+    before = film.read_bytes(), (tmp_path / "out" / "Carnival-vlm-seed0.json").read_bytes()
+    shutil.copytree(tiny, tmp_path / "other")
+    for changes, message in (
+        (("--checkpoint", tmp_path / "other"), "holds a play with another checkpoint; choose another --out"),
+        (("--engine", "torch"), "holds a play with another engine; choose another --out"),
+        (("--max-frames", 12), "holds a play with another max_frames; choose another --out"),
+    ):
+        assert command(*arguments, *changes) == 2
+        assert message in capsys.readouterr().err
+    checkpoint.save(build("tiny", seed=8), tmp_path / "other")
+    shutil.rmtree(tmp_path / "out")
+    assert command(*arguments, "--checkpoint", tmp_path / "other") == 0
+    checkpoint.save(build("tiny", seed=9), tmp_path / "other")
+    assert command(*arguments, "--checkpoint", tmp_path / "other") == 2
+    assert "another content of the checkpoint" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "out")
+    assert command(*arguments) == 0
+    assert command(*arguments) == 0
+    assert (film.read_bytes(), (tmp_path / "out" / "Carnival-vlm-seed0.json").read_bytes())[0] == before[0]
+
+
+def test_a_film_that_no_result_tells_of_is_not_written_over(tmp_path, capsys):
+    (tmp_path / "Pong-random-seed0-game0.mp4").write_bytes(b"a film of mine")
+    assert command("--game", "Pong", "--agent", "random", "--max-frames", 12, "--out", tmp_path) == 2
+    assert "Pong-random-seed0-game0.mp4 exists and is not of this command" in capsys.readouterr().err
+    assert (tmp_path / "Pong-random-seed0-game0.mp4").read_bytes() == b"a film of mine"
+
+
+def test_a_killed_play_keeps_the_scores_of_the_games_that_ended(tmp_path, monkeypatch):
+    close, closed = play.VideoWriter.close, []
+
+    def killed_at_the_second(self):
+        closed.append(read_json(tmp_path)["rows"][0]["steps"])
+        if len(closed) == 2:
+            raise SystemExit(9)
+        close(self)
+
+    monkeypatch.setattr(play.VideoWriter, "close", killed_at_the_second)
+    arguments = ("--game", "Pong", "--agent", "random", "--episodes", 2, "--max-frames", 12, "--out", tmp_path)
+    with pytest.raises(SystemExit):
+        command(*arguments)
+    assert closed == [3, 6]
+    monkeypatch.setattr(play.VideoWriter, "close", close)
+    assert command(*arguments) == 0
+    assert not read_json(tmp_path)["interrupted"]
 
 
 def test_bars_show_probabilities_unchanged_and_values_from_worst_to_best():

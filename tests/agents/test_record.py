@@ -191,6 +191,13 @@ def test_arguments_are_checked_when_they_are_made(tmp_path):
         Args(game="carnival", out=tmp_path, num_envs=0)
 
 
+def test_a_directory_of_other_files_is_not_recorded_into(tmp_path, capsys):
+    (tmp_path / "photo.png").write_bytes(b"mine")
+    assert command("--game", "Pong", "--agent", "random", "--episodes", 1, "--out", tmp_path) == 2
+    assert "a new directory or one with info.json" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["photo.png"]
+
+
 def test_an_unknown_engine_is_refused_for_every_agent(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         command("--game", "Pong", "--agent", "random", "--engine", "warp", "--out", tmp_path / "set")

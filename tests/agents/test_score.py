@@ -209,6 +209,19 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, capsys, changes, messag
     assert not (tmp_path / "s.json").exists()
 
 
+def test_a_plot_is_not_drawn_over_the_scores_or_over_another_picture(tmp_path, short_games, capsys):
+    arguments = ("--agents", "random", "--games", "Pong", "--episodes", 1)
+    assert command(*arguments, "--out", tmp_path / "s.png") == 2
+    assert "s.png would be written twice" in capsys.readouterr().err
+    assert not (tmp_path / "s.png").exists()
+    (tmp_path / "photo.png").write_bytes(b"mine")
+    assert command(*arguments, "--out", tmp_path / "photo.json") == 2
+    assert "photo.png exists and is not of this command" in capsys.readouterr().err
+    assert (tmp_path / "photo.png").read_bytes() == b"mine"
+    assert command(*arguments, "--out", tmp_path / "photo.png" / "below.json") == 2
+    assert "cannot be written: Not a directory" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_scores_under_two_protocols_are_not_mixed(tmp_path, short_games, capsys):
     out = tmp_path / "s.json"
     arguments = ("--agents", "random", "--games", "Pong", "--episodes", 1, "--out", out)
