@@ -30,7 +30,7 @@ from agents.registry import EXPERTS, checkpoint_path, make_agent, needs_emulator
 from agents.rollout import Transition, play_games
 from agents.score_rows import group_rows
 from agents.seen_frame import FrameReader
-from agents.video import MaskOverlay, Panel, VideoWriter, draw_transition
+from agents.video import MaskOverlay, Panel, VideoWriter, draw_transition, require_ffmpeg
 from common.command import command, require_at_least, run
 from common.errors import UserError
 from common.outputs import require_output_files, require_writable
@@ -309,6 +309,8 @@ def play(args: Args) -> str:
     """Play, record and return a report."""
     game, protocol = find_game(args.game), find_protocol(args.protocol)
     require_space(args)
+    if args.video:
+        require_ffmpeg()
     episode_seeds(args.seed, args.episodes)  # refuses a seed out of range before the model loads
     with make_envs(game, 1, protocol, searchable=needs_emulator(args.agent)) as envs:
         agent = make_agent(args.agent_id, envs, args.decode, args.temperature, args.engine)

@@ -106,8 +106,8 @@ def to_episode(transitions: list[Transition]) -> Episode:
 def finished_episodes(transitions: Iterator[Transition]) -> Iterator[Episode]:
     """Yield each episode of a rollout when it ends."""
     running: dict[int, list[Transition]] = defaultdict(list)
-    for transition in transitions:
-        running[transition.game_index].append(transition)
+    for transition in transitions:  # whose frame is part of an array with the frames of all environments
+        running[transition.game_index].append(replace(transition, frame=transition.frame.copy()))
         if transition.ended:
             yield to_episode(running.pop(transition.game_index))
 

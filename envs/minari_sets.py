@@ -26,7 +26,7 @@ from pathlib import Path
 import gymnasium
 import minari
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, WrapperSpec
 from minari.data_collector.episode_buffer import EpisodeBuffer
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.dataset.minari_storage import MinariStorage
@@ -42,7 +42,10 @@ from envs.protocol import PROTOCOLS, Protocol
 
 METADATA_KEY = "pvplay"  # of our `DatasetInfo` in the metadata of an export
 NO_FRAME_LIMIT = 2**31 - 1  # frames, a year of play; with 0, AtariVectorEnv ends an episode at once
-PASSIVE_WRAPPERS = ("DataCollector", "OrderEnforcing", "PassiveEnvChecker", "RecordEpisodeStatistics", "RecordVideo")
+PASSIVE_WRAPPERS = (  # they change neither frames nor actions nor rewards; a time limit is part of the protocol
+    *("DataCollector", "Monitor", "OrderEnforcing", "PassiveEnvChecker", "RecordEpisodeStatistics", "RecordVideo"),
+    "TimeLimit",
+)
 DESCRIPTION = (
     "Complete episodes. A frame is the pixel-wise maximum of the last two emulator frames of an agent step; "
     "the frame after the last action is unknown and repeats the one before."
@@ -176,16 +179,21 @@ def _read_protocol(dataset_id: str, spec: EnvSpec) -> Protocol:
     skip = spec.kwargs.get("frameskip", 4)
     if not isinstance(skip, int):
         raise MinariError(f"expected a fixed frame skip, but {dataset_id} skips {skip} frames")
-    limits = [spec.kwargs.get("max_num_frames_per_episode") or 0, (spec.max_episode_steps or 0) * skip, NO_FRAME_LIMIT]
+    steps = [spec.max_episode_steps, *(wrapper.kwargs.get("max_episode_steps") for wrapper in _time_limits(spec))]
+    limits = [spec.kwargs.get("max_num_frames_per_episode") or 0, *(skip * (limit or 0) for limit in steps)]
     protocol = Protocol(
         name="minari",
         repeat_action_probability=float(spec.kwargs.get("repeat_action_probability", 0.25)),
         frame_skip=skip,
         noop_max=0,
         full_action_space=bool(spec.kwargs.get("full_action_space", False)),
-        max_episode_frames=min(limit for limit in limits if limit),
+        max_episode_frames=min([limit for limit in limits if limit], default=NO_FRAME_LIMIT),
     )
     return next((known for known in PROTOCOLS.values() if known == replace(protocol, name=known.name)), protocol)
+
+
+def _time_limits(spec: EnvSpec) -> list[WrapperSpec]:
+    return [wrapper for wrapper in spec.additional_wrappers or () if wrapper.name == "TimeLimit" and wrapper.kwargs]
 
 
 def _check_spaces(data: minari.MinariDataset, game: Game, actions: int) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from unittest.mock import MagicMock
 
 import imageio.v2 as imageio
 import numpy as np
@@ -211,6 +213,29 @@ def test_a_killed_play_keeps_the_scores_of_the_games_that_ended(tmp_path, monkey
     assert not read_json(tmp_path)["interrupted"]
 
 
+def test_a_missing_ffmpeg_is_one_line_before_anything_is_played(tmp_path, monkeypatch, capsys):
+    def missing():
+        raise RuntimeError("No ffmpeg exe could be found")
+
+    monkeypatch.setattr(video, "get_ffmpeg_exe", missing)
+    monkeypatch.setattr(play, "make_envs", lambda *_, **__: pytest.fail("played"))
+    assert command("--agent", "random", "--out", tmp_path / "out") == 2
+    assert (
+        "expected an ffmpeg that runs, to read and write videos; pip install imageio-ffmpeg" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("broken", ["display.init", "display.set_mode"])
+def test_a_display_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys, broken):
+    pygame = MagicMock(error=type("error", (Exception,), {}))
+    part, name = broken.split(".")
+    getattr(getattr(pygame, part), name).side_effect = pygame.error("No available video device")
+    monkeypatch.setitem(sys.modules, "pygame", pygame)
+    assert command("--agent", "random", "--render", "human", "--no-video", "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error == "error: a window needs a display: No available video device; without one, play with --render none"
+
+
 def test_bars_show_probabilities_unchanged_and_values_from_worst_to_best():
     assert video.bar_lengths(np.array([0.25, 0.75]), 2).tolist() == [0.25, 0.75]
     bars = video.bar_lengths(np.array([-np.inf, -10.0, 30.0, 10.0]), 4)
@@ -251,6 +276,13 @@ def test_a_highlighted_mask_is_drawn_on_the_frame_and_named_in_the_panel():
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (300, 329, 150, 179)
     assert len(rows) == 4 * 29
     assert (plain[:, 480:] != shown[:, 480:]).any()
+
+
+def test_a_highlight_is_segmented_in_a_game_that_is_taller_than_the_models_square(tmp_path):
+    checkpoint.save(build("tiny-clip"), tmp_path / "segmenter", {"points": 3})
+    arguments = ("--game", "AirRaid", "--agent", "random", "--max-frames", 8, "--out", tmp_path / "out")
+    assert command(*arguments, "--highlight", "the plane", "--segmenter", tmp_path / "segmenter") == 0
+    assert read_frames(tmp_path / "out").shape[:2] == (2, 752)
 
 
 def test_a_highlight_is_segmented_and_filmed(segmenter, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Recordings hold true games, resume, and hold an expert's labels of another agent's states."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from agents import record
 from agents.agent import Actions
 from agents.agent_wrappers import ActionRepeatAgent, ExpertLabelledAgent, RandomActionAgent
-from agents.record import Args, to_episode
+from agents.record import Args, finished_episodes, to_episode
 from agents.rollout import Transition
 from common.command import run
 from common.errors import UserError
@@ -196,6 +197,22 @@ def test_a_directory_of_other_files_is_not_recorded_into(tmp_path, capsys):
     assert command("--game", "Pong", "--agent", "random", "--episodes", 1, "--out", tmp_path) == 2
     assert "a new directory or one with info.json" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_a_running_game_holds_its_own_frames_and_no_other_games():
+    held = []
+
+    def play():
+        for step in range(3):
+            frames = np.zeros((8, 4, 4, 3), np.uint8)
+            held.append(weakref.ref(frames))
+            for game in range(8):
+                ended = step == 2
+                yield Transition(game, game, step, frames[game], 0, "noop", None, False, 0.0, 0.0, ended, False)
+
+    episodes = finished_episodes(play())
+    assert next(episodes).frames.shape == (3, 4, 4, 3)
+    assert [frames() is None for frames in held] == [True, True, False]
 
 
 def test_an_unknown_engine_is_refused_for_every_agent(tmp_path, capsys):
