@@ -45,7 +45,7 @@ class Args:
     """Report the referring data sets in a folder."""
 
     data: Path
-    """The folder that holds refcoco, refcoco+, refcocog and images."""
+    """The folder that holds refcoco, refcoco+, refcocog, grefcoco and images."""
     images: Path | None = None
     """The folder of COCO's train2014, if it is not in --data."""
     out: Path | None = None
@@ -70,6 +70,7 @@ PUBLISHED = {  # of what is `COUNTED`; None if no number is published
     ("refcocog", "umd", "test"): (5023, 9602, 2600),
     ("refcocog", "google", "train"): (44822, None, 24698),
     ("refcocog", "google", "val"): (5000, None, 4650),
+    **{("grefcoco", "unc", split): (None, None, None) for split in ("train", "val", "testA", "testB")},
 }
 
 
@@ -105,8 +106,9 @@ def inspect(root: Path, images: Path) -> list[dict[str, Any]]:
             files = refs_file(root, dataset, partition), instances_file(root, dataset)
             missing = [str(file) for file in files if not file.is_file()]
             add("REFER", dataset, partition, missing, partial(read_refer, root, dataset, partition))
-    for dataset, (partition, *_) in PARTITIONS.items():
-        pattern = f"{root / dataset / 'data' / '*.parquet'} (of jxu124/{HUB_NAMES[dataset]})"
+    for dataset, hub_name in HUB_NAMES.items():
+        partition = PARTITIONS[dataset][0]
+        pattern = f"{root / dataset / 'data' / '*.parquet'} (of jxu124/{hub_name})"
         missing = [] if parquet_files(root, dataset) else [pattern]
         add("Parquet", dataset, partition, missing, partial(read_parquet, root, dataset))
     return rows

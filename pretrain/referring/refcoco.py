@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: expressions, images of COCO's `train2014`, and masks.
+"""RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO: expressions, images of COCO's `train2014`, and masks.
 
 The layout on disk is that of `pretrain.referring.refer_files`; `pretrain.referring.dataset_report` lists what is there.
 """
@@ -94,12 +94,15 @@ class RefCocoDataset:
         return image
 
     def mask(self, index: int) -> Bool[np.ndarray, "H W"] | UInt8[np.ndarray, "H W"]:
-        """Return an expression's mask at its image's size; bool, or uint8 under "lisa"."""
+        """Return an expression's mask at its image's size, of all its objects; bool, or uint8 under "lisa"."""
         ref = self.expressions[index].ref
-        try:
-            return decode_segmentation(ref.segmentation, ref.height, ref.width, self.compat)
-        except UserError as error:
-            raise ReferError(f"annotation {ref.ann_id} of {self.name} is damaged: {error}") from error
+        mask = decode_segmentation([], ref.height, ref.width, self.compat)
+        for ann_id, segmentation in zip(ref.ann_ids, ref.segmentations, strict=True):
+            try:
+                mask = np.maximum(mask, decode_segmentation(segmentation, ref.height, ref.width, self.compat))
+            except UserError as error:
+                raise ReferError(f"annotation {ann_id} of {self.name} is damaged: {error}") from error
+        return mask
 
     @property
     def note(self) -> str:
