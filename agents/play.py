@@ -14,6 +14,8 @@ Scores are printed beside random, human and published ones, and written as JSON.
 gives the same game and the same video.
 """
 
+import math
+import re
 import shutil
 import sys
 import time
@@ -44,6 +46,7 @@ from vlm.released_checkpoints import RELEASED_SEGMENTER
 
 COMMITTED_SCORES = RESULTS / "shipped.json"
 MIN_FREE_BYTES = 64 * 2**20
+MAX_WORDS = 40  # letters of a highlighted expression in the name of a film
 
 
 @dataclass
@@ -107,6 +110,12 @@ class Args:
             raise UserError(f"--see asks the model that plays; expected --see-checkpoint DIR with --agent {self.agent}")
 
     @property
+    def shown(self) -> str:
+        """What the films show beside the game, as the end of their names: -see, -highlight-the-red-ghost."""
+        words = re.sub("[^a-z0-9]+", "-", self.highlight.lower()).strip("-")[:MAX_WORDS]
+        return ("-see" if self.see else "") + (f"-highlight-{words}" if self.highlight.strip() else "")
+
+    @property
     def agent_id(self) -> str:
         """The agent's id, with the checkpoint."""
         return f"vlm:{self.checkpoint}" if self.checkpoint else self.agent
@@ -119,7 +128,7 @@ class EpisodeRecorder:
         self.args, self.envs, self.agent = args, envs, agent
         self.rows: list[dict[str, Any]] = []
         self.interrupted = True  # until all episodes have ended
-        self._name = f"{envs.game.name}-{agent.name}-seed{args.seed}"
+        self._name = f"{envs.game.name}-{agent.name}-seed{args.seed}" + args.shown
         self._video: VideoWriter | None = None
         self._overlay: MaskOverlay | None = None
         if args.highlight.strip():
@@ -218,7 +227,10 @@ def require_own_outputs(args: Args, recorder: EpisodeRecorder, result: dict[str,
     if not file.exists():
         return
     stored = read_result(file)
-    changed = changed_arguments(stored.get("arguments", {}), result["arguments"])
+    before, now = stored.get("arguments", {}), result["arguments"]
+    changed = changed_arguments(before, now, ignore=("episodes", "max_frames"))
+    if not changed:  # more games, or longer ones, begin as those before
+        changed = [name for name in ("episodes", "max_frames") if (now[name] or math.inf) < (before[name] or math.inf)]
     if not changed and stored["rows"] and stored["rows"][0].get("checkpoint") != result["rows"][0].get("checkpoint"):
         changed = ["content of the checkpoint"]
     if changed:

@@ -26,7 +26,7 @@ from pathlib import Path
 import gymnasium
 import minari
 import numpy as np
-from gymnasium.envs.registration import EnvSpec, WrapperSpec
+from gymnasium.envs.registration import EnvSpec
 from minari.data_collector.episode_buffer import EpisodeBuffer
 from minari.dataset.minari_dataset import parse_dataset_id
 from minari.dataset.minari_storage import MinariStorage
@@ -179,7 +179,7 @@ def _read_protocol(dataset_id: str, spec: EnvSpec) -> Protocol:
     skip = spec.kwargs.get("frameskip", 4)
     if not isinstance(skip, int):
         raise MinariError(f"expected a fixed frame skip, but {dataset_id} skips {skip} frames")
-    steps = [spec.max_episode_steps, *(wrapper.kwargs.get("max_episode_steps") for wrapper in _time_limits(spec))]
+    steps = [spec.max_episode_steps, *_time_limits(spec)]
     limits = [spec.kwargs.get("max_num_frames_per_episode") or 0, *(skip * (limit or 0) for limit in steps)]
     protocol = Protocol(
         name="minari",
@@ -192,8 +192,10 @@ def _read_protocol(dataset_id: str, spec: EnvSpec) -> Protocol:
     return next((known for known in PROTOCOLS.values() if known == replace(protocol, name=known.name)), protocol)
 
 
-def _time_limits(spec: EnvSpec) -> list[WrapperSpec]:
-    return [wrapper for wrapper in spec.additional_wrappers or () if wrapper.name == "TimeLimit" and wrapper.kwargs]
+def _time_limits(spec: EnvSpec) -> list[int]:
+    """Return the steps of the time limits among an environment's wrappers."""
+    limits = [wrapper.kwargs for wrapper in spec.additional_wrappers or () if wrapper.name == "TimeLimit"]
+    return [int(kwargs["max_episode_steps"]) for kwargs in limits if kwargs]
 
 
 def _check_spaces(data: minari.MinariDataset, game: Game, actions: int) -> None:

@@ -175,6 +175,9 @@ def test_a_second_play_does_not_write_over_the_films_of_another(tiny, tmp_path, 
     ):
         assert command(*arguments, *changes) == 2
         assert message in capsys.readouterr().err
+    assert command(*arguments, "--max-frames", 28, "--episodes", 2) == 0
+    assert command(*arguments, "--max-frames", 28) == 2
+    assert "holds a play with another episodes" in capsys.readouterr().err
     checkpoint.save(build("tiny", seed=8), tmp_path / "other")
     shutil.rmtree(tmp_path / "out")
     assert command(*arguments, "--checkpoint", tmp_path / "other") == 0
@@ -185,6 +188,13 @@ def test_a_second_play_does_not_write_over_the_films_of_another(tiny, tmp_path, 
     assert command(*arguments) == 0
     assert command(*arguments) == 0
     assert (film.read_bytes(), (tmp_path / "out" / "Carnival-vlm-seed0.json").read_bytes())[0] == before[0]
+
+
+def test_films_that_show_more_have_names_of_their_own():
+    args = play.Args(agent="vlm", see=True, highlight=" The Red/Ghost!" + "x" * 99)
+    assert args.shown.startswith("-see-highlight-the-red-ghost-xxx")
+    assert len(args.shown) < 60
+    assert play.Args().shown == ""
 
 
 def test_a_film_that_no_result_tells_of_is_not_written_over(tmp_path, capsys):
