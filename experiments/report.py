@@ -27,7 +27,7 @@ from common.provenance import ROOT
 from common.results import RESULTS, read_result
 from experiments.charts import effect_chart
 from experiments.findings import Finding, headline_findings
-from experiments.sections import Result, Section, make_sections, provenance
+from experiments.sections import Result, Section, make_sections, provenance, rows_of
 from experiments.tables import table_markdown
 
 TITLE = "<title>pvplay: does pixel value prediction help?</title>"  # by which the page is known
@@ -94,11 +94,10 @@ def write_page(args: Args) -> Path:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
     environment.filters.update(embed_png=embed_png, provenance=provenance)
-    page = environment.get_template("report.html.j2").render(
-        cards=[(finding, effect_chart(finding.effects, finding.axis)) for finding in headline_findings(results)],
-        sections=make_sections(results, args.results),
-        videos=copy_videos(args.videos, args.out),
-    )
+    sections, videos = make_sections(results, args.results), copy_videos(args.videos, args.out)
+    with rows_of(str(args.results)):
+        cards = [(finding, effect_chart(finding.effects, finding.axis)) for finding in headline_findings(results)]
+        page = environment.get_template("report.html.j2").render(cards=cards, sections=sections, videos=videos)
     write_text_atomically(page_file, page)
     return page_file
 
@@ -106,9 +105,11 @@ def write_page(args: Args) -> Path:
 def results_markdown(folder: Path = RESULTS) -> str:
     """Return docs/results.md: every section with its verdict, tables, commands and provenance."""
     results = read_results(folder)
-    findings = {finding.section: finding for finding in headline_findings(results)}
+    sections = make_sections(results, folder)
+    with rows_of(str(folder)):
+        findings = {finding.section: finding for finding in headline_findings(results)}
     parts = ["# Results\n\nGenerated from `experiments/results/*.json` by `python -m experiments.report --write-docs`."]
-    parts += [section_markdown(section, findings.get(section.name)) for section in make_sections(results, folder)]
+    parts += [section_markdown(section, findings.get(section.name)) for section in sections]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,11 +1,13 @@
 """The sections of the report: text, tables, charts and images of results, and the commands that reproduce them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agents.score_rows import group_rows
+from common.errors import UserError
 from common.intervals import SeedScores
 from envs.games import find_game
 from experiments import tables
@@ -42,15 +44,32 @@ def provenance(result: Result) -> str:
     return f"{protocol}seeds {seeds or '-'}; commit {', '.join(commits)}; {result['date'][:10]}; {machines}."
 
 
+@contextmanager
+def rows_of(name: str) -> Iterator[None]:
+    """Name the result in the errors of rows that are not as its readers expect them."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(f"{name}: its rows are not those of such a result: {reason}") from error
+
+
 def make_sections(results: Mapping[str, Result], folder: Path) -> list[Section]:
     """Return the sections of the results that there are, by name; images are in `folder`."""
-    found = [released_section(results["shipped"])] if "shipped" in results else []
+    found: list[Section] = []
+    if "shipped" in results:
+        with rows_of("shipped"):
+            found.append(released_section(results["shipped"]))
     experts = [results[name] for name in EXPERTS if name in results]
     if experts:
-        found.append(score_section(experts, "experts", "Experts", EXPERT_TEXT))
+        with rows_of(" and ".join(name for name in EXPERTS if name in results)):
+            found.append(score_section(experts, "experts", "Experts", EXPERT_TEXT))
     for name, title in POLICIES.items():
         if name in results:
-            found.append(score_section([results[name]], name, f"Other policies: {title}", ""))
+            with rows_of(name):
+                found.append(score_section([results[name]], name, f"Other policies: {title}", ""))
     if found:
         text = "Published scores, human scores and our own measurements of random play."
         found.append(Section("reference-scores", "Reference scores", text, [], [tables.reference_table()]))
@@ -64,11 +83,16 @@ def make_sections(results: Mapping[str, Result], folder: Path) -> list[Section]:
     }
     for name, section in studies.items():
         if name in results:
-            found.append(section(results[name], sorted(folder.glob(f"{name}*.png"))))
+            with rows_of(name):
+                found.append(section(results[name], sorted(folder.glob(f"{name}*.png"))))
     if "nano-refer" in results:
-        found.append(segmenter_section(results["nano-refer"]))
-    speeds = [result for name, result in results.items() if "_speed" in name]
-    return [*found, speed_section(speeds)] if speeds else found
+        with rows_of("nano-refer"):
+            found.append(segmenter_section(results["nano-refer"]))
+    speeds = {name: result for name, result in results.items() if "_speed" in name}
+    if speeds:
+        with rows_of(" or ".join(speeds)):
+            found.append(speed_section(list(speeds.values())))
+    return found
 
 
 EXPERT_TEXT = (

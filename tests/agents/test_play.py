@@ -14,6 +14,7 @@ from agents.rollout import Transition
 from agents.video import OverlayFrame, Panel, check_video, draw_transition
 from common.command import run
 from common.errors import UserError
+from common.results import new_result
 from vlm import checkpoint
 from vlm.presets import build
 from vlm.segmentation.mask_drawing import MASK_COLOR
@@ -57,7 +58,7 @@ def test_committed_scores_are_printed_with_one_line_for_each_temperature(tmp_pat
         {"agent": a, "game": "Carnival", "seed": n, "temperature": t, "scores": [s]}
         for n, (a, t, s) in enumerate(scores)
     ]
-    (tmp_path / "committed.json").write_text(json.dumps({"rows": rows}))
+    (tmp_path / "committed.json").write_text(json.dumps(new_result("committed", None, []) | {"rows": rows}))
     monkeypatch.setattr("agents.play.COMMITTED_SCORES", tmp_path / "committed.json")
     assert command("--agent", "random", "--max-frames", 40, "--no-video", "--out", tmp_path / "out") == 0
     lines = [line.split("(committed)") for line in capsys.readouterr().out.splitlines() if "(committed)" in line]

@@ -95,6 +95,40 @@ def test_another_page_and_a_video_are_not_written_over(results, tmp_path, capsys
     assert command("--results", results, "--out", tmp_path / "page") == 0
 
 
+@pytest.mark.parametrize("flag", ["--markdown", "--out"])
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("shipped", lambda result: result.pop("date"), "shipped.json is not a result file: it has no date"),
+        ("shipped", lambda result: result.update(rows=3), "shipped.json: expected rows to be list, got int"),
+        ("shipped", lambda result: result.update(rows=[3]), "shipped.json, row 0: expected an object, got int"),
+        ("shipped", lambda result: result["rows"][0].update(scores=[float("nan")]), "row 0: expected finite numbers"),
+        ("shipped", lambda result: result["rows"][1].update(scores=["9"]), "row 1: expected finite numbers as scores"),
+        ("shipped", lambda result: result["rows"][0].pop("game"), "shipped: its rows are not those of such a result"),
+        ("shipped", lambda result: result["rows"][0].update(game="Chess"), "shipped: expected a game of the Arcade"),
+        ("pvp-nano", lambda result: result["rows"][0].pop("set"), "pvp-nano: its rows are not those of such a result"),
+        ("pvp-nano", lambda result: result["rows"][0].update(mae="low"), "pvp-nano: its rows are not those of"),
+        ("pvp-nano", lambda result: result["rows"].append(result["rows"][0] | {"mae": 1.0}), "pvp-nano: expected one"),
+    ],
+)  # fmt: skip
+def test_a_result_of_other_content_is_one_line_with_its_name(results, tmp_path, capsys, flag, name, change, message):
+    file = results / f"{name}.json"
+    result = json.loads(file.read_text())
+    change(result)
+    file.write_text(json.dumps(result))
+    out = () if flag == "--markdown" else (tmp_path / "page",)
+    assert command("--results", results, flag, *out) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_result_that_is_nested_without_end_is_refused(results, capsys):
+    (results / "deep.json").write_text("[" * 200_000)
+    assert command("--results", results, "--markdown") == 2
+    assert "deep.json is damaged" in capsys.readouterr().err
+
+
 def test_the_page_embeds_its_images_and_loads_nothing_from_a_network(results, tmp_path):
     (tmp_path / "game.mp4").write_bytes(b"film")
     assert command("--results", results, "--out", tmp_path / "page", "--videos", tmp_path / "game.mp4") == 0
