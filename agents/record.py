@@ -12,7 +12,7 @@ keeps every finished game; the same command resumes it. With `--expert` one agen
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -37,10 +37,12 @@ from common.errors import UserError
 from common.outputs import require_output_directory
 from common.provenance import git_commit, package_versions
 from envs.atari import GameEnvs, make_envs
-from envs.episodes import INFO, DatasetInfo, Episode, EpisodeWriter, read_info
+from envs.episodes import INFO, DatasetInfo, Episode, EpisodeWriter, encode_png, read_info
 from envs.games import find_game
 from envs.protocol import episode_seeds, find_protocol
 from vlm.device import world_size
+
+NO_FRAME = np.zeros((0, 0, 3), np.uint8)
 
 
 @dataclass
@@ -89,11 +91,11 @@ class Args:
             raise UserError(f"--action-repeat needs --num-envs 1, got {self.num_envs}")
 
 
-def to_episode(transitions: list[Transition]) -> Episode:
-    """Return the episode of one finished game's transitions."""
+def to_episode(transitions: Sequence[Transition], frames: Sequence[bytes]) -> Episode:
+    """Return the episode of one finished game's transitions, whose frames are given as PNGs."""
     last, values = transitions[-1], [transition.scores for transition in transitions]
     return Episode(
-        frames=np.stack([transition.frame for transition in transitions]),
+        frames=frames,
         actions=np.array([transition.action for transition in transitions]),
         rewards=np.array([transition.reward for transition in transitions], dtype=np.float32),
         action_values=None if last.scores is None else np.array(values, dtype=np.float32),
@@ -104,12 +106,12 @@ def to_episode(transitions: list[Transition]) -> Episode:
 
 
 def finished_episodes(transitions: Iterator[Transition]) -> Iterator[Episode]:
-    """Yield each episode of a rollout when it ends."""
-    running: dict[int, list[Transition]] = defaultdict(list)
-    for transition in transitions:  # whose frame is part of an array with the frames of all environments
-        running[transition.game_index].append(replace(transition, frame=transition.frame.copy()))
+    """Yield each episode of a rollout when it ends; the frames of running games are held as PNGs."""
+    running: dict[int, list[tuple[Transition, bytes]]] = defaultdict(list)
+    for transition in transitions:
+        running[transition.game_index].append((replace(transition, frame=NO_FRAME), encode_png(transition.frame)))
         if transition.ended:
-            yield to_episode(running.pop(transition.game_index))
+            yield to_episode(*zip(*running.pop(transition.game_index), strict=True))
 
 
 def make_player(args: Args, envs: GameEnvs) -> Agent:

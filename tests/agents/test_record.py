@@ -13,8 +13,9 @@ from agents.record import Args, finished_episodes, to_episode
 from agents.rollout import Transition
 from common.command import run
 from common.errors import UserError
+from common.images import decode_rgb
 from envs.atari import AtariEnvs
-from envs.episodes import INFO, EpisodeDataset, read_info
+from envs.episodes import INFO, EpisodeDataset, encode_png, read_info
 from envs.games import find_game
 from envs.protocol import episode_seeds
 from vlm import checkpoint
@@ -164,11 +165,11 @@ def test_transitions_become_an_episode():
         Transition(0, 9, i, frame + i, i, "x", np.array([i, 1.0]), False, float(i), 0.0, i == 2, False)
         for i in range(3)
     ]
-    episode = to_episode(transitions)
+    episode = to_episode(transitions, [encode_png(transition.frame) for transition in transitions])
     assert (episode.seed, episode.score, episode.terminated) == (9, 3.0, True)
     assert episode.actions.tolist() == [0, 1, 2]
     assert episode.action_values.tolist() == [[0, 1], [1, 1], [2, 1]]
-    assert episode.frames[:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert [decode_rgb(png, "frame")[0, 0, 0] for png in episode.frames] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -204,14 +205,16 @@ def test_a_running_game_holds_its_own_frames_and_no_other_games():
 
     def play():
         for step in range(3):
-            frames = np.zeros((8, 4, 4, 3), np.uint8)
+            frames = np.full((8, 4, 4, 3), 10 * step, np.uint8)
+            frames[1] += 1
             held.append(weakref.ref(frames))
             for game in range(8):
                 ended = step == 2
                 yield Transition(game, game, step, frames[game], 0, "noop", None, False, 0.0, 0.0, ended, False)
 
     episodes = finished_episodes(play())
-    assert next(episodes).frames.shape == (3, 4, 4, 3)
+    for expected in ([0, 10, 20], [1, 11, 21]):
+        assert [decode_rgb(png, "frame")[0, 0, 0] for png in next(episodes).frames] == expected
     assert [frames() is None for frames in held] == [True, True, False]
 
 
