@@ -21,7 +21,7 @@ def require_output_files(
     """
     for one, other in itertools.combinations(files, 2):
         if _same(one, other):
-            raise UserError(f"{one} would be written twice; rename an input or choose another {flag}")
+            raise UserError(f"{one} would be written twice; choose another {flag} or rename an input")
     for file, read in itertools.product(files, inputs):
         if _same(file, read) or (read.is_dir() and _is_in(file, read)):
             raise UserError(f"{file} would be written over what is read, {read}; choose another {flag}")

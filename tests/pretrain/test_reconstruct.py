@@ -125,7 +125,7 @@ def test_pictures_and_metrics_are_not_written_over_inputs_one_another_or_another
     other = tmp_path / "a" / "mine.png"
     other.write_bytes(content)
     assert reconstructed(picture, other) == 2
-    assert "mine.png would be written twice; rename an input" in capsys.readouterr().err
+    assert "mine.png would be written twice; choose another --out or rename an input" in capsys.readouterr().err
     assert reconstructed(other, out=".") == 2
     assert "mine.png exists and is not of this command" in capsys.readouterr().err
     assert reconstructed(picture) == reconstructed(picture) == 0
