@@ -26,6 +26,7 @@ from agents.vlm_agent import VlmAgent
 from common.command import command, require_at_least, run
 from common.errors import UserError
 from common.files import write_text_atomically
+from common.outputs import require_output_files
 from envs.atari import GameEnvs, make_envs
 from envs.games import find_game
 from envs.protocol import MACHADO2018, episode_seeds
@@ -117,6 +118,8 @@ def serve(session: AskSession, port: int) -> str:
 
 def ask(args: Args) -> str:
     """Serve the page, or write it as one file; return what to print."""
+    if args.html:
+        require_output_files([args.html], [args.image] if args.image else [], flag="--html")
     with open_session(args) as session:
         if args.html is None:
             return serve(session, args.port)

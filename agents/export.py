@@ -17,6 +17,7 @@ import torch
 from agents.checkpoint_selection import SELECTION_SEED, best_scores, evaluate_games
 from common.command import command, require_at_least, run
 from common.errors import UserError
+from common.outputs import require_output_directory
 from envs.protocol import find_protocol
 from vlm import checkpoint
 from vlm.released_checkpoints import RELEASED_POLICY
@@ -47,6 +48,7 @@ class Args:
 
 def export_policy(args: Args) -> str:
     """Evaluate every temperature and export the checkpoint; return a line about it."""
+    require_output_directory(args.out, checkpoint.METADATA, [args.checkpoint])
     training = checkpoint.read_training(args.checkpoint)
     experts = best_scores((data["game"], data["mean_score"]) for data in training.get("datasets", []))
     if not experts:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from agents.seen_frame import GridAnswer
 from common.errors import UserError
-from pretrain.data.images import ImageError
+from common.images import ImageError
 from pretrain.pixel_training import PixelTraining
 from pretrain.pvp_prediction import grid_coordinates, predict_cells, predict_pixels
 from pretrain.pvp_questions import PixelPromptFormat, downsample_grid
@@ -137,7 +137,7 @@ class FrameQuestions:
         if not words:
             raise UserError('expected words, as "the red ghost", got none')
         if words not in self._masks:
-            features = self.features(segmenter.size)
+            features = self.features(segmenter.input_size(*self.frame.shape[:2]))
             self._masks[words] = segmenter.predict(self.frames, [words], features)[0]
         return self._masks[words]
 
@@ -171,10 +171,7 @@ def still_frames(image: UInt8[np.ndarray, "H W 3"], model: QuestionedModel) -> U
     if model.pixels:
         downsample_grid(image, model.pixels.grid)  # refuses an image that is too small
         image = resize_image(image, model.pixels.size)
-    square = model.vlm.image_config.square_size
-    if square and max(image.shape[:2]) > square:
-        scale = square / max(image.shape[:2])
-        image = resize_image(image, (max(1, int(image.shape[0] * scale)), max(1, int(image.shape[1] * scale))))
     if not image.size:
         raise ImageError("expected an image of at least one pixel")
+    image = resize_image(image, model.vlm.image_config.fit(*image.shape[:2]))
     return np.stack([image] * model.vlm.history)

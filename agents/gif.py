@@ -2,10 +2,12 @@
 
     python -m agents.gif --video videos/Carnival-vlm-seed0-game0.mp4 --start 10 --seconds 8 --out clip.gif
 
-The clip keeps the video's speed at a lower frame rate and size. All frames share one palette, so that a static
-background compresses well.
+The clip keeps the video's speed at a lower frame rate and size: a GIF's frames last whole hundredths of a second, two
+at least. All frames share one palette, so that a static background compresses well.
 """
 
+import itertools
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,13 @@ from typing import Any
 import imageio.v2 as imageio
 from PIL import Image
 
+from agents.video import require_ffmpeg
 from common.command import command, require_at_least, run
 from common.errors import UserError
 from common.files import atomic_file
+from common.outputs import require_output_files
+
+MAX_FPS = 50  # a frame that lasts less than two hundredths of a second is shown for ten
 
 
 @dataclass
@@ -32,7 +38,7 @@ class Args:
     seconds: float = 8.0
     """Length of the clip."""
     fps: float = 7.5
-    """Frames per second, at most those of the video."""
+    """Frames per second, at most those of the video, and 50."""
     scale: float = 0.5
     """Factor of both sides."""
     colors: int = 64
@@ -57,7 +63,7 @@ def read_clip(args: Args) -> tuple[list[Image.Image], float]:
         reader: Any = imageio.get_reader(args.video, format="FFMPEG")
         with reader:
             video_fps = float(reader.get_meta_data()["fps"])
-            stride = max(1, round(video_fps / args.fps))
+            stride = max(1, round(video_fps / args.fps), math.ceil(video_fps / MAX_FPS))
             first, last = round(args.start * video_fps), round((args.start + args.seconds) * video_fps)
             frames = [Image.fromarray(frame) for i, frame in enumerate(reader.iter_data()) if first <= i < last]
     except (OSError, RuntimeError) as error:
@@ -68,14 +74,22 @@ def read_clip(args: Args) -> tuple[list[Image.Image], float]:
     return [frame.resize(size, Image.Resampling.BOX) for frame in frames[::stride]], video_fps / stride
 
 
+def durations(count: int, fps: float) -> list[int]:
+    """Return how long each frame lasts, in milliseconds, so that every frame begins within 5 ms of its time."""
+    starts = [10 * round(100 * number / fps) for number in range(count + 1)]
+    return [end - start for start, end in itertools.pairwise(starts)]
+
+
 def write_gif(args: Args) -> str:
     """Write the GIF; return a line about it."""
+    require_output_files([args.out], [args.video])
+    require_ffmpeg()
     frames, fps = read_clip(args)
     palette = frames[len(frames) // 2].quantize(args.colors)
     first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
-    duration = round(1000 / fps)  # milliseconds
+    options = {"save_all": True, "append_images": others, "loop": 0, "optimize": True}
     with atomic_file(args.out) as temporary:
-        first.save(temporary, "GIF", save_all=True, append_images=others, duration=duration, loop=0, optimize=True)
+        first.save(temporary, "GIF", duration=durations(len(frames), fps), **options)
     return f"{args.out}: {len(frames)} frames, {args.out.stat().st_size / 1024:.0f} KiB"
 
 

@@ -3,7 +3,8 @@
 Needs pygame, which is not installed by default: `pip install -e ".[human]"`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,19 @@ class Window:
         except ImportError as error:
             raise UserError('a window needs pygame; install it with: pip install -e ".[human]"') from error
         self.pygame: Any = pygame
-        self.pygame.init()
-        self.pygame.display.set_caption(game.title)
+        with self._display_errors():
+            self.pygame.init()
+            self.pygame.display.init()  # which init() leaves out in silence where there is no display
+            self.pygame.display.set_caption(game.title)
         self._screen: Any = None
         self._clock = self.pygame.time.Clock()
+
+    @contextmanager
+    def _display_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self.pygame.error as error:
+            raise UserError(f"a window needs a display: {error}; without one, play with --render none") from error
 
     def show(self, frame: np.ndarray, scale: int = SCALE) -> None:
         """Draw a frame uint8[H, W, 3], enlarged `scale` times, and wait until the next is due.
@@ -37,7 +47,8 @@ class Window:
         height, width, _ = frame.shape
         size = (width * scale, height * scale)
         if self._screen is None:
-            self._screen = self.pygame.display.set_mode(size)
+            with self._display_errors():
+                self._screen = self.pygame.display.set_mode(size)
         surface = self.pygame.surfarray.make_surface(frame.swapaxes(0, 1))
         self._screen.blit(self.pygame.transform.scale(surface, size), (0, 0))
         self.pygame.display.flip()

@@ -14,9 +14,10 @@ Scores are printed beside random, human and published ones, and written as JSON.
 gives the same game and the same video.
 """
 
+import math
+import re
 import shutil
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,14 @@ from agents.agent import Agent
 from agents.human_agent import Window
 from agents.registry import EXPERTS, checkpoint_path, make_agent, needs_emulator, parse_agent_id, vlm_settings
 from agents.rollout import Transition, play_games
+from agents.score_rows import group_rows
 from agents.seen_frame import FrameReader
-from agents.video import MaskOverlay, Panel, VideoWriter, draw_transition
+from agents.video import MaskOverlay, Panel, VideoWriter, draw_transition, require_ffmpeg
 from common.command import command, require_at_least, run
 from common.errors import UserError
+from common.outputs import require_output_files, require_writable
 from common.results import RESULTS, new_result, read_result, write_result
+from common.run_arguments import changed_arguments, to_json
 from envs.atari import GameEnvs, make_envs
 from envs.games import Game, find_game
 from envs.protocol import episode_seeds, find_protocol
@@ -42,6 +46,7 @@ from vlm.released_checkpoints import RELEASED_SEGMENTER
 
 COMMITTED_SCORES = RESULTS / "shipped.json"
 MIN_FREE_BYTES = 64 * 2**20
+MAX_WORDS = 40  # letters of a highlighted expression in the name of a film
 
 
 @dataclass
@@ -57,7 +62,7 @@ class Args:
     episodes: int = 1
     """Number of whole games."""
     seed: int = 0
-    """Seed of the games: 0 to 1999; 1000 and up are for published scores."""
+    """Seed of the games, at least 0; 1000 to 1999 are for published scores."""
     protocol: str = "machado2018"
     """The evaluation protocol: machado2018 (sticky actions) or mnih2015 (no-op starts)."""
     decode: Literal["scores", "generate"] = "scores"
@@ -105,6 +110,12 @@ class Args:
             raise UserError(f"--see asks the model that plays; expected --see-checkpoint DIR with --agent {self.agent}")
 
     @property
+    def shown(self) -> str:
+        """What the films show beside the game, as the end of their names: -see, -highlight-the-red-ghost."""
+        words = re.sub("[^a-z0-9]+", "-", self.highlight.lower()).strip("-")[:MAX_WORDS]
+        return ("-see" if self.see else "") + (f"-highlight-{words}" if self.highlight.strip() else "")
+
+    @property
     def agent_id(self) -> str:
         """The agent's id, with the checkpoint."""
         return f"vlm:{self.checkpoint}" if self.checkpoint else self.agent
@@ -116,6 +127,8 @@ class EpisodeRecorder:
     def __init__(self, args: Args, envs: GameEnvs, agent: Agent):
         self.args, self.envs, self.agent = args, envs, agent
         self.rows: list[dict[str, Any]] = []
+        self.interrupted = True  # until all episodes have ended
+        self._name = f"{envs.game.name}-{agent.name}-seed{args.seed}" + args.shown
         self._video: VideoWriter | None = None
         self._overlay: MaskOverlay | None = None
         if args.highlight.strip():
@@ -144,18 +157,28 @@ class EpisodeRecorder:
         row["seconds"] = time.monotonic() - self._start_time
         row["finished"] = transition.ended
 
+    @property
+    def result_file(self) -> Path:
+        """The file of the result."""
+        return self.args.out / f"{self._name}.json"
+
+    def video_file(self, number: int) -> Path:
+        """Return the file of a game's video."""
+        return self.args.out / f"{self._name}-game{number}.mp4"
+
     def _start_episode(self, seed: int) -> None:
-        game, agent = self.envs.game, self.agent.name
         row: dict[str, Any] = {"seed": seed, "score": 0.0, "steps": 0, "invalid": 0, "seconds": 0.0, "finished": False}
         self._start_time = time.monotonic()
         if self.args.video:
-            file = self.args.out / f"{game.name}-{agent}-seed{self.args.seed}-game{len(self.rows)}.mp4"
+            file = self.video_file(len(self.rows))
             self._video = VideoWriter(file, self._panel)
             row["video"] = str(file)
         self.rows.append(row)
 
     def close(self) -> None:
-        """Finish the current video, so that the recorded part plays."""
+        """Write the result so far, and then finish the current video, so that the recorded part plays."""
+        if self.rows:
+            write_result(self.result_file, build_result(self.args, self.envs, self))
         if self._video:
             video, self._video = self._video, None
             video.close()
@@ -188,16 +211,30 @@ def open_reader(args: Args, agent: Agent) -> FrameReader:
     return FrameReader(model, args.see_every)
 
 
-def require_writable(out: Path, video: bool) -> None:
-    """Refuse a directory that cannot be written, before anything is played."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
-    free = shutil.disk_usage(out).free
-    if video and free < MIN_FREE_BYTES:
-        raise UserError(f"--out {out} has {free // 2**20} MiB left; a video needs {MIN_FREE_BYTES // 2**20}")
+def require_space(args: Args) -> None:
+    """Refuse a directory that cannot be written or has no space for a video."""
+    free = shutil.disk_usage(require_writable(args.out)).free
+    if args.video and free < MIN_FREE_BYTES:
+        raise UserError(f"--out {args.out} has {free // 2**20} MiB left; a video needs {MIN_FREE_BYTES // 2**20}")
+
+
+def require_own_outputs(args: Args, recorder: EpisodeRecorder, result: dict[str, Any]) -> None:
+    """Refuse to write over the result or the films of another play, and over a file that is read."""
+    films = [recorder.video_file(number) for number in range(args.episodes)] if args.video else []
+    _, path = parse_agent_id(args.agent)
+    file = recorder.result_file
+    require_output_files([file, *films], [Path(path)] if path and Path(path).is_file() else [], own=file)
+    if not file.exists():
+        return
+    stored = read_result(file)
+    before, now = stored.get("arguments", {}), result["arguments"]
+    changed = changed_arguments(before, now, ignore=("episodes", "max_frames"))
+    if not changed:  # more games, or longer ones, begin as those before
+        changed = [name for name in ("episodes", "max_frames") if (now[name] or math.inf) < (before[name] or math.inf)]
+    if not changed and stored["rows"] and stored["rows"][0].get("checkpoint") != result["rows"][0].get("checkpoint"):
+        changed = ["content of the checkpoint"]
+    if changed:
+        raise UserError(f"{file} holds a play with another {', '.join(changed)}; choose another --out")
 
 
 def run_episodes(args: Args, envs: GameEnvs, agent: Agent, recorder: EpisodeRecorder) -> None:
@@ -220,6 +257,8 @@ def build_result(args: Args, envs: GameEnvs, recorder: EpisodeRecorder) -> dict[
     steps, seconds = sum(row["steps"] for row in rows), sum(row["seconds"] for row in rows)
     result = new_result("play", envs.protocol.to_dict(), [args.seed])
     result["seconds"], result["interrupted"] = round(seconds, 2), recorder.interrupted
+    arguments = to_json(args)
+    result["arguments"] = {name: arguments[name] for name in arguments if name not in ("out", "render", "video")}
     found: dict[str, Any] = {
         "agent": args.agent_id,
         "game": envs.game.name,
@@ -265,22 +304,25 @@ def format_scores(game: Game, result: dict[str, Any]) -> str:
 
 def _committed_scores(game: Game) -> list[tuple[str, float, str]]:
     """Return (agent and temperature, mean score, note) of each agent in the committed results of a game."""
-    scores: dict[str, list[float]] = {}
-    for row in read_result(COMMITTED_SCORES)["rows"] if COMMITTED_SCORES.is_file() else []:
-        if row["game"] == game.name:
-            temperature = "" if row.get("temperature") is None else f" at {row['temperature']:g}"
-            scores.setdefault(row["agent"] + temperature, []).extend(row["scores"])
+
+    def label(row: dict[str, Any]) -> str:
+        return row["agent"] + ("" if row.get("temperature") is None else f" at {row['temperature']:g}")
+
+    rows = read_result(COMMITTED_SCORES)["rows"] if COMMITTED_SCORES.is_file() else []
     lines = []
-    for agent, found in scores.items():
+    for (_, agent), own in group_rows([row for row in rows if row["game"] == game.name], label).items():
+        scores = np.concatenate([row["scores"] for row in own])
         note = "; an expert with access to the simulator" if agent in EXPERTS else ""
-        lines.append((f"{agent} (committed)", float(np.mean(found)), f"{len(found)} games{note}"))
+        lines.append((f"{agent} (committed)", float(np.mean(scores)), f"{len(scores)} games{note}"))
     return lines
 
 
 def play(args: Args) -> str:
     """Play, record and return a report."""
     game, protocol = find_game(args.game), find_protocol(args.protocol)
-    require_writable(args.out, args.video)
+    require_space(args)
+    if args.video:
+        require_ffmpeg()
     episode_seeds(args.seed, args.episodes)  # refuses a seed out of range before the model loads
     with make_envs(game, 1, protocol, searchable=needs_emulator(args.agent)) as envs:
         agent = make_agent(args.agent_id, envs, args.decode, args.temperature, args.engine)
@@ -288,14 +330,14 @@ def play(args: Args) -> str:
         if trained_games is not None and game.name not in trained_games:
             print(f"note: this model was not trained on {game.title}, only on {', '.join(trained_games)}")
         recorder = EpisodeRecorder(args, envs, agent)
+        require_own_outputs(args, recorder, build_result(args, envs, recorder))
         run_episodes(args, envs, agent, recorder)
     if not recorder.rows:
         raise KeyboardInterrupt
     result = build_result(args, envs, recorder)
-    file = args.out / f"{game.name}-{agent.name}-seed{args.seed}.json"
-    write_result(file, result)
+    write_result(recorder.result_file, result)
     videos = [f"video: {video}" for video in result["rows"][0]["videos"]]
-    report = "\n".join([format_scores(game, result), *videos, f"result: {file}"])
+    report = "\n".join([format_scores(game, result), *videos, f"result: {recorder.result_file}"])
     if recorder.interrupted:
         print(report)
         raise KeyboardInterrupt

@@ -12,7 +12,7 @@ keeps every finished game; the same command resumes it. With `--expert` one agen
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,16 +22,27 @@ from tqdm import tqdm
 
 from agents.agent import Agent
 from agents.agent_wrappers import ActionRepeatAgent, ExpertLabelledAgent, RandomActionAgent
-from agents.registry import EXPERTS, checkpoint_path, current_agent_name, make_agent, needs_emulator, parse_agent_id
+from agents.registry import (
+    EXPERTS,
+    agent_files,
+    checkpoint_path,
+    current_agent_name,
+    make_agent,
+    needs_emulator,
+    parse_agent_id,
+)
 from agents.rollout import Transition, play_games
 from common.command import command, require_at_least, run
 from common.errors import UserError
+from common.outputs import require_output_directory
 from common.provenance import git_commit, package_versions
 from envs.atari import GameEnvs, make_envs
-from envs.episodes import INFO, DatasetInfo, Episode, EpisodeWriter, read_info
+from envs.episodes import INFO, DatasetInfo, Episode, EpisodeWriter, encode_png, read_info
 from envs.games import find_game
 from envs.protocol import episode_seeds, find_protocol
 from vlm.device import world_size
+
+NO_FRAME = np.zeros((0, 0, 3), np.uint8)
 
 
 @dataclass
@@ -49,7 +60,7 @@ class Args:
     episodes: int = 10
     """Number of whole games of this seed in the dataset."""
     seed: int = 0
-    """Seed of the games; 1000 and up are for published scores."""
+    """Seed of the games, at least 0; 1000 to 1999 are for published scores."""
     protocol: str = "machado2018"
     """The evaluation protocol: machado2018 or mnih2015."""
     random_action_prob: float = 0.0
@@ -80,11 +91,11 @@ class Args:
             raise UserError(f"--action-repeat needs --num-envs 1, got {self.num_envs}")
 
 
-def to_episode(transitions: list[Transition]) -> Episode:
-    """Return the episode of one finished game's transitions."""
+def to_episode(transitions: Sequence[Transition], frames: Sequence[bytes]) -> Episode:
+    """Return the episode of one finished game's transitions, whose frames are given as PNGs."""
     last, values = transitions[-1], [transition.scores for transition in transitions]
     return Episode(
-        frames=np.stack([transition.frame for transition in transitions]),
+        frames=frames,
         actions=np.array([transition.action for transition in transitions]),
         rewards=np.array([transition.reward for transition in transitions], dtype=np.float32),
         action_values=None if last.scores is None else np.array(values, dtype=np.float32),
@@ -95,12 +106,12 @@ def to_episode(transitions: list[Transition]) -> Episode:
 
 
 def finished_episodes(transitions: Iterator[Transition]) -> Iterator[Episode]:
-    """Yield each episode of a rollout when it ends."""
-    running: dict[int, list[Transition]] = defaultdict(list)
+    """Yield each episode of a rollout when it ends; the frames of running games are held as PNGs."""
+    running: dict[int, list[tuple[Transition, bytes]]] = defaultdict(list)
     for transition in transitions:
-        running[transition.game_index].append(transition)
+        running[transition.game_index].append((replace(transition, frame=NO_FRAME), encode_png(transition.frame)))
         if transition.ended:
-            yield to_episode(running.pop(transition.game_index))
+            yield to_episode(*zip(*running.pop(transition.game_index), strict=True))
 
 
 def make_player(args: Args, envs: GameEnvs) -> Agent:
@@ -140,6 +151,7 @@ def record(args: Args) -> Path:
     """Play and store the games that the dataset still lacks; return its directory."""
     if world_size() > 1:
         raise UserError(f"games are recorded by one process, got {world_size()}: record first, then train by several")
+    require_output_directory(args.out, INFO, agent_files(filter(None, (args.agent, args.expert))))
     game, protocol = find_game(args.game), find_protocol(args.protocol)
     if args.max_frames:
         protocol = replace(protocol, max_episode_frames=min(args.max_frames, protocol.max_episode_frames))

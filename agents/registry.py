@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,30 @@ def checkpoint_path(agent_id: str) -> Path:
     return Path(parse_agent_id(agent_id)[1] or RELEASED_POLICY)
 
 
-def vlm_settings(agent_id: str, decode: str, temperature: float | None, engine: str) -> dict[str, Any]:
-    """Return what a result row tells of how a VLM plays; nothing for other agents."""
+def agent_files(agent_ids: Iterable[str]) -> list[Path]:
+    """Return the files and directories that agents are loaded from."""
+    parsed = [parse_agent_id(agent_id) for agent_id in agent_ids]
+    return [Path(path or RELEASED_POLICY) for agent_type, path in parsed if path or agent_type == "vlm"]
+
+
+def vlm_settings(
+    agent_id: str, decode: str, temperature: float | None, engine: str, num_envs: int = 1
+) -> dict[str, Any]:
+    """Return what a result row tells of how a VLM plays; nothing for other agents.
+
+    A temperature of None is told as the one chosen for the checkpoint, the engine auto as the one that computes.
+    """
     if parse_agent_id(agent_id)[0] != "vlm":
         return {}
-    from vlm.checkpoint import content_hash
+    from agents.vlm_agent import chosen_engine, chosen_temperature
+    from vlm.checkpoint import content_hash, read_training
+    from vlm.device import best_device
 
-    checkpoint = content_hash(checkpoint_path(agent_id))
-    return {"checkpoint": checkpoint, "decode": decode, "temperature": temperature, "engine": engine}
+    directory = checkpoint_path(agent_id)
+    if temperature is None:
+        temperature = chosen_temperature(read_training(directory))
+    engine = chosen_engine(engine, num_envs, best_device())
+    return {"checkpoint": content_hash(directory), "decode": decode, "temperature": temperature, "engine": engine}
 
 
 def needs_emulator(agent_id: str) -> bool:

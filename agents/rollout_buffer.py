@@ -121,7 +121,7 @@ class RolloutCollector:
         for env_index in np.flatnonzero(done):
             seed, episode = divmod(self._num_started, EPISODES_PER_SEED)
             self._num_started += 1
-            seeds[env_index] = self._episode_seeds[env_index] = episode_seeds(self.seed + seed, 1)[0] + episode
+            seeds[env_index] = self._episode_seeds[env_index] = episode_seeds(self.seed + seed, episode + 1)[episode]
             self._episode_actions[env_index], self._scores[env_index] = [], 0.0
         self._frame_stack.reset(done)
         return self.envs.reset(seeds)

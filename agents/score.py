@@ -5,9 +5,9 @@
     python -m agents.score --agents vlm:runs/clone/best planner --games Carnival --episodes 5 --seeds 7 --out s.json
 
 Every agent plays every game under the protocol. Each finished (agent, game, seed) is written to the JSON at once as a
-row of raw scores; the same command resumes an interrupted run. The table and the plot beside the JSON show the mean
-with its 95 % bootstrap interval, the table also IQM and median. Seeds below 1000 are for development; publish 1000 to
-1999.
+row of raw scores; the same command resumes an interrupted run, and one with more episodes plays shorter rows anew. The
+table and the plot beside the JSON show the mean of all games with its 95 % bootstrap interval, the table also IQM and
+median. Seeds below 1000 are for development; publish 1000 to 1999.
 """
 
 import itertools
@@ -20,15 +20,25 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from agents.registry import EXPERTS, current_agent_name, make_agent, needs_emulator, parse_agent_id, vlm_settings
+from agents.registry import (
+    EXPERTS,
+    agent_files,
+    current_agent_name,
+    make_agent,
+    needs_emulator,
+    parse_agent_id,
+    vlm_settings,
+)
 from agents.rollout import rollout_pipelined
+from agents.score_rows import distinct_rows
 from agents.score_table import format_table, plot
 from common.command import command, require_at_least, run
 from common.errors import UserError
-from common.results import new_result, read_result, write_result
+from common.outputs import require_output_files
+from common.results import RESULTS, new_result, read_result, write_result
 from envs.atari import make_envs
 from envs.games import Game, find_game
-from envs.protocol import Protocol, episode_seeds, find_protocol
+from envs.protocol import PUBLISHED_SEEDS, Protocol, episode_seeds, find_protocol
 
 MIN_PIPELINED_ENVS = 16  # from here on, a VLM computes for one half of the environments while the other half steps
 OLD_KEYS = {"decisions": "steps", "decisions_per_second": "steps_per_second"}
@@ -47,7 +57,7 @@ class Args:
     episodes: int = 30
     """Whole games for each agent, game and seed."""
     seeds: tuple[int, ...] = (0,)
-    """Seeds: below 1000 for development, 1000 to 1999 for published scores."""
+    """Seeds, at least 0: below 1000 for development; 1000 to 1999 alone for scores in experiments/results."""
     protocol: str = "machado2018"
     """The evaluation protocol."""
     decode: Literal["scores", "generate"] = "scores"
@@ -77,14 +87,15 @@ class EvalJob:
     def row_key(self, args: Args) -> dict[str, Any]:
         """Return the entries that identify the row in the result file."""
         key: dict[str, Any] = {"agent": self.agent_id, "game": self.game.name, "seed": self.seed}
-        return key | vlm_settings(self.agent_id, args.decode, self.temperature, args.engine)
+        num_envs = max(group_sizes(self.agent_id, args))
+        return key | vlm_settings(self.agent_id, args.decode, self.temperature, args.engine, num_envs)
 
-    def is_done(self, row: dict[str, Any], args: Args) -> bool:
-        """Return whether a row of the result file is this job's."""
-        key = self.row_key(args) | {"episodes": args.episodes}
-        if self.temperature is None:
-            key.pop("temperature", None)  # the checkpoint's own, which the row holds
-        return all(row.get(name) == value for name, value in key.items())
+
+def group_sizes(agent_id: str, args: Args) -> list[int]:
+    """Return the number of environments of each pipelined group in which an agent plays."""
+    num_envs = min(args.num_envs, args.episodes)
+    pipelined = num_envs >= MIN_PIPELINED_ENVS and parse_agent_id(agent_id)[0] == "vlm"
+    return [num_envs - num_envs // 2, num_envs // 2] if pipelined else [num_envs]
 
 
 def list_jobs(args: Args) -> list[EvalJob]:
@@ -99,14 +110,11 @@ def list_jobs(args: Args) -> list[EvalJob]:
 
 def play_job(job: EvalJob, args: Args, protocol: Protocol) -> dict[str, Any]:
     """Play a job's episodes and return its row."""
-    num_envs, agent_type = min(args.num_envs, args.episodes), parse_agent_id(job.agent_id)[0]
-    pipelined = num_envs >= MIN_PIPELINED_ENVS and agent_type == "vlm"
-    group_sizes = [num_envs - num_envs // 2, num_envs // 2] if pipelined else [num_envs]
     scores, steps, invalid = [0.0] * args.episodes, 0, 0
     start = time.monotonic()
     with ExitStack() as stack:
         groups = []
-        for size in group_sizes:
+        for size in group_sizes(job.agent_id, args):
             envs = stack.enter_context(make_envs(job.game, size, protocol, searchable=needs_emulator(job.agent_id)))
             groups.append((make_agent(job.agent_id, envs, args.decode, job.temperature, args.engine), envs))
         bar = tqdm(total=args.episodes, desc=f"{job.agent_id} {job.game.name} seed {job.seed}", unit="game")
@@ -118,9 +126,7 @@ def play_job(job: EvalJob, args: Args, protocol: Protocol) -> dict[str, Any]:
         bar.close()
     seconds = time.monotonic() - start
     row = job.row_key(args)
-    if "temperature" in row:
-        row["temperature"] = getattr(groups[0][0], "temperature", None)
-    if agent_type in EXPERTS:
+    if parse_agent_id(job.agent_id)[0] in EXPERTS:
         row["note"] = "expert with access to the simulator"
     row |= {"episodes": args.episodes, "scores": scores, "invalid": invalid / steps}
     return row | {"steps": steps, "steps_per_second": round(steps / seconds, 1)}
@@ -135,7 +141,15 @@ def open_result(args: Args, protocol: Protocol) -> dict[str, Any]:
         there = (result["protocol"] or {}).get("name")
         raise UserError(f"{args.out} holds scores under {there}; choose another --out for {protocol.name}")
     rows = [{OLD_KEYS.get(key, key): value for key, value in row.items()} for row in result["rows"]]
-    return result | {"rows": [row | {"agent": current_agent_name(row["agent"])} for row in rows]}
+    return result | {"rows": distinct_rows(row | {"agent": current_agent_name(row["agent"])} for row in rows)}
+
+
+def require_publishable(args: Args) -> None:
+    """Refuse seeds that are not for publishing where the result is to be published."""
+    others = [seed for seed in args.seeds if seed not in PUBLISHED_SEEDS]
+    if others and args.out.resolve().is_relative_to(RESULTS.resolve()):
+        first, last = PUBLISHED_SEEDS[0], PUBLISHED_SEEDS[-1]
+        raise UserError(f"{RESULTS} holds scores of seeds {first} to {last}, got {others[0]}; choose another --out")
 
 
 def score(args: Args) -> dict[str, Any]:
@@ -143,9 +157,13 @@ def score(args: Args) -> dict[str, Any]:
     protocol, jobs = find_protocol(args.protocol), list_jobs(args)
     for seed in args.seeds:
         episode_seeds(seed, args.episodes)  # refuses seeds out of range before anything is played
+    require_publishable(args)
+    require_output_files([args.out, plot_file(args)], agent_files(args.agents), own=args.out)
     result = open_result(args, protocol)
     for number, job in enumerate(jobs, start=1):
-        if any(job.is_done(row, args) for row in result["rows"]):
+        rows, key = result["rows"], job.row_key(args)
+        finished = [row for row in rows if all(row.get(name) == value for name, value in key.items())]
+        if any(len(row["scores"]) >= args.episodes for row in finished):
             continue
         print(f"row {number} of {len(jobs)}", file=sys.stderr)
         start = time.monotonic()
@@ -153,16 +171,21 @@ def score(args: Args) -> dict[str, Any]:
         current = new_result(args.out.stem, protocol.to_dict(), sorted({*result["seeds"], *args.seeds}))
         row |= {"commit": current["commit"], "command": current["command"]}
         seconds = round(result["seconds"] + time.monotonic() - start, 1)
-        result = current | {"rows": [*result["rows"], row], "seconds": seconds}
+        result = current | {"rows": [*(other for other in rows if other not in finished), row], "seconds": seconds}
         write_result(args.out, result)
     return result
 
 
+def plot_file(args: Args) -> Path:
+    """Return the file of the plot, beside the result's."""
+    return args.out.with_suffix(".png")
+
+
 def report(args: Args) -> str:
     """Score, draw the plot and return the table, with the files' names."""
-    result, plot_file = score(args), args.out.with_suffix(".png")
-    plot(result, plot_file)
-    return f"{format_table(result)}\n\nresult: {args.out}\nplot: {plot_file}"
+    result = score(args)
+    plot(result, plot_file(args))
+    return f"{format_table(result)}\n\nresult: {args.out}\nplot: {plot_file(args)}"
 
 
 main = command(Args, report, __doc__, "{}")

@@ -8,40 +8,44 @@ import numpy as np
 from scipy.stats import trim_mean
 
 from agents.registry import parse_agent_id
-from common.intervals import bootstrap_interval
+from agents.score_rows import Row, games_a_seed, group_rows
+from common.files import atomic_file
+from common.intervals import SeedScores, pooled_interval
 from envs.games import find_game
 from envs.reference_scores import all_references
 
 
-def mean_interval(scores: list[list[float]]) -> tuple[float, float, float]:
-    """Return (mean, low, high): the mean score and its 95 % bootstrap interval, for the scores of every seed.
+def mean_interval(scores: SeedScores) -> tuple[float, float, float]:
+    """Return (mean, low, high): the mean score of all games and its 95 % bootstrap interval, for every seed's scores.
 
     rliable resamples runs of tasks; here a run is an episode and a task is a seed.
     """
-    return bootstrap_interval(np.array(list(zip(*scores, strict=False))), np.mean, repetitions=2000)
+    return pooled_interval(scores, np.mean, repetitions=2000)
 
 
-def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one line for each agent on each game, with the seeds pooled; the best of a game first."""
-    groups: dict[tuple, list[dict[str, Any]]] = {}
-    for row in rows:
-        key = (row["game"], row["agent"], row.get("checkpoint"), row.get("decode"), row.get("temperature"))
-        groups.setdefault(key, []).append(row)
+def _label(row: Row) -> str:
+    agent_type, path = parse_agent_id(row["agent"])
+    agent = f"{agent_type}:{Path(path).name}" if path else row["agent"]
+    if row.get("temperature") is None:
+        return agent
+    return f"{agent} {row.get('decode')}, temperature {row['temperature']:g}"
+
+
+def summarize(rows: list[Row]) -> list[dict[str, Any]]:
+    """Return one line for each agent on each game, with the games of all seeds pooled; the best of a game first."""
     table = []
-    for (game, agent_id, _, decode, temperature), group in groups.items():
+    for (game, agent), group in group_rows(rows, _label).items():
         mean, low, high = mean_interval([row["scores"] for row in group])
         scores = np.sort(np.concatenate([row["scores"] for row in group]))
-        agent_type, path = parse_agent_id(agent_id)
-        agent = f"{agent_type}:{Path(path).name}" if path else agent_id
-        settings = "" if temperature is None else f" {decode}, temperature {temperature:g}"
+        steps = [row.get("steps", 1) for row in group]
         table.append(
             {
-                "game": game, "agent": agent + settings, "mean": mean, "low": low, "high": high,
+                "game": game, "agent": agent, "mean": mean, "low": low, "high": high,
                 "median": float(np.median(scores)), "iqm": float(trim_mean(scores, 0.25)),
                 "min": float(scores[0]), "max": float(scores[-1]), "games": len(scores), "seeds": len(group),
-                "invalid": float(np.mean([row["invalid"] for row in group])),
+                "invalid": float(np.average([row["invalid"] for row in group], weights=steps)),
                 "steps_per_second": float(np.mean([row["steps_per_second"] for row in group])),
-                "note": group[0].get("note", ""),
+                "note": group[0].get("note", ""), "unequal": games_a_seed(group),
             }
         )  # fmt: skip
     return sorted(table, key=lambda line: (line["game"], -line["mean"]))
@@ -64,7 +68,8 @@ def _format_line(line: dict[str, Any]) -> str:
     bounds = f"[{line['low']:,.0f}, {line['high']:,.0f}]"
     figures = f"{line['mean']:>8,.0f}{bounds:>18}{line['iqm']:>8,.0f}{line['median']:>8,.0f}"
     invalid = f"  {line['invalid']:.1%} invalid answers" if line["invalid"] else ""
-    return f"  {line['agent']:<32}{figures}{line['games']:>7}{line['steps_per_second']:>9.0f}  {line['note']}{invalid}"
+    notes = "  ".join(note for note in (line["note"], line["unequal"]) if note)
+    return f"  {line['agent']:<32}{figures}{line['games']:>7}{line['steps_per_second']:>9.0f}  {notes}{invalid}"
 
 
 def human_normalized_scores(table: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -106,5 +111,6 @@ def plot(result: dict[str, Any], file: Path) -> None:
             axis.text(known.score, len(lines) - 0.45, known.agent.split(",")[0], rotation=60, fontsize=7)
         axis.set_title(find_game(game).title, pad=36)
         axis.set_xlabel("score of a whole game")
-    figure.savefig(file, dpi=120)
+    with atomic_file(file) as temporary:
+        figure.savefig(temporary, dpi=120)
     pyplot.close(figure)

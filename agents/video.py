@@ -6,12 +6,14 @@ cell of a grid over the frame, above the truth. The video runs at the game's own
 """
 
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
+from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image, ImageDraw, ImageFont
 
 from agents.frame_stack import FrameStack
@@ -137,6 +139,16 @@ def bar_lengths(scores: np.ndarray | None, count: int) -> np.ndarray:
         return scores
     low, high = scores[finite].min(), scores[finite].max()
     return np.where(finite, (np.where(finite, scores, low) - low + 1e-9) / (high - low + 1e-9), 0.0)
+
+
+def require_ffmpeg() -> None:
+    """Refuse to begin without an ffmpeg that runs; the message says how to get one."""
+    try:
+        subprocess.run([get_ffmpeg_exe(), "-version"], check=True, capture_output=True, timeout=60)
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        given = os.environ.get("IMAGEIO_FFMPEG_EXE")
+        remedy = f"IMAGEIO_FFMPEG_EXE={given} is none: unset it" if given else "pip install imageio-ffmpeg"
+        raise UserError(f"expected an ffmpeg that runs, to read and write videos; {remedy} ({error})") from error
 
 
 class VideoWriter:

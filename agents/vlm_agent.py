@@ -21,6 +21,18 @@ DECODES = ("scores", "generate")
 ENGINES = ("auto", "torch", "openvino")
 
 
+def chosen_temperature(training: dict[str, Any]) -> float:
+    """Return the sampling temperature chosen for a checkpoint, 0 if none was, of its `training.json`."""
+    return float(training.get("play", {}).get("temperature", 0.0))
+
+
+def chosen_engine(engine: str, num_envs: int, device: torch.device) -> str:
+    """Return what computes where the engine is auto: an OpenVINO graph, which is for one environment on a CPU."""
+    if engine != "auto":
+        return engine
+    return "openvino" if num_envs == 1 and device.type == "cpu" else "torch"
+
+
 class VlmAgent:
     """Plays one game with a `PixelVLM`.
 
@@ -68,7 +80,7 @@ class VlmAgent:
         """Return the agent of a checkpoint; a temperature of None is the one chosen for it, else 0."""
         training = checkpoint.read_training(directory)
         if temperature is None:
-            temperature = float(training.get("play", {}).get("temperature", 0.0))
+            temperature = chosen_temperature(training)
         vlm = checkpoint.load(directory, torch.device("cpu") if engine == "openvino" else None)
         agent = cls(vlm, envs.game.title, envs.action_names, decode, temperature, engine)
         agent.training = training
@@ -94,7 +106,7 @@ class VlmAgent:
 
     def _log_probs(self, stacks: np.ndarray) -> np.ndarray:
         """Return the answers' log-probabilities; OpenVINO compiles its graph at the first stacks of a shape."""
-        if self.engine == "torch" or (self.engine == "auto" and (len(stacks) > 1 or self.vlm.device.type != "cpu")):
+        if chosen_engine(self.engine, len(stacks), self.vlm.device) == "torch":
             return self._scorer.log_probs(self.vlm.encode_images(self.vlm.preprocess(stacks))).cpu().numpy()
         if self._openvino_scorer is None or self._openvino_scorer.shape != stacks.shape:
             self._openvino_scorer = OpenVinoScorer(self._scorer, stacks)

@@ -1,1 +1,1 @@
-"""What every floor above stands on: user errors, commands, files, provenance, results and intervals."""
+"""What every floor above stands on: user errors, commands, files, pictures, provenance, results and intervals."""

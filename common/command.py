@@ -1,8 +1,12 @@
 """How a command ends: exit code 2 and one line for a user's mistake, 130 for Ctrl-C; a defect keeps its traceback."""
 
+import dataclasses
+import io
+import math
+import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
@@ -10,9 +14,22 @@ from common.errors import UserError
 
 
 def run(main: Callable[[], int]) -> int:
-    """Run a command's `main` and return its exit code; a `UserError` or `OSError` becomes one line on stderr."""
+    """Run a command's `main` and return its exit code; a `UserError` or `OSError` becomes one line on stderr.
+
+    What a terminal cannot show is printed as an escape.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return main()
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()  # here, where a pipe that was closed is an error like others
+    except BrokenPipeError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that Python does not flush into it once more
+        print(f"error: the output was closed before its end: {error}", file=sys.stderr)
+        return 2
     except (UserError, OSError) as error:
         print(f"error: {error}".replace("\n", " "), file=sys.stderr)
         return 2
@@ -29,6 +46,31 @@ def require_at_least(args: Any, minimum: float, *names: str) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least {minimum:g}, got {value}")
 
 
+Arguments = TypeVar("Arguments")
+
+
+def parse(args: type[Arguments], argv: list[str] | None, description: str | None, **options: Any) -> Arguments:
+    """Return a dataclass of arguments from a command line (None: that of the process); `options` are tyro's.
+
+    `UserError` if a number in it is not finite.
+    """
+    parsed = tyro.cli(args, args=argv, description=description, **options)
+    require_finite(parsed)
+    return parsed
+
+
+def require_finite(value: Any, name: str = "") -> None:
+    """Refuse `nan` and `inf` in a dataclass of arguments, at any depth; the message has the flag."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
+    if isinstance(value, tuple | list):
+        for one in value:
+            require_finite(one, name)
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            require_finite(getattr(value, field.name), field.name)
+
+
 def command(
     args: type | Callable[[list[str] | None], Any], action: Callable[[Any], Any], description: str | None, message: str
 ) -> Callable[..., int]:
@@ -42,7 +84,7 @@ def command(
     """
 
     def main(argv: list[str] | None = None) -> int:
-        parsed = tyro.cli(args, args=argv, description=description) if isinstance(args, type) else args(argv)
+        parsed = parse(args, argv, description) if isinstance(args, type) else args(argv)
         print(message.format(action(parsed)))
         return 0
 

@@ -23,7 +23,7 @@ def atomic_file(file: Path) -> Iterator[Path]:
 def write_text_atomically(file: Path, text: str) -> None:
     """Write a text file in one step; its directory is made if it is missing."""
     with atomic_file(file) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -1,10 +1,33 @@
 """Stratified bootstrap intervals by rliable (Agarwal et al. 2021); the same scores always give the same interval."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 ScoreMatrices = np.ndarray | tuple[np.ndarray, ...]
+SeedScores = Sequence[Sequence[float]]  # the scores of whole games by seed
+
+
+def score_matrices(scores: SeedScores) -> ScoreMatrices:
+    """Return the scores of all games, to be resampled within each seed.
+
+    They are float[games, seeds], or float[games, 1] for each seed where seeds have unequal numbers of games.
+    """
+    if len({len(games) for games in scores}) == 1:
+        return np.array(list(zip(*scores, strict=True)))
+    return tuple(np.array(games)[:, None] for games in scores)
+
+
+def pool(*matrices: np.ndarray) -> np.ndarray:
+    """Return the scores of `score_matrices` as one array."""
+    return matrices[0] if len(matrices) == 1 else np.concatenate([matrix.ravel() for matrix in matrices])
+
+
+def pooled_interval(
+    scores: SeedScores, statistic: Callable[[np.ndarray], float], repetitions: int
+) -> tuple[float, float, float]:
+    """Return (value, low, high) of a statistic of all games' scores, resampled within each seed."""
+    return bootstrap_interval(score_matrices(scores), lambda *matrices: statistic(pool(*matrices)), repetitions)
 
 
 def bootstrap_intervals(

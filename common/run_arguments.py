@@ -24,6 +24,11 @@ def run_metadata(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"command": command_line(), "arguments": arguments, **provenance}
 
 
+def changed_arguments(stored: dict[str, Any], arguments: dict[str, Any], ignore: Collection[str] = ()) -> list[str]:
+    """Return the names of arguments that differ from stored ones, but for those to ignore and for `out`."""
+    return [name for name in arguments if name not in ("out", *ignore) and stored.get(name) != arguments[name]]
+
+
 def require_same_arguments(out: Path, arguments: dict[str, Any], ignore: Collection[str] = ()) -> None:
     """Store the arguments of a new run, JSON values, in `out`; refuse other ones for a run that has begun.
 
@@ -32,7 +37,6 @@ def require_same_arguments(out: Path, arguments: dict[str, Any], ignore: Collect
     file = out / FILE
     if file.exists():
         stored = json.loads(file.read_text())
-        changed = [name for name in arguments if name not in ("out", *ignore) and stored.get(name) != arguments[name]]
-        if changed:
+        if changed := changed_arguments(stored, arguments, ignore):
             raise UserError(f"{out} holds a run with another {', '.join(changed)}; choose another --out")
     write_text_atomically(file, json.dumps(arguments, indent=1) + "\n")

@@ -9,6 +9,8 @@ Episodes are added atomically, so that a directory holds complete episodes only.
 import dataclasses
 import io
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +24,7 @@ from pyarrow import Table, concat_tables
 
 from common.errors import UserError
 from common.files import atomic_file, write_text_atomically
+from common.images import ImageError, decode_rgb
 from envs.protocol import Protocol
 
 FEATURES = Features(
@@ -37,6 +40,7 @@ FEATURES = Features(
     }
 )
 INFO = "info.json"
+EPISODE_FILE = re.compile(r"episode-(\d{8,})\.parquet")
 
 
 class DatasetError(UserError):
@@ -45,9 +49,12 @@ class DatasetError(UserError):
 
 @dataclass(frozen=True)
 class Episode:
-    """One complete episode; `frames[t]` is the observation before `actions[t]`, `seed` the emulator's."""
+    """One complete episode; `frames[t]` is the observation before `actions[t]`, `seed` the emulator's.
 
-    frames: UInt8[np.ndarray, "steps height width 3"]
+    Frames may be the PNGs of `encode_png`, which take a fiftieth of the memory.
+    """
+
+    frames: UInt8[np.ndarray, "steps height width 3"] | Sequence[bytes]
     actions: Int[np.ndarray, " steps"]
     rewards: Float32[np.ndarray, " steps"]
     action_values: Float32[np.ndarray, "steps actions"] | None
@@ -57,7 +64,7 @@ class Episode:
 
     def __post_init__(self) -> None:
         frames, actions, values, length = self.frames, self.actions, self.action_values, len(self.actions)
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        if isinstance(frames, np.ndarray) and (frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3):
             raise UserError(f"expected frames uint8[T, H, W, 3], got {frames.dtype}{list(frames.shape)}")
         if not length:
             raise UserError("expected an episode of at least one step, got none")
@@ -110,6 +117,10 @@ def encode_png(frame: UInt8[np.ndarray, "height width 3"]) -> bytes:
     return buffer.getvalue()
 
 
+def _as_png(frame: np.ndarray | bytes) -> bytes:
+    return frame if isinstance(frame, bytes) else encode_png(frame)
+
+
 def read_info(path: Path) -> DatasetInfo:
     """Return a dataset's info; `DatasetError` names what is missing or damaged."""
     file = Path(path) / INFO
@@ -119,6 +130,17 @@ def read_info(path: Path) -> DatasetInfo:
         return DatasetInfo.from_dict(json.loads(file.read_text()))
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{file} is damaged: {error}") from error
+
+
+def episode_files(path: Path) -> dict[int, Path]:
+    """Return the files of a dataset's episodes by seed; `DatasetError` names one that is none, as a copy."""
+    found = {}
+    for file in (path / "data").glob("*.parquet"):
+        if match := EPISODE_FILE.fullmatch(file.name):
+            found[int(match[1])] = file
+        elif not file.name.startswith("."):  # one that is not complete yet
+            raise DatasetError(f"{file} is no episode of the dataset: expected episode-SEED.parquet; is it a copy?")
+    return dict(sorted(found.items()))
 
 
 class EpisodeWriter:
@@ -139,7 +161,7 @@ class EpisodeWriter:
 
     def seeds(self) -> set[int]:
         """Return the seeds of the stored episodes."""
-        return {int(file.stem.split("-")[1]) for file in self._data.glob("episode-*.parquet")}
+        return set(episode_files(self.path))
 
     def append(self, episode: Episode) -> Path:
         """Store one episode; return its file."""
@@ -148,7 +170,7 @@ class EpisodeWriter:
             raise UserError(f"expected {len(self.info.action_names)} action values per row, got {values.shape[1]}")
         last = np.arange(length) == length - 1
         rows = {
-            "frame": [{"bytes": encode_png(frame), "path": None} for frame in episode.frames],
+            "frame": [{"bytes": png, "path": None} for png in map(_as_png, episode.frames)],
             "action": episode.actions.tolist(),
             "action_values": [None] * length if values is None else values.tolist(),
             "reward": episode.rewards.tolist(),
@@ -180,10 +202,11 @@ class EpisodeDataset:
     def __init__(self, path: Path):
         self.path = Path(path)
         self.info = read_info(self.path)
-        files = sorted((self.path / "data").glob("episode-*.parquet"))
+        files = episode_files(self.path)
+        self._files = list(files.values())
         if not files:
             raise DatasetError(f"{self.path} holds no complete episode")
-        tables = [self._read(file) for file in files]
+        tables = [self._read(file, seed) for seed, file in files.items()]
         table, lengths = concat_tables(tables), [table.num_rows for table in tables]
         self._pngs = [png for one in tables for png in one["frame"].combine_chunks().field("bytes").to_pylist()]
         self.actions, self.rewards, self.terminated, self.truncated = (
@@ -196,9 +219,12 @@ class EpisodeDataset:
         self.seeds = table["episode"].to_numpy()[self._first].tolist()
 
     @staticmethod
-    def _read(file: Path) -> Table:
+    def _read(file: Path, seed: int) -> Table:
         try:
-            return parquet.read_table(file)
+            table = parquet.read_table(file)
+            if other := set(table["episode"].to_pylist()) - {seed}:
+                raise DatasetError(f"{file} holds the episode of seed {min(other)}; is it a copy?")
+            return table
         except (OSError, ValueError) as error:
             raise DatasetError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
 
@@ -212,7 +238,11 @@ class EpisodeDataset:
 
     def frame(self, row: int) -> UInt8[np.ndarray, "height width 3"]:
         """Return the frame of a row."""
-        return np.asarray(PilImage.open(io.BytesIO(self._pngs[row])).convert("RGB"))
+        try:
+            return decode_rgb(self._pngs[row] or b"", f"frame of row {row - self.starts[row]}", ("PNG",), upright=False)
+        except ImageError as error:
+            episode = int(np.searchsorted(self._first, row, side="right")) - 1
+            raise DatasetError(f"{self._files[episode]}: {error}") from error
 
     def frames(self, row: int, history: int) -> UInt8[np.ndarray, "history height width 3"]:
         """Return the last `history` frames up to a row, oldest first; the first frame of an episode is repeated."""

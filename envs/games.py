@@ -1,7 +1,7 @@
 """Games by any spelling, and their actions as words.
 
-`Ms. Pac-Man`, `MsPacman`, `ms_pacman` and `ALE/MsPacman-v5` are one game. The games are those of ale-py's wheel, except
-the ones that need two players.
+`Ms. Pac-Man`, `MsPacman`, `ms_pacman`, `ALE/MsPacman-v5` and `MsPacman-ram-v5` are one game. The games are those of
+ale-py's wheel, except the ones that need two players.
 """
 
 import difflib
@@ -52,8 +52,8 @@ class Game:
 
 def _key(spelling: str) -> str:
     """Return the part that all spellings of a game share."""
-    stem = re.sub(r"^ALE/", "", spelling.strip(), flags=re.IGNORECASE)
-    stem = re.sub(r"(NoFrameskip|Deterministic)?-v\d+$", "", stem, flags=re.IGNORECASE)
+    stem = re.sub(r"^([\w.]+:)?(ALE/)?", "", spelling.strip(), flags=re.IGNORECASE)  # gymnasium's module and namespace
+    stem = re.sub(r"(-ram)?(NoFrameskip|Deterministic)?(-v\d+)?$", "", stem, flags=re.IGNORECASE)
     return re.sub(r"[^a-z0-9]", "", stem.lower())
 
 

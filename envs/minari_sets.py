@@ -35,13 +35,17 @@ from minari.storage.datasets_root_dir import get_dataset_path
 
 from common.command import command, run
 from common.errors import UserError
-from envs.episodes import DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
+from common.outputs import require_output_directory
+from envs.episodes import INFO, DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
 from envs.games import Game, MultiPlayerGameError, UnknownGameError, action_names, find_game, screen_size
 from envs.protocol import PROTOCOLS, Protocol
 
 METADATA_KEY = "pvplay"  # of our `DatasetInfo` in the metadata of an export
 NO_FRAME_LIMIT = 2**31 - 1  # frames, a year of play; with 0, AtariVectorEnv ends an episode at once
-PASSIVE_WRAPPERS = ("DataCollector", "OrderEnforcing", "PassiveEnvChecker", "RecordEpisodeStatistics", "RecordVideo")
+PASSIVE_WRAPPERS = (  # they change neither frames nor actions nor rewards; a time limit is part of the protocol
+    *("DataCollector", "Monitor", "OrderEnforcing", "PassiveEnvChecker", "RecordEpisodeStatistics", "RecordVideo"),
+    "TimeLimit",
+)
 DESCRIPTION = (
     "Complete episodes. A frame is the pixel-wise maximum of the last two emulator frames of an agent step; "
     "the frame after the last action is unknown and repeats the one before."
@@ -175,16 +179,23 @@ def _read_protocol(dataset_id: str, spec: EnvSpec) -> Protocol:
     skip = spec.kwargs.get("frameskip", 4)
     if not isinstance(skip, int):
         raise MinariError(f"expected a fixed frame skip, but {dataset_id} skips {skip} frames")
-    limits = [spec.kwargs.get("max_num_frames_per_episode") or 0, (spec.max_episode_steps or 0) * skip, NO_FRAME_LIMIT]
+    steps = [spec.max_episode_steps, *_time_limits(spec)]
+    limits = [spec.kwargs.get("max_num_frames_per_episode") or 0, *(skip * (limit or 0) for limit in steps)]
     protocol = Protocol(
         name="minari",
         repeat_action_probability=float(spec.kwargs.get("repeat_action_probability", 0.25)),
         frame_skip=skip,
         noop_max=0,
         full_action_space=bool(spec.kwargs.get("full_action_space", False)),
-        max_episode_frames=min(limit for limit in limits if limit),
+        max_episode_frames=min([limit for limit in limits if limit], default=NO_FRAME_LIMIT),
     )
     return next((known for known in PROTOCOLS.values() if known == replace(protocol, name=known.name)), protocol)
+
+
+def _time_limits(spec: EnvSpec) -> list[int]:
+    """Return the steps of the time limits among an environment's wrappers."""
+    limits = [wrapper.kwargs for wrapper in spec.additional_wrappers or () if wrapper.name == "TimeLimit"]
+    return [int(kwargs["max_episode_steps"]) for kwargs in limits if kwargs]
 
 
 def _check_spaces(data: minari.MinariDataset, game: Game, actions: int) -> None:
@@ -281,6 +292,7 @@ class Args:
 def convert(args: Args) -> str:
     """Import or export; return what was done."""
     if args.import_id:
+        require_output_directory(args.out, INFO)
         return f"imported {import_minari(args.import_id, args.out)} episodes into {args.out}"
     return f"exported {export_minari(args.out, str(args.export_id))} episodes to {args.export_id}"
 

@@ -8,9 +8,13 @@ Frames are emulator frames, 60 per second.
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
+
 from common.errors import UserError
 
 EPISODES_PER_SEED = 10_000
+PUBLISHED_SEEDS = range(1000, 2000)
+NUM_PLAIN_SEEDS = 100_000  # those from here on draw their emulator seeds from the numbers that these leave free
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,15 @@ def find_protocol(name: str) -> Protocol:
 
 
 def episode_seeds(seed: int, episodes: int) -> list[int]:
-    """Return the emulator seed of each episode of a published seed; no two pairs of seed and episode share one."""
-    if not 0 <= seed < 2000:
-        raise UserError(f"expected a seed from 0 to 1999 (1000 and up are for published scores), got {seed}")
+    """Return the emulator seed, of 31 bits, of each episode of a seed.
+
+    No two pairs of seed and episode share one; two of seeds above `NUM_PLAIN_SEEDS` may.
+    """
+    if seed < 0:
+        raise UserError(f"expected a seed of at least 0, got {seed}")
     if not 0 <= episodes <= EPISODES_PER_SEED:
         raise UserError(f"expected at most {EPISODES_PER_SEED} episodes a seed, got {episodes}")
-    return [1 + seed * EPISODES_PER_SEED + episode for episode in range(episodes)]
+    if seed < NUM_PLAIN_SEEDS:
+        return [1 + seed * EPISODES_PER_SEED + episode for episode in range(episodes)]
+    first_free = 1 + NUM_PLAIN_SEEDS * EPISODES_PER_SEED
+    return [int(np.random.default_rng([seed, episode]).integers(first_free, 2**31)) for episode in range(episodes)]

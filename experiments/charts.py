@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from common.intervals import SeedScores
 from experiments.findings import Effect
-from experiments.statistics import Row, SeedScores, filter_rows, performance_profiles
+from experiments.statistics import Row, filter_rows, performance_profiles
 
 COLORS = {"adapted": "#c2620e", "frozen": "#4c72b0"}
 WIDTH, LABELS, VALUES, LINE = 360, 128, 112, 15  # pixels: a chart, its columns of labels and of values, and its lines

@@ -21,14 +21,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from common.command import command, run
 from common.errors import UserError
-from common.files import write_text_atomically
+from common.files import atomic_file, write_text_atomically
+from common.outputs import require_output_files
 from common.provenance import ROOT
 from common.results import RESULTS, read_result
 from experiments.charts import effect_chart
 from experiments.findings import Finding, headline_findings
-from experiments.sections import Result, Section, make_sections, provenance
+from experiments.sections import Result, Section, make_sections, provenance, rows_of
 from experiments.tables import table_markdown
 
+TITLE = "<title>pvplay: does pixel value prediction help?</title>"  # by which the page is known
 DOCS = ROOT / "docs" / "results.md"
 
 
@@ -56,14 +58,20 @@ def read_results(folder: Path) -> dict[str, Result]:
     return found
 
 
+def copy_name(number: int, video: Path) -> str:
+    """Return the name of a video beside the page."""
+    return f"{number}-{video.name}"
+
+
 def copy_videos(videos: Sequence[Path], out: Path) -> list[dict[str, str]]:
     """Copy videos beside the page; return the source and caption of each."""
     copied = []
     for number, video in enumerate(videos):
         if not video.is_file():
             raise UserError(f"expected a video, got {video}, which does not exist")
-        name = f"{number}-{video.name}"
-        shutil.copyfile(video, out / name)
+        name = copy_name(number, video)
+        with atomic_file(out / name) as temporary:
+            shutil.copyfile(video, temporary)
         copied.append({"source": name, "caption": video.stem})
     return copied
 
@@ -76,26 +84,32 @@ def embed_png(file: Path) -> str:
 def write_page(args: Args) -> Path:
     """Write the page; return its file."""
     results = read_results(args.results)
+    page_file = args.out / "index.html"
+    copies = [args.out / copy_name(number, video) for number, video in enumerate(args.videos)]
+    require_output_files([page_file, *copies], [*args.videos, args.results])
+    if page_file.exists() and TITLE not in page_file.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(f"{page_file} exists and is another page; choose another --out")
     args.out.mkdir(parents=True, exist_ok=True)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
     environment.filters.update(embed_png=embed_png, provenance=provenance)
-    page = environment.get_template("report.html.j2").render(
-        cards=[(finding, effect_chart(finding.effects, finding.axis)) for finding in headline_findings(results)],
-        sections=make_sections(results, args.results),
-        videos=copy_videos(args.videos, args.out),
-    )
-    write_text_atomically(args.out / "index.html", page)
-    return args.out / "index.html"
+    sections, videos = make_sections(results, args.results), copy_videos(args.videos, args.out)
+    with rows_of(str(args.results)):
+        cards = [(finding, effect_chart(finding.effects, finding.axis)) for finding in headline_findings(results)]
+        page = environment.get_template("report.html.j2").render(cards=cards, sections=sections, videos=videos)
+    write_text_atomically(page_file, page)
+    return page_file
 
 
 def results_markdown(folder: Path = RESULTS) -> str:
     """Return docs/results.md: every section with its verdict, tables, commands and provenance."""
     results = read_results(folder)
-    findings = {finding.section: finding for finding in headline_findings(results)}
+    sections = make_sections(results, folder)
+    with rows_of(str(folder)):
+        findings = {finding.section: finding for finding in headline_findings(results)}
     parts = ["# Results\n\nGenerated from `experiments/results/*.json` by `python -m experiments.report --write-docs`."]
-    parts += [section_markdown(section, findings.get(section.name)) for section in make_sections(results, folder)]
+    parts += [section_markdown(section, findings.get(section.name)) for section in sections]
     return "\n\n".join(parts) + "\n"
 
 

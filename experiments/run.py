@@ -34,6 +34,8 @@ from PIL import Image
 from common.command import command, require_at_least
 from common.command import run as run_command
 from common.errors import UserError, nearest
+from common.files import atomic_file
+from common.outputs import require_output_files
 from common.provenance import git_commit
 from common.results import RESULTS, new_result, read_result, write_result
 from experiments.studies import games_nano, one_model, optimizers, pvp_levers, pvp_nano, reader, refer_nano
@@ -182,12 +184,14 @@ def run_jobs(
 def run_experiment(args: Args) -> Path:
     """Run the jobs that are missing; return the result file. A picture is beside it where the experiment draws one."""
     file, work = args.out or RESULTS / f"{args.name}.json", args.work or Path("runs") / args.name
-    experiment = EXPERIMENTS[args.name]
+    experiment, picture_file = EXPERIMENTS[args.name], file.with_suffix(".png")
+    require_output_files([file, picture_file], own=file)
     experiment.prepare()
     run_jobs(args.name, experiment.jobs(args.seeds or None, work), file, args.limit, args.processes, work)
     if picture := experiment.draw(args.seeds or None, work):
-        picture.save(file.with_suffix(".png"), optimize=True)
-        print(f"a picture is in {file.with_suffix('.png')}")
+        with atomic_file(picture_file) as temporary:
+            picture.save(temporary, optimize=True)
+        print(f"a picture is in {picture_file}")
     return file
 
 

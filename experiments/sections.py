@@ -1,14 +1,18 @@
 """The sections of the report: text, tables, charts and images of results, and the commands that reproduce them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agents.score_rows import group_rows
+from common.errors import UserError
+from common.intervals import SeedScores
 from envs.games import find_game
 from experiments import tables
 from experiments.charts import Chart, curve_chart, profile_chart
-from experiments.statistics import Row, SeedScores, filter_rows, games_of
+from experiments.statistics import Row, filter_rows, games_of
 from experiments.tables import Table
 
 Result = dict[str, Any]
@@ -40,15 +44,32 @@ def provenance(result: Result) -> str:
     return f"{protocol}seeds {seeds or '-'}; commit {', '.join(commits)}; {result['date'][:10]}; {machines}."
 
 
+@contextmanager
+def rows_of(name: str) -> Iterator[None]:
+    """Name the result in the errors of rows that are not as its readers expect them."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(f"{name}: its rows are not those of such a result: {reason}") from error
+
+
 def make_sections(results: Mapping[str, Result], folder: Path) -> list[Section]:
     """Return the sections of the results that there are, by name; images are in `folder`."""
-    found = [released_section(results["shipped"])] if "shipped" in results else []
+    found: list[Section] = []
+    if "shipped" in results:
+        with rows_of("shipped"):
+            found.append(released_section(results["shipped"]))
     experts = [results[name] for name in EXPERTS if name in results]
     if experts:
-        found.append(score_section(experts, "experts", "Experts", EXPERT_TEXT))
+        with rows_of(" and ".join(name for name in EXPERTS if name in results)):
+            found.append(score_section(experts, "experts", "Experts", EXPERT_TEXT))
     for name, title in POLICIES.items():
         if name in results:
-            found.append(score_section([results[name]], name, f"Other policies: {title}", ""))
+            with rows_of(name):
+                found.append(score_section([results[name]], name, f"Other policies: {title}", ""))
     if found:
         text = "Published scores, human scores and our own measurements of random play."
         found.append(Section("reference-scores", "Reference scores", text, [], [tables.reference_table()]))
@@ -62,13 +83,19 @@ def make_sections(results: Mapping[str, Result], folder: Path) -> list[Section]:
     }
     for name, section in studies.items():
         if name in results:
-            found.append(section(results[name], sorted(folder.glob(f"{name}*.png"))))
+            with rows_of(name):
+                found.append(section(results[name], sorted(folder.glob(f"{name}*.png"))))
     if "one-model" in results:
-        found.append(one_model_section(results["one-model"], results.get("shipped")))
+        with rows_of("one-model"):
+            found.append(one_model_section(results["one-model"], results.get("shipped")))
     if "nano-refer" in results:
-        found.append(segmenter_section(results["nano-refer"]))
-    speeds = [result for name, result in results.items() if "_speed" in name]
-    return [*found, speed_section(speeds)] if speeds else found
+        with rows_of("nano-refer"):
+            found.append(segmenter_section(results["nano-refer"]))
+    speeds = {name: result for name, result in results.items() if "_speed" in name}
+    if speeds:
+        with rows_of(" or ".join(speeds)):
+            found.append(speed_section(list(speeds.values())))
+    return found
 
 
 EXPERT_TEXT = (
@@ -111,11 +138,13 @@ def score_charts(rows: list[Row]) -> list[Chart]:
 
 def agent_scores(rows: list[Row], game: str) -> dict[str, SeedScores]:
     """Return the scores of each agent at each temperature in a game, by seed."""
-    found: dict[str, list[list[float]]] = {}
-    for row in filter_rows(rows, game=game):
+
+    def label(row: Row) -> str:
         temperature = "" if row.get("temperature") is None else f", temperature {row['temperature']:g}"
-        found.setdefault(f"{row['agent'].partition(':')[0]}{temperature}", []).append(row["scores"])
-    return dict(found)
+        return f"{row['agent'].partition(':')[0]}{temperature}"
+
+    groups = group_rows(filter_rows(rows, game=game), label)
+    return {agent: [row["scores"] for row in own] for (_, agent), own in groups.items()}
 
 
 def pvp_section(result: Result, images: Sequence[Path]) -> Section:

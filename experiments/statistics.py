@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from common.intervals import bootstrap_interval, bootstrap_intervals
+from common.errors import UserError
+from common.intervals import SeedScores, bootstrap_interval, bootstrap_intervals, pool, pooled_interval, score_matrices
 
 Row = dict[str, Any]
-SeedScores = Sequence[Sequence[float]]  # the scores of whole games by seed
 REPETITIONS, PROFILE_REPETITIONS = 1000, 500  # bootstrap samples
 
 
@@ -60,8 +60,15 @@ def games_of(rows: Iterable[Row]) -> list[str]:
 
 
 def by_seed(rows: Iterable[Row], metric: str) -> dict[int, float]:
-    """Return a metric by training seed, without rows that lack it."""
-    return {row["seed"]: row[metric] for row in rows if row.get(metric) is not None}
+    """Return a metric by training seed, without rows that lack it; `UserError` if two rows of a seed differ in it."""
+    found: dict[int, float] = {}
+    for row in rows:
+        if (value := row.get(metric)) is not None and found.setdefault(row["seed"], value) != value:
+            raise UserError(
+                f"expected one row of each condition and seed, got two of seed {row['seed']} with {metric} "
+                f"{found[row['seed']]:g} and {value:g}"
+            )
+    return found
 
 
 def mean_over_seeds(rows: Iterable[Row], metric: str) -> Mean | None:
@@ -98,23 +105,22 @@ def paired_differences(
 def seed_score_matrix(rows: list[Row]) -> tuple[list[str], np.ndarray]:
     """Return the games and float[seeds, games]: the mean score of each policy of a condition in each game."""
     games = games_of(rows)
-    means = {(row["seed"], row["game"]): float(np.mean(row["scores"])) for row in rows}
+    means: dict[tuple[int, str], float] = {}
+    for game in games:
+        own = [{"seed": row["seed"], "score": float(np.mean(row["scores"]))} for row in filter_rows(rows, game=game)]
+        means |= {(seed, game): mean for seed, mean in by_seed(own, "score").items()}
     seeds = [seed for seed in sorted({row["seed"] for row in rows}) if all((seed, game) in means for game in games)]
     return games, np.array([[means[seed, game] for game in games] for seed in seeds]).reshape(len(seeds), len(games))
 
 
-def _game_matrix(scores: SeedScores) -> np.ndarray:
-    return np.array(list(zip(*scores, strict=False)))  # [games, seeds]
-
-
 def interquartile_mean(scores: SeedScores) -> tuple[float, float, float]:
-    """Return (iqm, low, high): the mean of the middle half of the games' scores and its 95 % interval.
+    """Return (iqm, low, high): the mean of the middle half of all games' scores and its 95 % interval.
 
     rliable's bootstrap over games, stratified by seed (Agarwal et al. 2021).
     """
     from rliable import metrics
 
-    return bootstrap_interval(_game_matrix(scores), metrics.aggregate_iqm, REPETITIONS)
+    return pooled_interval(scores, metrics.aggregate_iqm, REPETITIONS)
 
 
 def probability_of_improvement(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
@@ -137,10 +143,10 @@ def performance_profiles(
     """
     from rliable import library
 
-    matrices = {name: _game_matrix(scores) for name, scores in agents.items()}
-    every = np.concatenate([matrix.ravel() for matrix in matrices.values()])
+    matrices = {name: score_matrices(scores) for name, scores in agents.items()}
+    every = np.concatenate([games for scores in agents.values() for games in scores])
     taus = np.linspace(min(0.0, float(every.min())), float(every.max()), points)
     fractions, bounds = bootstrap_intervals(
-        matrices, lambda matrix: library.score_distributions(matrix, taus), PROFILE_REPETITIONS
+        matrices, lambda *scores: library.score_distributions(pool(*scores), taus), PROFILE_REPETITIONS
     )
     return taus, fractions, bounds

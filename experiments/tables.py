@@ -284,20 +284,31 @@ def effect_table(rows: list[Row], fraction: float) -> Table:
     return Table(f"Effects with {fraction:.0%} of the demonstrations", columns, lines)
 
 
+def _games(line: Row) -> str:
+    return f"{line['games']} ({line['unequal']})" if line["unequal"] else str(line["games"])
+
+
 def _mean_and_interval(line: Row) -> str:
     return f"{line['mean']:,.0f} [{line['low']:,.0f}, {line['high']:,.0f}]"
 
 
 def released_table(rows: list[Row]) -> Table:
     """Return the released policy's scores beside the published ones, a row for each game."""
-    lines: dict[str, dict[str, str]] = {}
-    for line in summarize(rows):
-        cells = lines.setdefault(find_game(line["game"]).title, {})
-        cells["random" if line["agent"] == "random" else "policy"] = _mean_and_interval(line)
-        for known in all_references(find_game(line["game"])):
+    table = summarize(rows)
+    random = {line["game"]: _mean_and_interval(line) for line in table if line["agent"] == "random"}
+    policies = [line for line in table if line["agent"] != "random"]
+    lines = []
+    for name in dict.fromkeys(line["game"] for line in table):
+        title, own = find_game(name).title, [line for line in policies if line["game"] == name]
+        cells = {"random": random[name]} if name in random else {}
+        for known in all_references(find_game(name)):
             agent = known.agent.partition(",")[0]  # without its number of frames
             cells |= {agent: f"{known.score:,.0f}"} if agent in (*PUBLISHED, "human") else {}
-    return Table("Mean score", ("policy", *PUBLISHED, "random", "human"), list(lines.items()))
+        for line in own:
+            label = f"{title}: {line['agent']}" if len(own) > 1 else title
+            lines.append((label, cells | {"policy": _mean_and_interval(line)}))
+        lines += [] if own else [(title, cells)]
+    return Table("Mean score", ("policy", *PUBLISHED, "random", "human"), lines)
 
 
 def all_scores_table(rows: list[Row]) -> Table:
@@ -305,7 +316,7 @@ def all_scores_table(rows: list[Row]) -> Table:
     table, lines = summarize(rows), []
     normalized = {agent: found for agent, found in human_normalized_scores(table).items() if agent != "random"}
     for line in table:
-        cells = {"mean": _mean_and_interval(line), "IQM": f"{line['iqm']:,.0f}", "games": str(line["games"])}
+        cells = {"mean": _mean_and_interval(line), "IQM": f"{line['iqm']:,.0f}", "games": _games(line)}
         if line["game"] in normalized.get(line["agent"], {}):
             cells["human-normalized"] = f"{normalized[line['agent']][line['game']]:.2f}"
         lines.append((f"{find_game(line['game']).title}: {line['agent']}", cells))

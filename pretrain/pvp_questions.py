@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
-from pretrain.data.images import ImageError
+from common.images import ImageError
 from vlm.model import PixelVLM
 from vlm.prompts import IMAGE, ORDERS, PIXEL_PREFIX, pixel_answer, pixel_prompt
 

@@ -24,8 +24,13 @@ from tqdm import tqdm
 
 from common.command import command, require_at_least, run
 from common.errors import UserError
+from common.files import atomic_file
+from common.images import read_image
+from common.outputs import require_output_files
 from common.results import new_result, write_result
-from pretrain.data.images import EpisodeFrames, open_image_source, read_image
+from common.run_arguments import FILE as ARGUMENTS
+from common.run_arguments import require_same_arguments, to_json
+from pretrain.data.images import EpisodeFrames, open_image_source
 from pretrain.pixel_training import PixelTraining
 from pretrain.pvp_prediction import PixelPrediction, grid_coordinates, predict_pixels
 from pretrain.pvp_questions import PixelPromptFormat, downsample_grid, parse_grid
@@ -196,11 +201,16 @@ def reconstruct(args: Args) -> list[Metrics]:
         found = sorted(map(str, inputs))
         raise UserError(f"expected checkpoints of one history and image size in training, got {found}")
     images, rows = open_eval_images(args, args.grid, *inputs.pop()), []
+    files = [args.out / "reconstruct.json", *(picture_file(args, image) for image in images)]
+    read = [*args.image, *args.checkpoint, *([args.data] if args.data else [])]
+    require_output_files(files, read, own=args.out / ARGUMENTS)
+    require_same_arguments(args.out, to_json(args), ignore=("chunk",))
     with SummaryWriter(str(args.out)) as writer:
         for step, image in enumerate(tqdm(images, desc="reconstruct", unit="image")):
             found_rows, picture = reconstruct_image(image, vlms, args.grid, args.order, args.chunk)
             rows += found_rows
-            picture.save(args.out / f"{image.name}.png")
+            with atomic_file(picture_file(args, image)) as temporary:
+                picture.save(temporary)
             writer.add_image(f"reconstruction/{image.name}", np.asarray(picture), dataformats="HWC")
             for row in found_rows:
                 writer.add_scalar(f"mae/{_model_name(row)}", row["mae"], step)
@@ -208,6 +218,11 @@ def reconstruct(args: Args) -> list[Metrics]:
     result["seconds"] = round(time.monotonic() - started, 1)
     write_result(args.out / "reconstruct.json", result)
     return rows
+
+
+def picture_file(args: Args, image: EvalImage) -> Path:
+    """Return the file of an image's comparison grid."""
+    return args.out / f"{image.name}.png"
 
 
 def _model_name(row: Metrics) -> str:

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import nn
 
 from common.command import command, require_at_least, run
+from common.outputs import require_output_files
 from common.results import new_result, write_result
 from envs.episodes import EpisodeDataset
 from envs.games import find_game
@@ -221,6 +222,7 @@ def measure_clip(clip: PixelClip, features: FeatureFunction, data: ProbeData, ar
 
 def write_measurements(args: Args) -> str:
     """Measure; write the result file and return a line of text for each row."""
+    require_output_files([args.out], [args.clip, *args.data, *args.held_out_games])
     started, rows = time.monotonic(), measure(args)
     result = new_result(args.out.stem, None, [args.seed]) | {"checkpoint": checkpoint.content_hash(args.clip)}
     write_result(args.out, result | {"seconds": round(time.monotonic() - started, 1), "rows": rows})

@@ -25,7 +25,7 @@ from transformers.utils import logging
 from common.errors import UserError
 from common.files import atomic_directory
 from vlm.device import best_device, is_main_process
-from vlm.hf_vlm import PretrainedVLM, looks_like_id
+from vlm.hf_vlm import PretrainedVLM, looks_like_id, require_known_id
 from vlm.image_input import ImageConfig
 from vlm.model import PixelModel, PixelVLM
 from vlm.patch_expansion import NAME as EXPANSION
@@ -90,6 +90,8 @@ def load(directory: Path, device: torch.device | None = None) -> PixelVLM:
         is_pretrained = _kind(_read_json(directory, METADATA)) == PretrainedVLM.kind
     else:
         is_pretrained = _is_transformers_model(directory)
+    if is_pretrained and not directory.exists():
+        require_known_id(str(directory))
     vlm = _load_pretrained(str(directory)) if is_pretrained else load_as(PixelVLM, directory)
     vlm.model.to(device or best_device())
     return vlm

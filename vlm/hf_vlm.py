@@ -7,9 +7,11 @@ The processor resizes, normalizes and tiles images as in the model's training, a
 marker tokens in a prompt. These models were trained on single images, so they get the current frame only.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from PIL import Image
 from transformers import PreTrainedModel
 
@@ -17,6 +19,7 @@ from common.errors import UserError
 from vlm.image_input import ImageConfig, ImageInputs
 from vlm.model import Frames, PixelVLM
 
+HUB_SECONDS = 10  # that the hub may take to answer
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
@@ -46,6 +49,18 @@ class PretrainedVLM(PixelVLM):
 
 
 def looks_like_id(name: str) -> bool:
-    """Whether a name may be the id of a model on the hub: an owner and a model."""
+    """Whether a name may be the id of a model on the hub: an owner, which is no directory here, and a model."""
     parts = name.split("/")
-    return len(parts) == 2 and all(parts) and not name.startswith((".", "~", "runs/", "vlm/"))
+    return len(parts) == 2 and all(parts) and not (name.startswith((".", "~", "runs/")) or Path(parts[0]).is_dir())
+
+
+def require_known_id(name: str) -> None:
+    """Refuse an id whose model is not stored here and that the hub, asked once, does not know."""
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        HfApi().model_info(name, timeout=HUB_SECONDS)
+    except Exception as error:  # of the hub's client or its transport, which have no class in common
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        expected = "expected a checkpoint directory or the id of a model on the hub"
+        raise UserError(f"{expected}, got {name}: there is no such directory, and the hub says: {reason}") from error

@@ -31,6 +31,14 @@ class ImageConfig:
         """The number of channels of the encoder's input."""
         return 3 * self.history + 2 * self.coordinate_channels
 
+    def fit(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns to resize frames to: their own, or what fits the square where they do not."""
+        longest = max(height, width)
+        if self.square_size is None or longest <= self.square_size:
+            return height, width
+        scale = self.square_size / longest
+        return max(1, int(height * scale)), max(1, int(width * scale))
+
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of the encoder's input for frames of a size."""
         if self.square_size is None:

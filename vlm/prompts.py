@@ -43,9 +43,14 @@ CAPTION_PREFIX = "[caption]"
 MASK_PREFIX = "[segmentation]"
 
 
+def plain_words(expression: str) -> str:
+    """Return an expression in lower case, without whitespace or names of special tokens, as <image>, that it holds."""
+    return " ".join(re.sub(r"[<>|]", " ", expression.lower()).split())
+
+
 def mask_question(expression: str) -> str:
     """Return the prompt after `MASK_PREFIX` for the mask of an expression."""
-    return f"{' '.join(expression.lower().split())} :"
+    return f"{plain_words(expression)} :"
 
 
 POINT_ANSWERS = ("0", "1")
@@ -54,7 +59,7 @@ POINT_START, POINT_END = "loc: [", "] mask:"
 
 def point_prompt(expression: str) -> str:
     """Return the prompt after `MASK_PREFIX` and before a point's coordinates."""
-    return f"{' '.join(expression.lower().split())} {POINT_START}"
+    return f"{plain_words(expression)} {POINT_START}"
 
 
 PIXEL_PREFIX, PIXEL_MIDDLE = "[reconstruct] loc: [", "] rgb: ["

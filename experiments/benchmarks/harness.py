@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from common.command import command, require_at_least
+from common.outputs import require_output_files
 from common.results import new_result, write_result
 from vlm import checkpoint
 from vlm.model import PixelVLM
@@ -88,6 +89,7 @@ def benchmark_main(
     """Return the `main` of a benchmark: it measures on `--threads` threads, writes the result and prints its rows."""
 
     def run(args: ArgsType) -> Path:
+        require_output_files([args.out])
         started = time.monotonic()
         torch.set_num_threads(args.threads)
         rows = [{**row, "threads": args.threads} for row in measure(args)]

@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from agents import record
 from common.files import atomic_directory
-from envs.episodes import INFO
+from envs.episodes import INFO, episode_files
 from vlm import checkpoint
 from vlm.released_checkpoints import RELEASED_EXPERT
 
@@ -44,7 +44,7 @@ class DemonstratorConfig:
 
 def record_missing(args: record.Args) -> Path:
     """Return the dataset of a recording; record the episodes that are missing."""
-    if len(list((args.out / "data").glob("episode-*.parquet"))) < args.episodes:
+    if len(episode_files(args.out)) < args.episodes:
         record.record(args)
     return args.out
 
@@ -74,6 +74,6 @@ def first_episodes(dataset: Path, episodes: int) -> Path:
             with atomic_directory(out) as temporary:
                 (temporary / "data").mkdir()
                 shutil.copy(dataset / INFO, temporary)
-                for file in sorted((dataset / "data").glob("episode-*.parquet"))[:episodes]:
+                for file in list(episode_files(dataset).values())[:episodes]:
                     shutil.copy(file, temporary / "data")
     return out

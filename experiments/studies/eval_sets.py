@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.images import read_image
 from pretrain.data.augmentation import crop_or_resize
-from pretrain.data.images import EpisodeFrames, read_image
+from pretrain.data.images import EpisodeFrames
 from pretrain.data.scikit_image_photographs import EVALUATION_PHOTOGRAPHS, scikit_image_folder
 from pretrain.pvp_gates import channel_ratio, patch_metrics, patch_of_cells, token_probe_mae
 from pretrain.pvp_prediction import grid_coordinates, predict_pixels

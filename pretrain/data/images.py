@@ -4,34 +4,24 @@
     photos/                     a folder of PNG and JPEG files, at any depth
     synthetic                   the word itself: images of `pretrain.data.synthetic_images`
 
-Every image is uint8[H, W, 3]. Greyscale, palette, 16-bit and transparent pictures are converted; transparent pixels
-become black. A folder skips the pictures that cannot be read and reports them.
+Every image is uint8[H, W, 3], as `common.images` reads it. A folder skips the pictures that cannot be read and reports
+them.
 """
 
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps
 
-from common.errors import UserError
+from common.images import ImageError, read_image
 from envs.episodes import INFO, EpisodeDataset
 from pretrain.data.splits import split_rows
 from pretrain.data.synthetic_images import synthetic_image
 
 SYNTHETIC = "synthetic"
 SUFFIXES = (".png", ".jpg", ".jpeg")
-MAX_PIXELS = 2**25  # about 5,800 x 5,800: 100 MB in memory
-Decoded = TypeVar("Decoded")
-
-
-class ImageError(UserError):
-    """An image or image source that cannot be used; the message names it."""
 
 
 class ImageSource(ABC):
@@ -49,45 +39,6 @@ class ImageSource(ABC):
     def frame_stack(self, index: int, history: int) -> UInt8[np.ndarray, "history H W 3"]:
         """Return an image behind the frames before it, oldest first; a still image is repeated."""
         return np.stack([self.image(index)] * history)
-
-
-def read_image(file: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """Return a PNG or JPEG file as RGB; `ImageError` if it is missing, empty, damaged, too large or no such file."""
-    return decode_image(file, _to_rgb)
-
-
-def decode_image(
-    file: Path, convert: Callable[[Image.Image], Decoded], formats: tuple[str, ...] = ("PNG", "JPEG")
-) -> Decoded:
-    """Return what `convert` makes of a picture; `ImageError` as for `read_image`. formats: Pillow's names."""
-    kinds = " or ".join(formats)
-    if not file.is_file():
-        raise ImageError(f"expected a {kinds} file, got {file}, which is not a file")
-    if not file.stat().st_size:
-        raise ImageError(f"{file} is empty")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # sizes are checked here
-            with Image.open(file, formats=formats) as picture:
-                width, height = picture.size
-                if width * height > MAX_PIXELS:
-                    raise ImageError(f"{file}: expected at most {MAX_PIXELS:,} pixels, got {width} x {height}")
-                return convert(picture)
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{file}: expected at most {MAX_PIXELS:,} pixels; {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError on a broken PNG chunk
-        raise ImageError(f"{file} is not a {kinds} picture, or is damaged: {str(error).splitlines()[0]}") from error
-
-
-def _to_rgb(picture: Image.Image) -> np.ndarray:
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # 16-bit grey
-        grey = np.asarray(picture).astype(np.int64).clip(0, 65535) // 257
-        return np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
-    if "A" in picture.mode or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture)
-    return np.array(picture.convert("RGB"))
 
 
 class EpisodeFrames(ImageSource):

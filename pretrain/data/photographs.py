@@ -29,12 +29,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from common.command import command, run
 from common.errors import UserError
 from common.files import atomic_file, write_text_atomically
+from common.images import ImageError, decode_picture, read_image, read_picture_bytes
 from common.provenance import command_line
 from pretrain.data.debian_packages import (
     PackageNotFoundError,
@@ -45,7 +46,6 @@ from pretrain.data.debian_packages import (
     require_debian_tools,
     unpack_package,
 )
-from pretrain.data.images import ImageError, decode_image, read_image
 from pretrain.data.qt_resources import read_resources
 from pretrain.data.scikit_image_photographs import (
     EVALUATION_PHOTOGRAPHS,
@@ -140,7 +140,6 @@ def is_held_out(package: str, name: str) -> bool:
 
 def to_photograph(picture: Image.Image, any_colors: bool = False) -> UInt8[np.ndarray, "H W 3"]:
     """Return a picture as it is written; `DroppedError` if it is too small, too transparent or has few colors."""
-    picture = ImageOps.exif_transpose(picture)
     has_alpha = "A" in picture.mode or "transparency" in picture.info
     picture = picture.convert("RGBA" if has_alpha else "RGB").convert("RGBA")
     picture = picture.crop(picture.getchannel("A").getbbox())
@@ -191,7 +190,8 @@ def add_photographs(out: Path, source: Source, pictures: Iterable[Picture], any_
         try:
             if DRAWING_FOLDERS & set(picture.name.split("/")):
                 raise DroppedError("drawing")
-            image = decode_image(picture.file, lambda opened: to_photograph(opened, any_colors), FORMATS)
+            content = read_picture_bytes(picture.file, FORMATS)
+            image = to_photograph(decode_picture(content, str(picture.file), FORMATS), any_colors)
             if not thumbnails.add(image):
                 raise DroppedError("duplicate")
         except (DroppedError, ImageError) as reason:

@@ -18,11 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from common.command import run
+from common.command import parse, run
 from common.errors import UserError
 from common.files import write_text_atomically
+from common.outputs import require_output_files
 from pretrain.referring.refcoco import MAX_NAMED_IMAGES
 from pretrain.referring.refer_files import (
     HUB_NAMES,
@@ -46,7 +45,7 @@ class Args:
     """Report the referring data sets in a folder."""
 
     data: Path
-    """The folder that holds refcoco, refcoco+, refcocog and images."""
+    """The folder that holds refcoco, refcoco+, refcocog, grefcoco and images."""
     images: Path | None = None
     """The folder of COCO's train2014, if it is not in --data."""
     out: Path | None = None
@@ -71,7 +70,22 @@ PUBLISHED = {  # of what is `COUNTED`; None if no number is published
     ("refcocog", "umd", "test"): (5023, 9602, 2600),
     ("refcocog", "google", "train"): (44822, None, 24698),
     ("refcocog", "google", "val"): (5000, None, 4650),
+    **{("grefcoco", "unc", split): (None, None, None) for split in ("train", "val", "testA", "testB")},
 }
+
+
+def data_files(root: Path) -> list[Path]:
+    """Return the files of a folder's data sets that there are."""
+    files = [
+        file
+        for dataset, partitions in PARTITIONS.items()
+        for file in (
+            *(refs_file(root, dataset, partition) for partition in partitions),
+            instances_file(root, dataset),
+            *parquet_files(root, dataset),
+        )
+    ]
+    return [file for file in files if file.is_file()]
 
 
 def inspect(root: Path, images: Path) -> list[dict[str, Any]]:
@@ -92,8 +106,9 @@ def inspect(root: Path, images: Path) -> list[dict[str, Any]]:
             files = refs_file(root, dataset, partition), instances_file(root, dataset)
             missing = [str(file) for file in files if not file.is_file()]
             add("REFER", dataset, partition, missing, partial(read_refer, root, dataset, partition))
-    for dataset, (partition, *_) in PARTITIONS.items():
-        pattern = f"{root / dataset / 'data' / '*.parquet'} (of jxu124/{HUB_NAMES[dataset]})"
+    for dataset, hub_name in HUB_NAMES.items():
+        partition = PARTITIONS[dataset][0]
+        pattern = f"{root / dataset / 'data' / '*.parquet'} (of jxu124/{hub_name})"
         missing = [] if parquet_files(root, dataset) else [pattern]
         add("Parquet", dataset, partition, missing, partial(read_parquet, root, dataset))
     return rows
@@ -141,9 +156,11 @@ def _describe_split(part: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; see the module's docstring."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
+    args = parse(Args, argv, __doc__)
     if not args.data.is_dir():
         raise ReferError(f"expected a folder with refcoco, refcoco+ or refcocog in it, got {args.data}")
+    if args.out:
+        require_output_files([args.out], [args.data / IMAGES, *data_files(args.data)])
     images = args.images or args.data / IMAGES
     print(f"images: {len(list_images(images)):,} files in" if images.is_dir() else "expected images in", images)
     rows = inspect(args.data, images)

@@ -12,8 +12,6 @@ from typing import Any, TypedDict
 
 from common.files import atomic_file
 from pretrain.referring.coco_masks import MaskError, decode_mask
-from pretrain.referring.samples import ReferringTestSet
-from pretrain.referring.segmentation_metrics import Confusion, confusion
 
 
 class MaskPrediction(TypedDict):
@@ -48,22 +46,3 @@ def read_predictions(file: Path) -> dict[int, MaskPrediction]:
                 raise MaskError(f"{file}, line {number}: expression {sent_id} has a second prediction")
             predictions[sent_id] = {"sent_id": sent_id, "ref_id": ref_id, "mask": mask}
     return predictions
-
-
-def score_predictions(
-    data: ReferringTestSet, predictions: dict[int, MaskPrediction], compat: str = "plain"
-) -> list[Confusion]:
-    """Return the pixel counts of each expression of a test set; a missing prediction counts as an empty mask."""
-    confusions, unused = [], set(predictions)
-    for index in range(len(data)):
-        sample = data[index]
-        prediction = predictions.get(sample.sent_ids[0])
-        unused.discard(sample.sent_ids[0])
-        rle = prediction["mask"] if prediction else None
-        confusions.append(confusion(None if rle is None else decode_mask(rle), sample.masks[0], compat))
-    if unused:
-        raise MaskError(
-            f"expected predictions for {data.name}, got {len(unused)} for expressions that it does not hold, "
-            f"the first {min(unused)}; score them on the split that they were made for"
-        )
-    return confusions

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: expressions, images of COCO's `train2014`, and masks.
+"""RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO: expressions, images of COCO's `train2014`, and masks.
 
 The layout on disk is that of `pretrain.referring.refer_files`; `pretrain.referring.dataset_report` lists what is there.
 """
@@ -12,7 +12,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from common.errors import UserError
-from pretrain.data.images import read_image
+from common.images import read_image
 from pretrain.referring.coco_masks import check_compat, decode_segmentation
 from pretrain.referring.refer_files import (
     IMAGES,
@@ -85,19 +85,24 @@ class RefCocoDataset:
         """Return an expression's image; `ReferError` if its size is not that of its annotation."""
         ref = self.expressions[index].ref
         file = self.image_dir / ref.file_name
-        image = read_image(file)
+        image = read_image(file, upright=False)
+        if image.shape[:2] != (ref.height, ref.width):
+            image = read_image(file)  # annotated as it is shown
         if image.shape[:2] != (ref.height, ref.width):
             size, found = f"{ref.height} x {ref.width}", f"{image.shape[0]} x {image.shape[1]}"
             raise ReferError(f"{file}: expected {size} pixels as the annotations say, got {found}")
         return image
 
     def mask(self, index: int) -> Bool[np.ndarray, "H W"] | UInt8[np.ndarray, "H W"]:
-        """Return an expression's mask at its image's size; bool, or uint8 under "lisa"."""
+        """Return an expression's mask at its image's size, of all its objects; bool, or uint8 under "lisa"."""
         ref = self.expressions[index].ref
-        try:
-            return decode_segmentation(ref.segmentation, ref.height, ref.width, self.compat)
-        except UserError as error:
-            raise ReferError(f"annotation {ref.ann_id} of {self.name} is damaged: {error}") from error
+        mask = decode_segmentation([], ref.height, ref.width, self.compat)
+        for ann_id, segmentation in zip(ref.ann_ids, ref.segmentations, strict=True):
+            try:
+                mask = np.maximum(mask, decode_segmentation(segmentation, ref.height, ref.width, self.compat))
+            except UserError as error:
+                raise ReferError(f"annotation {ann_id} of {self.name} is damaged: {error}") from error
+        return mask
 
     @property
     def note(self) -> str:

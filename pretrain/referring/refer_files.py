@@ -3,11 +3,13 @@
     DIR/refcoco/instances.json                              COCO's annotations of the images
     DIR/refcoco/refs(unc).p                                 the expressions for each annotation
     DIR/refcoco/data/validation-00000-of-00001.parquet      or, instead of the two, one or more files for each split
+    DIR/grefcoco/grefs(unc).json                            gRefCOCO's, beside its instances.json
     DIR/images/mscoco/images/train2014/COCO_train2014_000000000001.jpg
 
 `refcocog` has `refs(umd).p`. A folder of Parquet files may also have the hub's name, `refcocoplus`.
 After Yu et al. 2016 (arXiv 1608.00272), whose `refer.py` defines the layout and how splits match. A ref's own
-`file_name` contains its annotation's number and names no file; the image's is in `instances.json`.
+`file_name` contains its annotation's number and names no file; the image's is in `instances.json`. An expression of
+gRefCOCO (Liu et al. 2023, GRES) refers to several objects, or to none: its annotations are a list, or [-1].
 """
 
 import json
@@ -23,7 +25,13 @@ import pyarrow.parquet as parquet
 from common.errors import UserError, nearest
 from pretrain.referring.safe_pickle import load_safe_pickle
 
-PARTITIONS = {"refcoco": ("unc", "google"), "refcoco+": ("unc",), "refcocog": ("umd", "google")}  # the default first
+PARTITIONS = {  # the default first
+    "refcoco": ("unc", "google"),
+    "refcoco+": ("unc",),
+    "refcocog": ("umd", "google"),
+    "grefcoco": ("unc",),
+}
+NO_TARGET = -1  # gRefCOCO's number in place of an annotation's
 SPLITS = ("train", "val", "testA", "testB", "test")
 IMAGES = Path("images/mscoco/images/train2014")
 HUB_NAMES = {"refcoco": "refcoco", "refcoco+": "refcocoplus", "refcocog": "refcocog"}
@@ -36,15 +44,15 @@ class ReferError(UserError):
 
 @dataclass(frozen=True)
 class Ref:
-    """One object and the expressions that refer to it."""
+    """One object, or several or none in gRefCOCO, and the expressions that refer to it."""
 
     ref_id: int
-    ann_id: int
+    ann_ids: tuple[int, ...]
     split: str  # as the file spells it
     file_name: str  # of the image
     height: int  # of the image, in pixels
     width: int
-    segmentation: Any  # as COCO writes it
+    segmentations: tuple[Any, ...]  # of each annotation, as COCO writes it
     sentences: tuple[tuple[int, str], ...]  # pairs of an expression's id and its text
 
 
@@ -75,8 +83,8 @@ def in_split(ref_split: str, split: str) -> bool:
 
 
 def refs_file(root: Path, dataset: str, partition: str) -> Path:
-    """Return the path of a partition's pickle."""
-    return root / dataset / f"refs({partition}).p"
+    """Return the path of a partition's expressions."""
+    return root / dataset / (f"grefs({partition}).json" if dataset == "grefcoco" else f"refs({partition}).p")
 
 
 def instances_file(root: Path, dataset: str) -> Path:
@@ -85,8 +93,9 @@ def instances_file(root: Path, dataset: str) -> Path:
 
 
 def parquet_files(root: Path, dataset: str) -> list[Path]:
-    """Return the Parquet files of a data set, in its folder or in `data` below it, by name."""
-    folders = {root / name / parent for name in (dataset, HUB_NAMES[dataset]) for parent in (".", "data")}
+    """Return the Parquet files of a data set, in its folder or in `data` below it, by name; gRefCOCO has none."""
+    names = (dataset, HUB_NAMES[dataset]) if dataset in HUB_NAMES else ()
+    folders = {root / name / parent for name in names for parent in (".", "data")}
     return sorted(file for folder in folders for file in folder.glob("*.parquet"))
 
 
@@ -102,28 +111,46 @@ def read_refs(root: Path, dataset: str) -> list[Ref]:
         return read_refer(root, dataset, partition)
     if parquet_files(root, dataset):
         return read_parquet(root, dataset)
+    parquet_form = ""
+    if dataset in HUB_NAMES:
+        parquet_form = f", or the Parquet files of jxu124/{HUB_NAMES[dataset]} in {root / dataset / 'data'}"
     raise ReferError(
         f"{dataset} is not in {root}: expected {refs_file(root, dataset, partition)} beside "
-        f"{instances_file(root, dataset)}, or the Parquet files of jxu124/{HUB_NAMES[dataset]} in "
-        f"{root / dataset / 'data'}; `python -m pretrain.referring.dataset_report --data {root}` lists both"
+        f"{instances_file(root, dataset)}{parquet_form}; "
+        f"`python -m pretrain.referring.dataset_report --data {root}` lists what is there"
     )
 
 
 def read_refer(root: Path, dataset: str, partition: str) -> list[Ref]:
     """Return the refs of REFER's two files."""
     pickle, instances = refs_file(root, dataset, partition), instances_file(root, dataset)
-    rows = load_safe_pickle(pickle)
+    rows = load_safe_pickle(pickle) if pickle.suffix == ".p" else _read_json(pickle)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ReferError(f"{pickle} is damaged: expected a list of dicts, got {type(rows).__name__}")
     images, annotations = _read_instances(instances)
     refs = []
     for row in rows:
         with _damage(f"{pickle} is damaged: ref {row.get('ref_id')}"):
-            for number, known, kind in ((row["image_id"], images, "image"), (row["ann_id"], annotations, "annotation")):
+            image_id, ann_ids = row["image_id"], _annotation_ids(row["ann_id"])
+            wanted = [(image_id, images, "image"), *((number, annotations, "annotation") for number in ann_ids)]
+            for number, known, kind in wanted:
                 if number not in known:
                     raise ReferError(f"{pickle} refers to {kind} {number}, which {instances} does not hold")
-            refs.append(_to_ref(row, images[row["image_id"]], annotations[row["ann_id"]], row["split"]))
+            found = {number: annotations[number] for number in ann_ids}
+            refs.append(_to_ref(row, images[image_id], found, row["split"]))
     return refs
+
+
+def _annotation_ids(value: int | list[int]) -> tuple[int, ...]:
+    """Return the numbers of a ref's annotations; none where it has no target."""
+    return tuple(number for number in (value if isinstance(value, list) else [value]) if number != NO_TARGET)
+
+
+def _read_json(file: Path) -> Any:
+    if not file.is_file():
+        raise ReferError(f"expected expressions at {file}, found none")
+    with _damage(f"{file} is damaged"):
+        return json.loads(file.read_bytes())
 
 
 def _read_instances(file: Path) -> tuple[dict[int, dict], dict[int, dict]]:
@@ -144,11 +171,12 @@ def _damage(message: str) -> Iterator[None]:
         raise ReferError(f"{message}: {type(error).__name__}: {error}".partition("\n")[0]) from error
 
 
-def _to_ref(row: dict, image: dict, annotation: dict, split: str) -> Ref:
+def _to_ref(row: dict, image: dict, annotations: dict[int, dict], split: str) -> Ref:
     sentences = tuple((int(sentence["sent_id"]), str(sentence["sent"]).strip()) for sentence in row["sentences"])
     size = int(image["height"]), int(image["width"])
-    ids = int(row["ref_id"]), int(row["ann_id"])
-    return Ref(*ids, str(split), str(image["file_name"]), *size, annotation["segmentation"], sentences)
+    segmentations = tuple(annotation["segmentation"] for annotation in annotations.values())
+    ids = int(row["ref_id"]), tuple(map(int, annotations))
+    return Ref(*ids, str(split), str(image["file_name"]), *size, segmentations, sentences)
 
 
 def read_parquet(root: Path, dataset: str) -> list[Ref]:
@@ -164,5 +192,5 @@ def read_parquet(root: Path, dataset: str) -> list[Ref]:
                 if isinstance(annotation, list):
                     annotation = {one["id"]: one for one in annotation}[row["ann_id"]]
                 split = splits.get(file.name.split("-")[0], row["split"])
-                refs.append(_to_ref(row, json.loads(row["raw_image_info"]), annotation, split))
+                refs.append(_to_ref(row, json.loads(row["raw_image_info"]), {row["ann_id"]: annotation}, split))
     return refs

@@ -13,10 +13,12 @@ from PIL import Image
 
 from common.command import command, run
 from common.errors import UserError
+from common.files import atomic_file
+from common.images import read_image
+from common.outputs import require_output_files
 from envs.atari import make_envs
 from envs.games import find_game
 from envs.protocol import MACHADO2018
-from pretrain.data.images import read_image
 from vlm.released_checkpoints import RELEASED_SEGMENTER
 from vlm.segmentation.mask_drawing import draw_mask
 from vlm.segmentation.referring_segmenter import load_segmenter
@@ -46,6 +48,8 @@ class Args:
     def __post_init__(self) -> None:
         if not self.expression.strip() or (self.game is None) == (self.image is None):
             raise UserError("expected --expression and either --game or --image")
+        if self.out.suffix != ".png":
+            raise UserError(f"expected --out to end in .png, got {self.out}")
 
 
 def first_frame(game_name: str, seed: int) -> np.ndarray:
@@ -59,15 +63,15 @@ def first_frame(game_name: str, seed: int) -> np.ndarray:
 
 def show(args: Args) -> Path:
     """Write the image with the mask drawn in; return its file."""
+    require_output_files([args.out], [args.image] if args.image else [])
     segmenter = load_segmenter(args.init, points=args.points)
     image = read_image(args.image) if args.image else first_frame(str(args.game), args.seed)
     probability = segmenter.predict(image[None], [args.expression])[0]
-    file = args.out if args.out.suffix else args.out.with_suffix(".png")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw_mask(image, probability > 0.5)).save(file)
+    with atomic_file(args.out) as temporary:
+        Image.fromarray(draw_mask(image, probability > 0.5)).save(temporary, "PNG")
     pixels = int((probability > 0.5).sum())
     print(f"{args.expression!r}: {pixels} pixels, the highest probability is {probability.max():.2f}")
-    return file
+    return args.out
 
 
 main = command(Args, show, __doc__, "the image is {}")

@@ -33,6 +33,18 @@ def test_the_temperature_that_plays_best_is_exported_with_the_weights_that_playe
     assert all((exported[name] == tensor).all() for name, tensor in played[0].model.state_dict().items())
 
 
+@pytest.mark.parametrize("out", ["runs", "runs/model", "data"])
+def test_an_export_replaces_no_directory_but_a_checkpoint_and_never_what_it_reads(tmp_path, out, capsys):
+    checkpoint.save(build("tiny", 1), tmp_path / "runs" / "model", {"datasets": [{"game": "Pong", "mean_score": 1.0}]})
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "notes.txt").write_text("mine")
+    before = sorted(file for file in tmp_path.rglob("*"))
+    assert command("--checkpoint", tmp_path / "runs" / "model", "--out", tmp_path / out) == 2
+    error = capsys.readouterr().err
+    assert "would be written over what is read" in error or "data, which holds notes.txt" in error
+    assert sorted(file for file in tmp_path.rglob("*")) == before
+
+
 def test_a_checkpoint_that_was_not_trained_to_play_is_refused(tmp_path, capsys):
     checkpoint.save(build("tiny", 1), tmp_path / "model", {})
     assert command("--checkpoint", tmp_path / "model", "--out", tmp_path / "exported") == 2

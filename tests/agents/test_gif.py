@@ -43,6 +43,35 @@ def test_a_clip_starts_at_its_start_and_keeps_the_videos_speed(video, tmp_path, 
     assert [file.name for file in out.parent.iterdir()] == ["clip.gif"]
 
 
+@pytest.mark.parametrize(("fps", "asked"), [(60, 60), (60, 7.5), (30, 30), (15, 15), (60 / 7, 50), (50, 50)])
+def test_a_clip_lasts_as_long_as_its_part_of_the_video_and_no_frame_is_too_short(tmp_path, fps, asked):
+    count = round(2 * fps)
+    with imageio.get_writer(tmp_path / "v.mp4", format="FFMPEG", fps=fps, macro_block_size=16) as writer:
+        for number in range(count):
+            writer.append_data(np.full((32, 32, 3), 255 * (number // 2 % 2), np.uint8))
+    out = tmp_path / "clip.gif"
+    assert command("--video", tmp_path / "v.mp4", "--out", out, "--seconds", 9, "--fps", asked, "--colors", 4) == 0
+    with Image.open(out) as found:
+        times = [frame.info["duration"] for frame in ImageSequence.Iterator(found)]
+    assert sum(times) == pytest.approx(1000 * count / fps, abs=1000 * count / fps / 50)
+    assert min(times) >= 20
+
+
+def test_durations_are_whole_hundredths_whose_sum_does_not_drift():
+    assert gif.durations(3, 30) == [30, 40, 30]
+    assert sum(gif.durations(240, 60 / 2)) == 8000
+    assert set(gif.durations(500, 50)) == {20}
+
+
+@pytest.mark.parametrize("executable", ["/nowhere/ffmpeg", "/bin/false", "/etc"])
+def test_an_ffmpeg_that_does_not_run_is_one_line(video, tmp_path, monkeypatch, capsys, executable):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", executable)
+    assert command("--video", video, "--out", tmp_path / "clip.gif") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: expected an ffmpeg that runs, to read and write videos; IMAGEIO_FFMPEG_EXE=")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -54,6 +83,14 @@ def test_a_clip_starts_at_its_start_and_keeps_the_videos_speed(video, tmp_path, 
 def test_a_clip_that_cannot_be_cut_is_refused_in_one_line(video, tmp_path, capsys, arguments, message):
     assert command("--video", video, "--out", tmp_path / "clip.gif", *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_clip_is_not_written_over_its_video(video, tmp_path, capsys):
+    content = video.read_bytes()
+    named = video.rename(tmp_path / "film.gif")
+    assert command("--video", named, "--out", tmp_path / "film.gif") == 2
+    assert "would be written over what is read" in capsys.readouterr().err
+    assert named.read_bytes() == content
 
 
 def test_a_file_that_is_no_video_is_refused_by_name(tmp_path, capsys):

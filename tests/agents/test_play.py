@@ -1,6 +1,9 @@
 """Play films and scores true games, reports mistakes in one line and keeps what an interrupted run recorded."""
 
 import json
+import shutil
+import sys
+from unittest.mock import MagicMock
 
 import imageio.v2 as imageio
 import numpy as np
@@ -11,6 +14,7 @@ from agents.rollout import Transition
 from agents.video import OverlayFrame, Panel, check_video, draw_transition
 from common.command import run
 from common.errors import UserError
+from common.results import new_result
 from vlm import checkpoint
 from vlm.presets import build
 from vlm.segmentation.mask_drawing import MASK_COLOR
@@ -50,8 +54,11 @@ def test_the_vlm_is_filmed_and_scored(tiny, tmp_path, capsys):
 
 def test_committed_scores_are_printed_with_one_line_for_each_temperature(tmp_path, monkeypatch, capsys):
     scores = [("random", None, 1), ("random", None, 3), ("vlm", 0, 10), ("vlm", 0.5, 100), ("vlm", 0.5, 300)]
-    rows = [{"agent": a, "game": "Carnival", "temperature": t, "scores": [s]} for a, t, s in scores]
-    (tmp_path / "committed.json").write_text(json.dumps({"rows": rows}))
+    rows = [
+        {"agent": a, "game": "Carnival", "seed": n, "temperature": t, "scores": [s]}
+        for n, (a, t, s) in enumerate(scores)
+    ]
+    (tmp_path / "committed.json").write_text(json.dumps(new_result("committed", None, []) | {"rows": rows}))
     monkeypatch.setattr("agents.play.COMMITTED_SCORES", tmp_path / "committed.json")
     assert command("--agent", "random", "--max-frames", 40, "--no-video", "--out", tmp_path / "out") == 0
     lines = [line.split("(committed)") for line in capsys.readouterr().out.splitlines() if "(committed)" in line]
@@ -135,7 +142,7 @@ def test_a_full_disk_is_reported_in_one_line_and_leaves_no_unfinished_file(tiny,
         (("--agent", "vln"), "nearest: vlm"),
         (("--episodes", 0), "--episodes must be at least 1, got 0"),
         (("--max-frames", -4), "--max-frames must be at least 1, got -4"),
-        (("--seed", 2000), "expected a seed from 0 to 1999"),
+        (("--seed", -1), "expected a seed of at least 0, got -1"),
         (("--protocol", "v5"), "machado2018 or mnih2015; got 'v5'"),
         (("--checkpoint", "nowhere"), "nowhere, which does not exist"),
         (("--agent", "random", "--checkpoint", "x"), "--checkpoint is for --agent vlm"),
@@ -154,6 +161,90 @@ def test_an_output_directory_that_cannot_be_written_is_refused(tmp_path, capsys)
     (tmp_path / "file").write_text("")
     assert command("--out", tmp_path / "file" / "below") == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_second_play_does_not_write_over_the_films_of_another(tiny, tmp_path, capsys):
+    arguments = ("--game", "Carnival", "--checkpoint", tiny, "--max-frames", 24, "--out", tmp_path / "out")
+    assert command(*arguments) == 0
+    (film,) = (tmp_path / "out").glob("*.mp4")
+    before = film.read_bytes(), (tmp_path / "out" / "Carnival-vlm-seed0.json").read_bytes()
+    shutil.copytree(tiny, tmp_path / "other")
+    for changes, message in (
+        (("--checkpoint", tmp_path / "other"), "holds a play with another checkpoint; choose another --out"),
+        (("--engine", "torch"), "holds a play with another engine; choose another --out"),
+        (("--max-frames", 12), "holds a play with another max_frames; choose another --out"),
+    ):
+        assert command(*arguments, *changes) == 2
+        assert message in capsys.readouterr().err
+    assert command(*arguments, "--max-frames", 28, "--episodes", 2) == 0
+    assert command(*arguments, "--max-frames", 28) == 2
+    assert "holds a play with another episodes" in capsys.readouterr().err
+    checkpoint.save(build("tiny", seed=8), tmp_path / "other")
+    shutil.rmtree(tmp_path / "out")
+    assert command(*arguments, "--checkpoint", tmp_path / "other") == 0
+    checkpoint.save(build("tiny", seed=9), tmp_path / "other")
+    assert command(*arguments, "--checkpoint", tmp_path / "other") == 2
+    assert "another content of the checkpoint" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "out")
+    assert command(*arguments) == 0
+    assert command(*arguments) == 0
+    assert (film.read_bytes(), (tmp_path / "out" / "Carnival-vlm-seed0.json").read_bytes())[0] == before[0]
+
+
+def test_films_that_show_more_have_names_of_their_own():
+    args = play.Args(agent="vlm", see=True, highlight=" The Red/Ghost!" + "x" * 99)
+    assert args.shown.startswith("-see-highlight-the-red-ghost-xxx")
+    assert len(args.shown) < 60
+    assert play.Args().shown == ""
+
+
+def test_a_film_that_no_result_tells_of_is_not_written_over(tmp_path, capsys):
+    (tmp_path / "Pong-random-seed0-game0.mp4").write_bytes(b"a film of mine")
+    assert command("--game", "Pong", "--agent", "random", "--max-frames", 12, "--out", tmp_path) == 2
+    assert "Pong-random-seed0-game0.mp4 exists and is not of this command" in capsys.readouterr().err
+    assert (tmp_path / "Pong-random-seed0-game0.mp4").read_bytes() == b"a film of mine"
+
+
+def test_a_killed_play_keeps_the_scores_of_the_games_that_ended(tmp_path, monkeypatch):
+    close, closed = play.VideoWriter.close, []
+
+    def killed_at_the_second(self):
+        closed.append(read_json(tmp_path)["rows"][0]["steps"])
+        if len(closed) == 2:
+            raise SystemExit(9)
+        close(self)
+
+    monkeypatch.setattr(play.VideoWriter, "close", killed_at_the_second)
+    arguments = ("--game", "Pong", "--agent", "random", "--episodes", 2, "--max-frames", 12, "--out", tmp_path)
+    with pytest.raises(SystemExit):
+        command(*arguments)
+    assert closed == [3, 6]
+    monkeypatch.setattr(play.VideoWriter, "close", close)
+    assert command(*arguments) == 0
+    assert not read_json(tmp_path)["interrupted"]
+
+
+def test_a_missing_ffmpeg_is_one_line_before_anything_is_played(tmp_path, monkeypatch, capsys):
+    def missing():
+        raise RuntimeError("No ffmpeg exe could be found")
+
+    monkeypatch.setattr(video, "get_ffmpeg_exe", missing)
+    monkeypatch.setattr(play, "make_envs", lambda *_, **__: pytest.fail("played"))
+    assert command("--agent", "random", "--out", tmp_path / "out") == 2
+    assert (
+        "expected an ffmpeg that runs, to read and write videos; pip install imageio-ffmpeg" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("broken", ["display.init", "display.set_mode"])
+def test_a_display_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys, broken):
+    pygame = MagicMock(error=type("error", (Exception,), {}))
+    part, name = broken.split(".")
+    getattr(getattr(pygame, part), name).side_effect = pygame.error("No available video device")
+    monkeypatch.setitem(sys.modules, "pygame", pygame)
+    assert command("--agent", "random", "--render", "human", "--no-video", "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error == "error: a window needs a display: No available video device; without one, play with --render none"
 
 
 def test_bars_show_probabilities_unchanged_and_values_from_worst_to_best():
@@ -196,6 +287,13 @@ def test_a_highlighted_mask_is_drawn_on_the_frame_and_named_in_the_panel():
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (300, 329, 150, 179)
     assert len(rows) == 4 * 29
     assert (plain[:, 480:] != shown[:, 480:]).any()
+
+
+def test_a_highlight_is_segmented_in_a_game_that_is_taller_than_the_models_square(tmp_path):
+    checkpoint.save(build("tiny-clip"), tmp_path / "segmenter", {"points": 3})
+    arguments = ("--game", "AirRaid", "--agent", "random", "--max-frames", 8, "--out", tmp_path / "out")
+    assert command(*arguments, "--highlight", "the plane", "--segmenter", tmp_path / "segmenter") == 0
+    assert read_frames(tmp_path / "out").shape[:2] == (2, 752)
 
 
 def test_a_highlight_is_segmented_and_filmed(segmenter, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Recordings hold true games, resume, and hold an expert's labels of another agent's states."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -8,12 +9,13 @@ import pytest
 from agents import record
 from agents.agent import Actions
 from agents.agent_wrappers import ActionRepeatAgent, ExpertLabelledAgent, RandomActionAgent
-from agents.record import Args, to_episode
+from agents.record import Args, finished_episodes, to_episode
 from agents.rollout import Transition
 from common.command import run
 from common.errors import UserError
+from common.images import decode_rgb
 from envs.atari import AtariEnvs
-from envs.episodes import INFO, EpisodeDataset, read_info
+from envs.episodes import INFO, EpisodeDataset, encode_png, read_info
 from envs.games import find_game
 from envs.protocol import episode_seeds
 from vlm import checkpoint
@@ -163,11 +165,11 @@ def test_transitions_become_an_episode():
         Transition(0, 9, i, frame + i, i, "x", np.array([i, 1.0]), False, float(i), 0.0, i == 2, False)
         for i in range(3)
     ]
-    episode = to_episode(transitions)
+    episode = to_episode(transitions, [encode_png(transition.frame) for transition in transitions])
     assert (episode.seed, episode.score, episode.terminated) == (9, 3.0, True)
     assert episode.actions.tolist() == [0, 1, 2]
     assert episode.action_values.tolist() == [[0, 1], [1, 1], [2, 1]]
-    assert episode.frames[:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert [decode_rgb(png, "frame")[0, 0, 0] for png in episode.frames] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -189,6 +191,31 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tmp_path, cap
 def test_arguments_are_checked_when_they_are_made(tmp_path):
     with pytest.raises(UserError, match="--num-envs"):
         Args(game="carnival", out=tmp_path, num_envs=0)
+
+
+def test_a_directory_of_other_files_is_not_recorded_into(tmp_path, capsys):
+    (tmp_path / "photo.png").write_bytes(b"mine")
+    assert command("--game", "Pong", "--agent", "random", "--episodes", 1, "--out", tmp_path) == 2
+    assert "a new directory or one with info.json" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_a_running_game_holds_its_own_frames_and_no_other_games():
+    held = []
+
+    def play():
+        for step in range(3):
+            frames = np.full((8, 4, 4, 3), 10 * step, np.uint8)
+            frames[1] += 1
+            held.append(weakref.ref(frames))
+            for game in range(8):
+                ended = step == 2
+                yield Transition(game, game, step, frames[game], 0, "noop", None, False, 0.0, 0.0, ended, False)
+
+    episodes = finished_episodes(play())
+    for expected in ([0, 10, 20], [1, 11, 21]):
+        assert [decode_rgb(png, "frame")[0, 0, 0] for png in next(episodes).frames] == expected
+    assert [frames() is None for frames in held] == [True, True, False]
 
 
 def test_an_unknown_engine_is_refused_for_every_agent(tmp_path, capsys):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from agents import score
-from agents.score_table import format_human_normalized, human_normalized_scores, mean_interval, summarize
+from agents.score_table import format_human_normalized, format_table, human_normalized_scores, mean_interval, summarize
 from common.command import run
+from common.errors import UserError
 
 
 def command(*arguments):
@@ -44,6 +45,35 @@ def test_rows_hold_raw_scores_and_a_second_run_plays_only_what_is_missing(tmp_pa
     assert result["protocol"]["max_episode_frames"] == 400
     assert out.with_suffix(".png").stat().st_size > 5000
     assert "IQN, 200 M frames" in capsys.readouterr().out
+
+
+def test_more_games_replace_the_shorter_row_and_fewer_play_nothing(tmp_path, short_games, monkeypatch):
+    out = tmp_path / "scores.json"
+    arguments = ("--agents", "random", "--games", "pong", "--out", out, "--seeds", 1, 2)
+    assert command(*arguments, "--episodes", 1) == 0
+    assert command(*arguments, "--episodes", 2) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["seed"], row["episodes"], len(row["scores"])) for row in rows] == [(1, 2, 2), (2, 2, 2)]
+    monkeypatch.setattr(score, "play_job", lambda *_: pytest.fail("played again"))
+    assert command(*arguments, "--episodes", 1) == 0
+    assert json.loads(out.read_text())["rows"] == rows
+
+
+def test_a_temperature_that_was_asked_for_is_not_taken_for_the_checkpoints_own(tmp_path, short_games, tiny):
+    out = tmp_path / "vlm.json"
+    arguments = ("--agents", f"vlm:{tiny}", "--games", "Carnival", "--episodes", 1, "--seeds", 1, "--out", out)
+    assert command(*arguments, "--temperatures", 0.5) == 0
+    assert command(*arguments, "--engine", "auto") == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["temperature"], row["engine"]) for row in rows] == [(0.5, "torch"), (0.0, "openvino")]
+
+
+def test_any_seed_plays_and_published_results_have_a_range(tmp_path, short_games, monkeypatch, capsys):
+    monkeypatch.setattr(score, "RESULTS", tmp_path / "results")
+    arguments = ("--agents", "random", "--games", "pong", "--episodes", 1, "--seeds", 123_456_789)
+    assert command(*arguments, "--out", tmp_path / "s.json") == 0
+    assert command(*arguments, "--out", tmp_path / "results" / "s.json") == 2
+    assert "holds scores of seeds 1000 to 1999, got 123456789" in capsys.readouterr().err
 
 
 def test_a_file_with_old_keys_is_resumed(tmp_path, short_games, monkeypatch):
@@ -102,6 +132,54 @@ def test_a_summary_pools_seeds_and_keeps_agents_apart():
     assert (table[1]["median"], table[1]["iqm"], table[1]["min"], table[1]["max"]) == (4, 4, 1, 7)
 
 
+def row(seed, scores, **changes):
+    settings = {"agent": "vlm", "decode": "scores", "temperature": 0.5, "engine": "torch", "checkpoint": "abc"}
+    counts = {"invalid": 0.0, "steps": 10 * len(scores), "steps_per_second": 1.0}
+    return {"game": "Pong", "seed": seed, "scores": scores, **settings, **counts, **changes}
+
+
+def test_games_that_two_rows_repeat_count_once_and_rows_that_disagree_are_refused():
+    (line,) = summarize([row(1, [1.0, 2.0, 3.0]), row(1, [1.0, 2.0, 3.0, 4.0, 5.0, 21.0])])
+    assert (line["mean"], line["games"], line["seeds"]) == (6.0, 6, 1)
+    with pytest.raises(UserError, match="two rows of vlm in Pong, seed 1, tell different scores of the same games"):
+        summarize([row(1, [1.0, 2.0]), row(1, [1.0, 3.0, 4.0])])
+
+
+def test_the_mean_is_of_all_games_and_seeds_with_unequal_numbers_are_said():
+    few, many = [10.0] * 3, [10.0] * 3 + [900.0] * 27
+    (line,) = summarize([row(1, few), row(2, many)])
+    assert line["mean"] == pytest.approx((6 * 10 + 27 * 900) / 33)
+    assert line["low"] < line["mean"] < line["high"]
+    assert (line["games"], line["unequal"]) == (33, "3 to 30 games a seed")
+    result = {"protocol": {"name": "machado2018"}, "rows": [row(1, few), row(2, many)]}
+    assert "3 to 30 games a seed" in format_table(result)
+    assert "a seed" not in format_table({**result, "rows": [row(1, few), row(2, few)]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "endings"),
+    [
+        ({"engine": "openvino"}, [", engine openvino", ", engine torch"]),
+        ({"checkpoint": "def"}, [", checkpoint abc", ", checkpoint def"]),
+        ({"temperature": 0.50000001}, [", temperature 0.5", ", temperature 0.50000001"]),
+        ({"agent": "vlm:vlm", "temperature": 0.7}, ["", "vlm:vlm scores, temperature 0.7"]),
+    ],
+)
+def test_rows_that_differ_in_a_setting_are_not_pooled_and_each_line_has_its_own_name(changes, endings):
+    table = summarize([row(1, [1.0]), row(1, [3.0], **changes)])
+    labels = sorted(line["agent"].removeprefix("vlm scores, temperature 0.5") for line in table)
+    assert labels == endings
+    assert sorted(line["mean"] for line in table) == [1.0, 3.0]
+
+
+def test_two_checkpoints_of_one_folder_name_keep_lines_and_human_normalized_scores_of_their_own():
+    rows = [row(1, [score], agent=f"vlm:{run}/last", game=game, checkpoint=run)
+            for run, score in (("a", 0.0), ("b", 10.0)) for game in ("Pong", "Freeway")]  # fmt: skip
+    found = human_normalized_scores(summarize(rows))
+    assert len(found) == 2
+    assert all(set(scores) == {"Pong", "Freeway"} for scores in found.values())
+
+
 def test_human_normalized_scores_are_0_for_random_and_1_for_human_play():
     def line(agent, game, mean):
         return {"agent": agent, "game": game, "mean": mean}
@@ -119,7 +197,7 @@ def test_human_normalized_scores_are_0_for_random_and_1_for_human_play():
         (("--agents", "rndom"), "nearest: random"),
         (("--games", "Pongg"), "nearest: Pong"),
         (("--episodes", 0), "--episodes must be at least 1"),
-        (("--seeds", 5000), "expected a seed from 0 to 1999"),
+        (("--seeds", -5), "expected a seed of at least 0, got -5"),
         (("--agents", "human"), "agents.play --agent human"),
         (("--protocol", "mine"), "machado2018 or mnih2015"),
     ],
@@ -129,6 +207,19 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, capsys, changes, messag
     assert command(*arguments) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "s.json").exists()
+
+
+def test_a_plot_is_not_drawn_over_the_scores_or_over_another_picture(tmp_path, short_games, capsys):
+    arguments = ("--agents", "random", "--games", "Pong", "--episodes", 1)
+    assert command(*arguments, "--out", tmp_path / "s.png") == 2
+    assert "s.png would be written twice" in capsys.readouterr().err
+    assert not (tmp_path / "s.png").exists()
+    (tmp_path / "photo.png").write_bytes(b"mine")
+    assert command(*arguments, "--out", tmp_path / "photo.json") == 2
+    assert "photo.png exists and is not of this command" in capsys.readouterr().err
+    assert (tmp_path / "photo.png").read_bytes() == b"mine"
+    assert command(*arguments, "--out", tmp_path / "photo.png" / "below.json") == 2
+    assert "cannot be written: Not a directory" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_scores_under_two_protocols_are_not_mixed(tmp_path, short_games, capsys):

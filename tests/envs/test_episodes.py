@@ -1,12 +1,17 @@
 """Episodes are checked, and stored completely and without loss, or not at all."""
 
+import io
+import re
+
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from jaxtyping import UInt8
+from PIL import Image
 
 from common.errors import UserError
-from envs.episodes import DatasetError, DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
+from envs.episodes import FEATURES, DatasetError, DatasetInfo, Episode, EpisodeDataset, EpisodeWriter, encode_png
 from envs.protocol import MACHADO2018
 
 NAMES = ("noop", "fire", "right")
@@ -104,6 +109,53 @@ def test_a_damaged_file_is_named(stored):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DatasetError, match=r"episode-00000002\.parquet is damaged"):
         EpisodeDataset(path)
+
+
+@pytest.mark.parametrize("name", ["episode-00000002 (copy).parquet", "Copy of episode-00000002.parquet"])
+def test_a_stray_copy_of_an_episode_is_named_and_not_counted(stored, name):
+    path, _ = stored
+    (path / "data" / name).write_bytes((path / "data" / "episode-00000002.parquet").read_bytes())
+    for use in (EpisodeDataset, lambda path: EpisodeWriter(path, make_info()).seeds()):
+        with pytest.raises(DatasetError, match=rf"{re.escape(name)} is no episode of the dataset: .* is it a copy\?"):
+            use(path)
+
+
+def test_a_copy_under_the_name_of_another_episode_is_named(stored):
+    path, _ = stored
+    (path / "data" / "episode-00000009.parquet").write_bytes((path / "data" / "episode-00000002.parquet").read_bytes())
+    with pytest.raises(DatasetError, match=r"episode-00000009\.parquet holds the episode of seed 2; is it a copy\?"):
+        EpisodeDataset(path)
+
+
+def png(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (encode_png(np.zeros((10, 8, 3), np.uint8))[:-40], "is not a PNG picture, or is damaged"),
+        (b"GIF89a", "is not a PNG picture, or is damaged: no such picture begins like this"),
+        (png(Image.new("1", (12_000, 12_000))), "expected at most 33,554,432 pixels, got 12000 x 12000"),
+        (b"", "is not a PNG picture, or is damaged"),
+    ],
+    ids=["cut", "kind", "large", "empty"],
+)
+def test_a_frame_is_checked_as_any_picture_and_named_by_its_file_and_row(stored, content, message):
+    path, _ = stored
+    file = path / "data" / "episode-00000002.parquet"
+    rows = parquet.read_table(file).to_pydict()
+    rows["frame"][1] = {"bytes": content, "path": None}
+    Dataset.from_dict(rows, features=FEATURES).to_parquet(str(file))
+    data = EpisodeDataset(path)
+    assert data.frame(5).shape == (10, 8, 3)
+    with pytest.raises(DatasetError) as refused:
+        data.frames(7, 2)
+    assert str(refused.value).startswith(f"{file}: frame of row 1")
+    assert message in str(refused.value)
+    assert "BytesIO" not in str(refused.value)
 
 
 def test_a_missing_dataset_is_named(tmp_path):

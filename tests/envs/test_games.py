@@ -23,6 +23,12 @@ from envs.games import (
         "MS PACMAN",
         "ALE/MsPacman-v5",
         "MsPacmanNoFrameskip-v4",
+        "ale_py:ALE/MsPacman-v5",
+        "ale_py.env:ALE/MsPacman-v5",
+        "MsPacman-ram-v5",
+        "ALE/MsPacman-ram-v5",
+        "MsPacman-ramNoFrameskip-v4",
+        "MsPacman-ramDeterministic-v0",
     ],
 )
 def test_every_spelling_of_ms_pacman_finds_one_game(spelling):

@@ -336,6 +336,25 @@ def test_a_dataset_recorded_through_a_wrapper_is_refused(tmp_path):
         import_minari(ID, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("name", "kwargs", "frames"),
+    [
+        ("Monitor", None, 108_000),
+        ("TimeLimit", {"max_episode_steps": 50}, 200),
+        ("TimeLimit", None, 108_000),
+    ],
+)
+def test_a_wrapper_that_changes_nothing_is_accepted_and_a_time_limit_is_kept(tmp_path, root, name, kwargs, frames):
+    wrapper = WrapperSpec(name, f"somewhere:{name}", kwargs)
+    settings = {"game": "breakout", "max_num_frames_per_episode": 108_000}
+    spec = EnvSpec("ALE/Breakout-v5", "ale_py.env:AtariEnv", kwargs=settings, additional_wrappers=(wrapper,))
+    make_set([make_buffer()], make_spec())
+    metadata = next(root.rglob("metadata.json"))
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"env_spec": spec.to_json()}))
+    assert import_minari(ID, tmp_path / "out") == 1
+    assert EpisodeDataset(tmp_path / "out").info.protocol.max_episode_frames == frames
+
+
 def test_grey_frames_are_refused(tmp_path):
     make_set([make_buffer(shape=(210, 160))], make_spec(obs_type="grayscale"), shape=(210, 160))
     with pytest.raises(MinariError, match=r"expected frames uint8\[210, 160, 3\] of Breakout; .* holds Box"):

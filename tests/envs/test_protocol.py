@@ -22,11 +22,15 @@ def test_an_unknown_protocol_is_refused_with_the_known_ones():
 
 
 def test_no_two_episodes_share_an_emulator_seed():
-    seeds = [episode for seed in (0, 1, 999, 1000, 1999) for episode in episode_seeds(seed, 10_000)]
+    drawn = (0, 1, 999, 1000, 1999, 2000, 99_999, 100_000, 2**64)
+    seeds = [episode for seed in drawn for episode in episode_seeds(seed, 1000 if seed >= 2000 else 10_000)]
     assert len(set(seeds)) == len(seeds)
+    assert all(0 < seed < 2**31 for seed in seeds)
+    assert episode_seeds(2**64, 3)[2] == episode_seeds(2**64, 5)[2]
 
 
-@pytest.mark.parametrize("seed", [-1, 2000])
-def test_seeds_out_of_range_are_refused(seed):
-    with pytest.raises(UserError, match="expected a seed from 0 to 1999"):
-        episode_seeds(seed, 1)
+def test_a_negative_seed_and_too_many_episodes_are_refused():
+    with pytest.raises(UserError, match="expected a seed of at least 0, got -1"):
+        episode_seeds(-1, 1)
+    with pytest.raises(UserError, match="expected at most 10000 episodes a seed, got 10001"):
+        episode_seeds(1, 10_001)

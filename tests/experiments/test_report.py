@@ -15,6 +15,7 @@ from common.results import new_result, write_result
 from envs.protocol import MACHADO2018
 from experiments import report
 from experiments.sections import agent_scores, provenance
+from experiments.tables import released_table
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 PHONE_WIDTH, SCREEN_HEIGHT = 420, 900
@@ -54,11 +55,78 @@ def test_a_result_is_given_with_protocol_seeds_commit_and_all_devices(results):
 def test_scores_are_grouped_by_agent_and_temperature():
     rows = [
         {"agent": "vlm:some/where", "game": "Carnival", "temperature": 0.3, "scores": [1.0]},
-        {"agent": "random", "game": "Carnival", "scores": [2.0]},
-        {"agent": "random", "game": "Carnival", "scores": [3.0]},
+        {"agent": "random", "game": "Carnival", "seed": 1, "scores": [2.0]},
+        {"agent": "random", "game": "Carnival", "seed": 2, "scores": [3.0]},
         {"agent": "random", "game": "MsPacman", "scores": [4.0]},
     ]
     assert agent_scores(rows, "Carnival") == {"vlm, temperature 0.3": [[1.0]], "random": [[2.0], [3.0]]}
+
+
+def test_the_scores_of_two_engines_and_of_two_checkpoints_are_not_one_line():
+    row = {"agent": "vlm", "game": "Pong", "seed": 0, "temperature": 0.5, "engine": "torch", "checkpoint": "abc"}
+    rows = [{**row, "scores": [1.0]}, {**row, "engine": "openvino", "scores": [2.0]}]
+    rows.append({**row, "agent": "vlm:runs/a/last", "checkpoint": "def", "scores": [3.0]})
+    assert sorted(agent_scores(rows, "Pong").values()) == [[[1.0]], [[2.0]], [[3.0]]]
+
+
+def test_several_policies_of_a_game_have_rows_of_their_own():
+    row = {"game": "Pong", "seed": 0, "invalid": 0.0, "steps_per_second": 1.0}
+    rows = [{**row, "agent": agent, "scores": [score]} for agent, score in (("planner", 9.0), ("vlm", 5.0))]
+    rows.append({**row, "agent": "random", "scores": [-21.0]})
+    table = released_table(rows)
+    assert [(label, cells["policy"], cells["random"]) for label, cells in table.rows] == [
+        ("Pong: planner", "9 [9, 9]", "-21 [-21, -21]"),
+        ("Pong: vlm", "5 [5, 5]", "-21 [-21, -21]"),
+    ]
+
+
+def test_another_page_and_a_video_are_not_written_over(results, tmp_path, capsys):
+    (tmp_path / "0-a.mp4").write_bytes(b"film")
+    (tmp_path / "a.mp4").write_bytes(b"other film")
+    videos = ("--videos", tmp_path / "a.mp4", tmp_path / "0-a.mp4")
+    assert command("--results", results, "--out", tmp_path, *videos) == 2
+    assert "0-a.mp4 would be written over what is read" in capsys.readouterr().err
+    assert (tmp_path / "0-a.mp4").read_bytes() == b"film"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("<title>mine</title>")
+    assert command("--results", results, "--out", tmp_path / "site") == 2
+    assert "exists and is another page" in capsys.readouterr().err
+    assert command("--results", results, "--out", tmp_path / "page") == 0
+    assert command("--results", results, "--out", tmp_path / "page") == 0
+
+
+@pytest.mark.parametrize("flag", ["--markdown", "--out"])
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("shipped", lambda result: result.pop("date"), "shipped.json is not a result file: it has no date"),
+        ("shipped", lambda result: result.update(rows=3), "shipped.json: expected rows to be list, got int"),
+        ("shipped", lambda result: result.update(rows=[3]), "shipped.json, row 0: expected an object, got int"),
+        ("shipped", lambda result: result["rows"][0].update(scores=[float("nan")]), "row 0: expected finite numbers"),
+        ("shipped", lambda result: result["rows"][1].update(scores=["9"]), "row 1: expected finite numbers as scores"),
+        ("shipped", lambda result: result["rows"][0].pop("game"), "shipped: its rows are not those of such a result"),
+        ("shipped", lambda result: result["rows"][0].update(game="Chess"), "shipped: expected a game of the Arcade"),
+        ("pvp-nano", lambda result: result["rows"][0].pop("set"), "pvp-nano: its rows are not those of such a result"),
+        ("pvp-nano", lambda result: result["rows"][0].update(mae="low"), "pvp-nano: its rows are not those of"),
+        ("pvp-nano", lambda result: result["rows"].append(result["rows"][0] | {"mae": 1.0}), "pvp-nano: expected one"),
+    ],
+)  # fmt: skip
+def test_a_result_of_other_content_is_one_line_with_its_name(results, tmp_path, capsys, flag, name, change, message):
+    file = results / f"{name}.json"
+    result = json.loads(file.read_text())
+    change(result)
+    file.write_text(json.dumps(result))
+    out = () if flag == "--markdown" else (tmp_path / "page",)
+    assert command("--results", results, flag, *out) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_result_that_is_nested_without_end_is_refused(results, capsys):
+    (results / "deep.json").write_text("[" * 200_000)
+    assert command("--results", results, "--markdown") == 2
+    assert "deep.json is damaged" in capsys.readouterr().err
 
 
 def test_the_page_embeds_its_images_and_loads_nothing_from_a_network(results, tmp_path):

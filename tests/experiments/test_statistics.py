@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from common.errors import UserError
 from experiments.statistics import (
     Mean,
     difference,
     interquartile_mean,
+    mean_over_seeds,
     paired_differences,
     performance_profiles,
     probability_of_improvement,
+    seed_score_matrix,
 )
 
 
@@ -33,6 +36,23 @@ def test_differences_pair_conditions_by_seed_and_skip_unpaired_seeds():
     assert difference(one, other, "mae").value == pytest.approx(((10 - 20) + (12 - 26)) / 2)
     assert difference(one, other, "mae", ratio=True).value == pytest.approx((10 / 20 + 12 / 26) / 2)
     assert difference(one, [], "mae") is None
+
+
+def test_a_second_row_of_a_condition_and_seed_is_refused_unless_it_says_the_same():
+    rows = [{"seed": 0, "mae": 10.0}, {"seed": 0, "mae": 10.0}, {"seed": 1, "mae": 12.0}]
+    assert mean_over_seeds(rows, "mae").value == 11.0
+    with pytest.raises(UserError, match="got two of seed 1 with mae 12 and 13"):
+        mean_over_seeds([*rows, {"seed": 1, "mae": 13.0}], "mae")
+    scores = [{"game": "Pong", "seed": 0, "scores": [score]} for score in (1.0, 2.0)]
+    with pytest.raises(UserError, match="got two of seed 0 with score 1 and 2"):
+        seed_score_matrix(scores)
+
+
+def test_all_games_of_unequal_seeds_count_in_profiles_and_interquartile_means():
+    games = [[0.0] * 3, [*[0.0] * 3, *[900.0] * 27]]
+    _, fractions, _ = performance_profiles({"one": games}, points=3)
+    assert fractions["one"].tolist() == [27 / 33, 27 / 33, 0]
+    assert interquartile_mean(games)[0] == 900.0
 
 
 def test_policies_of_a_seed_are_paired_in_points_and_in_nats():

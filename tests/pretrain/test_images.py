@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
+from common.images import ImageError, read_image
 from envs.episodes import DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
 from envs.protocol import MACHADO2018
 from pretrain.data.augmentation import (
@@ -17,11 +18,9 @@ from pretrain.data.augmentation import (
 )
 from pretrain.data.images import (
     EpisodeFrames,
-    ImageError,
     ImageFolder,
     SyntheticImages,
     open_image_source,
-    read_image,
 )
 from pretrain.data.splits import split_rows
 from pretrain.data.synthetic_images import KINDS, synthetic_image

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
+from common.images import ImageError
 from pretrain.answer_objective import IGNORE_INDEX, pad_answers
-from pretrain.data.images import EpisodeFrames, ImageError, SyntheticImages
+from pretrain.data.images import EpisodeFrames, SyntheticImages
 from pretrain.dense_colors import DenseColorHead
 from pretrain.pvp import main, pvp_objective, train_pvp
 from pretrain.pvp_config import CONFIGS, PvpConfig, PvpData

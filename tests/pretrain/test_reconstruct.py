@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from common.command import run
 from common.errors import UserError
+from common.images import ImageError, read_image
 from pretrain import pvp_prediction
 from pretrain import reconstruct as command
-from pretrain.data.images import ImageError, read_image
 from pretrain.pvp_prediction import PixelPrediction, grid_coordinates, predict_pixels
 from pretrain.pvp_questions import PixelPromptFormat
 from pretrain.reconstruct import Args, main, prediction_metrics, reconstruct
@@ -107,6 +108,29 @@ def test_an_image_is_reconstructed_by_every_model_and_compared_with_baselines(ch
     output = capsys.readouterr().out
     assert "frozen" in output
     assert "unparsed" in output
+
+
+def test_pictures_and_metrics_are_not_written_over_inputs_one_another_or_another_run(
+    checkpoints, picture, tmp_path, capsys
+):
+    def reconstructed(*images, out="out", model=0):
+        arguments = ["--image", *map(str, images), "--checkpoint", str(checkpoints[model]), "--grid", "2"]
+        return run(lambda: main([*arguments, "--out", str(tmp_path / out)]))
+
+    content = picture.read_bytes()
+    assert reconstructed(picture, out=".") == 2
+    assert "mine.png would be written over what is read" in capsys.readouterr().err
+    assert picture.read_bytes() == content
+    (tmp_path / "a").mkdir()
+    other = tmp_path / "a" / "mine.png"
+    other.write_bytes(content)
+    assert reconstructed(picture, other) == 2
+    assert "mine.png would be written twice; choose another --out or rename an input" in capsys.readouterr().err
+    assert reconstructed(other, out=".") == 2
+    assert "mine.png exists and is not of this command" in capsys.readouterr().err
+    assert reconstructed(picture) == reconstructed(picture) == 0
+    assert reconstructed(picture, model=1) == 2
+    assert "holds a run with another checkpoint; choose another --out" in capsys.readouterr().err
 
 
 def test_images_of_a_folder_are_sampled(checkpoints, picture, tmp_path):

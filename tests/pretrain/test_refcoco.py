@@ -275,6 +275,16 @@ def test_an_image_of_another_size_is_refused(root):
         RefCocoDataset(root, "refcoco", "val").image(0)
 
 
+@pytest.mark.parametrize(("orientation", "stored"), [(1, (20, 30)), (6, (20, 30)), (6, (30, 20))])
+def test_an_image_is_taken_in_the_orientation_of_its_annotation(root, orientation, stored):
+    file = root / IMAGES / NAMES[0]
+    pixels, tags = np.random.default_rng(0).integers(0, 256, (*stored, 3), dtype=np.uint8), Image.Exif()
+    tags[0x0112] = orientation
+    Image.fromarray(pixels).save(file, format="PNG", exif=tags)
+    expected = pixels if stored == (20, 30) else np.rot90(pixels, -1)
+    assert np.array_equal(RefCocoDataset(root, "refcoco", "train").image(0), expected)
+
+
 def test_overlapping_polygons_merge_and_add_up_in_lisas_convention(root):
     assert np.array_equal(RefCocoDataset(root, "refcoco", "val").mask(0), OVERLAP)
     mask = RefCocoDataset(root, "refcoco", "val", compat="lisa").mask(0)
@@ -330,6 +340,39 @@ def test_every_form_of_a_segmentation_is_decoded():
 def test_invalid_segmentations_are_refused(segmentation, expected):
     with pytest.raises(MaskError, match=expected):
         decode_segmentation(segmentation, HEIGHT, WIDTH)
+
+
+def write_grefcoco(root):
+    """gRefCOCO with one object, two objects, and none in either spelling."""
+    (root / "grefcoco").mkdir()
+    sentences = [{"sent_id": 0, "sent": "the things", "raw": "", "tokens": []}]
+    refs = [
+        {"ref_id": number, "image_id": 12, "ann_id": ann_id, "split": "val", "no_target": ann_id in ([-1], -1)}
+        | {"sentences": [{**sentences[0], "sent_id": number}], "file_name": "x"}
+        for number, ann_id in enumerate(([103], [103, 104], [-1], -1))
+    ]
+    (root / "grefcoco" / "grefs(unc).json").write_text(json.dumps(refs))
+    (root / "grefcoco" / "instances.json").write_text(json.dumps(instances()))
+
+
+def test_an_expression_of_grefcoco_refers_to_several_objects_or_to_none(root, capsys):
+    write_grefcoco(root)
+    data = RefCocoDataset(root, "gRefCOCO", "val")
+    assert data.name == "grefcoco-unc-val"
+    masks = [data[index].masks[0] for index in range(len(data))]
+    nothing = np.zeros((HEIGHT, WIDTH), bool)
+    for mask, expected in zip(masks, (RING, RING | MASKS[104], nothing, nothing), strict=True):
+        assert mask.dtype == bool
+        assert np.array_equal(mask, expected)
+    assert main(["--data", str(root)]) == 0
+    assert "  val   4 refs (-), 4 expressions (-), 1 images (-)\n" in capsys.readouterr().out
+    (root / "grefcoco" / "grefs(unc).json").write_text("[{")
+    with pytest.raises(ReferError, match=r"grefs\(unc\)\.json is damaged"):
+        RefCocoDataset(root, "grefcoco", "val")
+    ref = {"ref_id": 1, "image_id": 12, "ann_id": [103, 9], "split": "val", "sentences": []}
+    (root / "grefcoco" / "grefs(unc).json").write_text(json.dumps([ref]))
+    with pytest.raises(ReferError, match=r"refs\(unc\)\.json refers to annotation 9, which"):
+        RefCocoDataset(root, "grefcoco", "val")
 
 
 def test_the_report_lists_files_found_and_missing_with_their_counts(root, tmp_path, capsys):

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from common.command import run
 from common.errors import UserError
-from pretrain.data.images import read_image
+from common.images import read_image
 from pretrain.referring import show
 from pretrain.referring.mask_objective import (
     MaskHeadObjective,
@@ -120,6 +121,17 @@ def test_a_mask_is_drawn_on_a_frame_of_a_game_or_on_an_image_file(two_games, tmp
     assert show.main(["--init", str(last), "--expression", "the ball", "--out", str(file), *arguments]) == 0
     assert read_image(file).shape == ((630, 480, 3) if of == "game" else (180, 120, 3))
     assert "'the ball': " in capsys.readouterr().out
+
+
+def test_a_mask_is_not_drawn_over_its_picture(tmp_path, capsys):
+    Image.fromarray(np.zeros((60, 40, 3), np.uint8)).save(tmp_path / "x.png")
+    content = (tmp_path / "x.png").read_bytes()
+    arguments = ["--expression", "the ball", "--image", str(tmp_path / "x.png")]
+    assert run(lambda: show.main([*arguments, "--out", str(tmp_path / "a" / ".." / "x.png")])) == 2
+    assert "would be written over what is read" in capsys.readouterr().err
+    assert run(lambda: show.main([*arguments, "--out", str(tmp_path / "x.txt")])) == 2
+    assert "expected --out to end in .png" in capsys.readouterr().err
+    assert (tmp_path / "x.png").read_bytes() == content
 
 
 def test_contradictory_settings_are_refused(tmp_path):

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from common.images import ImageError
+from pretrain.referring import evaluation
 from pretrain.referring.evaluation import Args, evaluate, main
 from pretrain.referring.referring_config import CONFIGS
+from pretrain.referring.samples import ReferringSample
 from pretrain.referring.train import train_referring
 from vlm.segmentation.referring_segmenter import ReferringSegmenter
 
@@ -92,6 +95,90 @@ def test_refcoco_is_scored_at_the_images_own_size(refer, trained, tmp_path, monk
         "missing": 0,
         "t_acc": 1,
     }
+
+
+class Items:
+    """A test set of grey frames about which some expressions are odd."""
+
+    name = "items"
+
+    def __init__(self, expressions):
+        self.expressions = expressions
+
+    def __len__(self):
+        return len(self.expressions)
+
+    def __getitem__(self, index):
+        words = self.expressions[index]
+        if words == "cut":
+            raise ImageError("cut.jpg is not a PNG or JPEG picture, or is damaged: image file is truncated")
+        frames, masks = np.full((1, 40, 60, 3), 60, np.uint8), np.zeros((1, 40, 60), bool)
+        return ReferringSample(frames, (words,), masks, "a.jpg", (index,), (index,))
+
+
+@pytest.fixture
+def items(monkeypatch):
+    def use(*expressions):
+        monkeypatch.setattr(evaluation, "load_test_set", lambda *_: Items(expressions))
+
+    return use
+
+
+def answered(out):
+    return [json.loads(line)["sent_id"] for line in (out / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_a_damaged_picture_a_long_expression_and_reserved_words_lose_no_other_answer(items, trained, tmp_path, capsys):
+    items("the ball", "cut", "word " * 99, "the <image> of <image>", "</s> é/..", "the end")
+    row = evaluate(Args((tmp_path,), tmp_path / "out", checkpoint=trained))
+    assert (row["n"], row["failed"]) == (5, 1)
+    assert answered(tmp_path / "out") == [0, 2, 3, 4, 5]
+    assert "left out: expression 1 of items: cut.jpg is not a PNG" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").glob("*.png"))) == 5
+    again = Args((tmp_path,), tmp_path / "b", predictions=tmp_path / "out" / "predictions.jsonl")
+    assert metrics(evaluate(again)) == metrics(row)
+    items("cut", "cut")
+    with pytest.raises(UserError, match=r"none of the 2 expressions of items can be answered; the first: cut\.jpg"):
+        evaluate(Args((tmp_path,), tmp_path / "c", checkpoint=trained))
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_killed_evaluation_keeps_its_answers_and_resumes(items, trained, tmp_path, monkeypatch, damage):
+    items("the ball", "the gun", "cut", "the duck")
+    predict, asked = ReferringSegmenter.predict, []
+
+    def killed_at_the_third(self, frames, words):
+        asked.append(words[0])
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return predict(self, frames, words)
+
+    monkeypatch.setattr(ReferringSegmenter, "predict", killed_at_the_third)
+    args = Args((tmp_path,), tmp_path / "out", checkpoint=trained, num_images=0)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(args)
+    (kept,) = (tmp_path / "out").glob("answers-*.jsonl")
+    if damage:
+        kept.write_text(kept.read_text() + '{"index": 3, "predic')
+    row = evaluate(args)
+    assert asked == ["the ball", "the gun", "the duck", "the duck"]
+    assert answered(tmp_path / "out") == [0, 1, 3]
+    assert not kept.exists()
+    unbroken = evaluate(Args((tmp_path,), tmp_path / "unbroken", checkpoint=trained, num_images=0))
+    assert metrics(unbroken) == metrics(row)
+    one, other = ((tmp_path / name / "predictions.jsonl").read_text() for name in ("out", "unbroken"))
+    assert one == other
+
+
+def test_a_second_evaluation_does_not_write_over_the_answers_of_another(items, trained, tmp_path):
+    items("the ball")
+    evaluate(Args((tmp_path,), tmp_path / "out", checkpoint=trained))
+    with pytest.raises(UserError, match="holds a run with another split; choose another --out"):
+        evaluate(Args((tmp_path,), tmp_path / "out", checkpoint=trained, split="val"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metrics.json").write_text("mine")
+    with pytest.raises(UserError, match=r"metrics\.json exists and is not of this command"):
+        evaluate(Args((tmp_path,), tmp_path / "mine", checkpoint=trained))
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from pretrain.referring.coco_masks import MaskError, decode_mask, decode_segmentation, encode_mask
-from pretrain.referring.mask_predictions import read_predictions, score_predictions, write_predictions
+from pretrain.referring.evaluation import score_predictions
+from pretrain.referring.mask_predictions import read_predictions, write_predictions
 from pretrain.referring.refcoco import RefCocoDataset
 from pretrain.referring.refer_files import IMAGES
 from pretrain.referring.segmentation_metrics import (
@@ -211,6 +212,10 @@ def data(tmp_path):
     return tmp_path
 
 
+def counts(answers):
+    return [answer.confusion for answer in answers]
+
+
 @pytest.mark.parametrize("compat", ["plain", "lisa"])
 def test_predictions_in_a_file_get_the_same_metrics(data, tmp_path, compat):
     source, rng = RefCocoDataset(data, "refcoco", "val", compat=compat), np.random.default_rng(0)
@@ -222,7 +227,7 @@ def test_predictions_in_a_file_get_the_same_metrics(data, tmp_path, compat):
     write_predictions(file, (prediction(e.sent_id, e.ref.ref_id, mask) for e, mask in items))
     later = read_predictions(file)
     assert len(later) == 30
-    assert segmentation_metrics(score_predictions(source, later, compat), compat) == now
+    assert segmentation_metrics(counts(score_predictions(source, later, compat)), compat) == now
     assert all(m is None or np.array_equal(decode_mask(later[i]["mask"]), m) for i, m in enumerate(given))
     assert [path.name for path in file.parent.iterdir()] == ["predictions.jsonl"]
     lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -230,7 +235,7 @@ def test_predictions_in_a_file_get_the_same_metrics(data, tmp_path, compat):
     assert lines[3]["mask"] is None
     without = {sent_id: one for sent_id, one in later.items() if one["mask"] is not None}
     # a missing line counts as an empty mask too
-    assert segmentation_metrics(score_predictions(source, without, compat), compat) == now
+    assert segmentation_metrics(counts(score_predictions(source, without, compat)), compat) == now
     assert now["missing"] == 4
 
 

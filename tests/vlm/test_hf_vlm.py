@@ -188,3 +188,23 @@ def test_a_history_of_frames_and_invalid_directories_are_refused(model_dir, tmp_
 )
 def test_an_id_has_an_owner_and_a_model(name, is_one):
     assert looks_like_id(name) == is_one
+
+
+def test_a_mistyped_checkpoint_is_one_line_at_once(tmp_path, monkeypatch):
+    asked = []
+
+    def unknown(api, name, timeout):
+        asked.append((name, timeout))
+        raise ConnectionError("Name or service not known\nand more")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unknown)
+    monkeypatch.setattr(checkpoint, "_load_pretrained", lambda name: pytest.fail("asked for minutes"))
+    message = "got nobody/x: there is no such directory, and the hub says: Name or service not known$"
+    with pytest.raises(UserError, match=message):
+        checkpoint.load("nobody/x")
+    assert asked == [("nobody/x", 10)]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    with pytest.raises(UserError, match="expected a checkpoint directory, got models/x, which does not exist"):
+        checkpoint.load("models/x")
+    assert len(asked) == 1

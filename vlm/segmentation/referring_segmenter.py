@@ -44,6 +44,10 @@ class ReferringSegmenter:
         """How it predicts masks, in words."""
         return "mask head" if self.head else f"points of a grid of {self.grid}, the probability of 1 against 0"
 
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns that images of a size are resized to."""
+        return self.size or self.vlm.image_config.fit(height, width)
+
     @torch.no_grad()
     def predict(
         self,
@@ -57,7 +61,7 @@ class ReferringSegmenter:
         `features` are those of the frames at this segmenter's size, with hidden states for a mask head, where they are
         computed already.
         """
-        resized = np.stack([resize_image(frame, self.size) for frame in frames])
+        resized = np.stack([resize_image(frame, self.input_size(*frame.shape[:2])) for frame in frames])
         if len(resized) < self.vlm.history:
             resized = np.repeat(resized[-1:], self.vlm.history, axis=0)
         size = resized.shape[1:3]

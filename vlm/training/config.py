@@ -22,7 +22,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import tyro
 
-from common.command import require_at_least
+from common.command import parse, require_at_least
 from common.errors import UserError, nearest
 from common.run_arguments import run_metadata
 from vlm.device import world_size
@@ -151,7 +151,7 @@ def parse_config(configs: Mapping[str, Config], argv: list[str] | None, descript
     config = named_config(configs, chosen.config)
     named = f"Named configs (--config NAME; other flags override single fields): {', '.join(configs)}."
     text, options = f"{description or ''}\n{named}", (tyro.conf.OmitArgPrefixes,)
-    parsed = tyro.cli(type(config), args=flags, default=config, description=text, config=options)
+    parsed = parse(type(config), flags, text, default=config, config=options)
     if parsed.run.trainer == config.run.trainer:
         return parsed
     given = {option.partition("=")[0] for option in parsed.run.trainer}
