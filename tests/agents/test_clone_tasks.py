@@ -36,7 +36,7 @@ def test_one_training_of_three_tasks_leaves_a_model_that_plays_reads_and_segment
     assert all(f"{name}/loss" in log for name in ("play", "pvp", "masks"))
     vlm = checkpoint.load(first / "last")
     assert MaskHead.load(first / "last").config.decoder_dim == vlm.model.get_input_embeddings().embedding_dim
-    words = ("--data", games, "--checkpoint", first / "last", "--dataset", "games", "--count", 4)
+    words = ("--data", games, "--checkpoint", first / "last", "--count", 4, "--out", tmp_path / "masks")
     assert run(lambda: evaluate([str(word) for word in words])) == 0
     assert "ciou" in capsys.readouterr().out.lower()
 
