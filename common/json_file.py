@@ -17,15 +17,20 @@ Expected = TypeVar("Expected")
 
 def read_json(file: Path) -> Any:
     """Return the content of a JSON file, its texts `printable`; `UserError` names a file that is damaged."""
-    size = file.stat().st_size
-    if size > MAX_BYTES:
-        raise UserError(f"{file} is damaged: expected at most {MAX_BYTES:,} bytes of JSON, got {size:,}")
+    with file.open("rb") as stream:
+        return parse_json(stream.read(MAX_BYTES + 1), file)
+
+
+def parse_json(text: bytes, source: object) -> Any:
+    """Return the values of JSON, their texts `printable`; `UserError` names a source that is damaged."""
+    if len(text) > MAX_BYTES:
+        raise UserError(f"{source} is damaged: expected at most {MAX_BYTES:,} bytes of JSON")
     try:
-        return printable_values(json.loads(file.read_bytes()))
+        return printable_values(json.loads(text))
     except RecursionError as error:
-        raise UserError(f"{file} is damaged: its values are nested too deep") from error
+        raise UserError(f"{source} is damaged: its values are nested too deep") from error
     except (UserError, ValueError) as error:
-        raise UserError(f"{file} is damaged: {error}") from error
+        raise UserError(f"{source} is damaged: {error}") from error
 
 
 def checked(content: Any, expected: type[Expected], source: object, strict: bool = True) -> Expected:

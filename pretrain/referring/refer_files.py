@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet as parquet
 
 from common.errors import UserError, nearest
-from pretrain.referring.safe_pickle import load_safe_pickle
+from common.safe_pickle import load_safe_pickle
 
 PARTITIONS = {"refcoco": ("unc", "google"), "refcoco+": ("unc",), "refcocog": ("umd", "google")}  # the default first
 SPLITS = ("train", "val", "testA", "testB", "test")

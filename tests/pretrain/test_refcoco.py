@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from common.safe_pickle import PickleError, load_safe_pickle
 from pretrain.referring.coco_masks import MaskError, decode_mask, decode_segmentation, encode_mask
 from pretrain.referring.dataset_report import PUBLISHED, inspect, main
 from pretrain.referring.refcoco import RefCocoDataset
 from pretrain.referring.refer_files import IMAGES, ReferError, find_dataset, find_split, in_split
-from pretrain.referring.safe_pickle import PickleError, load_safe_pickle
 
 HEIGHT, WIDTH = 20, 30
 NAMES = ("COCO_train2014_000000000011.jpg", "COCO_train2014_000000000012.jpg")
