@@ -7,6 +7,7 @@ from typing import Any
 import tyro
 
 from common.errors import UserError
+from common.text import printable
 
 
 def run(main: Callable[[], int]) -> int:
@@ -14,7 +15,7 @@ def run(main: Callable[[], int]) -> int:
     try:
         return main()
     except (UserError, OSError) as error:
-        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
+        print(printable(f"error: {error}".replace("\n", " ")), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -43,7 +44,7 @@ def command(
 
     def main(argv: list[str] | None = None) -> int:
         parsed = tyro.cli(args, args=argv, description=description) if isinstance(args, type) else args(argv)
-        print(message.format(action(parsed)))
+        print(printable(message.format(action(parsed)), keep="\n\t"))
         return 0
 
     return main

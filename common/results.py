@@ -7,13 +7,40 @@ Scores are raw; intervals are for readers to compute.
 import datetime
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
 
 from common.errors import UserError
 from common.files import write_text_atomically
+from common.json_file import checked, read_json
 from common.provenance import ROOT, changed, command_line, git_commit, machine, package_versions
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 RESULTS = ROOT / "experiments" / "results"  # the committed result files
+
+
+class ResultRow(BaseModel):
+    """What a row may hold under the names that scores share; it holds more."""
+
+    agent: str | None = None
+    game: str | float | None = None  # a figure in rows that are no scores
+    seed: int | None = None
+    scores: Annotated[list[Finite], Field(min_length=1)] | None = None
+
+
+class ResultFile(BaseModel):
+    """What every result file holds."""
+
+    name: str
+    command: str
+    commit: str
+    machine: str
+    versions: dict[str, str]
+    protocol: dict[str, Any] | None
+    seeds: list[int]
+    seconds: Finite
+    rows: list[ResultRow]
 
 
 def new_result(name: str, protocol: dict[str, Any] | None, seeds: list[int]) -> dict[str, Any]:
@@ -40,10 +67,8 @@ def write_result(file: Path, result: dict[str, Any]) -> None:
 
 def read_result(file: Path) -> dict[str, Any]:
     """Return a result; a file of another kind is refused by name."""
-    try:
-        result = json.loads(Path(file).read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}") from error
+    result = read_json(Path(file))
     if not isinstance(result, dict) or "rows" not in result:
         raise UserError(f"{file} is not a result file: it has no rows")
+    checked(result, ResultFile, file)
     return result

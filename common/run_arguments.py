@@ -8,6 +8,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import write_text_atomically
+from common.json_file import checked, read_json
 from common.provenance import command_line, git_commit, package_versions
 
 FILE = "arguments.json"
@@ -31,7 +32,7 @@ def require_same_arguments(out: Path, arguments: dict[str, Any], ignore: Collect
     """
     file = out / FILE
     if file.exists():
-        stored = json.loads(file.read_text())
+        stored = checked(read_json(file), dict[str, Any], file)
         changed = [name for name in arguments if name not in ("out", *ignore) and stored.get(name) != arguments[name]]
         if changed:
             raise UserError(f"{out} holds a run with another {', '.join(changed)}; choose another --out")

@@ -12,6 +12,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from common.errors import UserError
+from common.text import printable
 from pretrain.data.images import read_image
 from pretrain.referring.coco_masks import check_compat, decode_segmentation
 from pretrain.referring.refer_files import (
@@ -104,7 +105,7 @@ class RefCocoDataset:
         """What was left out, one line to print; empty if nothing was."""
         if not self.missing_images:
             return ""
-        return (
+        return printable(
             f"{self.name}: {len(self.missing_images)} images missing in {self.image_dir} and {self.num_left_out} "
             f"expressions left out: {', '.join(self.missing_images[:MAX_NAMED_IMAGES])}"
             f"{' ...' if len(self.missing_images) > MAX_NAMED_IMAGES else ''}"

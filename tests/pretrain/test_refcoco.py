@@ -221,7 +221,7 @@ def test_damaged_files_are_named(root):
     for words, expected in (
         (kept[:50], r"refs\(unc\).p is not a pickle, or is damaged"),
         (pickle.dumps({"a": 1}), r"refs\(unc\).p is damaged: expected a list of dicts, got dict"),
-        (pickle.dumps([{"ref_id": 5}]), r"refs\(unc\).p is damaged: ref 5: KeyError: 'image_id'"),
+        (pickle.dumps([{"ref_id": 5}]), r"refs\(unc\).p is damaged: ref 5: ann_id: field required"),
         (
             pickle.dumps([{**refs(UNC)[0], "ann_id": 9}]),
             r"refers to annotation 9, which .*instances.json does not hold",

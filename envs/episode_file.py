@@ -1,0 +1,83 @@
+"""The Parquet file of one episode, which may come from anyone: its columns, its rows and their order are checked."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as arrow
+import pyarrow.parquet as parquet
+from datasets import Features, Image, List, Value
+from pyarrow import ArrowException, Table
+
+from common.errors import UserError
+
+FEATURES = Features(
+    {
+        "frame": Image(),
+        "action": Value("int64"),
+        "action_values": List(Value("float32")),
+        "reward": Value("float32"),
+        "episode": Value("int64"),
+        "step": Value("int64"),
+        "terminated": Value("bool"),
+        "truncated": Value("bool"),
+    }
+)
+MAX_ROWS = 10**6  # the longest game of the emulator has 108,000 frames
+PNG_HEAD = struct.Struct(">8s4x4sII")  # signature, length of the first chunk, its name, width, height
+
+
+class DatasetError(UserError):
+    """A dataset that is missing, damaged or of different data; the message names the file."""
+
+
+def read_episode_file(file: Path, num_actions: int) -> Table:
+    """Return the rows of one whole episode; `DatasetError` names the file and what is wrong with it."""
+    try:
+        if (rows := parquet.read_metadata(file).num_rows) > MAX_ROWS:
+            raise DatasetError(f"expected at most {MAX_ROWS:,} rows, got {rows:,}")
+        table = parquet.read_table(file, columns=list(FEATURES)).select(list(FEATURES)).cast(FEATURES.arrow_schema)
+        _check_rows(table, num_actions)
+        frame_size(table["frame"].combine_chunks().field("bytes").to_pylist())
+    except (OSError, ValueError, KeyError, ArrowException, DatasetError) as error:
+        raise DatasetError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
+    return table
+
+
+def _check_rows(table: Table, num_actions: int) -> None:
+    columns: dict[str, Any] = {name: table[name].combine_chunks() for name in FEATURES}
+    values, frames = columns.pop("action_values"), columns.pop("frame").field("bytes")
+    if missing := [name for name, column in {**columns, "frame": frames}.items() if column.null_count]:
+        raise DatasetError(f"expected a value in every row, got none in {', '.join(missing)}")
+    if not len(table):
+        raise DatasetError("expected at least one row, got none")
+    action, reward, episode, step, terminated, truncated = (column.to_numpy(False) for column in columns.values())
+    if action.min() < 0 or action.max() >= num_actions:
+        raise DatasetError(f"expected actions from 0 to {num_actions - 1}, got {action.min()} to {action.max()}")
+    if not np.isfinite(reward).all():
+        raise DatasetError("expected finite rewards, got NaN or infinity")
+    lengths = set(arrow.list_value_length(values).to_pylist()) - {None, 0, num_actions}
+    if lengths or values.flatten().null_count:
+        raise DatasetError(f"expected {num_actions} action_values or none in a row, got {sorted(lengths) or 'null'}")
+    last = np.arange(len(table)) == len(table) - 1
+    if len(set(episode.tolist())) > 1 or not np.array_equal(step, np.arange(len(table))):
+        raise DatasetError("expected the steps of one episode, in order from 0")
+    if not np.array_equal(terminated != truncated, last) or (terminated & truncated).any():
+        raise DatasetError("expected the last row, and no other, to be terminated or truncated")
+
+
+def frame_size(pngs: list[bytes]) -> tuple[int, int]:
+    """Return the rows and columns that the heads of all PNGs declare; `DatasetError` if they differ."""
+    sizes: dict[tuple[int, int], int] = {}
+    for row, png in enumerate(pngs):
+        if len(png) < PNG_HEAD.size:
+            raise DatasetError(f"row {row}: expected a frame as a PNG, got {len(png)} bytes")
+        signature, chunk, width, height = PNG_HEAD.unpack_from(png)
+        if signature != b"\x89PNG\r\n\x1a\n" or chunk != b"IHDR":
+            raise DatasetError(f"row {row}: expected a frame as a PNG, got another format")
+        sizes.setdefault((height, width), row)
+    if len(sizes) != 1:
+        found = ", ".join(f"{height} x {width} from row {row}" for (height, width), row in list(sizes.items())[:3])
+        raise DatasetError(f"expected frames of one size, got {found}")
+    return next(iter(sizes))
