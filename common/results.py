@@ -30,17 +30,17 @@ class ResultRow(BaseModel):
 
 
 class ResultFile(BaseModel):
-    """What every result file holds."""
+    """What every result file holds, and what it is where an old one lacks it."""
 
-    name: str
-    command: str
-    commit: str
-    machine: str
-    versions: dict[str, str]
-    protocol: dict[str, Any] | None
-    seeds: list[int]
-    seconds: Finite
     rows: list[ResultRow]
+    name: str = ""
+    command: str = ""
+    commit: str = "unknown"
+    machine: str = ""
+    versions: dict[str, str] = {}
+    protocol: dict[str, Any] | None = None
+    seeds: list[int] = []
+    seconds: Finite = 0.0
 
 
 def new_result(name: str, protocol: dict[str, Any] | None, seeds: list[int]) -> dict[str, Any]:
@@ -70,5 +70,5 @@ def read_result(file: Path) -> dict[str, Any]:
     result = read_json(Path(file))
     if not isinstance(result, dict) or "rows" not in result:
         raise UserError(f"{file} is not a result file: it has no rows")
-    checked(result, ResultFile, file)
-    return result
+    complete = checked(result, ResultFile, file).model_dump(exclude={"rows"})
+    return result | {name: value for name, value in complete.items() if name not in result}

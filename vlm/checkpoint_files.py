@@ -7,7 +7,7 @@ ask for code (`require_plain_config`), and weights must be complete and finite.
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -50,7 +50,7 @@ class TrainingArguments(BaseModel):
 
     size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
     grid: Annotated[str, Field(max_length=99)] | Annotated[int, Field(ge=1, le=1024)] | None = None
-    order: str | None = None
+    order: Literal["row,column", "x,y"] | None = None
     pvp_weight: Finite | None = None
     pvp_config: str | None = None
 
