@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.compute as arrow
 import pyarrow.parquet as parquet
 from datasets import Features, Image, List, Value
-from pyarrow import ArrowException, Table
+from pyarrow import ArrowException, DictionaryArray, Table
 
 from common.errors import UserError
 
@@ -25,6 +25,8 @@ FEATURES = Features(
     }
 )
 MAX_ROWS = 10**6  # the longest game of the emulator has 108,000 frames
+MAX_BYTES = 2**30  # of an episode; a frame of Atari takes about 2 kB as a PNG
+MAX_COLUMNS = 20
 PNG_HEAD = struct.Struct(">8s4x4sII")  # signature, length of the first chunk, its name, width, height
 
 
@@ -35,14 +37,34 @@ class DatasetError(UserError):
 def read_episode_file(file: Path, num_actions: int) -> Table:
     """Return the rows of one whole episode; `DatasetError` names the file and what is wrong with it."""
     try:
-        if (rows := parquet.read_metadata(file).num_rows) > MAX_ROWS:
-            raise DatasetError(f"expected at most {MAX_ROWS:,} rows, got {rows:,}")
+        _check_size(file, num_actions)
         table = parquet.read_table(file, columns=list(FEATURES)).select(list(FEATURES)).cast(FEATURES.arrow_schema)
         _check_rows(table, num_actions)
         frame_size(table["frame"].combine_chunks().field("bytes").to_pylist())
     except (OSError, ValueError, KeyError, ArrowException, DatasetError) as error:
         raise DatasetError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
     return table
+
+
+def _check_size(file: Path, num_actions: int) -> None:
+    """Refuse rows that take more memory than a game's; a value that is repeated takes a few bytes in a file."""
+    head = parquet.read_metadata(file)
+    if head.num_rows > MAX_ROWS:
+        raise DatasetError(f"expected at most {MAX_ROWS:,} rows, got {head.num_rows:,}")
+    groups = [head.row_group(number) for number in range(head.num_row_groups)]
+    values = sum(group.column(number).num_values for group in groups for number in range(group.num_columns))
+    if values > MAX_COLUMNS * max(1, num_actions) * max(1, head.num_rows):
+        raise DatasetError(f"expected {num_actions} action_values in a row, got {values:,} values in all")
+    if sum(group.total_byte_size for group in groups) > MAX_BYTES:
+        raise DatasetError(f"expected at most {MAX_BYTES:,} bytes of rows")
+    with parquet.ParquetFile(file, read_dictionary=["frame.bytes"]) as stream:
+        frames = stream.read(columns=["frame.bytes"])["frame"]
+    for pngs in (chunk.field("bytes") for chunk in frames.chunks):
+        if not isinstance(pngs, DictionaryArray):
+            raise DatasetError(f"expected bytes in frame, got {pngs.type}")
+        lengths = arrow.binary_length(pngs.dictionary).take(pngs.indices)
+        if (total := arrow.sum(lengths.cast("int64")).as_py() or 0) > MAX_BYTES:
+            raise DatasetError(f"expected at most {MAX_BYTES:,} bytes of frames, got {total:,}")
 
 
 def _check_rows(table: Table, num_actions: int) -> None:

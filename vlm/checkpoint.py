@@ -88,7 +88,6 @@ def load(directory: Path, device: torch.device | None = None) -> PixelVLM:
         require_plain_config(directory)
         is_pretrained = _is_transformers_model(directory)
     vlm = _load_pretrained(directory) if is_pretrained else load_as(PixelVLM, directory)
-    _require_same_tokens(vlm, directory)
     vlm.model.to(device or best_device())
     return vlm
 
@@ -109,7 +108,9 @@ def _load_pretrained(directory: Path) -> PretrainedVLM:
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(f"{name} lacks {len(missing)} weights of its model: {', '.join(missing[:3])}")
     require_finite(model.state_dict().items(), directory)
-    return PretrainedVLM(model.eval(), processor)
+    vlm = PretrainedVLM(model.eval(), processor)
+    _require_same_tokens(vlm, directory)
+    return vlm
 
 
 def load_as(model_class: type[Model], directory: Path) -> Model:
@@ -130,6 +131,10 @@ def load_as(model_class: type[Model], directory: Path) -> Model:
     require_finite(itertools.chain(model.named_parameters(), model.named_buffers()), directory / WEIGHTS)
     loaded = model_class(model.eval(), tokenizer, image_config)
     _require_same_input(loaded, directory)
+    if isinstance(loaded, PixelVLM):
+        _require_same_tokens(loaded, directory)
+    with _damage(damage):
+        _try_out(loaded)
     return loaded
 
 
@@ -179,6 +184,19 @@ def _require_same_input(model: PixelModel, directory: Path) -> None:
         if own != expected:
             reason = f"its images have {name} {own}, its model takes {expected}"
             raise CheckpointError(f"{directory / METADATA} does not fit config.json: {reason}")
+
+
+@torch.no_grad()
+def _try_out(model: PixelModel) -> None:
+    """Compute a few black pixels' features, so that sizes that do not fit together are found here."""
+    side = min(8, model.image_config.square_size or 8)
+    images = model.preprocess(torch.zeros(1, model.history, side, side, 3, dtype=torch.uint8))
+    if not isinstance(model, PixelVLM):
+        model.model.get_image_features(pixel_values=images)
+        return
+    tokens = model.expand(model.encode_images(images)).tokens
+    model.decoder(inputs_embeds=tokens[:, :4])
+    model.embed(torch.tensor([model.bos_ids], dtype=torch.long))
 
 
 def _require_same_tokens(vlm: PixelVLM, directory: Path) -> None:

@@ -63,8 +63,8 @@ class TrainingMetadata(BaseModel):
     games: list[str] | None = None
     play: PlaySettings = PlaySettings()
     arguments: TrainingArguments = TrainingArguments()
-    point_grid: Annotated[int, Field(ge=1, le=1024)] | None = None
-    logit_bias: Finite | None = None
+    point_grid: Annotated[int, Field(ge=1, le=1024)] = 32
+    logit_bias: Finite = 0.0
     started_from: "TrainingMetadata | None" = None
 
 

@@ -74,10 +74,10 @@ def test_a_dataset_that_is_written_by_others_in_the_same_form_is_read(stored):
         ({"terminated": [False] * 4}, "expected the last row, and no other"),
         ({"terminated": [True, False, False, True]}, "expected the last row, and no other"),
         ({"truncated": [False, False, False, True]}, "expected the last row, and no other"),
-        ({"frame": [{"bytes": None, "path": "/etc/passwd"}] * 4}, "got none in frame"),
+        ({"frame": [{"bytes": None, "path": "/etc/passwd"}] * 4}, "expected bytes in frame, got null"),
         ({"frame": [{"bytes": b"text", "path": None}] * 4}, "row 0: expected a frame as a PNG, got 4 bytes"),
         ({"frame": [{"bytes": b"GIF89a" + bytes(99), "path": None}] * 4}, "expected a frame as a PNG, got another"),
-        ({"frame": [1, 2, 3, 4]}, "Unsupported cast"),
+        ({"frame": [1, 2, 3, 4]}, "frame"),
     ],
 )
 def test_rows_of_other_kinds_are_refused_by_file(stored, columns, message):
@@ -102,6 +102,24 @@ def test_more_rows_than_a_game_has_are_refused_before_they_are_read(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"frame": pyarrow.nulls(count)}), tmp_path / "many.parquet")
     with pytest.raises(DatasetError, match="expected at most 1,000,000 rows, got 1,000,001"):
         read_episode_file(tmp_path / "many.parquet", 3)
+
+
+def test_a_frame_that_is_repeated_too_often_is_refused_before_it_takes_memory(stored, monkeypatch):
+    monkeypatch.setattr("envs.episode_file.MAX_BYTES", 10**6)
+    file = rewrite(stored)
+    row = {**pyarrow.parquet.read_table(file).to_pylist()[0], "frame": {"bytes": bytes(10**5), "path": None}}
+    table = pyarrow.Table.from_pylist([row] * 12, pyarrow.parquet.read_schema(file))
+    pyarrow.parquet.write_table(table, file)
+    assert file.stat().st_size < 10**5
+    with pytest.raises(DatasetError, match="expected at most 1,000,000 bytes of frames, got 1,200,000"):
+        EpisodeDataset(stored)
+
+
+def test_action_values_beyond_reason_are_refused_before_they_take_memory(stored):
+    file = rewrite(stored, action_values=[[0.0] * 100_000] * LENGTH)
+    with pytest.raises(DatasetError, match=r"expected 3 action_values in a row, got 400,0\d\d values in all"):
+        EpisodeDataset(stored)
+    assert file.stat().st_size < 10**5
 
 
 def test_frames_of_two_sizes_are_refused(stored):
