@@ -25,6 +25,7 @@ from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
 from vlm.presets import build
 from vlm.segmentation.mask_head import MaskHead
+from vlm.segmentation.referring_segmenter import load_segmenter
 from vlm.tokenizer import build_tokenizer
 
 CODE = "raise SystemExit('code of a checkpoint ran')\n"
@@ -251,6 +252,27 @@ def test_a_mask_head_of_other_sizes_is_refused(saved, tmp_path, fields):
     (directory / "mask_head.json").write_text("[" * 200_000)
     with pytest.raises(CheckpointError, match=r"mask_head\.json is damaged"):
         MaskHead.load(directory)
+
+
+def test_a_mask_head_of_another_model_is_refused(saved, tmp_path):
+    directory = shutil.copytree(saved / "masks", tmp_path / "masks")
+    assert load_segmenter(directory).head
+    checkpoint.save(build("tiny-clip"), tmp_path / "other", {"games": []})
+    for name in ("mask_head.json", "mask_head.safetensors"):
+        shutil.copy(directory / name, tmp_path / "other" / name)
+    with pytest.raises(CheckpointError, match=r"mask_head\.json does not fit its model"):
+        load_segmenter(tmp_path / "other")
+
+
+def test_settings_that_transformers_takes_and_cannot_compute_are_refused(saved, tmp_path):
+    checkpoint.save(build("tiny-clip"), tmp_path / "clip")
+    change(tmp_path / "clip" / "config.json", vision_feature_layer=7)
+    with pytest.raises(CheckpointError, match="is damaged: tuple index out of range"):
+        checkpoint.load(tmp_path / "clip")
+    directory = shutil.copytree(saved / "ours", tmp_path / "ours")
+    change(directory / "tokenizer_config.json", model_max_length=[])
+    with pytest.raises(CheckpointError, match="is damaged: "):
+        checkpoint.load(directory)
 
 
 def test_a_mask_head_that_is_not_finite_is_refused(saved, tmp_path):

@@ -64,12 +64,28 @@ class MaskHeadConfig:
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # checks the file of a checkpoint
 
-    channels: tuple[Size, ...]  # of the encoder's maps, the finest first
+    channels: Annotated[tuple[Size, ...], Field(min_length=1)]  # of the encoder's maps, the finest first
     strides: tuple[Size, ...]  # of the encoder's maps, in pixels
     decoder_dim: Size  # width of the decoder's hidden states
     hidden_channels: Size = HIDDEN_CHANNELS  # of the pyramid's maps
     pixel_features: Size = 32  # features of a pixel, and length of a dynamic kernel
     num_frequencies: Size = 6  # sines, and cosines, of 1, 2, ... half periods over the rows; the same over the columns
+
+    @classmethod
+    def of(cls, vlm: PixelVLM, hidden_channels: int = HIDDEN_CHANNELS) -> "MaskHeadConfig":
+        """Return the sizes for a model; `UserError` if its class reads images through its own processor."""
+        pixels: Any = vlm.preprocess(torch.zeros(1, vlm.history, 210, 160, 3, dtype=torch.uint8))
+        if not isinstance(pixels, Tensor):
+            reason = "reads images through its own processor, whose maps a mask head cannot place"
+            raise UserError(f"{type(vlm.model).__name__} {reason}; use points in text (--mask points)")
+        with torch.no_grad():
+            maps = encoder_maps(vlm, vlm.encode_images(pixels, output_hidden_states=True))
+        channels, strides = tuple(m.shape[1] for m in maps), tuple(pixels.shape[2] // m.shape[2] for m in maps)
+        return cls(channels, strides, vlm.model.get_input_embeddings().embedding_dim, hidden_channels)
+
+    def fits(self, other: "MaskHeadConfig") -> bool:
+        """Return whether both are for models of the same sizes."""
+        return (self.channels, self.strides, self.decoder_dim) == (other.channels, other.strides, other.decoder_dim)
 
 
 class LateralConv(nn.Module):
@@ -115,14 +131,7 @@ class MaskHead(nn.Module):
     @classmethod
     def of(cls, vlm: PixelVLM, hidden_channels: int = HIDDEN_CHANNELS) -> "MaskHead":
         """Return a new head for a model; `UserError` if its class reads images through its own processor."""
-        pixels: Any = vlm.preprocess(torch.zeros(1, vlm.history, 210, 160, 3, dtype=torch.uint8))
-        if not isinstance(pixels, Tensor):
-            reason = "reads images through its own processor, whose maps a mask head cannot place"
-            raise UserError(f"{type(vlm.model).__name__} {reason}; use points in text (--mask points)")
-        with torch.no_grad():
-            maps = encoder_maps(vlm, vlm.encode_images(pixels, output_hidden_states=True))
-        channels, strides = tuple(m.shape[1] for m in maps), tuple(pixels.shape[2] // m.shape[2] for m in maps)
-        return cls(MaskHeadConfig(channels, strides, vlm.model.get_input_embeddings().embedding_dim, hidden_channels))
+        return cls(MaskHeadConfig.of(vlm, hidden_channels))
 
     def forward(
         self,
