@@ -1,12 +1,9 @@
 """A stable-baselines3 policy as an agent: four small gray frames in, an action index out.
 
 `shrink` turns a true frame into the 84 x 84 gray image of Mnih et al. 2015, in training (`agents.experts.train_sb3`)
-and in play. An archive is read for its weights only: nothing in it is unpickled.
+and in play. An archive is read as data (`agents.sb3_archive`): nothing in it is unpickled.
 """
 
-import io
-import json
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,11 +13,14 @@ from gymnasium import spaces
 from sb3_contrib.qrdqn.policies import CnnPolicy as QrdqnPolicy
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, BasePolicy
 from stable_baselines3.dqn.policies import CnnPolicy as DqnPolicy
+from torch import Tensor
 from torch.nn import functional
 
 from agents.agent import Actions
 from agents.frame_stack import FrameStack
+from agents.sb3_archive import read_archive
 from common.errors import UserError
+from vlm.checkpoint_files import require_finite
 
 SIDE, STACK = 84, 4
 GRAY = (0.299, 0.587, 0.114)
@@ -41,25 +41,35 @@ def shrink(frames: np.ndarray) -> np.ndarray:
 
 def read_policy(path: Path, actions: int) -> BasePolicy:
     """Return an archive's policy, built from its weights; `UserError` names what is wrong with the file."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"expected a stable-baselines3 archive (.zip), got {path}, which is not a file")
+    archive = read_archive(path := Path(path))
+    if archive.module not in POLICIES:
+        raise UserError(f"{path}: expected a CNN policy of {', '.join(POLICIES)}; got one of {archive.module}")
+    policy_class, arguments, weights = POLICIES[archive.module], archive.arguments, archive.weights
+    if policy_class is ActorCriticCnnPolicy:
+        arguments, weights = {**arguments, "share_features_extractor": False}, _with_own_extractors(weights)
     try:
-        with zipfile.ZipFile(path) as archive:
-            module = json.loads(archive.read("data"))["policy_class"]["__module__"]
-            weights = torch.load(io.BytesIO(archive.read("policy.pth")), weights_only=True, map_location="cpu")
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is not a stable-baselines3 archive: {error}") from error
-    if module not in POLICIES:
-        raise UserError(f"{path}: expected a CNN policy of {', '.join(POLICIES)}; got one of {module}")
-    policy = POLICIES[module](OBSERVATIONS, spaces.Discrete(actions), lambda _: 0.0)
-    try:
+        policy = policy_class(OBSERVATIONS, spaces.Discrete(actions), lambda _: 0.0, **arguments)
         policy.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{path} was not trained for {actions} actions on {STACK} frames: {first}") from error
+    require_finite(policy.state_dict().items(), path)
     policy.set_training_mode(False)
     return policy
+
+
+def _with_own_extractors(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return actor-critic weights in which policy and value have an extractor each, as where they do not share one.
+
+    SB3 up to 1.6.2 stored the shared one under one name only. Where they are not shared, loading both into one would
+    leave the value's in the policy's place.
+    """
+    own = "pi_features_extractor.", "vf_features_extractor."
+    if any(name.startswith(own) for name in weights):
+        return weights
+    shared = {name: tensor for name, tensor in weights.items() if name.startswith("features_extractor.")}
+    prefixed = {prefix + name.partition(".")[2]: tensor for prefix in own for name, tensor in shared.items()}
+    return weights | prefixed
 
 
 class Sb3Agent:

@@ -20,6 +20,7 @@ from agents.frame_stack import FrameStack
 from agents.rollout import Transition
 from agents.seen_frame import SeenFrame
 from common.errors import UserError
+from common.text import printable
 from vlm.segmentation.mask_drawing import MASK_COLOR, draw_mask
 
 EMULATOR_FRAMES_PER_SECOND = 60
@@ -67,7 +68,7 @@ class Panel:
         small, large = ImageFont.load_default(13), ImageFont.load_default(26)
         seconds = transition.step * self.frame_skip // EMULATOR_FRAMES_PER_SECOND
         draw.text((left, 18), self.title, TEXT, large)
-        draw.text((left, 52), f"agent: {self.agent}", DIM_TEXT, small)
+        draw.text((left, 52), f"agent: {printable(self.agent)}", DIM_TEXT, small)
         draw.text((left, 88), "score", DIM_TEXT, small)
         draw.text((left, 104), f"{transition.score - transition.reward:,.0f}", TEXT, large)
         draw.text((left + 130, 88), "time", DIM_TEXT, small)
@@ -128,6 +129,7 @@ def draw_seen(image: Image.Image, left: int, seen: SeenFrame) -> None:
 
 
 def _shorten(text: str, length: int) -> str:
+    text = printable(text)  # a new line would run over what is below
     return text if len(text) <= length else text[:length] + "…"
 
 

@@ -98,6 +98,8 @@ class VlmAgent:
         if self.decode == "generate":
             return self._parse_answers(generate_text(self.vlm, self.vlm.preprocess(stacks), self._prompt))
         scores = _softmax(self._log_probs(stacks))
+        if not np.isfinite(scores).all():
+            raise UserError("expected probabilities of the model, got NaN: its weights overflow or are damaged")
         if self.temperature == 0:
             return Actions.legal(scores.argmax(axis=1), self.action_names, scores)
         tempered = _softmax(np.log(scores.astype(np.float64) + 1e-30) / self.temperature)

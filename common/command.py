@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import tyro
 
 from common.errors import UserError
+from common.text import printable
 
 
 def run(main: Callable[[], int]) -> int:
@@ -31,7 +32,7 @@ def run(main: Callable[[], int]) -> int:
         print(f"error: the output was closed before its end: {error}", file=sys.stderr)
         return 2
     except (UserError, OSError) as error:
-        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
+        print(printable(f"error: {error}".replace("\n", " ")), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -85,7 +86,7 @@ def command(
 
     def main(argv: list[str] | None = None) -> int:
         parsed = parse(args, argv, description) if isinstance(args, type) else args(argv)
-        print(message.format(action(parsed)))
+        print(printable(message.format(action(parsed)), keep="\n\t"))
         return 0
 
     return main

@@ -6,24 +6,41 @@ Scores are raw; intervals are for readers to compute.
 
 import datetime
 import json
-import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
 
 from common.errors import UserError
 from common.files import write_text_atomically
+from common.json_file import checked, read_json
 from common.provenance import ROOT, changed, command_line, git_commit, machine, package_versions
 
-Kinds = dict[str, tuple[type, ...]]
-FIELDS: Kinds = {
-    **dict.fromkeys(("name", "command", "commit", "date", "machine"), (str,)),
-    **{"protocol": (dict, type(None)), "seeds": (list,), "seconds": (int, float), "rows": (list,)},
-}
-ROW_FIELDS: Kinds = {
-    **{"agent": (str,), "commit": (str,), "device": (str,), "scores": (list,)},
-    **{"seed": (int, type(None)), "temperature": (int, float, type(None))},
-}
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 RESULTS = ROOT / "experiments" / "results"  # the committed result files
+
+
+class ResultRow(BaseModel):
+    """What a row may hold under the names that scores share; it holds more."""
+
+    agent: str | None = None
+    game: str | float | None = None  # a figure in rows that are no scores
+    seed: int | None = None
+    scores: Annotated[list[Finite], Field(min_length=1)] | None = None
+
+
+class ResultFile(BaseModel):
+    """What every result file holds, and what it is where an old one lacks it."""
+
+    rows: list[ResultRow]
+    name: str = ""
+    command: str = ""
+    commit: str = "unknown"
+    machine: str = ""
+    versions: dict[str, str] = {}
+    protocol: dict[str, Any] | None = None
+    seeds: list[int] = []
+    seconds: Finite = 0.0
 
 
 def new_result(name: str, protocol: dict[str, Any] | None, seeds: list[int]) -> dict[str, Any]:
@@ -49,32 +66,9 @@ def write_result(file: Path, result: dict[str, Any]) -> None:
 
 
 def read_result(file: Path) -> dict[str, Any]:
-    """Return a result; a file of another kind, or whose fields are of another, is refused by name."""
-    try:
-        result = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is damaged: {error}") from error
+    """Return a result; a file of another kind is refused by name."""
+    result = read_json(Path(file))
     if not isinstance(result, dict) or "rows" not in result:
         raise UserError(f"{file} is not a result file: it has no rows")
-    _check_fields(str(file), result, FIELDS, required=True)
-    for number, row in enumerate(result["rows"]):
-        place = f"{file}, row {number}"
-        if not isinstance(row, dict):
-            raise UserError(f"{place}: expected an object, got {type(row).__name__}")
-        _check_fields(place, row, ROW_FIELDS)
-        scores = row.get("scores", [])
-        if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
-            raise UserError(f"{place}: expected finite numbers as scores")
-    return result
-
-
-def _check_fields(
-    place: str, fields: dict[str, Any], known: dict[str, tuple[type, ...]], required: bool = False
-) -> None:
-    for name, kinds in known.items():
-        value = fields.get(name)
-        if name in fields and not isinstance(value, kinds):
-            expected = " or ".join(kind.__name__ for kind in kinds)
-            raise UserError(f"{place}: expected {name} to be {expected}, got {type(value).__name__}")
-        if required and name not in fields:
-            raise UserError(f"{place} is not a result file: it has no {name}")
+    complete = checked(result, ResultFile, file).model_dump(exclude={"rows"})
+    return result | {name: value for name, value in complete.items() if name not in result}

@@ -8,6 +8,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import write_text_atomically
+from common.json_file import checked, read_json
 from common.provenance import command_line, git_commit, package_versions
 
 FILE = "arguments.json"
@@ -36,7 +37,7 @@ def require_same_arguments(out: Path, arguments: dict[str, Any], ignore: Collect
     """
     file = out / FILE
     if file.exists():
-        stored = json.loads(file.read_text())
+        stored = checked(read_json(file), dict[str, Any], file)
         if changed := changed_arguments(stored, arguments, ignore):
             raise UserError(f"{out} holds a run with another {', '.join(changed)}; choose another --out")
     write_text_atomically(file, json.dumps(arguments, indent=1) + "\n")

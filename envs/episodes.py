@@ -14,37 +14,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-import pyarrow.parquet as parquet
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset
 from jaxtyping import Bool, Float32, Int, Int64, UInt8
 from PIL import Image as PilImage
-from pyarrow import Table, concat_tables
+from pyarrow import concat_tables
+from pydantic import ConfigDict, Field
 
 from common.errors import UserError
 from common.files import atomic_file, write_text_atomically
 from common.images import ImageError, decode_rgb
+from common.json_file import checked, read_json
+from envs.episode_file import FEATURES, DatasetError, frame_size, read_episode_file
 from envs.protocol import Protocol
 
-FEATURES = Features(
-    {
-        "frame": Image(),
-        "action": Value("int64"),
-        "action_values": List(Value("float32")),
-        "reward": Value("float32"),
-        "episode": Value("int64"),
-        "step": Value("int64"),
-        "terminated": Value("bool"),
-        "truncated": Value("bool"),
-    }
-)
 INFO = "info.json"
 EPISODE_FILE = re.compile(r"episode-(\d{8,})\.parquet")
-
-
-class DatasetError(UserError):
-    """A dataset that is missing, damaged or of different data; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +74,10 @@ class Episode:
 class DatasetInfo:
     """The properties shared by all episodes of a dataset; `labels` names the expert, if there is one."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # checks the file of a dataset
+
     game: str
-    action_names: tuple[str, ...]
+    action_names: Annotated[tuple[str, ...], Field(min_length=1, max_length=18)]
     protocol: Protocol
     agent: str
     labels: str | None
@@ -98,12 +87,6 @@ class DatasetInfo:
     def to_dict(self) -> dict:
         """Return plain values, for JSON."""
         return dataclasses.asdict(self) | {"action_names": list(self.action_names)}
-
-    @classmethod
-    def from_dict(cls, fields: dict) -> "DatasetInfo":
-        """Return the info of `to_dict`."""
-        protocol = Protocol(**fields["protocol"])
-        return cls(**{**fields, "action_names": tuple(fields["action_names"]), "protocol": protocol})
 
     def same_data(self, other: "DatasetInfo") -> bool:
         """Return whether episodes of both may share a dataset; commit and versions may differ."""
@@ -127,9 +110,9 @@ def read_info(path: Path) -> DatasetInfo:
     if not file.is_file():
         raise DatasetError(f"expected a dataset directory with {INFO} in it, got {path}")
     try:
-        return DatasetInfo.from_dict(json.loads(file.read_text()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{file} is damaged: {error}") from error
+        return checked(read_json(file), DatasetInfo, file)
+    except UserError as error:
+        raise DatasetError(str(error)) from error
 
 
 def episode_files(path: Path) -> dict[int, Path]:
@@ -206,9 +189,13 @@ class EpisodeDataset:
         self._files = list(files.values())
         if not files:
             raise DatasetError(f"{self.path} holds no complete episode")
-        tables = [self._read(file, seed) for seed, file in files.items()]
+        tables = [read_episode_file(file, len(self.info.action_names), seed) for seed, file in files.items()]
         table, lengths = concat_tables(tables), [table.num_rows for table in tables]
         self._pngs = [png for one in tables for png in one["frame"].combine_chunks().field("bytes").to_pylist()]
+        try:
+            frame_size(self._pngs)
+        except DatasetError as error:
+            raise DatasetError(f"{self.path} is damaged: {error}") from error
         self.actions, self.rewards, self.terminated, self.truncated = (
             table[name].to_numpy() for name in ("action", "reward", "terminated", "truncated")
         )
@@ -217,16 +204,6 @@ class EpisodeDataset:
         self._first = np.cumsum([0, *lengths[:-1]])
         self.starts = np.repeat(self._first, lengths)
         self.seeds = table["episode"].to_numpy()[self._first].tolist()
-
-    @staticmethod
-    def _read(file: Path, seed: int) -> Table:
-        try:
-            table = parquet.read_table(file)
-            if other := set(table["episode"].to_pylist()) - {seed}:
-                raise DatasetError(f"{file} holds the episode of seed {min(other)}; is it a copy?")
-            return table
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
 
     def __len__(self) -> int:
         return len(self._pngs)

@@ -35,6 +35,7 @@ from minari.storage.datasets_root_dir import get_dataset_path
 
 from common.command import command, run
 from common.errors import UserError
+from common.json_file import checked
 from common.outputs import require_output_directory
 from envs.episodes import INFO, DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
 from envs.games import Game, MultiPlayerGameError, UnknownGameError, action_names, find_game, screen_size
@@ -142,7 +143,7 @@ def _read_info(data: minari.MinariDataset) -> DatasetInfo:
     names = action_names(game, protocol.full_action_space)
     _check_spaces(data, game, len(names))
     if METADATA_KEY in metadata:
-        info = DatasetInfo.from_dict(metadata[METADATA_KEY])
+        info = checked(metadata[METADATA_KEY], DatasetInfo, f"the metadata of {data.id}")
         if (info.game, info.action_names) != (game.name, names):
             raise MinariError(f"the metadata of {data.id} names {info.game}, but its environment is {game.name}")
         return info
@@ -153,7 +154,7 @@ def _read_info(data: minari.MinariDataset) -> DatasetInfo:
         protocol=protocol,
         agent=f"{metadata.get('algorithm_name', 'unknown agent')} of {data.id}",
         labels=None,
-        commit=metadata.get("code_permalink", "unknown"),
+        commit=str(metadata.get("code_permalink", "unknown")),
         versions={"minari": data.minari_version, "frames": frames},
     )
 

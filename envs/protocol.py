@@ -7,8 +7,10 @@ Frames are emulator frames, 60 per second.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import ConfigDict, Field
 
 from common.errors import UserError
 
@@ -21,12 +23,15 @@ NUM_PLAIN_SEEDS = 100_000  # those from here on draw their emulator seeds from t
 class Protocol:
     """The rules of an evaluation episode."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # checks a protocol in a file
+
     name: str
-    repeat_action_probability: float  # sticky actions, drawn for every emulator frame
-    frame_skip: int  # emulator frames per agent step
-    noop_max: int  # largest number of no-op steps at the start
+    # sticky actions, drawn for every emulator frame
+    repeat_action_probability: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+    frame_skip: Annotated[int, Field(ge=1, le=60)]  # emulator frames per agent step
+    noop_max: Annotated[int, Field(ge=0, le=10**6)]  # largest number of no-op steps at the start
     full_action_space: bool  # all 18 actions of the console in place of the game's minimal set
-    max_episode_frames: int  # after which an episode is truncated
+    max_episode_frames: Annotated[int, Field(ge=1, lt=2**31)]  # after which an episode is truncated
 
     def to_dict(self) -> dict:
         """Return the fields as plain values, for JSON."""

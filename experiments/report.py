@@ -13,7 +13,8 @@ import base64
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,14 +126,25 @@ def section_markdown(section: Section, finding: Finding | None) -> str:
     return "\n\n".join(parts)
 
 
+@contextmanager
+def _complete_rows(folder: Path) -> Iterator[None]:
+    """Turn what a table or a chart misses in rows into a `UserError`."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(f"a result file in {folder} lacks what the report reads in its rows: {reason}") from error
+
+
 def write(args: Args) -> str:
     """Write the page or the document; return what to print."""
-    if args.markdown:
-        return results_markdown(args.results).removesuffix("\n")
-    if args.write_docs:
-        write_text_atomically(DOCS, results_markdown(args.results))
-        return f"wrote {DOCS}"
-    return f"the page is {write_page(args)}"
+    with _complete_rows(args.results):
+        if args.markdown:
+            return results_markdown(args.results).removesuffix("\n")
+        if args.write_docs:
+            write_text_atomically(DOCS, results_markdown(args.results))
+            return f"wrote {DOCS}"
+        return f"the page is {write_page(args)}"
 
 
 main = command(Args, write, __doc__, "{}")

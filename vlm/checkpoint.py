@@ -11,6 +11,7 @@ A checkpoint is written into a temporary directory and renamed when complete.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -18,36 +19,31 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, PreTrainedModel
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from common.errors import UserError
 from common.files import atomic_directory
+from vlm.checkpoint_files import (
+    METADATA,
+    TRAINING,
+    WEIGHTS,
+    CheckpointError,
+    read_image_config,
+    read_kind,
+    read_training_file,
+    require_enough_weights,
+    require_finite,
+    require_plain_config,
+)
 from vlm.device import best_device, is_main_process
 from vlm.hf_vlm import PretrainedVLM, looks_like_id, require_known_id
-from vlm.image_input import ImageConfig
 from vlm.model import PixelModel, PixelVLM
 from vlm.patch_expansion import NAME as EXPANSION
 from vlm.patch_expansion import expansion_of
-
-METADATA, TRAINING, WEIGHTS = "pvplay.json", "training.json", "model.safetensors"
-OLD_NAMES = {  # keys and kinds in checkpoints of version 0.1
-    "canvas": "square_size",
-    "motion": "frame_diff_scale",
-    "places": "coordinate_channels",
-    "foreign-vlm": "pretrained-vlm",
-    "points": "point_grid",
-    "points_shift": "logit_bias",
-    "moved": "parameter_updates",
-}
-LOAD_ERRORS = (SafetensorError, OSError, ValueError, KeyError, RuntimeError, ImportError)
+from vlm.prompts import IMAGE
 
 Model = TypeVar("Model", bound=PixelModel)
-
-
-class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged or of another kind; the message names the file."""
 
 
 def save(
@@ -87,12 +83,13 @@ def load(directory: Path, device: torch.device | None = None) -> PixelVLM:
     """
     directory = Path(directory)
     if (directory / METADATA).is_file():
-        is_pretrained = _kind(_read_json(directory, METADATA)) == PretrainedVLM.kind
+        is_pretrained = read_kind(directory) == PretrainedVLM.kind
     else:
+        require_plain_config(directory)
         is_pretrained = _is_transformers_model(directory)
     if is_pretrained and not directory.exists():
         require_known_id(str(directory))
-    vlm = _load_pretrained(str(directory)) if is_pretrained else load_as(PixelVLM, directory)
+    vlm = _load_pretrained(directory) if is_pretrained else load_as(PixelVLM, directory)
     vlm.model.to(device or best_device())
     return vlm
 
@@ -101,53 +98,118 @@ def _is_transformers_model(directory: Path) -> bool:
     return (directory / "config.json").is_file() or (not directory.exists() and looks_like_id(str(directory)))
 
 
-def _load_pretrained(name: str) -> PretrainedVLM:
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32)
-        processor = AutoProcessor.from_pretrained(name)
-    except LOAD_ERRORS as error:
-        reason = _first_line(error)
-        raise CheckpointError(f"expected a vision-language model of transformers at {name}: {reason}") from error
+def _load_pretrained(directory: Path) -> PretrainedVLM:
+    name = str(directory)
+    require_plain_config(directory)
+    damage = f"expected a vision-language model of transformers at {name}"
+    model, report = _from_pretrained(AutoModelForImageTextToText, name, damage)
+    with _damage(damage):
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise CheckpointError(f"expected a processor of images and text at {name}, got {type(processor).__name__}")
-    return PretrainedVLM(model.eval(), processor)
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(f"{name} lacks {len(missing)} weights of its model: {', '.join(missing[:3])}")
+    require_finite(model.state_dict().items(), directory)
+    vlm = PretrainedVLM(model.eval(), processor)
+    _require_same_tokens(vlm, directory)
+    return vlm
 
 
 def load_as(model_class: type[Model], directory: Path) -> Model:
     """Return the model of a checkpoint of a given class, in float32 on the CPU; raises as `load` does."""
     directory = Path(directory)
-    metadata = _read_json(directory, METADATA)
-    if (kind := _kind(metadata)) != model_class.kind:
+    if (kind := read_kind(directory)) != model_class.kind:
         raise CheckpointError(f"{directory / METADATA}: expected a checkpoint of kind {model_class.kind}, got {kind}")
     if not (directory / WEIGHTS).is_file():
         raise CheckpointError(f"{directory} is incomplete: {WEIGHTS} is missing")
-    try:
-        with _without_warnings():  # of a patch expansion, which is loaded here; other mismatches are errors
-            model, report = model_class.auto_class.from_pretrained(
-                directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except LOAD_ERRORS as error:
-        raise CheckpointError(f"{directory / WEIGHTS} or a file beside it is damaged: {_first_line(error)}") from error
-    unexpected = _load_expansion(model, directory / WEIGHTS, report["unexpected_keys"])
+    require_plain_config(directory)
+    image_config, damage = read_image_config(directory), f"{directory / WEIGHTS} or a file beside it is damaged"
+    model, report = _from_pretrained(model_class.auto_class, str(directory), damage, local_files_only=True)
+    with _damage(damage):
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        unexpected = _load_expansion(model, directory / WEIGHTS, report["unexpected_keys"])
     if mismatched := sorted(report["missing_keys"]) + sorted(unexpected):
         raise CheckpointError(f"{directory / WEIGHTS} does not fit its config.json: {', '.join(mismatched[:3])}")
-    known = {field.name for field in dataclasses.fields(ImageConfig)}
-    if unknown := sorted(set(metadata) - known - {"kind"}):
-        raise CheckpointError(f"{directory / METADATA}: expected {', '.join(sorted(known))}, got {', '.join(unknown)}")
-    image_config = ImageConfig(**{name: value for name, value in metadata.items() if name in known})
-    return model_class(model.eval(), tokenizer, image_config)
+    require_finite(itertools.chain(model.named_parameters(), model.named_buffers()), directory / WEIGHTS)
+    loaded = model_class(model.eval(), tokenizer, image_config)
+    _require_same_input(loaded, directory)
+    if isinstance(loaded, PixelVLM):
+        _require_same_tokens(loaded, directory)
+    with _damage(damage):
+        _try_out(loaded)
+    return loaded
+
+
+def _from_pretrained(auto_class: Any, name: str, damage: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return a model in float32 and transformers' report; code and pickles of the checkpoint are never run."""
+    with _damage(damage):
+        if Path(name).is_dir():
+            config = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+            with torch.device("meta"):  # takes no memory
+                require_enough_weights(getattr(auto_class, "from_config", auto_class)(config), Path(name))
+        model, report = auto_class.from_pretrained(
+            name,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    return model, report
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Let transformers log errors alone within the context."""
+def _damage(message: str) -> Iterator[None]:
+    """Turn the errors of a damaged file, which can be of nearly any type, into a `CheckpointError`; log nothing else.
+
+    What would be logged of a model's weights is checked here, and a patch expansion is loaded here.
+    """
     before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{message}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
     finally:
         logging.set_verbosity(before)
+
+
+def _require_same_input(model: PixelModel, directory: Path) -> None:
+    """Refuse an `ImageConfig` of other channels or of another square than the model's encoder takes."""
+    config, encoder = model.image_config, model.encoder.config
+    for name, own, expected in (
+        ("channels", config.channels, getattr(encoder, "num_channels", config.channels)),
+        ("square_size", config.square_size, getattr(encoder, "image_size", config.square_size)),
+    ):
+        if own != expected:
+            reason = f"its images have {name} {own}, its model takes {expected}"
+            raise CheckpointError(f"{directory / METADATA} does not fit config.json: {reason}")
+
+
+@torch.no_grad()
+def _try_out(model: PixelModel) -> None:
+    """Compute a few black pixels' features, so that sizes that do not fit together are found here."""
+    side = min(8, model.image_config.square_size or 8)
+    images = model.preprocess(torch.zeros(1, model.history, side, side, 3, dtype=torch.uint8))
+    if not isinstance(model, PixelVLM):
+        model.model.get_image_features(pixel_values=images)
+        return
+    tokens = model.expand(model.encode_images(images)).tokens
+    model.decoder(inputs_embeds=tokens[:, :4])
+    model.embed(torch.tensor([model.bos_ids], dtype=torch.long))
+
+
+def _require_same_tokens(vlm: PixelVLM, directory: Path) -> None:
+    """Refuse a tokenizer, or an image token, with ids beyond the model's embeddings."""
+    count, image = vlm.model.get_input_embeddings().num_embeddings, getattr(vlm.model.config, "image_token_id", None)
+    if image is not None and not (isinstance(image, int) and 0 <= image < count):
+        raise CheckpointError(f"{directory} is damaged: expected an image token of {count}, got {image!r}")
+    if len(vlm.tokenizer) > count:
+        raise CheckpointError(f"{directory} is damaged: expected at most {count} tokens, got {len(vlm.tokenizer)}")
+    if vlm.kind == PixelVLM.kind and vlm.tokenizer.convert_tokens_to_ids(IMAGE) != image:
+        raise CheckpointError(f"{directory}: the image token of its tokenizer is not that of config.json, {image}")
 
 
 def _load_expansion(model: PreTrainedModel, file: Path, unexpected: Collection[str]) -> set[str]:
@@ -160,36 +222,12 @@ def _load_expansion(model: PreTrainedModel, file: Path, unexpected: Collection[s
     return set(unexpected) - names
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _kind(metadata: dict[str, Any]) -> str | None:
-    kind = metadata.get("kind")
-    return OLD_NAMES.get(str(kind), kind)
-
-
-def _read_json(directory: Path, name: str) -> dict[str, Any]:
-    file = directory / name
-    if not directory.exists():
-        raise CheckpointError(f"expected a checkpoint directory, got {directory}, which does not exist")
-    if not file.is_file():
-        raise CheckpointError(f"expected a checkpoint directory with {name} in it, got {directory}")
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} is damaged: expected an object")
-    return {str(OLD_NAMES.get(key, key)): value for key, value in content.items()}
-
-
 def read_training(directory: Path) -> dict[str, Any]:
     """Return the `training.json` of a checkpoint; empty for a pretrained model without one."""
     directory = Path(directory)
     if not (directory / TRAINING).is_file() and _is_transformers_model(directory):
         return {}
-    return _read_json(directory, TRAINING)
+    return read_training_file(directory)
 
 
 def training_resolution(directory: Path) -> tuple[int, int] | None:

@@ -1,11 +1,13 @@
 """How frames become the encoder's input; training and play share this code."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
+from pydantic import ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,10 +22,15 @@ class ImageConfig:
     position only from the borders.
     """
 
-    history: int = 1  # frames, the current one included
-    square_size: int | None = None  # side of the square that frames are padded to, for an encoder of one input size
-    stride: int = 32  # of the encoder, in pixels; without a square, rows and columns are padded to multiples of it
-    frame_diff_scale: float = 1.0  # factor on the differences between frames
+    __pydantic_config__ = ConfigDict(extra="forbid")  # checks the file of a checkpoint
+
+    history: Annotated[int, Field(ge=1, le=64)] = 1  # frames, the current one included
+    # side of the square that frames are padded to, for an encoder of one input size
+    square_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    # of the encoder, in pixels; without a square, rows and columns are padded to multiples of it
+    stride: Annotated[int, Field(ge=1, le=1024)] = 32
+    # factor on the differences between frames
+    frame_diff_scale: Annotated[float, Field(ge=-1e3, le=1e3, allow_inf_nan=False)] = 1.0
     coordinate_channels: bool = False
 
     @property

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from common.images import ImageError, read_image
+from common.text import printable
 from envs.episodes import INFO, EpisodeDataset
 from pretrain.data.splits import split_rows
 from pretrain.data.synthetic_images import synthetic_image
@@ -122,5 +123,5 @@ def open_image_source(location: str, split: str = "all", num_val: int = 0) -> Im
     folder = ImageFolder(Path(location))
     if folder.skipped:
         print(f"skipped {len(folder.skipped)} of {len(folder.skipped) + len(folder)} pictures in {location}:")
-        print("\n".join(f"  {reason}" for reason in folder.skipped))
+        print("\n".join(f"  {printable(reason)}" for reason in folder.skipped))
     return folder

@@ -37,6 +37,7 @@ from common.errors import UserError
 from common.files import atomic_file, write_text_atomically
 from common.images import ImageError, decode_picture, read_image, read_picture_bytes
 from common.provenance import command_line
+from common.text import printable
 from pretrain.data.debian_packages import (
     PackageNotFoundError,
     check_package_name,
@@ -175,7 +176,7 @@ def unpack_resources(folder: Path) -> None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(content)
         except UserError as error:
-            print(f"skipped: {error}")
+            print(printable(f"skipped: {error}"))
 
 
 def add_photographs(out: Path, source: Source, pictures: Iterable[Picture], any_colors: bool = False) -> None:
@@ -247,7 +248,7 @@ def fetch(args: Args) -> Path:
         try:
             add_scikit_image(args.out) if name == SCIKIT_IMAGE else add_package(args.out, name)
         except PackageNotFoundError as error:
-            print(f"skipped {name}: {error}; if other packages are missing as well, run apt-get update")
+            print(printable(f"skipped {name}: {error}; if other packages are missing as well, run apt-get update"))
     if not (sources := read_sources(args.out)):
         raise UserError(f"expected at least one package that apt knows, got {', '.join(args.packages) or 'none'}")
     print(describe(sources))

@@ -4,6 +4,7 @@ The polygons of one object may overlap. `COCO.annToMask` merges them, so that a 
 own API and LISA add them up instead, and a pixel in two polygons becomes 2; `compat="lisa"` does the same.
 """
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from common.errors import UserError
 
 COMPAT_MODES = ("plain", "lisa")
 MAX_COORDINATE = 10  # of a polygon, in multiples of the image's longer side
+MAX_OUTLINE = 2**20  # pixels along all polygons of an object; pycocotools' memory grows with them
+MAX_PIXELS, MAX_DECODED = 2**26, 2**31  # of a mask, and of all parts of an object
+MAX_SHIFT = 60  # bits of a run length
 
 
 class MaskError(UserError):
@@ -42,40 +46,54 @@ def decode_segmentation(
     parts = [segmentation] if isinstance(segmentation, dict) else segmentation
     if not isinstance(parts, Sequence) or isinstance(parts, str):
         raise MaskError(f"expected polygons or run lengths, got {type(segmentation).__name__}")
-    converted = [(_checked_rle if isinstance(one, dict) else _polygon_rle)(one, height, width) for one in parts]
-    rles = [rle for rle in converted if rle is not None]
+    if min(height, width) < 1 or height * width > MAX_PIXELS or height * width * len(parts) > MAX_DECODED:
+        limits = f"at most {MAX_PIXELS:,} pixels, and {MAX_DECODED:,} in all of its parts"
+        raise MaskError(f"expected {limits}, got {len(parts)} of {height} x {width}")
+    converted = [_checked_rle(one, height, width) for one in parts if isinstance(one, dict)]
+    polygons = [_checked_polygon(one, height, width) for one in parts if not isinstance(one, dict)]
+    if sum(map(_outline, polygons)) > MAX_OUTLINE:
+        raise MaskError(f"expected outlines of at most {MAX_OUTLINE:,} pixels, got more in {len(polygons)} polygons")
+    rles = converted + [coco.frPyObjects([polygon], height, width)[0] for polygon in polygons if polygon]
     if compat == "lisa":
-        masks = coco.decode(rles) if rles else np.zeros((height, width, 0), np.uint8)  # [H, W, N]
-        return masks.sum(axis=2).astype(np.uint8)
+        total = np.zeros((height, width), np.uint8)
+        for rle in rles:
+            total += coco.decode(rle)
+        return total
     return coco.decode(coco.merge(rles)).astype(bool) if rles else np.zeros((height, width), dtype=bool)
 
 
-def _polygon_rle(polygon: Any, height: int, width: int) -> dict | None:
-    """Return None for fewer than three corners; pycocotools would read four numbers as a box."""
+def _checked_polygon(polygon: Any, height: int, width: int) -> list[float]:
+    """Return the corners; none for fewer than three, since pycocotools would read four numbers as a box."""
     if isinstance(polygon, Sequence) and len(polygon) in (0, 2, 4):
-        return None
+        return []
     if not isinstance(polygon, Sequence) or isinstance(polygon, str) or len(polygon) % 2:
-        raise MaskError(f"expected a polygon [x0, y0, x1, y1, ...], got {str(polygon)[:60]}")
-    limit = MAX_COORDINATE * max(height, width)  # pycocotools' memory grows with the length of an edge
+        raise MaskError(f"expected a polygon [x0, y0, x1, y1, ...], got {reprlib.repr(polygon)}")
+    limit = MAX_COORDINATE * max(height, width)
     if not all(isinstance(value, int | float) and abs(value) <= limit for value in polygon):
-        raise MaskError(f"expected a polygon on an image of {height} x {width}, got {str(polygon)[:60]}")
-    return coco.frPyObjects([list(polygon)], height, width)[0]
+        raise MaskError(f"expected a polygon on an image of {height} x {width}, got {reprlib.repr(polygon)}")
+    return list(polygon)
+
+
+def _outline(polygon: list[float]) -> float:
+    """Return the length of a polygon's edges, rows and columns added."""
+    corners = np.array(polygon, dtype=float).reshape(-1, 2)
+    return float(np.abs(np.diff(corners, axis=0, append=corners[:1])).sum())
 
 
 def _checked_rle(part: dict, height: int, width: int) -> dict:
     counts, size = part.get("counts"), part.get("size")
     if not isinstance(size, Sequence) or list(size) != [height, width]:
-        raise MaskError(f"expected run lengths of size [{height}, {width}], got size {size}")
+        raise MaskError(f"expected run lengths of size [{height}, {width}], got size {reprlib.repr(size)}")
     if isinstance(counts, list):
         if not all(isinstance(run, int) and run >= 0 for run in counts) or sum(counts) != height * width:
-            raise MaskError(f"expected run lengths that add up to {height} x {width}, got {str(counts)[:60]}")
+            raise MaskError(f"expected run lengths that add up to {height} x {width}, got {reprlib.repr(counts)}")
         return coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     if not isinstance(counts, str | bytes):
         raise MaskError(f"expected counts as text or a list of numbers, got {type(counts).__name__}")
     counts = counts.encode() if isinstance(counts, str) else counts
     runs = _decompress(counts) if all(48 <= character < 112 for character in counts) else []
     if min(runs, default=0) < 0 or sum(runs) != height * width:  # pycocotools would return uninitialized memory
-        raise MaskError(f"expected run lengths that add up to {height} x {width}, got {str(counts)[:60]}")
+        raise MaskError(f"expected run lengths that add up to {height} x {width}, got {reprlib.repr(counts)}")
     return {"size": [height, width], "counts": counts}
 
 
@@ -87,6 +105,8 @@ def _decompress(counts: bytes) -> list[int]:
         bits = character - 48
         value |= (bits & 0x1F) << shift
         shift += 5
+        if shift > MAX_SHIFT:
+            return []
         if not bits & 0x20:
             value -= (bits & 0x10) << (shift - 4)  # the sign
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
@@ -107,5 +127,5 @@ def decode_mask(rle: dict[str, Any]) -> Bool[np.ndarray, "H W"]:
     try:
         height, width = rle["size"]
         return decode_segmentation(rle, int(height), int(width))
-    except (KeyError, TypeError, ValueError) as error:
-        raise MaskError(f"expected run lengths with size and counts, got {str(rle)[:60]}") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise MaskError(f"expected run lengths with size and counts, got {reprlib.repr(rle)}") from error

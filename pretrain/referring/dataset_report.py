@@ -22,6 +22,7 @@ from common.command import parse, run
 from common.errors import UserError
 from common.files import write_text_atomically
 from common.outputs import require_output_files
+from common.text import printable
 from pretrain.referring.refcoco import MAX_NAMED_IMAGES
 from pretrain.referring.refer_files import (
     HUB_NAMES,
@@ -164,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     images = args.images or args.data / IMAGES
     print(f"images: {len(list_images(images)):,} files in" if images.is_dir() else "expected images in", images)
     rows = inspect(args.data, images)
-    print("\n".join(line for row in rows for line in _describe(row)))
+    print("\n".join(printable(line) for row in rows for line in _describe(row)))
     usable = [
         f"{row['dataset']} {row['partition']} {part['split']}"
         for row in rows

@@ -40,7 +40,7 @@ def read_predictions(file: Path) -> dict[int, MaskPrediction]:
                 sent_id, ref_id, mask = int(row["sent_id"]), int(row["ref_id"]), row["mask"]
                 if mask is not None:
                     decode_mask(mask)  # here, where the line of a damaged mask is known
-            except (MaskError, ValueError, KeyError, TypeError) as error:
+            except (MaskError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 raise MaskError(f"{file}, line {number} is damaged: {type(error).__name__}: {error}") from error
             if sent_id in predictions:
                 raise MaskError(f"{file}, line {number}: expression {sent_id} has a second prediction")

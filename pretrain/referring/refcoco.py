@@ -13,6 +13,7 @@ from PIL import Image
 
 from common.errors import UserError
 from common.images import read_image
+from common.text import printable
 from pretrain.referring.coco_masks import check_compat, decode_segmentation
 from pretrain.referring.refer_files import (
     IMAGES,
@@ -109,7 +110,7 @@ class RefCocoDataset:
         """What was left out, one line to print; empty if nothing was."""
         if not self.missing_images:
             return ""
-        return (
+        return printable(
             f"{self.name}: {len(self.missing_images)} images missing in {self.image_dir} and {self.num_left_out} "
             f"expressions left out: {', '.join(self.missing_images[:MAX_NAMED_IMAGES])}"
             f"{' ...' if len(self.missing_images) > MAX_NAMED_IMAGES else ''}"

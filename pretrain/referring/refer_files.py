@@ -14,16 +14,20 @@ gRefCOCO (Liu et al. 2023, GRES) refers to several objects, or to none: its anno
 
 import json
 import os
+import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow.parquet as parquet
+from pyarrow import ArrowException
+from pydantic import BaseModel, Field, ValidationError
 
 from common.errors import UserError, nearest
-from pretrain.referring.safe_pickle import load_safe_pickle
+from common.json_file import first_fault
+from common.safe_pickle import load_safe_pickle
 
 PARTITIONS = {  # the default first
     "refcoco": ("unc", "google"),
@@ -35,11 +39,41 @@ NO_TARGET = -1  # gRefCOCO's number in place of an annotation's
 SPLITS = ("train", "val", "testA", "testB", "test")
 IMAGES = Path("images/mscoco/images/train2014")
 HUB_NAMES = {"refcoco": "refcoco", "refcoco+": "refcocoplus", "refcocog": "refcocog"}
+# Deep JSON is a RecursionError, an infinite number an OverflowError.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, ArrowException)
 COLUMNS = ["ref_id", "ann_id", "split", "sentences", "raw_anns", "raw_image_info"]
 
 
 class ReferError(UserError):
     """A data set of referring expressions that is missing or damaged; the message names the file."""
+
+
+Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class Sentence(BaseModel):
+    """An expression, in a file."""
+
+    sent_id: Number
+    sent: str
+
+
+class RefRow(BaseModel):
+    """What readers use of a ref in a file; its values may be anything before they are checked, and hashed or shown."""
+
+    ref_id: Number
+    ann_id: Number | list[Number]
+    image_id: Number | None = None  # Parquet files have none
+    split: str
+    sentences: list[Sentence]
+
+
+class ImageRow(BaseModel):
+    """What readers use of an image in a file."""
+
+    file_name: str
+    height: Annotated[int, Field(ge=1, le=2**16)]
+    width: Annotated[int, Field(ge=1, le=2**16)]
 
 
 @dataclass(frozen=True)
@@ -128,9 +162,13 @@ def read_refer(root: Path, dataset: str, partition: str) -> list[Ref]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ReferError(f"{pickle} is damaged: expected a list of dicts, got {type(rows).__name__}")
     images, annotations = _read_instances(instances)
-    refs = []
+    refs: list[Ref] = []
+    num_sentences, most = 0, pickle.stat().st_size  # a pickle may hold one list in many places
     for row in rows:
-        with _damage(f"{pickle} is damaged: ref {row.get('ref_id')}"):
+        with _damage(f"{pickle} is damaged: ref {reprlib.repr(row.get('ref_id'))}"):
+            num_sentences += 1 + len(RefRow.model_validate(row).sentences)
+            if num_sentences > most:
+                raise ReferError(f"{pickle} refused: it holds more expressions than bytes")
             image_id, ann_ids = row["image_id"], _annotation_ids(row["ann_id"])
             wanted = [(image_id, images, "image"), *((number, annotations, "annotation") for number in ann_ids)]
             for number, known, kind in wanted:
@@ -167,13 +205,16 @@ def _damage(message: str) -> Iterator[None]:
     """Turn the errors of a file of another content into a `ReferError`."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError) as error:  # Arrow's own errors are ValueErrors and KeyErrors
+    except ValidationError as error:
+        raise ReferError(f"{message}: {first_fault(error)}") from error
+    except DAMAGE as error:
         raise ReferError(f"{message}: {type(error).__name__}: {error}".partition("\n")[0]) from error
 
 
 def _to_ref(row: dict, image: dict, annotations: dict[int, dict], split: str) -> Ref:
     sentences = tuple((int(sentence["sent_id"]), str(sentence["sent"]).strip()) for sentence in row["sentences"])
-    size = int(image["height"]), int(image["width"])
+    checked_image = ImageRow.model_validate(image)
+    size = checked_image.height, checked_image.width
     segmentations = tuple(annotation["segmentation"] for annotation in annotations.values())
     ids = int(row["ref_id"]), tuple(map(int, annotations))
     return Ref(*ids, str(split), str(image["file_name"]), *size, segmentations, sentences)
@@ -188,6 +229,7 @@ def read_parquet(root: Path, dataset: str) -> list[Ref]:
     for file in parquet_files(root, dataset):
         with _damage(f"{file} is damaged"):
             for row in parquet.read_table(file, columns=COLUMNS).to_pylist():
+                RefRow.model_validate(row)
                 annotation = json.loads(row["raw_anns"])
                 if isinstance(annotation, list):
                     annotation = {one["id"]: one for one in annotation}[row["ann_id"]]

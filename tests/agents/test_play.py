@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from unittest.mock import MagicMock
 
 import imageio.v2 as imageio
@@ -275,6 +276,12 @@ def test_the_panels_time_counts_emulator_frames():
 
     assert np.array_equal(image(450, 4), image(900, 2))  # both half a minute
     assert not np.array_equal(image(900, 4), image(900, 2))
+
+
+def test_an_answer_cannot_run_over_what_is_below_it_in_the_picture():
+    panel = Panel("Pong", "vlm\n\n\n", ("noop",), 4)
+    lines, escapes = (draw_transition(replace(black(0), text=text), panel) for text in ("a\nb", r"a\nb"))
+    assert np.array_equal(lines, escapes)
 
 
 def test_a_highlighted_mask_is_drawn_on_the_frame_and_named_in_the_panel():

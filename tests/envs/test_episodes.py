@@ -123,7 +123,7 @@ def test_a_stray_copy_of_an_episode_is_named_and_not_counted(stored, name):
 def test_a_copy_under_the_name_of_another_episode_is_named(stored):
     path, _ = stored
     (path / "data" / "episode-00000009.parquet").write_bytes((path / "data" / "episode-00000002.parquet").read_bytes())
-    with pytest.raises(DatasetError, match=r"episode-00000009\.parquet holds the episode of seed 2; is it a copy\?"):
+    with pytest.raises(DatasetError, match=r"episode-00000009\.parquet is damaged: it holds the episode of seed 2; is it a copy\?"):
         EpisodeDataset(path)
 
 

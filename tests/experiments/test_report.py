@@ -192,3 +192,26 @@ def test_a_browser_opens_the_page_from_the_file_system_without_a_complaint(resul
     seen = np.asarray(Image.open(tmp_path / "seen.png").convert("RGB"))
     assert seen.shape[1] >= width
     assert seen.std() > 5
+
+
+def test_what_a_result_says_cannot_write_to_the_terminal_or_into_the_page(results, tmp_path, capsys):
+    content = json.loads((results / "shipped.json").read_text())
+    content["command"] = "python \x1b]0;title\x07 <script>"
+    content["rows"][0]["agent"] = "vlm:a/\x1b[2J"
+    (results / "shipped.json").write_text(json.dumps(content))
+    assert command("--results", results, "--markdown") == 0
+    assert command("--results", results, "--out", tmp_path / "page") == 0
+    written = (tmp_path / "page" / "index.html").read_text() + capsys.readouterr().out
+    assert r"\x1b]0;title\x07" in written
+    assert not set("\x1b\x07") & set(written)
+    assert "python \\x1b]0;title\\x07 &lt;script&gt;" in written
+
+
+@pytest.mark.parametrize(
+    "row", [{}, {"agent": "vlm"}, {"agent": "vlm", "game": "Carnival", "scores": [1.0]}, {"game": "No such game"}]
+)
+def test_rows_that_lack_what_the_report_reads_end_in_one_line(results, tmp_path, row, capsys):
+    content = json.loads((results / "shipped.json").read_text())
+    (results / "shipped.json").write_text(json.dumps({**content, "rows": [row]}))
+    assert command("--results", results, "--out", tmp_path / "page") == 2
+    assert re.fullmatch(r"error: .*\n", capsys.readouterr().err)

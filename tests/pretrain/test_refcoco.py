@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from common.safe_pickle import PickleError, load_safe_pickle
 from pretrain.referring.coco_masks import MaskError, decode_mask, decode_segmentation, encode_mask
 from pretrain.referring.dataset_report import PUBLISHED, inspect, main
 from pretrain.referring.refcoco import RefCocoDataset
 from pretrain.referring.refer_files import IMAGES, ReferError, find_dataset, find_split, in_split
-from pretrain.referring.safe_pickle import PickleError, load_safe_pickle
 
 HEIGHT, WIDTH = 20, 30
 NAMES = ("COCO_train2014_000000000011.jpg", "COCO_train2014_000000000012.jpg")
@@ -221,7 +221,7 @@ def test_damaged_files_are_named(root):
     for words, expected in (
         (kept[:50], r"refs\(unc\).p is not a pickle, or is damaged"),
         (pickle.dumps({"a": 1}), r"refs\(unc\).p is damaged: expected a list of dicts, got dict"),
-        (pickle.dumps([{"ref_id": 5}]), r"refs\(unc\).p is damaged: ref 5: KeyError: 'image_id'"),
+        (pickle.dumps([{"ref_id": 5}]), r"refs\(unc\).p is damaged: ref 5: ann_id: field required"),
         (
             pickle.dumps([{**refs(UNC)[0], "ann_id": 9}]),
             r"refers to annotation 9, which .*instances.json does not hold",

@@ -15,10 +15,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
+from pydantic import ConfigDict, Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,7 +28,8 @@ from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
 from common.files import atomic_file, write_text_atomically
-from vlm.checkpoint import CheckpointError
+from common.json_file import checked
+from vlm.checkpoint_files import CheckpointError, read_object, require_finite
 from vlm.decoding.packing import Lengths, Suffixes, forward_packed, pad_token_lists
 from vlm.decoding.prefix import SharedIds
 from vlm.image_features import ImageFeatures
@@ -37,6 +40,7 @@ from vlm.tokenizer import padding_id, token_ids
 
 WEIGHTS_FILE, CONFIG_FILE = "mask_head.safetensors", "mask_head.json"
 HIDDEN_CHANNELS = 96
+Size = Annotated[int, Field(ge=1, le=2**14)]
 FOREGROUND_BIAS_INIT = -3.0  # initial logit of every pixel: most belong to no target
 OLD_NAMES = {  # of configuration fields and modules in files of version 0.1
     "widths": "channels",
@@ -58,12 +62,30 @@ OLD_NAMES = {  # of configuration fields and modules in files of version 0.1
 class MaskHeadConfig:
     """Sizes of a mask head."""
 
-    channels: tuple[int, ...]  # of the encoder's maps, the finest first
-    strides: tuple[int, ...]  # of the encoder's maps, in pixels
-    decoder_dim: int  # width of the decoder's hidden states
-    hidden_channels: int = HIDDEN_CHANNELS  # of the pyramid's maps
-    pixel_features: int = 32  # features of a pixel, and length of a dynamic kernel
-    num_frequencies: int = 6  # sines, and cosines, of 1, 2, ... half periods over the rows; the same over the columns
+    __pydantic_config__ = ConfigDict(extra="forbid")  # checks the file of a checkpoint
+
+    channels: Annotated[tuple[Size, ...], Field(min_length=1)]  # of the encoder's maps, the finest first
+    strides: tuple[Size, ...]  # of the encoder's maps, in pixels
+    decoder_dim: Size  # width of the decoder's hidden states
+    hidden_channels: Size = HIDDEN_CHANNELS  # of the pyramid's maps
+    pixel_features: Size = 32  # features of a pixel, and length of a dynamic kernel
+    num_frequencies: Size = 6  # sines, and cosines, of 1, 2, ... half periods over the rows; the same over the columns
+
+    @classmethod
+    def of(cls, vlm: PixelVLM, hidden_channels: int = HIDDEN_CHANNELS) -> "MaskHeadConfig":
+        """Return the sizes for a model; `UserError` if its class reads images through its own processor."""
+        pixels: Any = vlm.preprocess(torch.zeros(1, vlm.history, 210, 160, 3, dtype=torch.uint8))
+        if not isinstance(pixels, Tensor):
+            reason = "reads images through its own processor, whose maps a mask head cannot place"
+            raise UserError(f"{type(vlm.model).__name__} {reason}; use points in text (--mask points)")
+        with torch.no_grad():
+            maps = encoder_maps(vlm, vlm.encode_images(pixels, output_hidden_states=True))
+        channels, strides = tuple(m.shape[1] for m in maps), tuple(pixels.shape[2] // m.shape[2] for m in maps)
+        return cls(channels, strides, vlm.model.get_input_embeddings().embedding_dim, hidden_channels)
+
+    def fits(self, other: "MaskHeadConfig") -> bool:
+        """Return whether both are for models of the same sizes."""
+        return (self.channels, self.strides, self.decoder_dim) == (other.channels, other.strides, other.decoder_dim)
 
 
 class LateralConv(nn.Module):
@@ -109,14 +131,7 @@ class MaskHead(nn.Module):
     @classmethod
     def of(cls, vlm: PixelVLM, hidden_channels: int = HIDDEN_CHANNELS) -> "MaskHead":
         """Return a new head for a model; `UserError` if its class reads images through its own processor."""
-        pixels: Any = vlm.preprocess(torch.zeros(1, vlm.history, 210, 160, 3, dtype=torch.uint8))
-        if not isinstance(pixels, Tensor):
-            reason = "reads images through its own processor, whose maps a mask head cannot place"
-            raise UserError(f"{type(vlm.model).__name__} {reason}; use points in text (--mask points)")
-        with torch.no_grad():
-            maps = encoder_maps(vlm, vlm.encode_images(pixels, output_hidden_states=True))
-        channels, strides = tuple(m.shape[1] for m in maps), tuple(pixels.shape[2] // m.shape[2] for m in maps)
-        return cls(MaskHeadConfig(channels, strides, vlm.model.get_input_embeddings().embedding_dim, hidden_channels))
+        return cls(MaskHeadConfig.of(vlm, hidden_channels))
 
     def forward(
         self,
@@ -192,14 +207,19 @@ class MaskHead(nn.Module):
         if not weights_file.is_file() or not config_file.is_file():
             files = f"{WEIGHTS_FILE} and {CONFIG_FILE}"
             raise CheckpointError(f"expected a checkpoint with a mask head, {files}, got {directory}")
-        fields = {OLD_NAMES.get(name, name): value for name, value in json.loads(config_file.read_text()).items()}
+        fields = {OLD_NAMES.get(name, name): value for name, value in read_object(Path(directory), CONFIG_FILE).items()}
         try:
-            head = cls(MaskHeadConfig(tuple(fields.pop("channels")), tuple(fields.pop("strides")), **fields))
-            tensors = load_file(weights_file).items()
-            head.load_state_dict({".".join(OLD_NAMES.get(m, m) for m in name.split(".")): t for name, t in tensors})
-        except (KeyError, TypeError, RuntimeError) as error:
+            with torch.device("meta"):  # sizes that do not fit the weights take no memory
+                head = cls(checked(fields, MaskHeadConfig, config_file))
+            tensors = {
+                ".".join(OLD_NAMES.get(module, module) for module in name.split(".")): tensor.float()
+                for name, tensor in load_file(weights_file).items()
+            }
+            head.load_state_dict(tensors, assign=True)
+        except (UserError, SafetensorError, KeyError, TypeError, RuntimeError, ValueError, IndexError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{weights_file} is no mask head of this version: {reason}") from error
+        require_finite(head.state_dict().items(), weights_file)
         return head.eval()
 
 

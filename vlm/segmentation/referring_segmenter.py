@@ -23,7 +23,7 @@ from vlm.image_features import ImageFeatures
 from vlm.image_input import resize_image
 from vlm.model import PixelVLM
 from vlm.segmentation.encoder_maps import encoder_maps
-from vlm.segmentation.mask_head import CONFIG_FILE, MaskHead, expression_states, expression_tokens
+from vlm.segmentation.mask_head import CONFIG_FILE, MaskHead, MaskHeadConfig, expression_states, expression_tokens
 from vlm.segmentation.point_prediction import predict_points
 
 POINT_GRID, LOGIT_BIAS = "point_grid", "logit_bias"
@@ -93,6 +93,8 @@ def load_segmenter(directory: Path, points: bool = False) -> ReferringSegmenter:
     if (directory / CONFIG_FILE).is_file() and not points:
         vlm = checkpoint.load(directory)
         head = MaskHead.load(directory).to(vlm.device)
+        if not head.config.fits(expected := MaskHeadConfig.of(vlm)):
+            raise CheckpointError(f"{directory / CONFIG_FILE} does not fit its model: expected {expected}")
         modules: tuple[Any, ...] = (vlm.model, head)
         for module in modules:  # frames have channels last: without it convolutions reorder their weights
             module.to(memory_format=torch.channels_last)
