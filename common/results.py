@@ -26,7 +26,7 @@ class ResultRow(BaseModel):
     agent: str | None = None
     game: str | float | None = None  # a figure in rows that are no scores
     seed: int | None = None
-    scores: Annotated[list[Finite], Field(min_length=1)] | None = None
+    scores: list[Finite] | None = None  # none yet while the first game is played
 
 
 class ResultFile(BaseModel):

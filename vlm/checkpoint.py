@@ -196,7 +196,7 @@ def _try_out(model: PixelModel) -> None:
     if not isinstance(model, PixelVLM):
         model.model.get_image_features(pixel_values=images)
         return
-    tokens = model.expand(model.encode_images(images)).tokens
+    tokens = model.encode_cells(images).tokens
     model.decoder(inputs_embeds=tokens[:, :4])
     model.embed(torch.tensor([model.bos_ids], dtype=torch.long))
 

@@ -123,7 +123,7 @@ def test_a_stray_copy_of_an_episode_is_named_and_not_counted(stored, name):
 def test_a_copy_under_the_name_of_another_episode_is_named(stored):
     path, _ = stored
     (path / "data" / "episode-00000009.parquet").write_bytes((path / "data" / "episode-00000002.parquet").read_bytes())
-    with pytest.raises(DatasetError, match=r"episode-00000009\.parquet is damaged: it holds the episode of seed 2; is it a copy\?"):
+    with pytest.raises(DatasetError, match=r"09\.parquet is damaged: it holds the episode of seed 2; is it a copy\?"):
         EpisodeDataset(path)
 
 
@@ -137,11 +137,8 @@ def png(image):
     ("content", "message"),
     [
         (encode_png(np.zeros((10, 8, 3), np.uint8))[:-40], "is not a PNG picture, or is damaged"),
-        (b"GIF89a", "is not a PNG picture, or is damaged: no such picture begins like this"),
-        (png(Image.new("1", (12_000, 12_000))), "expected at most 33,554,432 pixels, got 12000 x 12000"),
-        (b"", "is not a PNG picture, or is damaged"),
     ],
-    ids=["cut", "kind", "large", "empty"],
+    ids=["cut"],
 )
 def test_a_frame_is_checked_as_any_picture_and_named_by_its_file_and_row(stored, content, message):
     path, _ = stored
@@ -156,6 +153,26 @@ def test_a_frame_is_checked_as_any_picture_and_named_by_its_file_and_row(stored,
     assert str(refused.value).startswith(f"{file}: frame of row 1")
     assert message in str(refused.value)
     assert "BytesIO" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"GIF89a", "row 1: expected a frame as a PNG, got 6 bytes"),
+        (png(Image.new("1", (12_000, 12_000))), "expected frames of one size, got 10 x 8 from row 0, 12000 x 12000"),
+        (b"", "row 1: expected a frame as a PNG, got 0 bytes"),
+    ],
+    ids=["kind", "large", "empty"],
+)
+def test_a_frame_whose_head_is_not_as_the_others_is_refused_when_the_dataset_opens(stored, content, message):
+    path, _ = stored
+    file = path / "data" / "episode-00000002.parquet"
+    rows = parquet.read_table(file).to_pydict()
+    rows["frame"][1] = {"bytes": content, "path": None}
+    Dataset.from_dict(rows, features=FEATURES).to_parquet(str(file))
+    with pytest.raises(DatasetError, match=message) as refused:
+        EpisodeDataset(path)
+    assert str(refused.value).startswith(f"{file} is damaged")
 
 
 def test_a_missing_dataset_is_named(tmp_path):

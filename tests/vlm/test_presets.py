@@ -16,6 +16,7 @@ SIZES = {
     "micro": (1e6, 2e6),
     "tiny-clip": (1e4, 2e5),
     "nano": (3.9e6, 1e7),
+    "nano-fine": (3e6, 6e6),
     "nano-clip": (3.9e6, 1e7),
     "play-clip": (3.9e6, 1e7),
     "small": (2.5e7, 5e7),
