@@ -36,6 +36,15 @@ _DEFAULT = CaptionConfig(RunConfig(UNSET_OUT), optimizer=OptimizerConfig(encoder
 CONFIGS = {
     "default": _DEFAULT,
     # the study games-nano: the released captioner that it starts from
+    # the released captioner, which the study pvp-nano starts from
+    "captioner": _DEFAULT.replace(
+        preset="nano-fine",
+        val_episodes=2,
+        steps=600,
+        learning_rate=7e-4,
+        encoder_learning_rate=5e-4,
+        trainer=("warmup_steps=40", "save_steps=200"),
+    ),
     "games-nano": _DEFAULT.replace(preset="micro", val_episodes=2, steps=400, trainer=("save_steps=100",)),
 }
 

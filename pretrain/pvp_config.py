@@ -7,7 +7,7 @@ from typing import Literal
 from common.command import require_at_least
 from common.errors import UserError
 from pretrain.pvp_questions import NATIVE, parse_grid
-from vlm.released_checkpoints import RELEASED_CAPTIONER, RELEASED_CLIP
+from vlm.released_checkpoints import RELEASED_CAPTIONER, RELEASED_SEMANTIC
 from vlm.sinusoidal_init import WAVELENGTHS
 from vlm.training.config import UNSET_OUT, ModelConfig, RunConfig, TrainConfig
 
@@ -170,16 +170,14 @@ CONFIGS = {
     "with-play": _DEFAULT.replace(grid="32", images=8, questions=16, synthetic=0.2, augmentation=0.25, label_std=6.0),
     # what the released policy was trained on before play
     "policy": _DEFAULT.replace(preset="micro", sinusoidal_init=True, grid="32", steps=400),
-    # the study pvp-nano, out of distribution; it trains from the released CLIP's tower
-    "pvp-nano": _READING.replace(
-        vision_tower=RELEASED_CLIP,
-        patch_init_amplitude=0.0,
+    # the study pvp-nano, out of distribution; it trains from the released captioner
+    "pvp-nano": _NANO_FINE.replace(
+        init=RELEASED_SEMANTIC,
         val_episodes=2,
         augmentation=1.0,
-        synthetic=0.5,
         questions=32,
-        steps=700,
-        trainer=("warmup_steps=40", "save_steps=175"),
+        steps=1200,
+        trainer=("warmup_steps=40", "save_steps=300"),
     ),
     # reads images never seen: every lever of the study pvp-levers, from synthetic images alone
     "reading": _READING,

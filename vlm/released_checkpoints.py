@@ -8,4 +8,5 @@ RELEASED_PVP = WEIGHTS / "reader"  # reads the colors of images that it has neve
 RELEASED_EXPERT = WEIGHTS / "micro-play"  # an earlier stage of the policy, cloned in `experiments.studies.games_nano`
 RELEASED_CLIP = WEIGHTS / "nano-clip"  # the semantic encoder that `experiments.studies.pvp_nano` starts from
 RELEASED_CAPTIONER = WEIGHTS / "micro"  # trained on captions only; `experiments.studies.games_nano` starts from it
+RELEASED_SEMANTIC = WEIGHTS / "captioner"  # the semantic encoder that `experiments.studies.pvp_nano` starts from
 RELEASED_SEGMENTER = WEIGHTS / "nano-refer"  # referring segmentation by its mask head

@@ -3,8 +3,8 @@
     python -m experiments.run pvp-nano
 
 {frozen, adapted} encoder x three seeds. All conditions see the same images and the same questions
-in the same order for the same number of steps, and start from the same semantic encoder, the vision tower of the small
-CLIP that ships (`pretrain.contrastive`).
+in the same order for the same number of steps, and start from the same semantic encoder, that of the small
+captioner that ships (`pretrain.captions`).
 
 They train on augmented frames and synthetic images, and are evaluated on held-out games, photographs (of scikit-image)
 and other synthetic images, where only reading helps; and on held-out episodes of the training games. The regime
@@ -28,12 +28,14 @@ from transformers import TrainerCallback
 
 from agents import record
 from common.files import write_text_atomically
+from envs.episodes import EpisodeDataset
 from experiments.image_grid import image_grid
 from experiments.studies.demonstrators import record_missing
 from experiments.studies.eval_sets import EvalSet, evaluate, evaluate_baselines, frame_set, photographs, still_set
 from experiments.studies.jobs import Job
-from pretrain import semantic_probe
 from pretrain.data.images import EpisodeFrames, SyntheticImages
+from pretrain.data.splits import split_rows
+from pretrain.linear_probe import mean_token_features
 from pretrain.patch_probe import measure_patch_probe
 from pretrain.pvp import train_pvp
 from pretrain.pvp_config import CONFIGS, PvpConfig
@@ -41,14 +43,16 @@ from pretrain.pvp_model import start_model
 from pretrain.pvp_questions import downsample_grid
 from pretrain.reconstruct import comparison_grid, patch_size
 from pretrain.reconstruction_metrics import mean_color
+from pretrain.semantic_probe import LabeledFrames, downsampled_pixels, measure_probes, sample_frames
 from vlm import checkpoint
-from vlm.clip import load_clip
 from vlm.model import PixelVLM
+from vlm.presets import build
 from vlm.training.fit import trainer_options
 
 ENCODERS = ("adapted", "frozen")
 IMAGES_DRAWN = 2  # of each set, in the picture
 SEMANTIC_PROBE, PATCH_PROBE = "semantic probe", "patch probe"  # the sets of their rows
+PROBE_SIDE = 224  # of the squares that frames are padded to for the semantic probe
 Rows = list[dict[str, Any]]
 
 
@@ -60,7 +64,7 @@ class DataRegime:
     augmentation: float
     synthetic: float
     curriculum_fraction: float
-    steps: int = 700
+    steps: int = 1200
     images: int = 8
     questions: int = 32
     seconds_per_step: float = 0.5
@@ -84,6 +88,7 @@ class ExperimentConfig:
     episodes: int = 12  # of random play, recorded of each game
     max_frames: int = 1600  # emulator frames of an episode
     data_dir: Path = Path("data")
+    photographs: Path | None = Path("data/photographs/train")  # of `pretrain.data.photographs`, none of which is shown
     regimes: tuple[DataRegime, ...] = (OUT_OF_DISTRIBUTION,)
     num_evals: int = 4  # along a training, and checkpoints
     eval_images: int = 16  # of each set, at the end
@@ -91,7 +96,6 @@ class ExperimentConfig:
     curve_pixels: int = 48  # of each of them
     probe_train_frames: int = 40  # of each game
     probe_test_frames: int = 20
-    num_captions: int = 256  # among which the semantic probe finds a frame's own
 
 
 NANO = ExperimentConfig()
@@ -110,9 +114,9 @@ def jobs(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NAN
         Job({"regime": regime.name, "condition": "baselines"}, 60, partial(measure_baselines, config, regime))
         for regime in config.regimes
     ]
-    if tower := config.training.model.vision_tower:
-        start = {"regime": "both", "condition": "start", "vision_tower": checkpoint.content_hash(tower)}
-        found.append(Job(start, 120, partial(measure_start, config)))
+    if start := config.training.model.init:
+        key = {"regime": "both", "condition": "start", "start": checkpoint.content_hash(start)}
+        found.append(Job(key, 120, partial(measure_start, config)))
     for seed, regime, encoder in product(seeds or SEEDS, config.regimes, ENCODERS):
         key = {"regime": regime.name, "encoder": encoder, "seed": seed}
         seconds = regime.steps * regime.seconds_per_step + 150
@@ -132,6 +136,7 @@ def training_config(config: ExperimentConfig, regime: DataRegime, encoder: str, 
     """Return the training of one condition."""
     names = ("augmentation", "synthetic", "curriculum_fraction", "steps", "images", "questions")
     data = tuple(str(frame_dataset(config, game)) for game in config.games)
+    data += (str(config.photographs),) if config.photographs and regime.augmentation else ()
     training = config.training.replace(out=out, data=data, seed=seed, **{name: getattr(regime, name) for name in names})
     if encoder == "frozen":
         training = training.replace(encoder_learning_rate=0.0)
@@ -192,38 +197,33 @@ class EvalCurveCallback(TrainerCallback):
         write_text_atomically(self.file, json.dumps(rows, indent=1))
 
 
-def semantic_probe_args(config: ExperimentConfig) -> semantic_probe.Args:
-    """Return the semantic probe, on held-out episodes of the training games and on the held-out games."""
-    assert config.training.model.vision_tower
-    return semantic_probe.Args(
-        clip=config.training.model.vision_tower,
-        data=tuple(frame_dataset(config, game) for game in config.games),
-        held_out_games=tuple(frame_dataset(config, game) for game in config.held_out_games),
-        out=Path("unused"),
-        train_frames=config.probe_train_frames,
-        test_frames=config.probe_test_frames,
-        captions=config.num_captions,
-        val_episodes=config.training.data.val_episodes,
+def probe_frames(config: ExperimentConfig) -> tuple[LabeledFrames, LabeledFrames]:
+    """Return the frames that probes are fitted on, and those of held-out episodes that they are tested on."""
+    data = [EpisodeDataset(frame_dataset(config, game)) for game in config.games]
+    rows = ([split_rows(one, split, config.training.data.val_episodes) for one in data] for split in ("train", "val"))
+    counts = config.probe_train_frames, config.probe_test_frames
+    train, test = (
+        sample_frames(data, own, count, PROBE_SIDE, seed)
+        for seed, (own, count) in enumerate(zip(rows, counts, strict=True))
     )
+    return train, test
 
 
 def measure_start(config: ExperimentConfig) -> Rows:
     """Return the probes of the semantic encoder before training, of a random encoder and of plain pixels."""
-    args = semantic_probe_args(config)
-    start, clip = checkpoint.content_hash(args.clip), load_clip(args.clip)
-    towers = {"clip": clip, "random": semantic_probe.build_clip_like(clip, args.seed)}
-    rows = [{"set": SEMANTIC_PROBE, **row} for row in semantic_probe.measure(args)]
-    rows += [{"set": PATCH_PROBE, "encoder": name, **measure_patch_probe(model)} for name, model in towers.items()]
-    return [{"checkpoint": start, **row} for row in rows]
+    place, frames = config.training.model.init, probe_frames(config)
+    assert place
+    start = checkpoint.load(place)
+    models = {"captioner": start, "random": build(config.training.model.preset, 0)}
+    features = {name: mean_token_features(model) for name, model in models.items()} | {"pixels": downsampled_pixels}
+    rows = [{"set": SEMANTIC_PROBE, "encoder": name, **measure_probes(f, *frames)} for name, f in features.items()]
+    rows += [{"set": PATCH_PROBE, "encoder": name, **measure_patch_probe(model)} for name, model in models.items()]
+    return [{"checkpoint": checkpoint.content_hash(place), **row} for row in rows]
 
 
 def measure_condition(config: ExperimentConfig, regime: DataRegime, encoder: str, seed: int, work: Path) -> Rows:
     """Train one condition, or resume it; return its rows along the training and at its end."""
-    out, grid, tower = (
-        run_dir(work, regime, encoder, seed),
-        config.training.data.grid,
-        config.training.model.vision_tower,
-    )
+    out, grid, start = run_dir(work, regime, encoder, seed), config.training.data.grid, config.training.model.init
     out.mkdir(parents=True, exist_ok=True)
     args = training_config(config, regime, encoder, seed, out)
     vlm, curve_sets = start_model(args), load_eval_sets(config, regime, config.curve_images)
@@ -238,10 +238,11 @@ def measure_condition(config: ExperimentConfig, regime: DataRegime, encoder: str
     for one in load_eval_sets(config, regime, config.eval_images):
         metrics = evaluate(trained, one, grid, save=out / one.name)
         rows.append({**end, "set": one.name, "sample": False, **metrics})
-    if tower := config.training.model.vision_tower:
-        rows.append({**end, "set": SEMANTIC_PROBE, **semantic_probe.measure_vlm(semantic_probe_args(config), trained)})
+    if start:
+        probes = measure_probes(mean_token_features(trained), *probe_frames(config))
+        rows.append({**end, "set": SEMANTIC_PROBE, **probes})
     rows.append({**end, "set": PATCH_PROBE, **measure_patch_probe(trained)})
-    return [{"vision_tower": tower and checkpoint.content_hash(tower), **row} for row in rows]
+    return [{"start": start and checkpoint.content_hash(start), **row} for row in rows]
 
 
 def run_dir(work: Path, regime: DataRegime, encoder: str, seed: int) -> Path:
