@@ -115,7 +115,7 @@ def jobs(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NAN
         for regime in config.regimes
     ]
     if start := config.training.model.init:
-        key = {"regime": "both", "condition": "start", "start": checkpoint.content_hash(start)}
+        key: dict[str, Any] = {"regime": "both", "condition": "start", "start": checkpoint.content_hash(start)}
         found.append(Job(key, 120, partial(measure_start, config)))
     for seed, regime, encoder in product(seeds or SEEDS, config.regimes, ENCODERS):
         key = {"regime": regime.name, "encoder": encoder, "seed": seed}
