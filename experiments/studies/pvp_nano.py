@@ -52,7 +52,7 @@ from vlm.training.fit import trainer_options
 ENCODERS = ("adapted", "frozen")
 IMAGES_DRAWN = 2  # of each set, in the picture
 SEMANTIC_PROBE, PATCH_PROBE = "semantic probe", "patch probe"  # the sets of their rows
-PROBE_SIDE = 224  # of the squares that frames are padded to for the semantic probe
+PROBE_SIDE = 216  # of the squares that frames are padded to for the semantic probe
 Rows = list[dict[str, Any]]
 
 
