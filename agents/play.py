@@ -116,6 +116,7 @@ class EpisodeRecorder:
     def __init__(self, args: Args, envs: GameEnvs, agent: Agent):
         self.args, self.envs, self.agent = args, envs, agent
         self.rows: list[dict[str, Any]] = []
+        self.interruption: KeyboardInterrupt | None = None
         self._video: VideoWriter | None = None
         self._overlay: MaskOverlay | None = None
         if args.highlight.strip():
@@ -163,14 +164,14 @@ class EpisodeRecorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> bool:
-        """Finish the video, or delete it after an error; Ctrl-C ends the play and is noted."""
-        self.interrupted = error is KeyboardInterrupt
-        if error is None or self.interrupted:
+    def __exit__(self, _type: type[BaseException] | None, error: BaseException | None, *_: object) -> bool:
+        """Finish the video, or delete it after an error; Ctrl-C or SIGTERM ends the play and is kept."""
+        self.interruption = error if isinstance(error, KeyboardInterrupt) else None
+        if error is None or self.interruption:
             self.close()
         elif self._video:
             self._video.discard()
-        return self.interrupted
+        return self.interruption is not None
 
 
 def open_reader(args: Args, agent: Agent) -> FrameReader:
@@ -219,7 +220,7 @@ def build_result(args: Args, envs: GameEnvs, recorder: EpisodeRecorder) -> dict[
     rows = recorder.rows
     steps, seconds = sum(row["steps"] for row in rows), sum(row["seconds"] for row in rows)
     result = new_result("play", envs.protocol.to_dict(), [args.seed])
-    result["seconds"], result["interrupted"] = round(seconds, 2), recorder.interrupted
+    result["seconds"], result["interrupted"] = round(seconds, 2), recorder.interruption is not None
     found: dict[str, Any] = {
         "agent": args.agent_id,
         "game": envs.game.name,
@@ -290,19 +291,19 @@ def play(args: Args) -> str:
         recorder = EpisodeRecorder(args, envs, agent)
         run_episodes(args, envs, agent, recorder)
     if not recorder.rows:
-        raise KeyboardInterrupt
+        raise recorder.interruption or KeyboardInterrupt
     result = build_result(args, envs, recorder)
     file = args.out / f"{game.name}-{agent.name}-seed{args.seed}.json"
     write_result(file, result)
     videos = [f"video: {video}" for video in result["rows"][0]["videos"]]
     report = "\n".join([format_scores(game, result), *videos, f"result: {file}"])
-    if recorder.interrupted:
+    if recorder.interruption:
         print(report)
-        raise KeyboardInterrupt
+        raise recorder.interruption
     return report
 
 
-main = command(Args, play, __doc__, "{}")
+main = command(Args, play, __doc__, "{}", output=lambda _: None)  # several may play into one directory
 
 if __name__ == "__main__":
     sys.exit(run(main))

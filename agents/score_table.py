@@ -8,6 +8,7 @@ import numpy as np
 from scipy.stats import trim_mean
 
 from agents.registry import parse_agent_id
+from common.files import atomic_file
 from common.intervals import bootstrap_interval
 from envs.games import find_game
 from envs.reference_scores import all_references
@@ -106,5 +107,6 @@ def plot(result: dict[str, Any], file: Path) -> None:
             axis.text(known.score, len(lines) - 0.45, known.agent.split(",")[0], rotation=60, fontsize=7)
         axis.set_title(find_game(game).title, pad=36)
         axis.set_xlabel("score of a whole game")
-    figure.savefig(file, dpi=120)
+    with atomic_file(file) as temporary:
+        figure.savefig(temporary, dpi=120)
     pyplot.close(figure)

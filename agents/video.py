@@ -5,7 +5,6 @@ score of every legal action as a bar, and the running score. Between them there 
 cell of a grid over the frame, above the truth. The video runs at the game's own speed.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from agents.frame_stack import FrameStack
 from agents.rollout import Transition
 from agents.seen_frame import SeenFrame
 from common.errors import UserError
+from common.files import replace_file, temporary_path
 from vlm.segmentation.mask_drawing import MASK_COLOR, draw_mask
 
 EMULATOR_FRAMES_PER_SECOND = 60
@@ -144,8 +144,8 @@ class VideoWriter:
 
     def __init__(self, file: Path, panel: Panel):
         self.file, self.panel, self.num_frames = Path(file), panel, 0
-        self._temporary = self.file.with_name(f".{os.getpid()}.{self.file.name}")
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = temporary_path(self.file)
         self._writer = imageio.get_writer(
             self._temporary,
             format="FFMPEG",
@@ -170,7 +170,7 @@ class VideoWriter:
             return
         self._writer.close()
         check_video(self._temporary, self.num_frames)
-        os.replace(self._temporary, self.file)
+        replace_file(self._temporary, self.file)
 
     def discard(self) -> None:
         """Delete the unfinished file."""

@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from common.command import command, run
 from common.errors import UserError
-from common.files import write_text_atomically
+from common.files import atomic_file, write_text_atomically
 from common.provenance import ROOT
 from common.results import RESULTS, read_result
 from experiments.charts import effect_chart
@@ -63,7 +63,8 @@ def copy_videos(videos: Sequence[Path], out: Path) -> list[dict[str, str]]:
         if not video.is_file():
             raise UserError(f"expected a video, got {video}, which does not exist")
         name = f"{number}-{video.name}"
-        shutil.copyfile(video, out / name)
+        with atomic_file(out / name) as temporary:
+            shutil.copyfile(video, temporary)
         copied.append({"source": name, "caption": video.stem})
     return copied
 

@@ -33,6 +33,8 @@ from PIL import Image
 from common.command import command, require_at_least
 from common.command import run as run_command
 from common.errors import UserError, nearest
+from common.files import atomic_file
+from common.output_lock import output_lock
 from common.provenance import git_commit
 from common.results import RESULTS, new_result, read_result, write_result
 from experiments.studies import games_nano, optimizers, pvp_levers, pvp_nano, reader, refer_nano
@@ -181,10 +183,13 @@ def run_experiment(args: Args) -> Path:
     """Run the jobs that are missing; return the result file. A picture is beside it where the experiment draws one."""
     file, work = args.out or RESULTS / f"{args.name}.json", args.work or Path("runs") / args.name
     experiment = EXPERIMENTS[args.name]
-    experiment.prepare()
-    run_jobs(args.name, experiment.jobs(args.seeds or None, work), file, args.limit, args.processes, work)
-    if picture := experiment.draw(args.seeds or None, work):
-        picture.save(file.with_suffix(".png"), optimize=True)
+    with output_lock(file), output_lock(work):
+        experiment.prepare()
+        run_jobs(args.name, experiment.jobs(args.seeds or None, work), file, args.limit, args.processes, work)
+        picture = experiment.draw(args.seeds or None, work)
+    if picture:
+        with atomic_file(file.with_suffix(".png")) as temporary:
+            picture.save(temporary, optimize=True)
         print(f"a picture is in {file.with_suffix('.png')}")
     return file
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from common.command import command, require_at_least, run
 from common.errors import UserError
+from common.files import atomic_file
 from common.results import new_result, write_result
 from pretrain.data.images import EpisodeFrames, open_image_source, read_image
 from pretrain.pixel_training import PixelTraining
@@ -200,7 +201,8 @@ def reconstruct(args: Args) -> list[Metrics]:
         for step, image in enumerate(tqdm(images, desc="reconstruct", unit="image")):
             found_rows, picture = reconstruct_image(image, vlms, args.grid, args.order, args.chunk)
             rows += found_rows
-            picture.save(args.out / f"{image.name}.png")
+            with atomic_file(args.out / f"{image.name}.png") as file:
+                picture.save(file)
             writer.add_image(f"reconstruction/{image.name}", np.asarray(picture), dataformats="HWC")
             for row in found_rows:
                 writer.add_scalar(f"mae/{_model_name(row)}", row["mae"], step)

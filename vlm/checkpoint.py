@@ -24,7 +24,8 @@ from transformers.utils import logging
 
 from common.errors import UserError
 from common.files import atomic_directory
-from vlm.device import best_device, is_main_process
+from common.processes import is_main_process
+from vlm.device import best_device
 from vlm.hf_vlm import PretrainedVLM, looks_like_id
 from vlm.image_input import ImageConfig
 from vlm.model import PixelModel, PixelVLM

@@ -9,6 +9,7 @@ evaluation seeds below 1000. The same command resumes from the last checkpoint a
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +18,15 @@ import numpy as np
 from sb3_contrib import QRDQN
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
+from stable_baselines3.common.logger import Logger
 
 from agents.experts.expert_envs import ExpertEnvs
 from agents.rollout import play_games
 from agents.sb3_agent import Sb3Agent
 from common.command import command, require_at_least, run
+from common.errors import UserError
 from common.files import atomic_file, write_text_atomically
+from common.interruption import deferred_interruption
 from common.run_arguments import run_metadata, to_json
 from envs.atari import make_envs
 from envs.games import find_game
@@ -76,12 +80,8 @@ class BestModelCallback(BaseCallback):
         self.evaluated_steps = max((evaluation["steps"] for evaluation in self.evaluations), default=0)
 
     def _on_step(self) -> bool:
-        last = self.args.out / "last.zip"
-        self._save(last)
-        if self.args.algo != "ppo":
-            with atomic_file(self.args.out / "replay.pkl") as temporary:
-                self.model.save_replay_buffer(temporary)
-        scores = self._evaluate(last)
+        self.save_state()
+        scores = self._evaluate(self.args.out / "last.zip")
         self.logger.record("eval/mean_score", float(np.mean(scores)))
         if all(np.mean(scores) > np.mean(evaluation["scores"]) for evaluation in self.evaluations):
             self._save(self.args.out / "best.zip")
@@ -89,6 +89,18 @@ class BestModelCallback(BaseCallback):
         self.evaluations.append({"steps": self.evaluated_steps, "scores": scores})
         write_text_atomically(self.file, json.dumps(self.evaluations, indent=1))
         return True
+
+    def save_state(self) -> None:
+        """Write the checkpoint that a repeated command resumes from; the replay buffer comes first."""
+        if not all(parameter.isfinite().all() for parameter in self.model.policy.parameters()):
+            raise UserError(
+                f"after {self.model.num_timesteps} steps the weights are not finite; {self.args.out}/best.zip and "
+                "last.zip are from before"
+            )
+        if self.args.algo != "ppo":
+            with atomic_file(self.args.out / "replay.pkl") as temporary:
+                self.model.save_replay_buffer(temporary)
+        self._save(self.args.out / "last.zip")
 
     def _save(self, archive: Path) -> None:
         with atomic_file(archive) as temporary:
@@ -100,6 +112,17 @@ class BestModelCallback(BaseCallback):
             agent = Sb3Agent(archive, envs.action_names)
             transitions = play_games(agent, envs, episode_seeds(EVALUATION_SEED, args.eval_episodes))
             return [transition.score for transition in transitions if transition.ended]
+
+
+class StopCallback(BaseCallback):
+    """Stops a training after the step in which a signal came."""
+
+    def __init__(self, is_asked: Callable[[], bool]):
+        super().__init__()
+        self.is_asked = is_asked
+
+    def _on_step(self) -> bool:
+        return not self.is_asked()
 
 
 def make_algorithm(args: Args, envs: ExpertEnvs) -> Any:
@@ -135,10 +158,16 @@ def train(args: Args) -> Path:
     evaluation = BestModelCallback(args)
     periodic = EveryNTimesteps(args.eval_every, evaluation)
     periodic.last_time_trigger = evaluation.evaluated_steps
+    evaluation.init_callback(model)
+    model.set_logger(Logger(None, []))  # of an evaluation without training
     if (remaining := args.steps - model.num_timesteps) > 0:
-        model.learn(remaining, callback=periodic, reset_num_timesteps=False, progress_bar=args.progress)
-        if evaluation.evaluated_steps < model.num_timesteps:
-            evaluation.on_step()
+        with deferred_interruption() as is_asked_to_stop:
+            stop = StopCallback(is_asked_to_stop)
+            model.learn(remaining, callback=[periodic, stop], reset_num_timesteps=False, progress_bar=args.progress)
+            if is_asked_to_stop():
+                evaluation.save_state()
+    if evaluation.evaluated_steps < model.num_timesteps:  # a kill may have come between a checkpoint and its score
+        evaluation.on_step()
     envs.close()
     return args.out / "best.zip"
 

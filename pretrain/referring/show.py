@@ -13,6 +13,7 @@ from PIL import Image
 
 from common.command import command, run
 from common.errors import UserError
+from common.files import atomic_file
 from envs.atari import make_envs
 from envs.games import find_game
 from envs.protocol import MACHADO2018
@@ -63,8 +64,8 @@ def show(args: Args) -> Path:
     image = read_image(args.image) if args.image else first_frame(str(args.game), args.seed)
     probability = segmenter.predict(image[None], [args.expression])[0]
     file = args.out if args.out.suffix else args.out.with_suffix(".png")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(draw_mask(image, probability > 0.5)).save(file)
+    with atomic_file(file) as temporary:
+        Image.fromarray(draw_mask(image, probability > 0.5)).save(temporary)
     pixels = int((probability > 0.5).sum())
     print(f"{args.expression!r}: {pixels} pixels, the highest probability is {probability.max():.2f}")
     return file

@@ -19,13 +19,13 @@ from vlm.training.fit import (
     TrainingModule,
     fit,
     load_auxiliary,
-    newest_complete_checkpoint,
     save_auxiliary,
     trainer_options,
     training_arguments,
 )
 from vlm.training.mixture import Mixture, MixtureDataset
 from vlm.training.optimizers import MuonWithAdamW
+from vlm.training.resumption import newest_complete_checkpoint
 
 SHORT = ("save_steps=2", "warmup_steps=1", "dataloader_num_workers=0", "report_to=none", "bf16=false")
 PLAIN_SGD = ("optim=sgd", "lr_scheduler_type=constant", "warmup_steps=0", "weight_decay=0", "max_grad_norm=0")
