@@ -16,6 +16,7 @@ command to resume a killed run. Rows carry the commit, device and date that made
 import datetime
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -34,6 +35,7 @@ from common.command import command, require_at_least
 from common.command import run as run_command
 from common.errors import UserError, nearest
 from common.files import atomic_file
+from common.interruption import interruptible
 from common.output_lock import output_lock
 from common.provenance import git_commit
 from common.results import RESULTS, new_result, read_result, write_result
@@ -117,7 +119,8 @@ def run_in_subprocess(job: Job, log_file: Path, threads: int, parent: int) -> Jo
     threading.Thread(target=exit_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     multiprocessing.set_start_method(None, force=True)  # this process may start its own with the default method
-    with log_file.open("a") as file, redirect_stdout(file), redirect_stderr(file):
+    with interruptible(), log_file.open("a") as file, redirect_stdout(file), redirect_stderr(file):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which asks for the end
         return run_job(job)
 
 
@@ -141,6 +144,8 @@ def run_parallel(jobs: list[Job], processes: int, logs: Path, log: Callable[[str
                 else:
                     yield future.result()
         except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # it saves first
             pool.shutdown(cancel_futures=True)
             raise
     if errors:

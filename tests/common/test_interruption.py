@@ -37,10 +37,14 @@ def test_a_training_saves_before_a_signal_ends_it(number, code, capsys):
 
 
 def test_a_second_signal_ends_a_training_at_once():
-    with interruptible(), pytest.raises(Interrupted, match="SIGTERM"), deferred_interruption():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
-        pytest.fail("not reached")
+    def train():
+        with deferred_interruption():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("not reached")
+
+    with interruptible(), pytest.raises(Interrupted, match="SIGTERM"):
+        train()
     with deferred_interruption() as is_asked:
         assert not is_asked()
 
