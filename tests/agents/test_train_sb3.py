@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,16 @@ from envs.protocol import Protocol
 
 CARNIVAL = find_game("Carnival")
 SHORT = Protocol("short", 0.25, 4, 0, False, 120)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    callback = train_sb3.BestModelCallback(train_sb3.Args("carnival", tmp_path))
+    policy = torch.nn.Linear(2, 2)
+    policy.weight.data[0, 0] = torch.nan
+    callback.model = SimpleNamespace(policy=policy, num_timesteps=7)
+    with pytest.raises(UserError, match="after 7 steps the weights are not finite"):
+        callback.on_step()
+    assert not list(tmp_path.iterdir())
 
 
 def test_shrinking_takes_the_mean_gray_of_the_area():
