@@ -268,7 +268,7 @@ def test_action_values_without_a_finite_best_are_refused_with_their_row(tmp_path
     values = np.array([[0, 1, -np.inf, np.nan, 0, 0], [np.nan] * 6, row], np.float32)
     data = EpisodeDataset(write_set(tmp_path / "set", values))
     for targets in ("soft", "hard"):
-        with pytest.raises(UserError, match="set, row 2: expected a finite value of the best action, got .*inf"):
+        with pytest.raises(UserError, match=r"set, row 2: expected a finite value of the best action, got .*inf"):
             build_targets(data, targets, 0.25, 0.3)
 
 

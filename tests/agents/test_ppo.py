@@ -183,7 +183,7 @@ def test_a_gradient_that_is_not_finite_ends_the_training_before_the_step(tmp_pat
     monkeypatch.setattr(
         ppo_trainer, "ppo_losses", lambda *given: {n: v * torch.inf for n, v in ppo_losses(*given).items()}
     )
-    with pytest.raises(UserError, match="iteration 2: expected a finite loss and gradient, got -?(inf|nan) and "):
+    with pytest.raises(UserError, match=r"iteration 2: expected a finite loss and gradient, got -?(inf|nan) and "):
         trainer.train_step()
     assert all(torch.equal(before[name], tensor) for name, tensor in trainer.policy.state_dict().items())
 
