@@ -17,6 +17,7 @@ from experiments.faults.tiny_commands import TinyCommand
 
 FAULTS = ("torn", "stuck", "lost", "doubled", "different", "left")
 MAX_EXAMPLES = 5
+MAX_SECONDS = 600.0  # of a repeated command, which else counts as stuck
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def kill_and_repeat(command: TinyCommand, directory: Path, whole: dict[str, Any]
     shutil.rmtree(directory, ignore_errors=True)
     killed = run_in_child(command.run, directory, kill)
     faults: dict[str, list[str]] = {"torn": torn_files(directory)}
-    ended = run_in_child(command.run, directory)
+    ended = run_in_child(command.run, directory, Kill(seconds=MAX_SECONDS))
     faults["stuck"] = [last_line(ended)] if ended.code else []
     faults |= differences(whole, contents(directory))
     faults["left"] = leftovers(directory)

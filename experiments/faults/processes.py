@@ -73,9 +73,13 @@ def run_in_child(main: Callable[[], int], directory: Path, kill: Kill = Kill()) 
         os.close(read)
         _become_child(main, directory, log, kill, write)
     os.close(write)
-    if kill.seconds is not None:
-        _kill_after(child, kill.seconds)
-    status = os.waitpid(child, 0)[1]
+    try:
+        if kill.seconds is not None:
+            _kill_after(child, kill.seconds)
+        status = os.waitpid(child, 0)[1]
+    except BaseException:  # this process is to end, and its child with it
+        os.kill(child, signal.SIGKILL)
+        raise
     with os.fdopen(read, "rb") as pipe:
         events = len(pipe.read())
     return Ended(os.waitstatus_to_exitcode(status), events, time.monotonic() - started, log.read_text(errors="replace"))

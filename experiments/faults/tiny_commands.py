@@ -21,8 +21,8 @@ LINES = {  # inputs in braces; --out is added
     + TRAINER,
     "pvp": "pretrain.pvp --data {Carnival} --preset tiny --steps 4 --images 2 --questions 3 " + TRAINER,
     "captions": "pretrain.captions --data {Carnival} --preset tiny --steps 4 --images 2 " + TRAINER,
-    "contrastive": "pretrain.contrastive --data {Carnival} {MsPacman} --preset tiny-clip --steps 4 --images 8 --games 2 "
-    + TRAINER,
+    "contrastive": "pretrain.contrastive --data {Carnival} {MsPacman} --preset tiny-clip --steps 4 --images 8 "
+    "--games 2 " + TRAINER,
     "referring": "pretrain.referring.train --data {Carnival} {MsPacman} --preset tiny --steps 4 --images 2 " + TRAINER,
     "dagger": "agents.dagger --init {tiny} --games MsPacman --iterations 2 --episodes 1 --steps 2 --batch-size 4 "
     + TRAINER,
