@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -70,4 +69,4 @@ def _interrupt(number: int) -> None:
     if not _Deferral.depth or _Deferral.waiting is not None:
         raise Interrupted(number)
     _Deferral.waiting = number
-    print("\ninterrupted: finishing this step and saving; once more stops at once", file=sys.stderr, flush=True)
+    os.write(2, b"\ninterrupted: finishing this step and saving; once more stops at once\n")  # print may be interrupted

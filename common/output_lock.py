@@ -11,8 +11,6 @@ from filelock import FileLock, Timeout
 from common.errors import UserError
 from common.processes import is_main_process
 
-FILE_SUFFIXES = (".json", ".gif", ".png", ".html")  # of outputs that are files; all others are directories
-
 
 @contextlib.contextmanager
 def output_lock(out: Path, wait: bool = False) -> Iterator[None]:
@@ -50,9 +48,10 @@ def output_of(args: Any) -> Path | None:
 
 
 def lock_file(out: Path) -> Path:
-    """Return the lock's file: in a directory, beside a file."""
+    """Return the lock's file: beside a file, which has a suffix as in .json, and in a directory."""
     out = Path(out).absolute()
-    return out.with_name(f".{out.name}.lock") if out.suffix in FILE_SUFFIXES else out / ".lock"
+    is_file = out.suffix[1:].isalnum() and not out.suffix[1:].isdigit()
+    return out.with_name(f".{out.name}.lock") if is_file else out / ".lock"
 
 
 @cache

@@ -21,7 +21,7 @@ def test_a_signal_ends_a_command_with_its_exit_code_and_says_how_to_go_on(number
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
-def test_a_training_saves_before_a_signal_ends_it(number, code, capsys):
+def test_a_training_saves_before_a_signal_ends_it(number, code, capfd):
     done = []
 
     def train():
@@ -33,7 +33,7 @@ def test_a_training_saves_before_a_signal_ends_it(number, code, capsys):
 
     assert run(train) == code
     assert done == ["saved"]
-    assert "finishing this step and saving" in capsys.readouterr().err
+    assert "finishing this step and saving" in capfd.readouterr().err
 
 
 def test_a_second_signal_ends_a_training_at_once():

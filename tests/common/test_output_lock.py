@@ -39,7 +39,7 @@ def held():
         process.communicate()
 
 
-@pytest.mark.parametrize("name", ["run", "scores.json"])
+@pytest.mark.parametrize("name", ["run", "run-1.5", "scores.json", "mask.jpg"])
 def test_a_second_writer_is_refused_in_one_line_until_the_first_is_gone(held, name, tmp_path, capsys):
     other, args = held(tmp_path / name), SimpleNamespace(out=tmp_path / name)
     main = command(lambda _: args, lambda args: args.out, None, "wrote {}")
@@ -49,6 +49,8 @@ def test_a_second_writer_is_refused_in_one_line_until_the_first_is_gone(held, na
     other.kill()
     other.wait()
     assert run(lambda: main([])) == 0
+    assert not args.out.is_file()
+    assert args.out.is_dir() == name.startswith("run")
 
 
 def test_one_process_locks_an_output_again_and_frees_it_at_the_end(held, tmp_path):

@@ -48,6 +48,7 @@ from vlm.training.resumption import (
 )
 
 AUXILIARY = "auxiliary.safetensors"  # the modules that train beside the model, in a run and in its checkpoints
+MAX_UNCHECKED = 50  # losses on a GPU between two looks at them
 OWN_FLAGS = {"output_dir": "--out", "max_steps": "--steps", "seed": "--seed", "learning_rate": "--learning-rate"}
 
 
@@ -96,7 +97,7 @@ class VlmTrainer(Trainer):
     ):
         self.groups, self.metadata, self.muon_lr_scale = groups, metadata, muon_lr_scale
         self._metrics: dict[str, list[Tensor]] = defaultdict(list)
-        self._newest_loss: tuple[int, Tensor] | None = None
+        self._unchecked: list[tuple[int, Tensor]] = []  # losses by step
         self._unfinished: Path | None = None
         super().__init__(model=module, data_collator=_only, **options)
 
@@ -128,22 +129,22 @@ class VlmTrainer(Trainer):
         super().log(logs, *rest)
 
     def training_step(self, *arguments: Any, **options: Any) -> Tensor:
-        """Take a step; `UserError` if its loss is not finite, on a GPU a step later, which need not wait for it."""
-        self._require_finite_loss()
+        """Take a step; `UserError` if its loss is not finite, on a GPU some steps later, which need not wait for it."""
         loss = super().training_step(*arguments, **options)
-        self._newest_loss = (self.state.global_step + 1, loss)
-        if loss.device.type == "cpu":
-            self._require_finite_loss()
+        self._unchecked.append((self.state.global_step + 1, loss))
+        if loss.device.type == "cpu" or len(self._unchecked) == MAX_UNCHECKED:
+            self._require_finite_losses()
         return loss
 
-    def _require_finite_loss(self) -> None:
-        (step, loss), self._newest_loss = self._newest_loss or (0, None), None
-        if loss is not None and not torch.isfinite(loss):
-            raise non_finite_error(f"the loss of step {step} is {float(loss)}", Path(str(self.args.output_dir)))
+    def _require_finite_losses(self) -> None:
+        found, self._unchecked = self._unchecked, []
+        if found and not torch.stack([loss for _, loss in found]).isfinite().all():
+            step, loss = next((step, float(loss)) for step, loss in found if not loss.isfinite())
+            raise non_finite_error(f"the loss of step {step} is {loss}", Path(str(self.args.output_dir)))
 
     def require_finite(self) -> None:
-        """Check the newest loss and the weights, before they are saved; raise `UserError` if they are not finite."""
-        self._require_finite_loss()
+        """Check losses and weights before they are saved; raise `UserError` if they are not finite."""
+        self._require_finite_losses()
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             step, place = self.state.global_step, Path(str(self.args.output_dir))
             raise non_finite_error(f"the weights after step {step} are not finite", place)
