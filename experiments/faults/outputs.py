@@ -9,7 +9,7 @@ import pyarrow.parquet as parquet
 from safetensors import safe_open
 from transformers.trainer_callback import TrainerState
 
-TIMES = ("seconds", "date", "steps_per_second", "finished_at")  # values that differ between equal runs
+TIMES = ("seconds", "date", "steps_per_second")  # values that differ between equal runs
 LOGS = "tfevents"
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,8 +98,6 @@ def _become_child(main: Callable[[], int], directory: Path, log: Path, kill: Kil
         sys.addaudithook(FileEvents(directory, kill.event, lambda _: os.write(write, b".")))
         code = main()
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         os._exit(code)

@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 from agents import record
+from common.command import run
 from vlm import checkpoint
 from vlm.presets import build
 
@@ -44,8 +45,6 @@ class TinyCommand:
     def run(self) -> int:
         """Run the command in this process."""
         module = importlib.import_module(self.module)
-        from common.command import run
-
         with short_recordings():
             return run(lambda: module.main(list(self.words)))
 
@@ -55,7 +54,7 @@ def short_recordings() -> Iterator[None]:
     """Let DAgger record openings instead of whole games, and compare an expert with itself in few states."""
     short: Callable[..., record.Args] = partial(record.Args, max_frames=EPISODE_FRAMES)
     states = patch.multiple("agents.expert_self_agreement", NUM_STATES=2, STATE_INTERVAL=3)
-    with patch("agents.dagger.record.Args", short) as _, states:
+    with patch("agents.dagger.record.Args", short), states:
         yield
 
 
