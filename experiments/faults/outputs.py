@@ -9,6 +9,8 @@ import pyarrow.parquet as parquet
 from safetensors import safe_open
 from transformers.trainer_callback import TrainerState
 
+from vlm.training.resumption import UNFINISHED
+
 TIMES = ("seconds", "date", "steps_per_second")  # values that differ between equal runs
 LOGS = "tfevents"
 
@@ -28,11 +30,11 @@ def leftovers(directory: Path) -> list[str]:
 def torn_files(directory: Path) -> list[str]:
     """Return the files of known formats that cannot be read, and checkpoints without a state."""
     torn = [name for name, file in visible_files(directory).items() if not _is_whole(file)]
-    return torn + [
-        str(place.relative_to(directory))
-        for place in directory.rglob("checkpoint-*")
-        if place.is_dir() and not (place / "trainer_state.json").is_file()
+    checkpoints = [
+        place for place in directory.rglob("checkpoint-*") if place.is_dir() and UNFINISHED not in place.parts
     ]
+    stateless = [place for place in checkpoints if not (place / "trainer_state.json").is_file()]
+    return torn + [str(place.relative_to(directory)) for place in stateless]
 
 
 def _is_whole(file: Path) -> bool:

@@ -106,7 +106,8 @@ def test_only_a_childs_own_files_are_events_and_a_kill_comes_before_one(tmp_path
 def test_files_that_cannot_be_read_are_torn(tmp_path):
     for name in ("a.json", "b.safetensors", "c.parquet"):
         (tmp_path / name).write_text("{")
-    (tmp_path / "checkpoint-2").mkdir()
+    for name in ("checkpoint-2", ".unfinished/checkpoint-4"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / ".hidden.json").write_text("{")
     assert torn_files(tmp_path) == ["a.json", "b.safetensors", "c.parquet", "checkpoint-2"]
 

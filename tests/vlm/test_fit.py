@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import dataclass, replace
 
@@ -28,7 +29,7 @@ from vlm.training.fit import (
 )
 from vlm.training.mixture import Mixture, MixtureDataset
 from vlm.training.optimizers import MuonWithAdamW
-from vlm.training.resumption import UNFINISHED, newest_complete_checkpoint
+from vlm.training.resumption import UNFINISHED, newest_complete_checkpoint, remove_old_checkpoints
 
 SHORT = ("save_steps=2", "warmup_steps=1", "dataloader_num_workers=0", "report_to=none", "bf16=false")
 PLAIN_SGD = ("optim=sgd", "lr_scheduler_type=constant", "warmup_steps=0", "weight_decay=0", "max_grad_norm=0")
@@ -223,6 +224,33 @@ def test_a_checkpoint_gets_its_name_when_it_is_complete(train, tmp_path, monkeyp
         train(tmp_path)
     assert seen[1] == [[UNFINISHED, "checkpoint-2"], ["checkpoint-4"]]
     monkeypatch.undo()
+    train(tmp_path)
+    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-4"]
+
+
+def test_a_checkpoint_that_is_being_removed_is_never_seen_in_part(tmp_path, monkeypatch):
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+
+    def killed(path, **_):
+        if path.exists():
+            assert (path / "trainer_state.json").exists()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove_old_checkpoints(tmp_path, 1)
+    monkeypatch.undo()
+    assert sorted(file.name for file in tmp_path.iterdir()) == [UNFINISHED, "checkpoint-4"]
+    remove_old_checkpoints(tmp_path, 1)
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def test_a_repeat_removes_the_old_checkpoint_that_a_kill_left(train, tmp_path):
+    train(tmp_path)
+    (tmp_path / "checkpoints" / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoints" / "checkpoint-2" / "trainer_state.json").write_text(json.dumps({"global_step": 2}))
     train(tmp_path)
     assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-4"]
 

@@ -269,7 +269,7 @@ def _train(trainer: VlmTrainer) -> None:
     place = Path(str(trainer.args.output_dir))
     resumed = newest_complete_checkpoint(place)
     if is_main_process():
-        remove_old_checkpoints(place, None)
+        remove_old_checkpoints(place, trainer.args.save_total_limit)
     alone = world_size() == 1  # several processes get a signal in different steps
     with deferred_interruption() if alone else contextlib.nullcontext(lambda: False) as is_asked:
         trainer.add_callback(StopCallback(is_asked))

@@ -36,5 +36,8 @@ def remove_old_checkpoints(directory: Path, limit: int | None) -> None:
     """Remove the checkpoints that are not complete, and but for the newest `limit` those that are."""
     complete = complete_checkpoints(directory)
     kept = set(complete[-limit:] if limit else complete)
-    for place in {*directory.glob("checkpoint-*"), directory / UNFINISHED} - kept:
-        shutil.rmtree(place, ignore_errors=True)
+    unfinished = directory / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for place in sorted({*directory.glob("checkpoint-*")} - kept):
+        place.rename(unfinished)  # a kill leaves no half of a checkpoint
+        shutil.rmtree(unfinished, ignore_errors=True)
