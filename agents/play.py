@@ -127,6 +127,7 @@ class EpisodeRecorder:
     def __init__(self, args: Args, envs: GameEnvs, agent: Agent):
         self.args, self.envs, self.agent = args, envs, agent
         self.rows: list[dict[str, Any]] = []
+        self.interruption: KeyboardInterrupt | None = None
         self.interrupted = True  # until all episodes have ended
         self._name = f"{envs.game.name}-{agent.name}-seed{args.seed}" + args.shown
         self._video: VideoWriter | None = None
@@ -186,14 +187,15 @@ class EpisodeRecorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> bool:
-        """Finish the video, or delete it after an error; Ctrl-C ends the play and is noted."""
-        self.interrupted = error is KeyboardInterrupt
-        if error is None or self.interrupted:
+    def __exit__(self, _type: type[BaseException] | None, error: BaseException | None, *_: object) -> bool:
+        """Finish the video, or delete it after an error; Ctrl-C or SIGTERM ends the play and is kept."""
+        self.interruption = error if isinstance(error, KeyboardInterrupt) else None
+        self.interrupted = self.interruption is not None
+        if error is None or self.interruption:
             self.close()
         elif self._video:
             self._video.discard()
-        return self.interrupted
+        return self.interruption is not None
 
 
 def open_reader(args: Args, agent: Agent) -> FrameReader:
@@ -333,18 +335,18 @@ def play(args: Args) -> str:
         require_own_outputs(args, recorder, build_result(args, envs, recorder))
         run_episodes(args, envs, agent, recorder)
     if not recorder.rows:
-        raise KeyboardInterrupt
+        raise recorder.interruption or KeyboardInterrupt
     result = build_result(args, envs, recorder)
     write_result(recorder.result_file, result)
     videos = [f"video: {video}" for video in result["rows"][0]["videos"]]
     report = "\n".join([format_scores(game, result), *videos, f"result: {recorder.result_file}"])
-    if recorder.interrupted:
+    if recorder.interruption:
         print(report)
-        raise KeyboardInterrupt
+        raise recorder.interruption
     return report
 
 
-main = command(Args, play, __doc__, "{}")
+main = command(Args, play, __doc__, "{}", output=lambda _: None)  # several may play into one directory
 
 if __name__ == "__main__":
     sys.exit(run(main))

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.utils import logging
 
 from common.files import atomic_directory
+from common.processes import is_main_process
 from vlm.checkpoint_files import (
     METADATA,
     TRAINING,
@@ -36,7 +37,7 @@ from vlm.checkpoint_files import (
     require_finite,
     require_plain_config,
 )
-from vlm.device import best_device, is_main_process
+from vlm.device import best_device
 from vlm.hf_vlm import PretrainedVLM, looks_like_id, require_known_id
 from vlm.model import PixelModel, PixelVLM
 from vlm.patch_expansion import NAME as EXPANSION

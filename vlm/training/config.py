@@ -24,8 +24,8 @@ import tyro
 
 from common.command import parse, require_at_least
 from common.errors import UserError, nearest
+from common.processes import world_size
 from common.run_arguments import run_metadata
-from vlm.device import world_size
 
 TRAINER_DEFAULTS = """lr_scheduler_type=cosine warmup_steps=100 weight_decay=0.05 optim=adamw_torch_fused save_steps=500
 save_total_limit=1 logging_steps=50 logging_nan_inf_filter=false report_to=tensorboard dataloader_num_workers=1
