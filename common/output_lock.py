@@ -1,6 +1,12 @@
-"""One writer of an output: a second command that would write the same file or directory is refused."""
+"""One writer of an output: a second command that would write the same file or directory is refused.
+
+The locks are files of this machine's temporary directory, so that nothing of them is left among a user's files.
+"""
 
 import contextlib
+import getpass
+import hashlib
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,16 +23,13 @@ def output_lock(out: Path, wait: bool = False) -> Iterator[None]:
     """Be the one process that writes `out` within the context; the main process locks for all of its launcher.
 
     Args:
-        out: a file or a directory, which is made if it is missing, and removed if nothing is written into it.
+        out: a file or a directory.
         wait: for another writer to end, instead of a `UserError`.
     """
     if not is_main_process():
         yield
         return
-    file = lock_file(out)
-    made = [parent for parent in file.parents if not parent.exists()]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = _lock(file)
+    lock = _lock(lock_file(out))
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
@@ -34,11 +37,6 @@ def output_lock(out: Path, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # a directory that holds more stays
-            if made and [entry.name for entry in made[0].rglob("*") if not entry.is_dir()] == [file.name]:
-                file.unlink()
-                for parent in made:
-                    parent.rmdir()
         lock.release()
 
 
@@ -48,10 +46,10 @@ def output_of(args: Any) -> Path | None:
 
 
 def lock_file(out: Path) -> Path:
-    """Return the lock's file: beside a file, which has a suffix as in .json, and in a directory."""
-    out = Path(out).absolute()
-    is_file = out.suffix[1:].isalnum() and not out.suffix[1:].isdigit()
-    return out.with_name(f".{out.name}.lock") if is_file else out / ".lock"
+    """Return the lock's file, the same for every name of an output."""
+    folder = Path(tempfile.gettempdir()) / f"pvplay-locks-{getpass.getuser()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / f"{hashlib.sha256(str(Path(out).resolve()).encode()).hexdigest()[:32]}.lock"
 
 
 @cache

@@ -23,7 +23,7 @@ def visible_files(directory: Path) -> dict[str, Path]:
 
 def leftovers(directory: Path) -> list[str]:
     """Return what is hidden below a directory and no lock."""
-    hidden = [path.relative_to(directory) for path in directory.rglob(".*") if not path.name.endswith(".lock")]
+    hidden = [path.relative_to(directory) for path in directory.rglob(".*")]
     return sorted(str(name) for name in hidden)
 
 
