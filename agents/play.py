@@ -214,8 +214,8 @@ def run_episodes(args: Args, envs: GameEnvs, agent: Agent, recorder: EpisodeReco
             recorder.close()
 
 
-def build_result(args: Args, envs: GameEnvs, recorder: EpisodeRecorder) -> dict[str, Any]:
-    """Return the result (`common.results`); the scores of unfinished games are kept apart."""
+def build_result(args: Args, envs: GameEnvs, recorder: EpisodeRecorder, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the result (`common.results`) with the `vlm_settings`; the scores of unfinished games are kept apart."""
     rows = recorder.rows
     steps, seconds = sum(row["steps"] for row in rows), sum(row["seconds"] for row in rows)
     result = new_result("play", envs.protocol.to_dict(), [args.seed])
@@ -233,7 +233,7 @@ def build_result(args: Args, envs: GameEnvs, recorder: EpisodeRecorder) -> dict[
         "videos": [row["video"] for row in rows if "video" in row],
     }
     found |= recorder.reader.summary() if recorder.reader and steps else {}
-    found |= vlm_settings(args.agent_id, args.decode, getattr(recorder.agent, "temperature", None), args.engine)
+    found |= settings | ({"temperature": getattr(recorder.agent, "temperature", None)} if settings else {})
     return result | {"rows": [found]}
 
 
@@ -282,6 +282,9 @@ def play(args: Args) -> str:
     game, protocol = find_game(args.game), find_protocol(args.protocol)
     require_writable(args.out, args.video)
     episode_seeds(args.seed, args.episodes)  # refuses a seed out of range before the model loads
+    settings = vlm_settings(
+        args.agent_id, args.decode, args.temperature, args.engine
+    )  # hashes before anything is played
     with make_envs(game, 1, protocol, searchable=needs_emulator(args.agent)) as envs:
         agent = make_agent(args.agent_id, envs, args.decode, args.temperature, args.engine)
         trained_games = getattr(agent, "training", {}).get("games")
@@ -291,7 +294,7 @@ def play(args: Args) -> str:
         run_episodes(args, envs, agent, recorder)
     if not recorder.rows:
         raise KeyboardInterrupt
-    result = build_result(args, envs, recorder)
+    result = build_result(args, envs, recorder, settings)
     file = args.out / f"{game.name}-{agent.name}-seed{args.seed}.json"
     write_result(file, result)
     videos = [f"video: {video}" for video in result["rows"][0]["videos"]]

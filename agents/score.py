@@ -99,6 +99,7 @@ def list_jobs(args: Args) -> list[EvalJob]:
 
 def play_job(job: EvalJob, args: Args, protocol: Protocol) -> dict[str, Any]:
     """Play a job's episodes and return its row."""
+    row = job.row_key(args)  # hashes the weights before anything is played
     num_envs, agent_type = min(args.num_envs, args.episodes), parse_agent_id(job.agent_id)[0]
     pipelined = num_envs >= MIN_PIPELINED_ENVS and agent_type == "vlm"
     group_sizes = [num_envs - num_envs // 2, num_envs // 2] if pipelined else [num_envs]
@@ -117,7 +118,6 @@ def play_job(job: EvalJob, args: Args, protocol: Protocol) -> dict[str, Any]:
                 bar.update()
         bar.close()
     seconds = time.monotonic() - start
-    row = job.row_key(args)
     if "temperature" in row:
         row["temperature"] = getattr(groups[0][0], "temperature", None)
     if agent_type in EXPERTS:

@@ -15,7 +15,7 @@ from vlm import checkpoint
 from vlm.decoding.candidate_scoring import CandidateScorer, generate_text
 from vlm.decoding.openvino_scorer import OpenVinoScorer
 from vlm.model import PixelVLM
-from vlm.prompts import action_prompt, parse_action
+from vlm.prompts import parse_action
 
 DECODES = ("scores", "generate")
 ENGINES = ("auto", "torch", "openvino")
@@ -31,7 +31,7 @@ class VlmAgent:
         decode: "scores" uses the exact probabilities of the legal answers; "generate" parses free text.
         temperature: of sampling from the probabilities; 0 is greedy.
         engine: torch in float32, or openvino, faster on a CPU. auto is openvino for one environment on a CPU, else
-            torch, since an OpenVINO graph has a fixed batch size.
+            torch, since an OpenVINO graph has a fixed batch size; a model of transformers is always in torch.
     """
 
     name = "vlm"
@@ -49,6 +49,11 @@ class VlmAgent:
             raise UserError(f"expected an engine ({', '.join(ENGINES)}), got {engine!r}")
         if engine == "openvino" and vlm.device.type != "cpu":
             raise UserError(f"openvino computes on the CPU and the model is on {vlm.device}; expected --engine torch")
+        if engine == "openvino" and not vlm.traceable:
+            name = type(vlm.model).__name__
+            raise UserError(
+                f"{name} brings its own preprocessing and computes in torch; expected --engine torch or auto"
+            )
         if decode not in DECODES:
             raise UserError(f"expected --decode {' or '.join(DECODES)}, got {decode!r}")
         if temperature < 0:
@@ -56,7 +61,7 @@ class VlmAgent:
         self.vlm, self.action_names = vlm, tuple(action_names)
         self.decode, self.temperature, self.engine = decode, temperature, engine
         self.training: dict[str, Any] = {}
-        self._prompt = action_prompt(title, action_names)
+        self._prompt = vlm.action_prompt(title, action_names)
         if decode == "scores":
             self._scorer = CandidateScorer(vlm, self._prompt, action_names, cache_prompt=True)
         self._openvino_scorer: OpenVinoScorer | None = None
@@ -96,7 +101,8 @@ class VlmAgent:
 
     def _log_probs(self, stacks: np.ndarray) -> np.ndarray:
         """Return the answers' log-probabilities; OpenVINO compiles its graph at the first stacks of a shape."""
-        if self.engine == "torch" or (self.engine == "auto" and (len(stacks) > 1 or self.vlm.device.type != "cpu")):
+        compiles = self.vlm.traceable and self.vlm.device.type == "cpu" and len(stacks) == 1
+        if self.engine == "torch" or (self.engine == "auto" and not compiles):
             return self._scorer.log_probs(self.vlm.encode_images(self.vlm.preprocess(stacks))).cpu().numpy()
         if self._openvino_scorer is None or self._openvino_scorer.shape != stacks.shape:
             self._openvino_scorer = OpenVinoScorer(self._scorer, stacks)

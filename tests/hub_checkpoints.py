@@ -1,5 +1,6 @@
 """Tiny random checkpoints of transformers' own vision-language classes, in the hub's layout; nothing is downloaded."""
 
+import json
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +50,7 @@ def text_config(words, model_type="llama", **more):
     return {"model_type": model_type, "vocab_size": len(words), **ids, **TEXT, **more}
 
 
-def llava(**more):
+def llava(chat=CHAT, **more):
     """LLaVA 1.5: its processor cuts the frame's top and bottom off."""
     words = tokenizer("<image>", image_token="<image>")
     pictures = hf.CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
@@ -59,12 +60,12 @@ def llava(**more):
         image_token_id=words.convert_tokens_to_ids("<image>"),
     )
     options = {"patch_size": 7, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-    return hf.LlavaForConditionalGeneration(config), hf.LlavaProcessor(pictures, words, **options, chat_template=CHAT)
+    return hf.LlavaForConditionalGeneration(config), hf.LlavaProcessor(pictures, words, **options, chat_template=chat)
 
 
 def llava_sliding():
     """LLaVA over a Mistral with a sliding window that is shorter than a prompt."""
-    return llava(model_type="mistral", sliding_window=8)
+    return llava(None, model_type="mistral", sliding_window=8)
 
 
 def llava_next():
@@ -97,7 +98,7 @@ def llava_onevision():
     pictures = LlavaOnevisionImageProcessorPil(size=size, image_grid_pinpoints=grids)
     options = {"num_image_tokens": 16, "vision_feature_select_strategy": "full"}
     model = hf.LlavaOnevisionForConditionalGeneration(config)
-    return model, (hf.LlavaOnevisionProcessor, pictures, words, options)
+    return model, ("LlavaOnevisionProcessor", pictures, words, options)
 
 
 IDEFICS = ("<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>")
@@ -122,13 +123,13 @@ def smolvlm():
         image_token_id=words.convert_tokens_to_ids("<image>"),
     )  # fmt: skip
     pictures = SmolVLMImageProcessorPil(size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
-    return hf.SmolVLMForConditionalGeneration(config), (hf.SmolVLMProcessor, pictures, words, {"image_seq_len": 4})
+    return hf.SmolVLMForConditionalGeneration(config), ("SmolVLMProcessor", pictures, words, {"image_seq_len": 4})
 
 
 QWEN = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 
 
-def _qwen(config_class, model_class, processor_class, patch_size, vision, mrope):
+def _qwen(config_class, model_class, processor, patch_size, vision, mrope):
     words = tokenizer(
         *QWEN, bos=False, image_token=QWEN[0], video_token=QWEN[1], vision_start_token=QWEN[2], vision_end_token=QWEN[3]
     )
@@ -145,26 +146,26 @@ def _qwen(config_class, model_class, processor_class, patch_size, vision, mrope)
     pictures = Qwen2VLImageProcessorPil(
         size={"shortest_edge": 64, "longest_edge": 64 * 12}, patch_size=patch_size, merge_size=2, temporal_patch_size=2
     )
-    return model_class(config), (processor_class, pictures, words, {})
+    return model_class(config), (processor, pictures, words, {})
 
 
 def qwen2_vl():
     """Qwen2-VL: positions of three numbers; the connector ends its tower."""
     vision = {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 1}
-    return _qwen(hf.Qwen2VLConfig, hf.Qwen2VLForConditionalGeneration, hf.Qwen2VLProcessor, 4, vision, MROPE)
+    return _qwen(hf.Qwen2VLConfig, hf.Qwen2VLForConditionalGeneration, "Qwen2VLProcessor", 4, vision, MROPE)
 
 
 def qwen2_5_vl():
     """Qwen2.5-VL: attention in windows of the image."""
     vision = {"hidden_size": 32, "out_hidden_size": 32, "window_size": 16, "fullatt_block_indexes": [1]}
-    return _qwen(hf.Qwen2_5_VLConfig, hf.Qwen2_5_VLForConditionalGeneration, hf.Qwen2_5_VLProcessor, 4, vision, MROPE)
+    return _qwen(hf.Qwen2_5_VLConfig, hf.Qwen2_5_VLForConditionalGeneration, "Qwen2_5_VLProcessor", 4, vision, MROPE)
 
 
 def qwen3_vl():
     """Qwen3-VL: features of the tower enter the decoder's first layers too."""
     vision = {"hidden_size": 32, "out_hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
     mrope = {**MROPE, "mrope_interleaved": True}
-    return _qwen(hf.Qwen3VLConfig, hf.Qwen3VLForConditionalGeneration, hf.Qwen3VLProcessor, 4, vision, mrope)
+    return _qwen(hf.Qwen3VLConfig, hf.Qwen3VLForConditionalGeneration, "Qwen3VLProcessor", 4, vision, mrope)
 
 
 def paligemma(text="gemma", **more):
@@ -213,7 +214,7 @@ def internvl():
         image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
     )  # fmt: skip
     pictures = GotOcr2ImageProcessorPil(size={"height": 28, "width": 28}, crop_to_patches=True, max_patches=4)
-    processor = (hf.InternVLProcessor, pictures, words, {"image_seq_length": 4})
+    processor = ("InternVLProcessor", pictures, words, {"image_seq_length": 4})
     return hf.InternVLForConditionalGeneration(config), processor
 
 
@@ -228,7 +229,8 @@ def pixtral():
         image_token_id=words.convert_tokens_to_ids("[IMG]"), vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )  # fmt: skip
-    return hf.LlavaForConditionalGeneration(config), hf.PixtralProcessor(pictures, words, patch_size=7)
+    processor = ("PixtralProcessor", pictures, words, {"patch_size": 7})
+    return hf.LlavaForConditionalGeneration(config), processor
 
 
 def mistral3():
@@ -241,7 +243,7 @@ def mistral3():
         text_config=text_config(words, "mistral", sliding_window=None),
         image_token_id=words.convert_tokens_to_ids("[IMG]"), spatial_merge_size=2, vision_feature_layer=-1,
     )  # fmt: skip
-    processor = hf.PixtralProcessor(pictures, words, patch_size=7, spatial_merge_size=2)
+    processor = ("PixtralProcessor", pictures, words, {"patch_size": 7, "spatial_merge_size": 2})
     return hf.Mistral3ForConditionalGeneration(config), processor
 
 
@@ -288,16 +290,16 @@ def write(name: str, directory: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, processor = CLASSES[name]()
+        for parameter in model.parameters():  # Gemma 3's connector starts as 0
+            if parameter.ndim > 1 and not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(directory)
     if not isinstance(processor, tuple):
         processor.save_pretrained(directory)
         return directory
-    # a processor that also takes videos can be made with torchvision only; its parts can be written without
-    kind, pictures, words, options = processor
+    # a processor that also takes videos is made with torchvision only; its parts are written without
+    name_of_class, pictures, words, options = processor
     for part in (pictures, words):
         part.save_pretrained(directory)
-    hf.utils.logging.set_verbosity_error()
-    import json
-
-    (directory / "processor_config.json").write_text(json.dumps({"processor_class": kind.__name__, **options}))
+    (directory / "processor_config.json").write_text(json.dumps({"processor_class": name_of_class, **options}))
     return directory

@@ -17,41 +17,37 @@ from transformers.models.auto.configuration_auto import model_type_to_module_nam
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
-from vlm.checkpoint_files import CheckpointError, read_object
+from vlm.checkpoint_files import read_object
 
 VIDEO, VIDEO_SETTINGS = "video_processor", "video_preprocessor_config.json"
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
-EXTRA = 'pip install -e ".[vlm]"'  # brings what the classes need
+EXTRA = "pip install -e '.[vlm]'"  # brings what the classes need
 MISSING = re.compile(r"requires the (\w+) library|[Pp]ackage `(\w+)`|No module named '(\w+)|`pip install (\w+)`")
 
 
 def load_processor(directory: Path) -> Any:
-    """Return the processor of a directory of transformers' files.
-
-    Raises:
-        CheckpointError: a package that the class needs is missing; the message names it and what installs it.
-    """
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    """Return the processor of a directory of transformers' files; raises as transformers does."""
     kind = None if is_torchvision_available() else _processor_class(directory)
-    try:
-        if kind is None or not ({VIDEO, f"_{kind.__name__}__backends"} & {*kind.get_attributes(), *vars(kind)}):
-            return AutoProcessor.from_pretrained(directory, **options)
-        parts: dict[str, Any] = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
-        made = [parts[name].from_pretrained(directory, **options) for name in kind.get_attributes() if name in parts]
-        settings, _ = kind.get_processor_dict(directory, local_files_only=True)
-        processor = without_videos(kind).from_args_and_dict([*made, None], settings)
-    except ImportError as error:
-        raise CheckpointError(missing_package(error, directory)) from error
+    if kind is None or VIDEO not in kind.get_attributes():
+        return AutoProcessor.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    loaders: dict[str, Any] = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
+    made = [
+        loaders[name].from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        for name in kind.get_attributes()
+        if name in loaders
+    ]
+    settings, _ = kind.get_processor_dict(directory, local_files_only=True)
+    processor = without_videos(kind).from_args_and_dict([*made, None], settings)
     processor.video_settings = _video_settings(directory)
     return processor
 
 
-def missing_package(error: ImportError, directory: Path) -> str:
-    """Return which package a model needs, and the command that installs it."""
+def missing_package(error: ImportError) -> str:
+    """Return the package that a class needs, and the command that installs it."""
     text = " ".join(str(error).split())
     found = MISSING.search(text)
     name = next(filter(None, found.groups())).lower() if found else error.name or text or "a package that is missing"
-    return f"{directory} needs the package {name}, which is not installed: {EXTRA}, or pip install {name}"
+    return f"it needs the package {name}, which is not installed; {EXTRA} installs it"
 
 
 @cache
@@ -85,7 +81,8 @@ def _video_settings(directory: Path) -> dict[str, Any]:
 
 def _processor_class(directory: Path) -> Any:
     """Return the class of a directory's processor, from transformers' own module of it; None if it is unknown."""
-    named = [read_object(directory, name).get("processor_class") for name in PROCESSOR_FILES if (directory / name).is_file()]
+    files = [name for name in PROCESSOR_FILES if (directory / name).is_file()]
+    named = [read_object(directory, name).get("processor_class") for name in files]
     model_type = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False).model_type
     name = next(filter(None, named), PROCESSOR_MAPPING_NAMES.get(model_type))
     for kind, classes in PROCESSOR_MAPPING_NAMES.items():

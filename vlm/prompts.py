@@ -33,6 +33,12 @@ def action_prompt(title: str, action_names: Sequence[str]) -> str:
     return f"[play] {title} : {' , '.join(action_names)} {IMAGE} action :"
 
 
+def action_question(title: str, action_names: Sequence[str]) -> str:
+    """Return the question for an action to a model that follows instructions."""
+    legal = ", ".join(action_names)
+    return f"You are playing the Atari game {title}. The legal actions are: {legal}. Answer with one of them only."
+
+
 def parse_action(text: str, legal: Sequence[str]) -> str | None:
     """Return the legal action that equals an answer up to whitespace, or None."""
     name = " ".join(text.split())
