@@ -51,9 +51,7 @@ class VlmAgent:
             raise UserError(f"openvino computes on the CPU and the model is on {vlm.device}; expected --engine torch")
         if engine == "openvino" and not vlm.traceable:
             name = type(vlm.model).__name__
-            raise UserError(
-                f"{name} brings its own preprocessing and computes in torch; expected --engine torch or auto"
-            )
+            raise UserError(f"{name} brings its own preprocessing and computes in torch; expected --engine torch")
         if decode not in DECODES:
             raise UserError(f"expected --decode {' or '.join(DECODES)}, got {decode!r}")
         if temperature < 0:

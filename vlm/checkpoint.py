@@ -254,9 +254,15 @@ def training_resolution(directory: Path) -> tuple[int, int] | None:
 
 def content_hash(directory: Path) -> str:
     """Return the first 12 hexadecimal digits of the SHA-256 of a checkpoint's weights: its name in results."""
-    files = sorted(resolve(directory).glob("model*.safetensors"))  # large models are sharded
+    directory = resolve(directory)
+    files = sorted(directory.glob("model*.safetensors"))  # large models are sharded
     if not files:
-        raise CheckpointError(f"expected a checkpoint directory with {WEIGHTS} in it, got {directory}")
+        missing = (
+            f" with {WEIGHTS} in it, got {directory}"
+            if directory.exists()
+            else f", got {directory}, which does not exist"
+        )
+        raise CheckpointError(f"expected a checkpoint directory{missing}")
     return _hash_files(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 

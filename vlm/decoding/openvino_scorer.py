@@ -63,9 +63,8 @@ class OpenVinoScorer:
 
     def __init__(self, scorer: CandidateScorer, frames: UInt8[np.ndarray, "B T H W 3"], precision: str | None = None):
         if not scorer.vlm.traceable:  # the first frame would become a constant of the graph
-            raise UserError(
-                f"{type(scorer.vlm.model).__name__} computes in torch alone; expected --engine torch or auto"
-            )
+            name = type(scorer.vlm.model).__name__
+            raise UserError(f"{name} brings its own preprocessing and computes in torch; expected --engine torch")
         self.precision = precision or native_precision()
         example, module = torch.from_numpy(frames), _FramesToLogProbs(scorer).eval()
         with torch.no_grad(), warnings.catch_warnings(), _clamped_activations(scorer.vlm.decoder):

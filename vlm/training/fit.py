@@ -229,7 +229,9 @@ def fit(
     vlm: PixelModel = mixture.vlm
     before = snapshot(vlm)
     if config.optimizer.decoder == "lora":
-        lora.add_lora(vlm, config.optimizer.lora_rank)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.run.seed)
+            lora.add_lora(vlm, config.optimizer.lora_rank)
     module = TrainingModule(mixture, bf16)
     groups = parameter_groups(vlm, module_learning_rates(config.optimizer), arguments.weight_decay)
     groups += auxiliary_group(module.auxiliary, config.optimizer, arguments.weight_decay)
