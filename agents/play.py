@@ -27,7 +27,15 @@ from tqdm import tqdm
 
 from agents.agent import Agent
 from agents.human_agent import Window
-from agents.registry import EXPERTS, checkpoint_path, make_agent, needs_emulator, parse_agent_id, vlm_settings
+from agents.registry import (
+    EXPERTS,
+    ModelLimits,
+    checkpoint_path,
+    make_agent,
+    needs_emulator,
+    parse_agent_id,
+    vlm_settings,
+)
 from agents.rollout import Transition, play_games
 from agents.seen_frame import FrameReader
 from agents.video import MaskOverlay, Panel, VideoWriter, draw_transition
@@ -66,6 +74,12 @@ class Args:
     """Sampling temperature; 0 is greedy; by default the one chosen for the checkpoint."""
     engine: Literal["auto", "torch", "openvino"] = "auto"
     """What computes a VLM's probabilities: torch (float32), openvino (fast on a CPU), auto (openvino on a CPU)."""
+    image_tokens: int | None = None
+    """The most tokens that a model of transformers may take for an image; by default one tile."""
+    history: int | None = None
+    """Frames that a model of transformers sees, each as an image; by default as its checkpoint, else 1."""
+    max_new_tokens: int | None = None
+    """The most tokens of an answer with --decode generate; a chain of thought needs hundreds."""
     max_frames: int | None = None
     """Stop a game after this many emulator frames (60 a second); it then counts as unfinished."""
     out: Path = Path("videos")
@@ -86,7 +100,7 @@ class Args:
     """human: show the game in a window."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "episodes", "max_frames", "see_every")
+        require_at_least(self, 1, "episodes", "max_frames", "see_every", "image_tokens", "history", "max_new_tokens")
         parsed = parse_agent_id(self.agent)
         if self.checkpoint and parsed != ("vlm", None):
             raise UserError(f"--checkpoint is for --agent vlm, got --agent {self.agent}")
@@ -108,6 +122,11 @@ class Args:
     def agent_id(self) -> str:
         """The agent's id, with the checkpoint."""
         return f"vlm:{self.checkpoint}" if self.checkpoint else self.agent
+
+    @property
+    def limits(self) -> ModelLimits:
+        """How much a model of transformers reads and writes."""
+        return ModelLimits(self.image_tokens, self.history, self.max_new_tokens)
 
 
 class EpisodeRecorder:
@@ -282,11 +301,10 @@ def play(args: Args) -> str:
     game, protocol = find_game(args.game), find_protocol(args.protocol)
     require_writable(args.out, args.video)
     episode_seeds(args.seed, args.episodes)  # refuses a seed out of range before the model loads
-    settings = vlm_settings(
-        args.agent_id, args.decode, args.temperature, args.engine
-    )  # hashes before anything is played
+    # hashes the weights before anything is played
+    settings = vlm_settings(args.agent_id, args.decode, args.temperature, args.engine, args.limits)
     with make_envs(game, 1, protocol, searchable=needs_emulator(args.agent)) as envs:
-        agent = make_agent(args.agent_id, envs, args.decode, args.temperature, args.engine)
+        agent = make_agent(args.agent_id, envs, args.decode, args.temperature, args.engine, args.limits)
         trained_games = getattr(agent, "training", {}).get("games")
         if trained_games is not None and game.name not in trained_games:
             print(f"note: this model was not trained on {game.title}, only on {', '.join(trained_games)}")

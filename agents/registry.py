@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,18 @@ OLD_WRAPPER_NAMES = {
     ", thinking every ": ", action repeat ",
     " taught by ": " labelled by ",
 }
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """How much a model of transformers reads and writes for a decision; None: as its checkpoint says."""
+
+    image_tokens: int | None = None  # at most so many for an image
+    history: int | None = None  # frames, each an image
+    max_new_tokens: int | None = None  # of a generated answer
+
+
+NO_LIMITS = ModelLimits()
 
 
 def current_agent_name(recorded: str) -> str:
@@ -57,14 +70,17 @@ def checkpoint_path(agent_id: str) -> Path:
     return Path(parse_agent_id(agent_id)[1] or RELEASED_POLICY)
 
 
-def vlm_settings(agent_id: str, decode: str, temperature: float | None, engine: str) -> dict[str, Any]:
+def vlm_settings(
+    agent_id: str, decode: str, temperature: float | None, engine: str, limits: ModelLimits = NO_LIMITS
+) -> dict[str, Any]:
     """Return what a result row tells of how a VLM plays; nothing for other agents."""
     if parse_agent_id(agent_id)[0] != "vlm":
         return {}
     from vlm.checkpoint import content_hash
 
     checkpoint = content_hash(checkpoint_path(agent_id))
-    return {"checkpoint": checkpoint, "decode": decode, "temperature": temperature, "engine": engine}
+    settings = {"checkpoint": checkpoint, "decode": decode, "temperature": temperature, "engine": engine}
+    return settings | {name: value for name, value in asdict(limits).items() if value is not None}
 
 
 def needs_emulator(agent_id: str) -> bool:
@@ -73,12 +89,17 @@ def needs_emulator(agent_id: str) -> bool:
 
 
 def make_agent(
-    agent_id: str, envs: GameEnvs, decode: str = "scores", temperature: float | None = None, engine: str = "torch"
+    agent_id: str,
+    envs: GameEnvs,
+    decode: str = "scores",
+    temperature: float | None = None,
+    engine: str = "torch",
+    limits: ModelLimits = NO_LIMITS,
 ) -> Agent:
     """Return the agent of an id for these environments.
 
-    `decode`, `temperature` (None: the one chosen for the checkpoint) and `engine` are for a VLM. Torch is imported only
-    for agents that need it.
+    `decode`, `temperature` (None: the one chosen for the checkpoint), `engine` and `limits` are for a VLM. Torch is
+    imported only for agents that need it.
     """
     agent_type, path = parse_agent_id(agent_id)
     if agent_type == "random":
@@ -98,4 +119,4 @@ def make_agent(
         return HumanAgent(envs.game, envs.action_names)
     from agents.vlm_agent import VlmAgent
 
-    return VlmAgent.load(checkpoint_path(agent_id), envs, decode, temperature, engine)
+    return VlmAgent.load(checkpoint_path(agent_id), envs, decode, temperature, engine, limits)

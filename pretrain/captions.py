@@ -43,7 +43,7 @@ CONFIGS = {
 def start_model(config: CaptionConfig) -> PixelVLM:
     """Return the model that a training starts from; a new one has the words of captions and ordered numbers."""
     if config.model.init:
-        return checkpoint.load(config.model.init)
+        return checkpoint.load(config.model.init, **config.model.limits())
     vlm = build(config.model.preset, config.run.seed, caption_tokenizer())
     init_number_embeddings(vlm)
     return vlm

@@ -25,7 +25,7 @@ def start_model(config: PvpConfig) -> PixelVLM:
     """Return the model that a training starts from."""
     model, data = config.model, config.data
     if model.init:
-        vlm = checkpoint.load(model.init)
+        vlm = checkpoint.load(model.init, **model.limits())
     else:
         vlm = build(model.preset, config.run.seed, caption_tokenizer() if data.caption_weight else None)
         _init_encoder(vlm, model, data)

@@ -29,6 +29,7 @@ class PretrainedVLM(PixelVLM):
 
     kind = "pretrained-vlm"
     traceable = False  # processors compute with PIL and numpy
+    max_new_tokens = 32  # it may answer in a sentence
 
     def __init__(self, model: PreTrainedModel, processor: Any, image_config: ImageConfig | None = None):
         super().__init__(model, processor.tokenizer, image_config or ImageConfig())

@@ -103,6 +103,7 @@ class PixelVLM(PixelModel):
 
     kind, auto_class = "pvplay-vlm", AutoModelForImageTextToText
     traceable = True
+    max_new_tokens = 8  # of an answer, unless more are asked for
 
     @property
     def encoder(self) -> nn.Module:

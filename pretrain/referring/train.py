@@ -77,7 +77,7 @@ def train_referring(config: ReferringConfig) -> Path:
     data, init, seed = config.data, config.model.init, config.run.seed
     if not data.data:
         raise UserError("--data is missing: recorded games, or the folder of REFER's layout")
-    vlm = checkpoint.load(init) if init else build(config.model.preset, seed)
+    vlm = checkpoint.load(init, **config.model.limits()) if init else build(config.model.preset, seed)
     head = None if data.mask == "points" else start_head(config, vlm)
     source = open_referring_source(data, config.run.steps, vlm.history, seed)
 

@@ -27,6 +27,11 @@ from vlm import checkpoint
 from vlm.decoding.candidate_scoring import CandidateScorer, generate_text, prompt_ids
 from vlm.decoding.openvino_scorer import OpenVinoScorer
 from vlm.decoding.packing import forward_packed
+from vlm.hf_processor import missing_package
+from vlm.image_tokens import describe_image_input, image_tokens
+from vlm.letterbox import pad_to_aspect_ratio, share_seen
+from vlm.presets import build
+from vlm.prompts import action_prompt
 
 REFUSED = ("blip2", "instructblip")
 UNSHARED = ("llava-sliding", "qwen3-vl", "paligemma", "paligemma2", "gemma3")  # prompts cannot share a prefix
@@ -262,3 +267,153 @@ def test_an_id_that_is_not_to_be_had_is_one_line_before_play(hub_id, tmp_path, c
     assert run(lambda: play.main(arguments)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "expected a directory, or the id of a model on the hub, got owner/other" in line
+
+
+def share_of_rows_seen(vlm):
+    """The share of a frame's rows of pixels on which the model's input depends, by one row of three after the other."""
+    black = np.zeros((1, 1, 210, 160, 3), np.uint8)
+    unchanged = vlm.preprocess(black)["pixel_values"]
+    changed, rows = 0, range(0, 210, 3)
+    for row in rows:
+        frame = black.copy()
+        frame[:, :, row] = 255
+        changed += not torch.equal(vlm.preprocess(frame)["pixel_values"], unchanged)
+    return changed / len(rows)
+
+
+def test_a_processor_that_cuts_out_the_center_gets_the_whole_frame(hub, monkeypatch):
+    vlm = checkpoint.load(hub("llava"))
+    vlm.processor.image_processor.size = {"shortest_edge": 336}  # as of LLaVA 1.5, so that single rows show
+    vlm.processor.image_processor.crop_size = {"height": 336, "width": 336}
+    assert share_of_rows_seen(vlm) == 1
+    assert "16 image tokens a decision, 100% of a frame of 210 x 160 is seen" in describe_image_input(
+        checkpoint.load(hub("llava"))
+    )
+    monkeypatch.setattr("vlm.hf_vlm.input_aspect_ratio", lambda processor: None)
+    assert share_of_rows_seen(vlm) == pytest.approx(162 / 210, abs=0.02), "24 rows at each end are cut off otherwise"
+    pixels = lambda frame: vlm.preprocess(frame[None, None])["pixel_values"].numpy()  # noqa: E731
+    assert share_seen(pixels, 210, 160) == pytest.approx(share_of_rows_seen(vlm), abs=0.02)
+
+
+def test_a_padded_frame_stands_in_the_middle_of_the_shape_asked_for():
+    frame = np.full((210, 160, 3), 9, np.uint8)
+    square = pad_to_aspect_ratio(frame, 1.0)
+    assert square.shape == (210, 210, 3)
+    assert np.array_equal(square[:, 25:185], frame)
+    assert not square[:, :25].any()
+    assert not square[:, 185:].any()
+    assert pad_to_aspect_ratio(frame, 0.5).shape == (320, 160, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "tokens"),
+    [
+        ("llava", None, 16),
+        ("idefics3", None, 4),
+        ("idefics3", 40, 20),
+        ("smolvlm2", None, 4),
+        ("internvl", None, 4),
+        ("internvl", 20, 20),
+        ("internvl", 19, 4),
+        ("llava-next", None, 36),
+        ("llava-next", 72, 72),
+        ("llava-onevision", None, 36),
+        ("qwen2-vl", None, 9),
+        ("qwen2-vl", 40, 35),
+        ("qwen3-vl", 6, 4),
+    ],
+)
+def test_an_image_takes_one_tile_or_as_many_tokens_as_are_allowed(hub, name, most, tokens, tmp_path):
+    vlm = checkpoint.load(hub(name), image_tokens=most)
+    assert image_tokens(vlm) == tokens
+    assert vlm.encode_images(vlm.preprocess(frames(2))).tokens.shape[:2] == (2, tokens)
+    checkpoint.save(vlm, tmp_path / "saved")
+    again = checkpoint.load(tmp_path / "saved")
+    assert image_tokens(again) == tokens
+    with torch.no_grad():
+        one, two = (model.encode_images(model.preprocess(frames(1))).tokens for model in (vlm, again))
+    assert torch.equal(one, two)
+
+
+def test_fewer_image_tokens_than_a_class_takes_are_refused(hub, tiny_preset):
+    with pytest.raises(
+        UserError, match="--image-tokens: LlavaForConditionalGeneration takes at least 16 a frame, got 6"
+    ):
+        checkpoint.load(hub("llava"), image_tokens=6)
+    with pytest.raises(UserError, match="--image-tokens and --history are for models of transformers"):
+        checkpoint.load(tiny_preset, image_tokens=6)
+
+
+@pytest.fixture
+def tiny_preset(tmp_path):
+    """A checkpoint of a preset."""
+    checkpoint.save(build("tiny", seed=1), tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def test_the_number_of_frames_passes_into_a_checkpoint(hub, tmp_path):
+    checkpoint.save(checkpoint.load(hub("llava"), history=2), tmp_path / "saved")
+    assert checkpoint.load(tmp_path / "saved").history == 2
+
+
+def test_instruct_models_are_asked_in_their_chat_template(hub):
+    vlm, plain = checkpoint.load(hub("llava")), checkpoint.load(hub("idefics3"))
+    prompt = vlm.action_prompt("Pong", NAMES)
+    assert prompt.startswith("USER: <image>You are playing the Atari game Pong. The legal actions are: noop, fire,")
+    assert prompt.endswith("Answer with one of them only. ASSISTANT: ")
+    assert plain.action_prompt("Pong", NAMES) == action_prompt("Pong", NAMES)
+    before, after = vlm.prompt_ids(prompt)
+    assert vlm.tokenizer.decode(before) == "<s>USER: "
+    assert vlm.tokenizer.decode(after) == prompt.partition("<image>")[2]
+    vlm.processor.chat_template = "<s>" + vlm.processor.chat_template  # some write the token that begins a text
+    assert vlm.prompt_ids(vlm.action_prompt("Pong", NAMES)) == (before, after)
+
+
+def test_an_answer_may_end_as_a_turn_ends(hub):
+    vlm = checkpoint.load(hub("llava"))
+    vlm.model.generation_config.eos_token_id = [2, 40]
+    assert vlm.end_ids == [2, 40]
+    images, prompt = vlm.preprocess(frames(1)), vlm.action_prompt("Pong", NAMES)
+    scorer = CandidateScorer(vlm, prompt, NAMES)
+    with torch.no_grad():
+        found = scorer.log_probs(vlm.encode_images(images))[:, 1]
+        ends = [forced(vlm, images, prompt, [*scorer.candidates[1], end]) for end in (2, 40)]
+    assert torch.allclose(found, torch.stack(ends).logsumexp(0), atol=1e-4)
+
+
+def test_generated_answers_are_as_long_as_asked_for(hub, monkeypatch):
+    vlm, asked = checkpoint.load(hub("llava")), []
+    monkeypatch.setattr("agents.vlm_agent.generate_text", lambda *arguments: asked.append(arguments[3]) or ["Fire."])
+    for most, expected in ((None, 32), (200, 200)):
+        agent = VlmAgent(vlm, "Pong", NAMES, decode="generate", max_new_tokens=most)
+        agent.reset([1])
+        actions = agent.act(frames(1)[:, 0])
+        assert asked.pop() == expected
+        assert actions.indices.tolist() == [1]
+        assert actions.texts == ("Fire.",)
+        assert not actions.invalid.any()
+
+
+def test_a_missing_package_is_named_with_what_installs_it(hub, monkeypatch):
+    monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", None)
+    with pytest.raises(
+        UserError, match=r"needs the package num2words, which is not installed; pip install -e '.\[vlm\]'"
+    ):
+        checkpoint.load(hub("smolvlm2"))
+    for text, name in (
+        ("\nPixtralProcessor requires the Torchvision library but it was not found", "torchvision"),
+        ("No module named 'timm'", "timm"),
+    ):
+        assert f"the package {name}, " in missing_package(ImportError(text))
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="torchvision is there")
+def test_a_processor_made_without_torchvision_keeps_its_settings_for_videos(hub, tmp_path):
+    directory = shutil.copytree(hub("qwen2-vl"), tmp_path / "model")
+    settings = {"video_processor_type": "Qwen2VLVideoProcessor", "fps": 3}
+    (directory / "video_preprocessor_config.json").write_text(json.dumps(settings))
+    checkpoint.save(checkpoint.load(directory), tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "video_preprocessor_config.json").read_text()) == settings
+    assert (
+        json.loads((tmp_path / "saved" / "processor_config.json").read_text())["processor_class"] == "Qwen2VLProcessor"
+    )

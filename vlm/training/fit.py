@@ -24,6 +24,8 @@ from common.run_arguments import require_same_arguments
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
 from vlm.device import best_device, is_main_process, world_size
+from vlm.hf_vlm import PretrainedVLM
+from vlm.image_tokens import describe_image_input
 from vlm.model import PixelModel
 from vlm.precision import autocast
 from vlm.training import lora
@@ -227,6 +229,8 @@ def fit(
     arguments, bf16 = training_arguments(config.run)
     require_same_run(config)
     vlm: PixelModel = mixture.vlm
+    if isinstance(vlm, PretrainedVLM) and is_main_process():
+        print(describe_image_input(vlm))
     before = snapshot(vlm)
     if config.optimizer.decoder == "lora":
         with torch.random.fork_rng(devices=[]):
