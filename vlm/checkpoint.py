@@ -49,8 +49,8 @@ from vlm.patch_expansion import expansion_of
 from vlm.prompts import IMAGE
 
 Model = TypeVar("Model", bound=PixelModel)
-HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # of a model on the hub that are downloaded
-NOT_HUB_FILES = ("*/*", "consolidated*")  # the same weights in other forms
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # of a model on the hub that are downloaded
+NOT_HUB_FILES = ["*/*", "consolidated*"]  # the same weights in other forms
 
 
 def save(
@@ -99,7 +99,7 @@ def load(
     else:
         require_plain_config(directory)
         is_pretrained = (directory / "config.json").is_file()
-    vlm = load_as(PretrainedVLM if is_pretrained else PixelVLM, directory)
+    vlm = load_pretrained(directory) if is_pretrained else load_as(PixelVLM, directory)
     _require_same_tokens(vlm, directory)
     if isinstance(vlm, PretrainedVLM):
         vlm.image_config = dataclasses.replace(vlm.image_config, history=history or vlm.history)
@@ -127,7 +127,8 @@ def _snapshot(name: str) -> Path:
         raise CheckpointError(f"{expected}, got {name}, which is neither here nor to be had: {reason:.200}") from error
 
 
-def _load_pretrained(directory: Path) -> PretrainedVLM:
+def load_pretrained(directory: Path) -> PretrainedVLM:
+    """Return one of transformers' models in float32 on the CPU, with its processor; raises as `load` does."""
     name = str(directory)
     require_plain_config(directory)
     damage = f"expected a vision-language model of transformers at {name}"
@@ -147,8 +148,6 @@ def _load_pretrained(directory: Path) -> PretrainedVLM:
 def load_as(model_class: type[Model], directory: Path) -> Model:
     """Return the model of a checkpoint of a given class, in float32 on the CPU; raises as `load` does."""
     directory = resolve(directory)
-    if issubclass(model_class, PretrainedVLM):
-        return _load_pretrained(directory)
     if (kind := read_kind(directory)) != model_class.kind:
         raise CheckpointError(f"{directory / METADATA}: expected a checkpoint of kind {model_class.kind}, got {kind}")
     if not (directory / WEIGHTS).is_file():

@@ -5,6 +5,7 @@ stretch it into a square. Black borders that bring the frame to the shape of the
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,14 +40,14 @@ def share_seen(preprocess: Callable[[np.ndarray], Any], height: int, width: int)
     black = np.zeros((height, width, 3), np.uint8)
     unchanged = preprocess(black)
 
-    def hidden(axis: int, count: int, from_end: bool) -> bool:
+    def is_hidden(axis: int, from_end: bool, count: int) -> bool:
         frame = black.copy()
         frame.swapaxes(0, axis)[slice(-count, None) if from_end else slice(count)] = 255
         return np.array_equal(preprocess(frame), unchanged)
 
     seen = 1.0
     for axis, side in enumerate((height, width)):
-        lost = sum(_largest(lambda count, a=axis, e=end: hidden(a, count, e), side - 1) for end in (False, True))
+        lost = sum(_largest(partial(is_hidden, axis, end), side - 1) for end in (False, True))
         seen *= 1 - lost / side
     return seen
 

@@ -50,10 +50,6 @@ class ModelConfig:
         if self.init is None and (self.image_tokens or self.history):
             raise UserError("--image-tokens and --history are for a model of transformers, expected --init with one")
 
-    def limits(self) -> dict[str, int | None]:
-        """Return what `vlm.checkpoint.load` is to read of each image, and of how many."""
-        return {"image_tokens": self.image_tokens, "history": self.history}
-
 
 @dataclass(frozen=True)
 class OptimizerConfig:

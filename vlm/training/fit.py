@@ -26,10 +26,10 @@ from vlm.checkpoint import CheckpointError
 from vlm.device import best_device, is_main_process, world_size
 from vlm.hf_vlm import PretrainedVLM
 from vlm.image_tokens import describe_image_input
-from vlm.model import PixelModel
+from vlm.model import PixelModel, PixelVLM
 from vlm.precision import autocast
 from vlm.training import lora
-from vlm.training.config import TRAINER_DEFAULTS, RunConfig, TrainConfig
+from vlm.training.config import TRAINER_DEFAULTS, ModelConfig, RunConfig, TrainConfig
 from vlm.training.learning_rates import (
     auxiliary_group,
     module_learning_rates,
@@ -204,6 +204,12 @@ def require_same_run(config: TrainConfig, ignore: Sequence[str] = ()) -> None:
     """Write a run's configuration; raise `UserError` for a directory that holds a run with another one."""
     if is_main_process():
         require_same_arguments(config.run.out, config.to_flat(), ignore)
+
+
+def load_start(config: ModelConfig) -> PixelVLM:
+    """Return the model of `init`; one of transformers' reads of its images what the configuration says."""
+    assert config.init
+    return checkpoint.load(config.init, image_tokens=config.image_tokens, history=config.history)
 
 
 def fit(
