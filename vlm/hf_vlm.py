@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from transformers import PreTrainedModel
 
@@ -75,14 +76,25 @@ class PretrainedVLM(PixelVLM):
         """Return the prompt for an action: a question in a conversation where the model has a template for one."""
         if self.chat_template is None:
             return super().action_prompt(title, action_names)
-        text = {"type": "text", "text": action_question(title, action_names)}
-        message = {"role": "user", "content": [{"type": "image"}, text]}
-        prompt = self.tokenizer.apply_chat_template(
-            [message], chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
-        )
-        if prompt.count(self._image_text) != 1:
-            raise UserError(f"the chat template of {type(self.model).__name__} has no place for an image")
-        return prompt.replace(self._image_text, IMAGE)
+        question = action_question(title, action_names)
+        parts = [{"type": "image"}, {"type": "text", "text": question}]
+        for content in (parts, f"{self._image_text}\n{question}"):  # templates of a decoder alone take plain text
+            prompt = self._chat(content)
+            if prompt.count(self._image_text) == 1:
+                return prompt.replace(self._image_text, IMAGE)
+        raise UserError(f"the chat template of {type(self.model).__name__} has no place for an image")
+
+    def _chat(self, content: Any) -> str:
+        """Return a conversation of one message up to the model's turn; empty where the template takes no such one."""
+        try:
+            return self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                chat_template=self.chat_template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except (TemplateError, TypeError):
+            return ""
 
     def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
         """Return the token ids before and after the image of a prompt, with one token that begins the text."""

@@ -22,7 +22,7 @@ from envs.protocol import MACHADO2018, PROTOCOLS
 from pretrain.pvp import train_pvp
 from pretrain.pvp_config import CONFIGS
 from pretrain.pvp_objective import PvpObjective
-from tests.hub_checkpoints import CLASSES, write
+from tests.hub_checkpoints import CHAT, CLASSES, write
 from vlm import checkpoint
 from vlm.decoding.candidate_scoring import CandidateScorer, generate_text, prompt_ids
 from vlm.decoding.openvino_scorer import OpenVinoScorer
@@ -46,6 +46,7 @@ ADMITTED = [
     for name in CLASSES
     if name not in REFUSED
 ]
+TEXT_CHAT = "{% for one in messages %}{{ one['role'].upper() + ': ' + one['content'] }}{% endfor %} ASSISTANT:"
 NAMES = ("noop", "fire", "up", "up right")
 
 
@@ -365,7 +366,12 @@ def test_instruct_models_are_asked_in_their_chat_template(hub):
     before, after = vlm.prompt_ids(prompt)
     assert vlm.tokenizer.decode(before) == "<s>USER: "
     assert vlm.tokenizer.decode(after) == prompt.partition("<image>")[2]
-    vlm.processor.chat_template = "<s>" + vlm.processor.chat_template  # some write the token that begins a text
+    vlm.processor.chat_template = TEXT_CHAT
+    assert vlm.action_prompt("Pong", NAMES).startswith("USER: <image>\nYou are playing the Atari game Pong.")
+    vlm.processor.chat_template = "{{ raise_exception('no') }}"
+    with pytest.raises(UserError, match="has no place for an image"):
+        vlm.action_prompt("Pong", NAMES)
+    vlm.processor.chat_template = "<s>" + CHAT
     assert vlm.prompt_ids(vlm.action_prompt("Pong", NAMES)) == (before, after)
 
 
