@@ -19,7 +19,6 @@ from envs.atari import GameEnvs
 from vlm.decoding.candidate_scoring import CandidateScorer
 from vlm.model import PixelVLM
 from vlm.precision import autocast
-from vlm.prompts import action_prompt
 from vlm.training.learning_rates import ModuleLearningRates, parameter_groups
 
 MAX_GRAD_NORM = 0.5
@@ -31,7 +30,7 @@ class TextPolicy(nn.Module):
     def __init__(self, vlm: PixelVLM, title: str, action_names: tuple[str, ...]):
         super().__init__()
         self.model, self.vlm = vlm.model, vlm
-        self.scorer = CandidateScorer(vlm, action_prompt(title, action_names), action_names)
+        self.scorer = CandidateScorer(vlm, vlm.action_prompt(title, action_names), action_names)
         self.value = nn.Linear(vlm.model.get_input_embeddings().embedding_dim, 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)

@@ -96,9 +96,8 @@ def frames(count=2):
 
 def plain_logits(vlm, frames, words):
     """The class's own forward over one whole prompt, as its processor and tokenizer write it."""
-    inputs = vlm.processor(
-        text=[vlm._image_token], images=list(frames[:, 0]), return_tensors="pt", add_special_tokens=False
-    )
+    images = [vlm._image(frame) for frame in frames[:, 0]]
+    inputs = vlm.processor(text=[vlm._image_text], images=images, return_tensors="pt", add_special_tokens=False)
     ids = torch.tensor([[1, *inputs.pop("input_ids")[0].tolist(), *words]])
     inputs.pop("attention_mask")
     return vlm.model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0, -1]

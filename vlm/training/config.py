@@ -40,6 +40,15 @@ class ModelConfig:
     """The size of a new model (`vlm.presets`)."""
     init: Path | None = None
     """A checkpoint to start from instead of a new model."""
+    image_tokens: int | None = None
+    """With a model of transformers as --init, the most tokens that an image may take; by default one tile."""
+    history: int | None = None
+    """With a model of transformers as --init, the frames that it sees, each as an image; by default as before, or 1."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "image_tokens", "history")
+        if self.init is None and (self.image_tokens or self.history):
+            raise UserError("--image-tokens and --history are for a model of transformers, expected --init with one")
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,12 @@ from common.run_arguments import require_same_arguments
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
 from vlm.device import best_device
-from vlm.model import PixelModel
+from vlm.hf_vlm import PretrainedVLM
+from vlm.image_tokens import describe_image_input
+from vlm.model import PixelModel, PixelVLM
 from vlm.precision import autocast
 from vlm.training import lora
-from vlm.training.config import TRAINER_DEFAULTS, RunConfig, TrainConfig
+from vlm.training.config import TRAINER_DEFAULTS, ModelConfig, RunConfig, TrainConfig
 from vlm.training.learning_rates import (
     auxiliary_group,
     module_learning_rates,
@@ -288,6 +290,12 @@ def _train(trainer: VlmTrainer) -> None:
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
 
 
+def load_start(config: ModelConfig) -> PixelVLM:
+    """Return the model of `init`; one of transformers' reads of its images what the configuration says."""
+    assert config.init
+    return checkpoint.load(config.init, image_tokens=config.image_tokens, history=config.history)
+
+
 def fit(
     mixture: Mixture,
     config: TrainConfig,
@@ -324,9 +332,13 @@ def _fit(
     arguments, bf16 = training_arguments(config.run)
     require_same_run(config)
     vlm: PixelModel = mixture.vlm
+    if isinstance(vlm, PretrainedVLM) and is_main_process():
+        print(describe_image_input(vlm))
     before = snapshot(vlm)
     if config.optimizer.decoder == "lora":
-        lora.add_lora(vlm, config.optimizer.lora_rank)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.run.seed)
+            lora.add_lora(vlm, config.optimizer.lora_rank)
     module = TrainingModule(mixture, bf16)
     groups = parameter_groups(vlm, module_learning_rates(config.optimizer), arguments.weight_decay)
     groups += auxiliary_group(module.auxiliary, config.optimizer, arguments.weight_decay)
