@@ -72,10 +72,12 @@ def replace_directory(temporary: Path, directory: Path) -> None:
 
 
 def restore_directory(directory: Path) -> None:
-    """Bring back the old version of a directory that a process was replacing when it was killed."""
-    for old in [] if directory.exists() else _hidden(directory, "old"):
-        os.replace(old, directory)
-        return
+    """Bring back the old version of a directory that a process was replacing when it was killed, or remove it."""
+    for old in _hidden(directory, "old"):
+        if directory.exists():
+            _remove(old)
+        else:
+            os.replace(old, directory)
 
 
 def _hidden(path: Path, kind: str) -> list[Path]:
