@@ -197,7 +197,7 @@ def test_a_mistyped_checkpoint_is_one_line_at_once(tmp_path, monkeypatch):
         raise ConnectionError("Name or service not known\nand more")
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", unknown)
-    monkeypatch.setattr(checkpoint, "_load_pretrained", lambda name: pytest.fail("asked for minutes"))
+    monkeypatch.setattr(checkpoint, "snapshot_download", lambda *_, **__: pytest.fail("asked for minutes"))
     message = "got nobody/x: there is no such directory, and the hub says: Name or service not known$"
     with pytest.raises(UserError, match=message):
         checkpoint.load("nobody/x")

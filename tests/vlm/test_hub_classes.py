@@ -267,7 +267,7 @@ def test_an_id_that_is_not_to_be_had_is_one_line_before_play(hub_id, tmp_path, c
     arguments = ["--game", "Carnival", "--checkpoint", "owner/other", "--no-video", "--out", str(tmp_path)]
     assert run(lambda: play.main(arguments)) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "expected a directory, or the id of a model on the hub, got owner/other" in line
+    assert "expected a checkpoint directory or the id of a model on the hub, got owner/other" in line
 
 
 def share_of_rows_seen(vlm):
