@@ -2,7 +2,7 @@
 
     python -m agents.clone --data data/carnival data/mspacman --out runs/clone --steps 4000
     python -m agents.clone --config policy --data data/carnival data/mspacman --init runs/pvp/last --out runs/policy
-    python -m agents.clone --data data/* --init runs/pvp/last --joint --pvp-weight 0.2 --mask-weight 0.2 --out runs/all
+    python -m agents.clone --config all-tasks --data data/carnival data/mspacman --init runs/pvp/last --out runs/all
     python -m agents.clone --games Carnival MsPacman Pong Breakout SpaceInvaders Seaquest Qbert Freeway --out runs/eight
 
 With `--games` the demonstrations are recorded first, by each game's expert. With `--pvp-weight` pixel value prediction

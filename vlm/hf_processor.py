@@ -5,7 +5,6 @@ torchvision it is made without its part for videos, whose settings pass unchange
 """
 
 import importlib
-import importlib.metadata
 import json
 import re
 from functools import cache

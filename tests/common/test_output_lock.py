@@ -1,5 +1,6 @@
 """An output has one writer at a time."""
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -72,9 +73,12 @@ def test_other_names_of_an_output_have_its_lock(held, tmp_path, monkeypatch):
 
 def test_other_processes_of_a_launcher_leave_the_lock_to_the_first(held, tmp_path, monkeypatch):
     held(tmp_path / "run")
-    monkeypatch.setenv("RANK", "1")
-    with output_lock(tmp_path / "run"):
-        pass
+    for rank, refused in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        entered = []
+        with contextlib.suppress(UserError), output_lock(tmp_path / "run"):
+            entered.append(rank)
+        assert (entered == []) is refused
 
 
 def test_the_output_of_a_command_is_found_in_its_arguments():
