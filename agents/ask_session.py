@@ -18,7 +18,6 @@ from common.errors import UserError
 from common.images import decode_rgb
 from envs.atari import GameEnvs
 from vlm.decoding.candidate_scoring import CandidateScorer
-from vlm.prompts import action_prompt
 from vlm.segmentation.mask_drawing import MASK_COLOR
 
 MASK_FILL, MASK_BORDER = 90, 255  # opacity, of 255
@@ -39,7 +38,7 @@ class AskSession:
         self._parsed: float | None = None
         self._scorer: CandidateScorer | None = None
         if self.envs and model.games:
-            prompt = action_prompt(self.envs.game.title, self.envs.action_names)
+            prompt = model.vlm.action_prompt(self.envs.game.title, self.envs.action_names)
             self._scorer = CandidateScorer(model.vlm, prompt, self.envs.action_names, cache_prompt=True)
         if self.envs:
             self.restart()

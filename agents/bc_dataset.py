@@ -47,6 +47,7 @@ def build_targets(
     rows = np.flatnonzero(labelled)
     values = data.action_values[rows].astype(np.float64)
     known = np.isfinite(values)
+    require_finite_best(values, rows, data.path)
     best = np.where(known, values, -np.inf).max(axis=1, keepdims=True)
     advantage = (best - np.where(known, values, 0).sum(1, keepdims=True) / known.sum(1, keepdims=True))[:, 0]
     scale = float(advantage.mean()) or 1.0
@@ -57,6 +58,14 @@ def build_targets(
     soft /= soft.sum(axis=1, keepdims=True)
     mixed = argmax_weight * hard + (1 - argmax_weight) * soft
     return LabelledDataset(data, rows, mixed.astype(np.float32), np.clip(advantage / scale, MIN_WEIGHT, MAX_WEIGHT))
+
+
+def require_finite_best(values: np.ndarray, rows: np.ndarray, path: Path) -> None:
+    """Refuse rows whose best action has no finite value; an action that is not to be taken may have -inf or NaN."""
+    wrong = np.flatnonzero(np.isposinf(values).any(axis=1) | ~np.isfinite(values).any(axis=1))
+    if len(wrong):
+        found = ", ".join(f"{value:g}" for value in values[wrong[0]])
+        raise UserError(f"{path}, row {rows[wrong[0]]}: expected a finite value of the best action, got {found}")
 
 
 def load_labelled_datasets(

@@ -13,7 +13,6 @@ from envs.games import find_game
 from vlm.decoding.candidate_scoring import CandidateScorer
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
-from vlm.prompts import action_prompt
 from vlm.training.objective import Losses, Objective, encode_frames
 
 
@@ -81,7 +80,9 @@ class BehaviorCloningObjective(Objective[PixelVLM, BCBatch]):
 def _scorers(vlm: PixelVLM, sampler: BCSampler) -> dict[str, CandidateScorer]:
     """Return the scorer of each game's legal answers."""
     names = {game: datasets[0].data.info.action_names for game, datasets in sampler.datasets.items()}
-    return {game: CandidateScorer(vlm, action_prompt(find_game(game).title, own), own) for game, own in names.items()}
+    return {
+        game: CandidateScorer(vlm, vlm.action_prompt(find_game(game).title, own), own) for game, own in names.items()
+    }
 
 
 def _cross_entropy(log_probs: Tensor, batch: GameBatch) -> Tensor:

@@ -103,19 +103,28 @@ class CheckpointSelectionCallback(TrainerCallback):
         self.experts = best_scores((one.data.info.game, float(np.mean(one.data.scores))) for one in datasets)
         self.protocols = {dataset.data.info.game: dataset.data.info.protocol for dataset in datasets}
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Make up the evaluation of the checkpoint that is resumed, if it was interrupted."""
+        if state.global_step and all(past["step"] != state.global_step for past in self.evaluations):
+            self._evaluate_if_due(state)
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Play if it is time, and keep the weights if none before played better."""
+        """Play if it is time, and keep the weights if none before played better; what is stopped plays when resumed."""
+        if state.global_step == state.max_steps or not control.should_training_stop:
+            self._evaluate_if_due(state)
+
+    def _evaluate_if_due(self, state: Any) -> None:
         step, config = state.global_step, self.config
         if not config.eval_every or step % config.eval_every or not state.is_world_process_zero:
             return
-        threads = torch.get_num_threads()
+        threads, was_training = torch.get_num_threads(), self.vlm.model.training
         self.vlm.model.eval()
         print(f"\nstep {step}, ", end="")
         found = evaluate_games(self.vlm, self.protocols, self.experts, config.eval_episodes, config.eval_temperature)
-        self.vlm.model.train()
+        self.vlm.model.train(was_training)
         torch.set_num_threads(threads)
         earlier = [past for past in self.evaluations if past["step"] < step]
         self.evaluations = [*earlier, {"step": step, **found}]
         if all(found["expert_normalized_score"] > past["expert_normalized_score"] for past in earlier):
             checkpoint.save(self.vlm, self.out / "best", {**self.metadata, "selected": self.evaluations[-1]})
-        write_text_atomically(self.file, json.dumps(self.evaluations, indent=1))
+        write_text_atomically(self.file, json.dumps(self.evaluations, indent=1))  # after `best`: a kill repeats both

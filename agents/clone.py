@@ -2,7 +2,7 @@
 
     python -m agents.clone --data data/carnival data/mspacman --out runs/clone --steps 4000
     python -m agents.clone --config policy --data data/carnival data/mspacman --init runs/pvp/last --out runs/policy
-    python -m agents.clone --data data/* --init runs/pvp/last --joint --pvp-weight 0.2 --mask-weight 0.2 --out runs/all
+    python -m agents.clone --config all-tasks --data data/carnival data/mspacman --init runs/pvp/last --out runs/all
     python -m agents.clone --games Carnival MsPacman Pong Breakout SpaceInvaders Seaquest Qbert Freeway --out runs/eight
 
 With `--games` the demonstrations are recorded first, by each game's expert. With `--pvp-weight` pixel value prediction
@@ -33,7 +33,7 @@ from vlm import checkpoint
 from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.training.config import named_config, parse_config
-from vlm.training.fit import continue_auxiliary, fit, trainer_options
+from vlm.training.fit import continue_auxiliary, fit, load_start, trainer_options
 from vlm.training.mixture import Mixture
 from vlm.training.objective import Objective
 
@@ -107,7 +107,7 @@ def clone(config: CloneTraining) -> Path:
     if every % save:
         raise UserError(f"--eval-every {every} must be a multiple of save_steps, {save} (--trainer save_steps=N)")
     out, init, datasets = config.run.out, config.model.init, load_datasets(config)
-    vlm = checkpoint.load(init) if init else build(config.model.preset, config.run.seed)
+    vlm = load_start(config.model) if init else build(config.model.preset, config.run.seed)
     mixture, metadata = clone_mixture(vlm, datasets, config), clone_metadata(config, datasets)
     selection = CheckpointSelectionCallback(vlm, datasets, config.selection, out, {**config.metadata(), **metadata})
     heads = [one.head for one in mixture.objectives if isinstance(one, MaskHeadObjective)]

@@ -119,6 +119,19 @@ CONFIGS = {
         connector_learning_rate=9e-4,
         trainer=("warmup_steps=30", "save_steps=100"),
     ),
+    # one model that plays, reads and segments, after `pretrain.pvp --config nano-fine`; the losses are weighed so that
+    # the gradient of none drowns the others'
+    "all-tasks": _POLICY.replace(
+        game_weights=("MsPacman=2",),
+        steps=1800,
+        joint=True,
+        pvp_weight=0.1,
+        pvp_config="nano-fine-with-play",
+        mask_weight=0.03,
+        encoder_learning_rate=1e-3,
+        connector_learning_rate=1e-3,
+        trainer=("warmup_steps=60", "save_steps=200"),
+    ),
     # the study games-nano
     "games-nano": _TWO_GAMES.replace(
         steps=800, batch_size=32, game_weights=("MsPacman=2",), trainer=("warmup_steps=40", "save_steps=200")

@@ -28,7 +28,15 @@ from tqdm import tqdm
 
 from agents.agent import Agent
 from agents.human_agent import Window
-from agents.registry import EXPERTS, checkpoint_path, make_agent, needs_emulator, parse_agent_id, vlm_settings
+from agents.registry import (
+    EXPERTS,
+    ModelLimits,
+    checkpoint_path,
+    make_agent,
+    needs_emulator,
+    parse_agent_id,
+    vlm_settings,
+)
 from agents.rollout import Transition, play_games
 from agents.score_rows import group_rows
 from agents.seen_frame import FrameReader
@@ -71,6 +79,12 @@ class Args:
     """Sampling temperature; 0 is greedy; by default the one chosen for the checkpoint."""
     engine: Literal["auto", "torch", "openvino"] = "auto"
     """What computes a VLM's probabilities: torch (float32), openvino (fast on a CPU), auto (openvino on a CPU)."""
+    image_tokens: int | None = None
+    """The most tokens that a model of transformers may take for an image; by default one tile."""
+    history: int | None = None
+    """Frames that a model of transformers sees, each as an image; by default as its checkpoint, else 1."""
+    max_new_tokens: int | None = None
+    """The most tokens of an answer with --decode generate; a chain of thought needs hundreds."""
     max_frames: int | None = None
     """Stop a game after this many emulator frames (60 a second); it then counts as unfinished."""
     out: Path = Path("videos")
@@ -91,7 +105,7 @@ class Args:
     """human: show the game in a window."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "episodes", "max_frames", "see_every")
+        require_at_least(self, 1, "episodes", "max_frames", "see_every", "image_tokens", "history", "max_new_tokens")
         parsed = parse_agent_id(self.agent)
         if self.checkpoint and parsed != ("vlm", None):
             raise UserError(f"--checkpoint is for --agent vlm, got --agent {self.agent}")
@@ -120,13 +134,19 @@ class Args:
         """The agent's id, with the checkpoint."""
         return f"vlm:{self.checkpoint}" if self.checkpoint else self.agent
 
+    @property
+    def limits(self) -> ModelLimits:
+        """How much a model of transformers reads and writes."""
+        return ModelLimits(self.image_tokens, self.history, self.max_new_tokens)
+
 
 class EpisodeRecorder:
     """Films, shows and scores one episode after the other; keeps a row for each."""
 
-    def __init__(self, args: Args, envs: GameEnvs, agent: Agent):
-        self.args, self.envs, self.agent = args, envs, agent
+    def __init__(self, args: Args, envs: GameEnvs, agent: Agent, settings: dict[str, Any]):
+        self.args, self.envs, self.agent, self.settings = args, envs, agent, settings
         self.rows: list[dict[str, Any]] = []
+        self.interruption: KeyboardInterrupt | None = None
         self.interrupted = True  # until all episodes have ended
         self._name = f"{envs.game.name}-{agent.name}-seed{args.seed}" + args.shown
         self._video: VideoWriter | None = None
@@ -186,14 +206,15 @@ class EpisodeRecorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> bool:
-        """Finish the video, or delete it after an error; Ctrl-C ends the play and is noted."""
-        self.interrupted = error is KeyboardInterrupt
-        if error is None or self.interrupted:
+    def __exit__(self, _type: type[BaseException] | None, error: BaseException | None, *_: object) -> bool:
+        """Finish the video, or delete it after an error; Ctrl-C or SIGTERM ends the play and is kept."""
+        self.interruption = error if isinstance(error, KeyboardInterrupt) else None
+        self.interrupted = self.interruption is not None
+        if error is None or self.interruption:
             self.close()
         elif self._video:
             self._video.discard()
-        return self.interrupted
+        return self.interruption is not None
 
 
 def open_reader(args: Args, agent: Agent) -> FrameReader:
@@ -252,7 +273,7 @@ def run_episodes(args: Args, envs: GameEnvs, agent: Agent, recorder: EpisodeReco
 
 
 def build_result(args: Args, envs: GameEnvs, recorder: EpisodeRecorder) -> dict[str, Any]:
-    """Return the result (`common.results`); the scores of unfinished games are kept apart."""
+    """Return the result (`common.results`) with the `vlm_settings`; the scores of unfinished games are kept apart."""
     rows = recorder.rows
     steps, seconds = sum(row["steps"] for row in rows), sum(row["seconds"] for row in rows)
     result = new_result("play", envs.protocol.to_dict(), [args.seed])
@@ -272,7 +293,8 @@ def build_result(args: Args, envs: GameEnvs, recorder: EpisodeRecorder) -> dict[
         "videos": [row["video"] for row in rows if "video" in row],
     }
     found |= recorder.reader.summary() if recorder.reader and steps else {}
-    found |= vlm_settings(args.agent_id, args.decode, getattr(recorder.agent, "temperature", None), args.engine)
+    settings = recorder.settings
+    found |= settings | ({"temperature": getattr(recorder.agent, "temperature", None)} if settings else {})
     return result | {"rows": [found]}
 
 
@@ -324,27 +346,29 @@ def play(args: Args) -> str:
     if args.video:
         require_ffmpeg()
     episode_seeds(args.seed, args.episodes)  # refuses a seed out of range before the model loads
+    # hashes the weights before anything is played
+    settings = vlm_settings(args.agent_id, args.decode, args.temperature, args.engine, limits=args.limits)
     with make_envs(game, 1, protocol, searchable=needs_emulator(args.agent)) as envs:
-        agent = make_agent(args.agent_id, envs, args.decode, args.temperature, args.engine)
+        agent = make_agent(args.agent_id, envs, args.decode, args.temperature, args.engine, args.limits)
         trained_games = getattr(agent, "training", {}).get("games")
         if trained_games is not None and game.name not in trained_games:
             print(f"note: this model was not trained on {game.title}, only on {', '.join(trained_games)}")
-        recorder = EpisodeRecorder(args, envs, agent)
+        recorder = EpisodeRecorder(args, envs, agent, settings)
         require_own_outputs(args, recorder, build_result(args, envs, recorder))
         run_episodes(args, envs, agent, recorder)
     if not recorder.rows:
-        raise KeyboardInterrupt
+        raise recorder.interruption or KeyboardInterrupt
     result = build_result(args, envs, recorder)
     write_result(recorder.result_file, result)
     videos = [f"video: {video}" for video in result["rows"][0]["videos"]]
     report = "\n".join([format_scores(game, result), *videos, f"result: {recorder.result_file}"])
-    if recorder.interrupted:
+    if recorder.interruption:
         print(report)
-        raise KeyboardInterrupt
+        raise recorder.interruption
     return report
 
 
-main = command(Args, play, __doc__, "{}")
+main = command(Args, play, __doc__, "{}", output=lambda _: None)  # several may play into one directory
 
 if __name__ == "__main__":
     sys.exit(run(main))

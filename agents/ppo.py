@@ -7,7 +7,7 @@ tokens and its end, relative to all legal answers (`vlm.decoding.candidate_scori
 decoder's state at the end of the prompt gives the value; it is not exported. A penalty on the divergence from the
 initial policy keeps the policy near it.
 
-The training state is saved every few iterations; the same command resumes a killed run to the same numbers.
+The training state is saved every few iterations and at Ctrl-C; the same command resumes a run to the same numbers.
 """
 
 import sys
@@ -20,6 +20,8 @@ from tqdm import tqdm
 from agents.ppo_config import PPOConfig
 from agents.ppo_trainer import PPOTrainer
 from common.command import command, run
+from common.files import restore_directory
+from common.interruption import deferred_interruption
 from common.results import new_result, read_result, write_result
 from common.run_arguments import require_same_arguments, run_metadata, to_json
 from envs.atari import make_envs
@@ -32,13 +34,14 @@ def train(trainer: PPOTrainer, out: Path) -> None:
     """Run the iterations that are left; write TensorBoard logs, the result JSON and the training state."""
     config, state, file = trainer.config, out / "state", out / "ppo.json"
     result = new_result("ppo", MACHADO2018.to_dict(), [config.seed])
+    restore_directory(state)
     if state.is_dir():
         trainer.restore(state)
         result = read_result(file)
         result["rows"] = [row for row in result["rows"] if row["iteration"] <= trainer.iteration]
     bar = tqdm(total=config.num_iterations, initial=trainer.iteration, desc="ppo", unit="iteration")
-    with SummaryWriter(str(out)) as writer, bar:
-        while trainer.iteration < config.num_iterations:
+    with SummaryWriter(str(out)) as writer, bar, deferred_interruption() as is_asked_to_stop:
+        while trainer.iteration < config.num_iterations and not is_asked_to_stop():
             row = trainer.train_step()
             result["rows"].append(row)
             for name, value in row.items():
@@ -47,7 +50,8 @@ def train(trainer: PPOTrainer, out: Path) -> None:
             recent = [score for past in result["rows"][-20:] for score in past["scores"]]
             bar.update()
             bar.set_postfix(score=f"{np.mean(recent):.0f}" if recent else "-", kl=f"{row['kl']:.3f}")
-            if trainer.iteration % config.save_every == 0 or trainer.iteration == config.num_iterations:
+            is_last = trainer.iteration == config.num_iterations or is_asked_to_stop()
+            if trainer.iteration % config.save_every == 0 or is_last:
                 write_result(file, result)
                 trainer.save(state)
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 from agents.ppo_config import PPOConfig
 from agents.ppo_loss import PPOBatch, compute_advantages, ppo_losses
 from agents.rollout_buffer import REWARD_TRANSFORMS, PolicyOutput, RolloutBatch, RolloutCollector
+from common.errors import UserError
 from common.files import atomic_directory
 from envs.atari import GameEnvs
 from vlm.decoding.candidate_scoring import CandidateScorer
 from vlm.model import PixelVLM
 from vlm.precision import autocast
-from vlm.prompts import action_prompt
 from vlm.training.learning_rates import ModuleLearningRates, parameter_groups
 
 MAX_GRAD_NORM = 0.5
@@ -29,7 +30,7 @@ class TextPolicy(nn.Module):
     def __init__(self, vlm: PixelVLM, title: str, action_names: tuple[str, ...]):
         super().__init__()
         self.model, self.vlm = vlm.model, vlm
-        self.scorer = CandidateScorer(vlm, action_prompt(title, action_names), action_names)
+        self.scorer = CandidateScorer(vlm, vlm.action_prompt(title, action_names), action_names)
         self.value = nn.Linear(vlm.model.get_input_embeddings().embedding_dim, 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
@@ -104,10 +105,19 @@ class PPOTrainer:
                 losses = ppo_losses(log_probs.float(), values.float(), batch[rows], config)
                 self.optimizer.zero_grad()
                 losses["loss"].backward()
-                nn.utils.clip_grad_norm_(self.policy.parameters(), MAX_GRAD_NORM)
+                norm = nn.utils.clip_grad_norm_(self.policy.parameters(), MAX_GRAD_NORM)
+                self._require_finite(float(losses["loss"].detach()), float(norm))
                 self.optimizer.step()
                 history.append({name: float(value.detach()) for name, value in losses.items()})
         return {name: float(np.mean([losses[name] for losses in history])) for name in history[0]}
+
+    def _require_finite(self, loss: float, gradient_norm: float) -> None:
+        """Refuse a step that would ruin the weights, before it is taken."""
+        if not math.isfinite(loss) or not math.isfinite(gradient_norm):
+            raise UserError(
+                f"iteration {self.iteration + 1}: expected a finite loss and gradient, got {loss} and {gradient_norm}; "
+                "the last good state is kept; choose a lower --learning-rate and another --out"
+            )
 
     def save(self, directory: Path) -> None:
         """Write the training state; an old one is replaced when the new one is complete."""

@@ -35,12 +35,12 @@ from agents.rollout import Transition, play_games
 from common.command import command, require_at_least, run
 from common.errors import UserError
 from common.outputs import require_output_directory
+from common.processes import world_size
 from common.provenance import git_commit, package_versions
 from envs.atari import GameEnvs, make_envs
 from envs.episodes import INFO, DatasetInfo, Episode, EpisodeWriter, encode_png, read_info
 from envs.games import find_game
 from envs.protocol import episode_seeds, find_protocol
-from vlm.device import world_size
 
 NO_FRAME = np.zeros((0, 0, 3), np.uint8)
 

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,18 @@ OLD_WRAPPER_NAMES = {
     ", thinking every ": ", action repeat ",
     " taught by ": " labelled by ",
 }
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """How much a model of transformers reads and writes for a decision; None: as its checkpoint says."""
+
+    image_tokens: int | None = None  # at most so many for an image
+    history: int | None = None  # frames, each an image
+    max_new_tokens: int | None = None  # of a generated answer
+
+
+NO_LIMITS = ModelLimits()
 
 
 def current_agent_name(recorded: str) -> str:
@@ -65,7 +78,12 @@ def agent_files(agent_ids: Iterable[str]) -> list[Path]:
 
 
 def vlm_settings(
-    agent_id: str, decode: str, temperature: float | None, engine: str, num_envs: int = 1
+    agent_id: str,
+    decode: str,
+    temperature: float | None,
+    engine: str,
+    num_envs: int = 1,
+    limits: ModelLimits = NO_LIMITS,
 ) -> dict[str, Any]:
     """Return what a result row tells of how a VLM plays; nothing for other agents.
 
@@ -81,7 +99,9 @@ def vlm_settings(
     if temperature is None:
         temperature = chosen_temperature(read_training(directory))
     engine = chosen_engine(engine, num_envs, best_device())
-    return {"checkpoint": content_hash(directory), "decode": decode, "temperature": temperature, "engine": engine}
+    checkpoint = content_hash(directory)
+    settings = {"checkpoint": checkpoint, "decode": decode, "temperature": temperature, "engine": engine}
+    return settings | {name: value for name, value in asdict(limits).items() if value is not None}
 
 
 def needs_emulator(agent_id: str) -> bool:
@@ -90,12 +110,17 @@ def needs_emulator(agent_id: str) -> bool:
 
 
 def make_agent(
-    agent_id: str, envs: GameEnvs, decode: str = "scores", temperature: float | None = None, engine: str = "torch"
+    agent_id: str,
+    envs: GameEnvs,
+    decode: str = "scores",
+    temperature: float | None = None,
+    engine: str = "torch",
+    limits: ModelLimits = NO_LIMITS,
 ) -> Agent:
     """Return the agent of an id for these environments.
 
-    `decode`, `temperature` (None: the one chosen for the checkpoint) and `engine` are for a VLM. Torch is imported only
-    for agents that need it.
+    `decode`, `temperature` (None: the one chosen for the checkpoint), `engine` and `limits` are for a VLM. Torch is
+    imported only for agents that need it.
     """
     agent_type, path = parse_agent_id(agent_id)
     if agent_type == "random":
@@ -115,4 +140,4 @@ def make_agent(
         return HumanAgent(envs.game, envs.action_names)
     from agents.vlm_agent import VlmAgent
 
-    return VlmAgent.load(checkpoint_path(agent_id), envs, decode, temperature, engine)
+    return VlmAgent.load(checkpoint_path(agent_id), envs, decode, temperature, engine, limits)

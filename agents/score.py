@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from agents.registry import (
     EXPERTS,
+    ModelLimits,
     agent_files,
     current_agent_name,
     make_agent,
@@ -66,13 +67,24 @@ class Args:
     """Sampling temperatures of a VLM, each in a row of its own; by default the one chosen for the checkpoint."""
     engine: Literal["auto", "torch", "openvino"] = "torch"
     """What computes a VLM's probabilities: torch (float32) or openvino (the default of play on a CPU; faster)."""
+    image_tokens: int | None = None
+    """The most tokens that a model of transformers may take for an image; by default one tile."""
+    history: int | None = None
+    """Frames that a model of transformers sees, each as an image; by default as its checkpoint, else 1."""
+    max_new_tokens: int | None = None
+    """The most tokens of an answer with --decode generate; a chain of thought needs hundreds."""
     num_envs: int = 16
     """Number of games played in parallel; the scores do not depend on it."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "episodes", "num_envs")
+        require_at_least(self, 1, "episodes", "num_envs", "image_tokens", "history", "max_new_tokens")
         if any(parse_agent_id(agent_id)[0] == "human" for agent_id in self.agents):
             raise UserError("a human is scored by agents.play --agent human, not here")
+
+    @property
+    def limits(self) -> ModelLimits:
+        """How much a model of transformers reads and writes."""
+        return ModelLimits(self.image_tokens, self.history, self.max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,7 @@ class EvalJob:
         """Return the entries that identify the row in the result file."""
         key: dict[str, Any] = {"agent": self.agent_id, "game": self.game.name, "seed": self.seed}
         num_envs = max(group_sizes(self.agent_id, args))
-        return key | vlm_settings(self.agent_id, args.decode, self.temperature, args.engine, num_envs)
+        return key | vlm_settings(self.agent_id, args.decode, self.temperature, args.engine, num_envs, args.limits)
 
 
 def group_sizes(agent_id: str, args: Args) -> list[int]:
@@ -110,13 +122,15 @@ def list_jobs(args: Args) -> list[EvalJob]:
 
 def play_job(job: EvalJob, args: Args, protocol: Protocol) -> dict[str, Any]:
     """Play a job's episodes and return its row."""
+    row = job.row_key(args)  # hashes the weights before anything is played
     scores, steps, invalid = [0.0] * args.episodes, 0, 0
     start = time.monotonic()
     with ExitStack() as stack:
         groups = []
         for size in group_sizes(job.agent_id, args):
             envs = stack.enter_context(make_envs(job.game, size, protocol, searchable=needs_emulator(job.agent_id)))
-            groups.append((make_agent(job.agent_id, envs, args.decode, job.temperature, args.engine), envs))
+            agent = make_agent(job.agent_id, envs, args.decode, job.temperature, args.engine, args.limits)
+            groups.append((agent, envs))
         bar = tqdm(total=args.episodes, desc=f"{job.agent_id} {job.game.name} seed {job.seed}", unit="game")
         for transition in rollout_pipelined(groups, episode_seeds(job.seed, args.episodes)):
             steps, invalid = steps + 1, invalid + transition.invalid
@@ -125,7 +139,6 @@ def play_job(job: EvalJob, args: Args, protocol: Protocol) -> dict[str, Any]:
                 bar.update()
         bar.close()
     seconds = time.monotonic() - start
-    row = job.row_key(args)
     if parse_agent_id(job.agent_id)[0] in EXPERTS:
         row["note"] = "expert with access to the simulator"
     row |= {"episodes": args.episodes, "scores": scores, "invalid": invalid / steps}

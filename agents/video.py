@@ -20,6 +20,7 @@ from agents.frame_stack import FrameStack
 from agents.rollout import Transition
 from agents.seen_frame import SeenFrame
 from common.errors import UserError
+from common.files import replace_file, temporary_path
 from common.text import printable
 from vlm.segmentation.mask_drawing import MASK_COLOR, draw_mask
 
@@ -158,8 +159,8 @@ class VideoWriter:
 
     def __init__(self, file: Path, panel: Panel):
         self.file, self.panel, self.num_frames = Path(file), panel, 0
-        self._temporary = self.file.with_name(f".{os.getpid()}.{self.file.name}")
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = temporary_path(self.file)
         self._writer = imageio.get_writer(
             self._temporary,
             format="FFMPEG",
@@ -184,7 +185,7 @@ class VideoWriter:
             return
         self._writer.close()
         check_video(self._temporary, self.num_frames)
-        os.replace(self._temporary, self.file)
+        replace_file(self._temporary, self.file)
 
     def discard(self) -> None:
         """Delete the unfinished file."""

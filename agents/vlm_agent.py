@@ -1,5 +1,6 @@
 """A vision-language model as an agent: frames in, a text action out."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ import torch
 
 from agents.agent import Actions, Rngs, reset_rngs
 from agents.frame_stack import FrameStack
+from agents.registry import NO_LIMITS, ModelLimits
 from common.errors import UserError
 from envs.atari import GameEnvs
 from vlm import checkpoint
 from vlm.decoding.candidate_scoring import CandidateScorer, generate_text
 from vlm.decoding.openvino_scorer import OpenVinoScorer
+from vlm.hf_vlm import PretrainedVLM
+from vlm.image_tokens import describe_image_input
 from vlm.model import PixelVLM
-from vlm.prompts import action_prompt, parse_action
+from vlm.prompts import parse_action
 
 DECODES = ("scores", "generate")
 ENGINES = ("auto", "torch", "openvino")
@@ -43,7 +47,8 @@ class VlmAgent:
         decode: "scores" uses the exact probabilities of the legal answers; "generate" parses free text.
         temperature: of sampling from the probabilities; 0 is greedy.
         engine: torch in float32, or openvino, faster on a CPU. auto is openvino for one environment on a CPU, else
-            torch, since an OpenVINO graph has a fixed batch size.
+            torch, since an OpenVINO graph has a fixed batch size; a model of transformers is always in torch.
+        max_new_tokens: the most tokens of a generated answer; by default the model's own.
     """
 
     name = "vlm"
@@ -56,19 +61,24 @@ class VlmAgent:
         decode: str = "scores",
         temperature: float = 0.0,
         engine: str = "torch",
+        max_new_tokens: int | None = None,
     ):
         if engine not in ENGINES:
             raise UserError(f"expected an engine ({', '.join(ENGINES)}), got {engine!r}")
         if engine == "openvino" and vlm.device.type != "cpu":
             raise UserError(f"openvino computes on the CPU and the model is on {vlm.device}; expected --engine torch")
+        if engine == "openvino" and not vlm.traceable:
+            name = type(vlm.model).__name__
+            raise UserError(f"{name} brings its own preprocessing and computes in torch; expected --engine torch")
         if decode not in DECODES:
             raise UserError(f"expected --decode {' or '.join(DECODES)}, got {decode!r}")
         if temperature < 0:
             raise UserError(f"expected a temperature of at least 0, got {temperature}")
         self.vlm, self.action_names = vlm, tuple(action_names)
         self.decode, self.temperature, self.engine = decode, temperature, engine
+        self.max_new_tokens = max_new_tokens or vlm.max_new_tokens
         self.training: dict[str, Any] = {}
-        self._prompt = action_prompt(title, action_names)
+        self._prompt = vlm.action_prompt(title, action_names)
         if decode == "scores":
             self._scorer = CandidateScorer(vlm, self._prompt, action_names, cache_prompt=True)
         self._openvino_scorer: OpenVinoScorer | None = None
@@ -76,13 +86,24 @@ class VlmAgent:
         self._rngs: Rngs = []
 
     @classmethod
-    def load(cls, directory: Path, envs: GameEnvs, decode: str, temperature: float | None, engine: str) -> "VlmAgent":
+    def load(
+        cls,
+        directory: Path,
+        envs: GameEnvs,
+        decode: str,
+        temperature: float | None,
+        engine: str,
+        limits: ModelLimits = NO_LIMITS,
+    ) -> "VlmAgent":
         """Return the agent of a checkpoint; a temperature of None is the one chosen for it, else 0."""
         training = checkpoint.read_training(directory)
         if temperature is None:
             temperature = chosen_temperature(training)
-        vlm = checkpoint.load(directory, torch.device("cpu") if engine == "openvino" else None)
-        agent = cls(vlm, envs.game.title, envs.action_names, decode, temperature, engine)
+        device = torch.device("cpu") if engine == "openvino" else None
+        vlm = checkpoint.load(directory, device, limits.image_tokens, limits.history)
+        if isinstance(vlm, PretrainedVLM):
+            print(describe_image_input(vlm), file=sys.stderr)
+        agent = cls(vlm, envs.game.title, envs.action_names, decode, temperature, engine, limits.max_new_tokens)
         agent.training = training
         return agent
 
@@ -96,7 +117,8 @@ class VlmAgent:
         """See `agents.agent.Agent`."""
         stacks = self._frame_stack.add(frames)
         if self.decode == "generate":
-            return self._parse_answers(generate_text(self.vlm, self.vlm.preprocess(stacks), self._prompt))
+            images = self.vlm.preprocess(stacks)
+            return self._parse_answers(generate_text(self.vlm, images, self._prompt, self.max_new_tokens))
         scores = _softmax(self._log_probs(stacks))
         if not np.isfinite(scores).all():
             raise UserError("expected probabilities of the model, got NaN: its weights overflow or are damaged")
@@ -108,7 +130,8 @@ class VlmAgent:
 
     def _log_probs(self, stacks: np.ndarray) -> np.ndarray:
         """Return the answers' log-probabilities; OpenVINO compiles its graph at the first stacks of a shape."""
-        if chosen_engine(self.engine, len(stacks), self.vlm.device) == "torch":
+        chosen = chosen_engine(self.engine, len(stacks), self.vlm.device)
+        if chosen == "torch" or (self.engine == "auto" and not self.vlm.traceable):
             return self._scorer.log_probs(self.vlm.encode_images(self.vlm.preprocess(stacks))).cpu().numpy()
         if self._openvino_scorer is None or self._openvino_scorer.shape != stacks.shape:
             self._openvino_scorer = OpenVinoScorer(self._scorer, stacks)

@@ -1,16 +1,23 @@
-"""How a command ends: exit code 2 and one line for a user's mistake, 130 for Ctrl-C; a defect keeps its traceback."""
+"""How a command runs and ends: alone in its output, with one line for a user's mistake and for a signal.
 
+The exit code is 2 after a mistake, 130 after Ctrl-C and 143 after SIGTERM; a defect keeps its traceback.
+"""
+
+import contextlib
 import dataclasses
 import io
 import math
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
 from common.errors import UserError
+from common.interruption import exit_code, interruptible
+from common.output_lock import output_lock, output_of
 from common.text import printable
 
 
@@ -24,7 +31,8 @@ def run(main: Callable[[], int]) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            return main()
+            with interruptible():
+                return main()
         finally:
             sys.stdout.flush()  # here, where a pipe that was closed is an error like others
     except BrokenPipeError as error:
@@ -34,9 +42,9 @@ def run(main: Callable[[], int]) -> int:
     except (UserError, OSError) as error:
         print(printable(f"error: {error}".replace("\n", " ")), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interruption:
+        print("interrupted; what was finished is kept: repeat the command to go on", file=sys.stderr)
+        return exit_code(interruption)
 
 
 def require_at_least(args: Any, minimum: float, *names: str) -> None:
@@ -73,20 +81,27 @@ def require_finite(value: Any, name: str = "") -> None:
 
 
 def command(
-    args: type | Callable[[list[str] | None], Any], action: Callable[[Any], Any], description: str | None, message: str
+    args: type | Callable[[list[str] | None], Any],
+    action: Callable[[Any], Any],
+    description: str | None,
+    message: str,
+    output: Callable[[Any], Path | None] = output_of,
 ) -> Callable[..., int]:
-    """Return the `main` of a command: it parses a command line, acts on it and prints a message.
+    """Return the `main` of a command: it parses a command line, acts on it, alone in its output, and prints a message.
 
     Args:
         args: the dataclass of the arguments, or a function that parses a command line (None: that of the process).
         action: is called with the parsed arguments.
         description: the head of the `--help` text.
         message: `{}` in it stands for what the action returns.
+        output: returns the file or directory that no other command may write meanwhile, if there is one.
     """
 
     def main(argv: list[str] | None = None) -> int:
         parsed = parse(args, argv, description) if isinstance(args, type) else args(argv)
-        print(printable(message.format(action(parsed)), keep="\n\t"))
+        out = output(parsed)
+        with output_lock(out) if out else contextlib.nullcontext():
+            print(printable(message.format(action(parsed)), keep="\n\t"))
         return 0
 
     return main

@@ -14,7 +14,6 @@ The two formats differ:
 """
 
 import difflib
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from minari.storage.datasets_root_dir import get_dataset_path
 
 from common.command import command, run
 from common.errors import UserError
+from common.files import temporary_path
 from common.json_file import checked
 from common.outputs import require_output_directory
 from envs.episodes import INFO, DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
@@ -88,13 +88,13 @@ def export_minari(path: Path, dataset_id: str) -> int:
     if final.exists():
         raise MinariError(f"a Minari dataset {dataset_id} exists at {final}; choose another name or version")
     data = EpisodeDataset(path)
-    temporary = get_dataset_path(f".{dataset_id.replace('/', '-')}.{os.getpid()}")
+    temporary = temporary_path(get_dataset_path(dataset_id.replace("/", "-")))
     try:
         temporary.mkdir()
         _write(data, temporary / "data", dataset_id)
         if namespace is not None and namespace not in list_local_namespaces():
             create_namespace(namespace)
-        os.rename(temporary, final)
+        temporary.rename(final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return len(data.seeds)
@@ -298,7 +298,7 @@ def convert(args: Args) -> str:
     return f"exported {export_minari(args.out, str(args.export_id))} episodes to {args.export_id}"
 
 
-main = command(Args, convert, __doc__, "{}")
+main = command(Args, convert, __doc__, "{}", output=lambda args: args.out if args.import_id else None)
 
 if __name__ == "__main__":
     sys.exit(run(main))

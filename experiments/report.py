@@ -147,7 +147,7 @@ def write(args: Args) -> str:
         return f"the page is {write_page(args)}"
 
 
-main = command(Args, write, __doc__, "{}")
+main = command(Args, write, __doc__, "{}", output=lambda args: None if args.markdown or args.write_docs else args.out)
 
 if __name__ == "__main__":
     sys.exit(run(main))

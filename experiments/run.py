@@ -17,6 +17,7 @@ command to resume a killed run. Rows carry the commit, device and date that made
 import datetime
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -35,6 +36,8 @@ from common.command import command, require_at_least
 from common.command import run as run_command
 from common.errors import UserError, nearest
 from common.files import atomic_file
+from common.interruption import interruptible
+from common.output_lock import output_lock
 from common.outputs import require_output_files
 from common.provenance import git_commit
 from common.results import RESULTS, new_result, read_result, write_result
@@ -119,7 +122,8 @@ def run_in_subprocess(job: Job, log_file: Path, threads: int, parent: int) -> Jo
     threading.Thread(target=exit_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     multiprocessing.set_start_method(None, force=True)  # this process may start its own with the default method
-    with log_file.open("a") as file, redirect_stdout(file), redirect_stderr(file):
+    with interruptible(), log_file.open("a") as file, redirect_stdout(file), redirect_stderr(file):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which asks for the end
         return run_job(job)
 
 
@@ -143,6 +147,8 @@ def run_parallel(jobs: list[Job], processes: int, logs: Path, log: Callable[[str
                 else:
                     yield future.result()
         except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # it saves first
             pool.shutdown(cancel_futures=True)
             raise
     if errors:
@@ -186,9 +192,11 @@ def run_experiment(args: Args) -> Path:
     file, work = args.out or RESULTS / f"{args.name}.json", args.work or Path("runs") / args.name
     experiment, picture_file = EXPERIMENTS[args.name], file.with_suffix(".png")
     require_output_files([file, picture_file], own=file)
-    experiment.prepare()
-    run_jobs(args.name, experiment.jobs(args.seeds or None, work), file, args.limit, args.processes, work)
-    if picture := experiment.draw(args.seeds or None, work):
+    with output_lock(file), output_lock(work):
+        experiment.prepare()
+        run_jobs(args.name, experiment.jobs(args.seeds or None, work), file, args.limit, args.processes, work)
+        picture = experiment.draw(args.seeds or None, work)
+    if picture:
         with atomic_file(picture_file) as temporary:
             picture.save(temporary, optimize=True)
         print(f"a picture is in {picture_file}")

@@ -16,12 +16,11 @@ from pathlib import Path
 from common.command import command, run
 from pretrain.caption_objective import CaptionData, CaptionObjective
 from pretrain.data.frame_captions import caption_tokenizer
-from vlm import checkpoint
 from vlm.model import PixelVLM
 from vlm.presets import build
 from vlm.sinusoidal_init import init_number_embeddings
 from vlm.training.config import UNSET_OUT, OptimizerConfig, RunConfig, TrainConfig, parse_config
-from vlm.training.fit import fit
+from vlm.training.fit import fit, load_start
 from vlm.training.mixture import Mixture
 
 
@@ -52,7 +51,7 @@ CONFIGS = {
 def start_model(config: CaptionConfig) -> PixelVLM:
     """Return the model that a training starts from; a new one has the words of captions and ordered numbers."""
     if config.model.init:
-        return checkpoint.load(config.model.init)
+        return load_start(config.model)
     vlm = build(config.model.preset, config.run.seed, caption_tokenizer())
     init_number_embeddings(vlm)
     return vlm

@@ -38,6 +38,7 @@ class PvpModel(ModelConfig):
     """The type that the result's weights are stored in; bfloat16 halves its size."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(self, 1, "patch_expansion")
         require_at_least(
             self, 0, "number_scale", "position_amplitude", "patch_init_amplitude", "cell_position_amplitude"

@@ -5,7 +5,6 @@ import torch
 from pretrain.data.frame_captions import caption_tokenizer
 from pretrain.pvp_config import PvpConfig, PvpData, PvpModel
 from pretrain.pvp_questions import parse_grid
-from vlm import checkpoint
 from vlm.clip import load_clip, load_vision_tower
 from vlm.model import PixelVLM
 from vlm.patch_expansion import add_expansion
@@ -17,13 +16,14 @@ from vlm.sinusoidal_init import (
     init_position_embeddings,
 )
 from vlm.training.attention_supervision import patch_edges
+from vlm.training.fit import load_start
 
 
 def start_model(config: PvpConfig) -> PixelVLM:
     """Return the model that a training starts from."""
     model, data = config.model, config.data
     if model.init:
-        vlm = checkpoint.load(model.init)
+        vlm = load_start(model)
     else:
         vlm = build(model.preset, config.run.seed, caption_tokenizer() if data.caption_weight else None)
         _init_encoder(vlm, model, data)

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 
+from common.processes import is_main_process
 from pretrain.data.augmentation import crop_or_resize
 from pretrain.data.images import EpisodeFrames, ImageSource, open_image_source
 from pretrain.pvp_config import PvpValidation
@@ -24,7 +25,6 @@ from pretrain.pvp_prediction import grid_coordinates, predict_pixels
 from pretrain.pvp_questions import PixelPromptFormat, downsample_grid
 from pretrain.reconstruct import EvalImage, comparison_grid, prediction_metrics
 from pretrain.reconstruction_metrics import Metrics, cells_containing, mean_absolute_error, rare_color_mask
-from vlm.device import is_main_process
 from vlm.model import PixelVLM
 
 SAMPLE_SEED = 20_000

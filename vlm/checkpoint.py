@@ -15,15 +15,19 @@ import itertools
 import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
+from common.errors import UserError
 from common.files import atomic_directory
+from common.processes import is_main_process
 from vlm.checkpoint_files import (
     METADATA,
     TRAINING,
@@ -36,14 +40,18 @@ from vlm.checkpoint_files import (
     require_finite,
     require_plain_config,
 )
-from vlm.device import best_device, is_main_process
+from vlm.device import best_device
+from vlm.hf_processor import load_processor, missing_package
 from vlm.hf_vlm import PretrainedVLM, looks_like_id, require_known_id
+from vlm.image_tokens import limit_image_tokens
 from vlm.model import PixelModel, PixelVLM
 from vlm.patch_expansion import NAME as EXPANSION
 from vlm.patch_expansion import expansion_of
 from vlm.prompts import IMAGE
 
 Model = TypeVar("Model", bound=PixelModel)
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # of a model on the hub that are downloaded
+NOT_HUB_FILES = ["*/*", "consolidated*"]  # the same weights in other forms
 
 
 def save(
@@ -73,51 +81,75 @@ def save(
             export(temporary)
 
 
-def load(directory: Path, device: torch.device | None = None) -> PixelVLM:
+def load(
+    directory: Path, device: torch.device | None = None, image_tokens: int | None = None, history: int | None = None
+) -> PixelVLM:
     """Return a model in float32 and evaluation mode, on a device, by default a GPU if there is one.
 
-    `directory` is a checkpoint, a directory of transformers' own files, or the id of a model on the hub.
+    `directory` is a checkpoint, a directory of transformers' own files, or the id of a model on the hub. `image_tokens`
+    is the most that one of transformers' models may take for an image (`vlm.image_tokens`), and `history` the number of
+    frames it sees, each as an image; by default those of the checkpoint, else one tile of one frame.
 
     Raises:
         CheckpointError: it is missing, damaged or of another kind.
+        UserError: the model's class cannot take so few tokens or so many frames.
     """
-    directory = Path(directory)
+    directory = resolve(directory)
     if (directory / METADATA).is_file():
         is_pretrained = read_kind(directory) == PretrainedVLM.kind
     else:
         require_plain_config(directory)
-        is_pretrained = _is_transformers_model(directory)
-    if is_pretrained and not directory.exists():
-        require_known_id(str(directory))
-    vlm = _load_pretrained(directory) if is_pretrained else load_as(PixelVLM, directory)
+        is_pretrained = (directory / "config.json").is_file()
+    vlm = load_pretrained(directory) if is_pretrained else load_as(PixelVLM, directory)
+    _require_same_tokens(vlm, directory)
+    if isinstance(vlm, PretrainedVLM):
+        vlm.image_config = dataclasses.replace(vlm.image_config, history=history or vlm.history)
+        if image_tokens is not None or not (directory / METADATA).is_file():
+            limit_image_tokens(vlm, image_tokens)
+    elif image_tokens is not None or history is not None:
+        raise UserError(f"--image-tokens and --history are for models of transformers, got {directory}")
     vlm.model.to(device or best_device())
     return vlm
 
 
-def _is_transformers_model(directory: Path) -> bool:
-    return (directory / "config.json").is_file() or (not directory.exists() and looks_like_id(str(directory)))
+def resolve(name: Path) -> Path:
+    """Return the directory of a checkpoint: its own, or that of a model on the hub, downloaded where it is not yet."""
+    name = Path(name)
+    return name if name.exists() or not looks_like_id(str(name)) else _snapshot(str(name))
 
 
-def _load_pretrained(directory: Path) -> PretrainedVLM:
+@cache  # a run uses one revision of a model
+def _snapshot(name: str) -> Path:
+    require_known_id(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=NOT_HUB_FILES))
+    except Exception as error:  # of the network, of the cache, or of the hub
+        reason = " ".join(str(error).split()) or type(error).__name__
+        expected = "expected a directory, or the id of a model on the hub"
+        raise CheckpointError(f"{expected}, got {name}, which is neither here nor to be had: {reason:.200}") from error
+
+
+def load_pretrained(directory: Path) -> PretrainedVLM:
+    """Return one of transformers' models in float32 on the CPU, with its processor; raises as `load` does."""
     name = str(directory)
     require_plain_config(directory)
     damage = f"expected a vision-language model of transformers at {name}"
     model, report = _from_pretrained(AutoModelForImageTextToText, name, damage)
     with _damage(damage):
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        processor = load_processor(directory)
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise CheckpointError(f"expected a processor of images and text at {name}, got {type(processor).__name__}")
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(f"{name} lacks {len(missing)} weights of its model: {', '.join(missing[:3])}")
     require_finite(model.state_dict().items(), directory)
-    vlm = PretrainedVLM(model.eval(), processor)
-    _require_same_tokens(vlm, directory)
-    return vlm
+    if (directory / METADATA).is_file():
+        return PretrainedVLM(model.eval(), processor, read_image_config(directory))
+    return PretrainedVLM(model.eval(), processor)
 
 
 def load_as(model_class: type[Model], directory: Path) -> Model:
     """Return the model of a checkpoint of a given class, in float32 on the CPU; raises as `load` does."""
-    directory = Path(directory)
+    directory = resolve(directory)
     if (kind := read_kind(directory)) != model_class.kind:
         raise CheckpointError(f"{directory / METADATA}: expected a checkpoint of kind {model_class.kind}, got {kind}")
     if not (directory / WEIGHTS).is_file():
@@ -170,6 +202,8 @@ def _damage(message: str) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
+    except ImportError as error:
+        raise CheckpointError(f"{message}: {missing_package(error)}") from error
     except Exception as error:
         raise CheckpointError(f"{message}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
     finally:
@@ -224,8 +258,8 @@ def _load_expansion(model: PreTrainedModel, file: Path, unexpected: Collection[s
 
 def read_training(directory: Path) -> dict[str, Any]:
     """Return the `training.json` of a checkpoint; empty for a pretrained model without one."""
-    directory = Path(directory)
-    if not (directory / TRAINING).is_file() and _is_transformers_model(directory):
+    directory = resolve(directory)
+    if not (directory / TRAINING).is_file() and (directory / "config.json").is_file():
         return {}
     return read_training_file(directory)
 
@@ -238,10 +272,23 @@ def training_resolution(directory: Path) -> tuple[int, int] | None:
 
 def content_hash(directory: Path) -> str:
     """Return the first 12 hexadecimal digits of the SHA-256 of a checkpoint's weights: its name in results."""
-    files = sorted(Path(directory).glob("model*.safetensors"))  # large models are sharded
+    directory = resolve(directory)
+    files = sorted(directory.glob("model*.safetensors"))  # large models are sharded
     if not files:
-        raise CheckpointError(f"expected a checkpoint directory with {WEIGHTS} in it, got {directory}")
+        missing = (
+            f" with {WEIGHTS} in it, got {directory}"
+            if directory.exists()
+            else f", got {directory}, which does not exist"
+        )
+        raise CheckpointError(f"expected a checkpoint directory{missing}")
+    return _hash_files(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache  # the weights of a large model take a minute to read
+def _hash_files(files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
+    for file, _, _ in files:
+        with file.open("rb") as stream:
+            while part := stream.read(2**24):
+                digest.update(part)
     return digest.hexdigest()[:12]

@@ -58,11 +58,13 @@ class ImageConfig:
 class ImageInputs(dict[str, Tensor]):
     """The image inputs of a pretrained model's class by name, for `num_images` images of one size.
 
-    image_ids: the token ids of one image in a prompt: its placeholders, and the markers around and between them.
+    image_ids: the token ids of one image in a prompt: its placeholders, and the markers around and between them. Where
+        a model sees several frames, they are one image here. types_prompts: see `vlm.model.types_prompts`.
     """
 
     image_ids: Int[Tensor, " P"]
     num_images: int
+    types_prompts: bool = False
 
 
 def preprocess_frames(

@@ -5,9 +5,10 @@ how a class names its parts.
 """
 
 import dataclasses
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from vlm.image_input import ImageConfig, ImageInputs, preprocess_frames
 from vlm.layers import replace_layers
 from vlm.patch_expansion import NAME as EXPANSION
 from vlm.patch_expansion import PatchExpansion
+from vlm.prompts import IMAGE, action_prompt
+from vlm.tokenizer import token_ids
 
 Frames = np.ndarray | Tensor  # uint8[B, T, H, W, 3], which `preprocess` checks
 
@@ -88,13 +91,19 @@ class PixelModel(ABC):
         config: Any = self.encoder.config
         stages = getattr(config, "strides", None)  # of a hierarchical transformer, as in `nano-policy`
         stride = math.prod(stages) if stages else getattr(config, "patch_size", self.image_config.stride)
-        return -(-rows // stride), -(-columns // stride)
+        height, width = (stride, stride) if isinstance(stride, int) else stride  # InternVL gives a pair
+        return -(-rows // height), -(-columns // width)
 
 
 class PixelVLM(PixelModel):
-    """A vision-language model with its encoder, connector and decoder by role."""
+    """A vision-language model with its encoder, connector and decoder by role.
+
+    traceable: whether a trace from the frames on depends on them, since `preprocess` computes with tensors alone.
+    """
 
     kind, auto_class = "pvplay-vlm", AutoModelForImageTextToText
+    traceable = True
+    max_new_tokens = 8  # of an answer, unless more are asked for
 
     @property
     def encoder(self) -> nn.Module:
@@ -108,12 +117,17 @@ class PixelVLM(PixelModel):
 
     @property
     def connector(self) -> nn.Module:
-        """The module between encoder and decoder: the one child that is neither of them nor the head."""
+        """What lies between encoder and decoder: what is neither of them nor the head, else the encoder's merger.
+
+        Several modules come as a list.
+        """
         known = {id(self.encoder), id(self.decoder), id(self.model.get_output_embeddings())}
         others = [child for child in self.model.model.children() if id(child) not in known]
-        if len(others) != 1:
-            raise UserError(f"expected one connector in {type(self.model).__name__}, found {len(others)}")
-        return others[0]
+        if not others:  # in Qwen-VL and its like the encoder merges patches into tokens itself
+            others = [child for name, child in self.encoder.named_children() if "merger" in name]
+        if not others:
+            raise UserError(f"expected a connector in {type(self.model).__name__}, found none")
+        return others[0] if len(others) == 1 else nn.ModuleList(others)
 
     @property
     def token_width(self) -> int:
@@ -136,17 +150,42 @@ class PixelVLM(PixelModel):
         bos = self.tokenizer.bos_token_id
         return [bos] if bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos] else []
 
+    @property
+    def end_ids(self) -> list[int]:
+        """The token ids that end an answer."""
+        return [self.tokenizer.eos_token_id]
+
+    def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
+        """Return the token ids before and after the image of a prompt; `UserError` if it has no place for one."""
+        before, image, after = prompt.partition(IMAGE)
+        if not image:
+            raise UserError(f"expected a prompt with {IMAGE} in it, got {prompt!r}")
+        return [*self.bos_ids, *token_ids(self.tokenizer, before)], [*token_ids(self.tokenizer, after)]
+
+    def action_prompt(self, title: str, action_names: Sequence[str]) -> str:
+        """Return the prompt for an action, in the form that the model is used to."""
+        return action_prompt(title, action_names)
+
     def image_ids(self, images: Any) -> list[int]:
         """Return the token ids of one of the images of `preprocess` in a prompt: placeholders, and markers if any."""
         if isinstance(images, ImageInputs):
             return images.image_ids.tolist()
         return [self.model.config.image_token_id] * math.prod(self.token_grid(*images.shape[2:]))
 
-    def generate_inputs(self, ids: Int[Tensor, "B L"], images: Any) -> dict[str, Tensor]:
-        """Return the inputs of transformers' `generate` for a prompt about each image."""
+    def forward_inputs(self, ids: Int[Tensor, "B L"], images: Any, answer_length: int = 0) -> dict[str, Tensor]:
+        """Return the inputs of the class's own forward pass, or of `generate`, for a prompt about each image.
+
+        The last `answer_length` tokens are the answer: some classes attend in both directions within prompts.
+        """
         inputs = {**_image_inputs(images), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if uses_mrope(self.model):  # without these types, the class silently falls back to one-dimensional positions
-            inputs["mm_token_type_ids"] = (ids == self.model.config.image_token_id).int()
+        arguments = inspect.signature(base_model(self.model).forward).parameters
+        is_image = (ids == self.model.config.image_token_id).int()
+        for name in ("mm_token_type_ids", "token_type_ids"):  # without them, classes silently fall back
+            if name in arguments:
+                inputs[name] = is_image
+        if types_prompts(images):
+            inputs["token_type_ids"] = torch.zeros_like(ids)
+            inputs["token_type_ids"][:, ids.shape[1] - answer_length :] = 1
         return inputs
 
     def encode_images(
@@ -196,10 +235,20 @@ class PixelVLM(PixelModel):
         return self.model.get_input_embeddings()(tokens)
 
 
-def _image_inputs(images: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {"pixel_values": images} if isinstance(images, Tensor) else dict(images)
+def _image_inputs(images: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return {"pixel_values": images} if isinstance(images, Tensor) else images
+
+
+def types_prompts(images: Any) -> bool:
+    """Return whether token types tell prompts, of type 0, from answers, of type 1, as in PaliGemma; else images."""
+    return isinstance(images, ImageInputs) and images.types_prompts
+
+
+def base_model(model: PreTrainedModel) -> Any:
+    """Return a model without peft's wrapper."""
+    return getattr(model, "get_base_model", lambda: model)()
 
 
 def uses_mrope(model: PreTrainedModel) -> bool:
     """Whether positions count time, rows and columns separately (M-RoPE; Wang et al. 2024, "Qwen2-VL")."""
-    return hasattr(getattr(model, "get_base_model", lambda: model)().base_model, "get_rope_index")
+    return hasattr(base_model(model).base_model, "get_rope_index")

@@ -22,6 +22,7 @@ Captions are free text:
     <image> [caption]                                                       ->  a frame of pong with a ball
 """
 
+import json
 import re
 from collections.abc import Sequence
 
@@ -33,10 +34,49 @@ def action_prompt(title: str, action_names: Sequence[str]) -> str:
     return f"[play] {title} : {' , '.join(action_names)} {IMAGE} action :"
 
 
+def action_question(title: str, action_names: Sequence[str]) -> str:
+    """Return the question for an action to a model that follows instructions."""
+    legal = ", ".join(action_names)
+    return f"You are playing the Atari game {title}. The legal actions are: {legal}. Answer with one of them only."
+
+
+# an answer at the start of a sentence, as "Action: FIRE" or "So my final answer is fire."
+MARKED_ANSWER = re.compile(
+    r"(?:^|[.;!?]\s+)\W*(?:(?:so|then|therefore|my|the|final|next|best|chosen)\W+)*(?:action|answer|move)\b"
+    r"\W*(?:is\b\W*)?([^.;!?]+)",
+    re.IGNORECASE,
+)
+ONE_NAME = re.compile(r"[\W_]*([a-z0-9]+(?:[ _+-]+[a-z0-9]+)*)[\W_]*", re.IGNORECASE)
+
+
 def parse_action(text: str, legal: Sequence[str]) -> str | None:
-    """Return the legal action that equals an answer up to whitespace, or None."""
-    name = " ".join(text.split())
-    return name if name in legal else None
+    """Return the legal action that an answer names as people write it, or None where it names none or several.
+
+    In any case and with marks around it; "Action: FIRE"; `{"action": "right fire"}`; RIGHTFIRE; or any of these as the
+    last line of a longer text. What is mentioned otherwise is never taken for an answer.
+    """
+    found = [value for value in map(_json_action, re.findall(r"\{[^{}]*\}", text)) if value is not None]
+    if not found:
+        last = next((line for line in reversed(text.splitlines()) if line.strip("` \t")), "")
+        found = [match[1] for match in MARKED_ANSWER.finditer(last)] or [last]
+    names = {_legal_name(one, legal) for one in found}
+    return names.pop() if len(names) == 1 else None
+
+
+def _json_action(text: str) -> str | None:
+    """Return what a JSON object holds as an action, or None."""
+    try:
+        values = {str(key).lower(): value for key, value in json.loads(text).items()}
+    except ValueError:
+        return None
+    return values["action"] if isinstance(values.get("action"), str) else None
+
+
+def _legal_name(text: str, legal: Sequence[str]) -> str | None:
+    """Return the legal action that a text is, but for case, marks around it, and what parts its words."""
+    match = ONE_NAME.fullmatch(text)
+    letters = re.sub(r"[ _+-]", "", match[1]).lower() if match else ""
+    return next((name for name in legal if name.replace(" ", "") == letters), None)
 
 
 CAPTION_PREFIX = "[caption]"

@@ -10,19 +10,22 @@ evaluation seeds below 1000. The same command resumes from the last checkpoint a
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from sb3_contrib import QRDQN
 from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
+from stable_baselines3.common.callbacks import EveryNTimesteps
+from stable_baselines3.common.logger import Logger
 
 from agents.experts.expert_envs import ExpertEnvs
+from agents.experts.sb3_callbacks import BestModelCallback, StopCallback
 from agents.rollout import play_games
 from agents.sb3_agent import Sb3Agent
 from common.command import command, require_at_least, run
-from common.files import atomic_file, write_text_atomically
+from common.files import write_text_atomically
+from common.interruption import deferred_interruption
 from common.run_arguments import run_metadata, to_json
 from envs.atari import make_envs
 from envs.games import find_game
@@ -63,43 +66,12 @@ class Args:
         require_at_least(self, 1, "steps", "num_envs", "buffer_size", "eval_every", "eval_episodes")
 
 
-class BestModelCallback(BaseCallback):
-    """Saves a checkpoint at each call, scores it on whole episodes and keeps the best.
-
-    SB3's CheckpointCallback keeps every replay buffer, and its EvalCallback scores the clipped rewards of training.
-    """
-
-    def __init__(self, args: Args):
-        super().__init__()
-        self.args, self.file = args, args.out / "evaluations.json"
-        self.evaluations: list[dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else []
-        self.evaluated_steps = max((evaluation["steps"] for evaluation in self.evaluations), default=0)
-
-    def _on_step(self) -> bool:
-        last = self.args.out / "last.zip"
-        self._save(last)
-        if self.args.algo != "ppo":
-            with atomic_file(self.args.out / "replay.pkl") as temporary:
-                self.model.save_replay_buffer(temporary)
-        scores = self._evaluate(last)
-        self.logger.record("eval/mean_score", float(np.mean(scores)))
-        if all(np.mean(scores) > np.mean(evaluation["scores"]) for evaluation in self.evaluations):
-            self._save(self.args.out / "best.zip")
-        self.evaluated_steps = self.model.num_timesteps
-        self.evaluations.append({"steps": self.evaluated_steps, "scores": scores})
-        write_text_atomically(self.file, json.dumps(self.evaluations, indent=1))
-        return True
-
-    def _save(self, archive: Path) -> None:
-        with atomic_file(archive) as temporary:
-            self.model.save(temporary)
-
-    def _evaluate(self, archive: Path) -> list[float]:
-        args = self.args
-        with make_envs(find_game(args.game), args.eval_episodes, find_protocol(args.protocol)) as envs:
-            agent = Sb3Agent(archive, envs.action_names)
-            transitions = play_games(agent, envs, episode_seeds(EVALUATION_SEED, args.eval_episodes))
-            return [transition.score for transition in transitions if transition.ended]
+def evaluate(args: Args, archive: Path) -> list[float]:
+    """Return the raw scores of an archive's whole episodes."""
+    with make_envs(find_game(args.game), args.eval_episodes, find_protocol(args.protocol)) as envs:
+        agent = Sb3Agent(archive, envs.action_names)
+        transitions = play_games(agent, envs, episode_seeds(EVALUATION_SEED, args.eval_episodes))
+        return [transition.score for transition in transitions if transition.ended]
 
 
 def make_algorithm(args: Args, envs: ExpertEnvs) -> Any:
@@ -132,13 +104,19 @@ def train(args: Args) -> Path:
     write_text_atomically(args.out / "expert.json", json.dumps(run_metadata(to_json(args)), indent=1))
     envs = ExpertEnvs(make_envs(find_game(args.game), args.num_envs, find_protocol(args.protocol)), args.seed)
     model = make_algorithm(args, envs)
-    evaluation = BestModelCallback(args)
+    evaluation = BestModelCallback(args.out, partial(evaluate, args), has_replay_buffer=args.algo != "ppo")
     periodic = EveryNTimesteps(args.eval_every, evaluation)
     periodic.last_time_trigger = evaluation.evaluated_steps
+    evaluation.init_callback(model)
+    model.set_logger(Logger(None, []))  # of an evaluation without training
     if (remaining := args.steps - model.num_timesteps) > 0:
-        model.learn(remaining, callback=periodic, reset_num_timesteps=False, progress_bar=args.progress)
-        if evaluation.evaluated_steps < model.num_timesteps:
-            evaluation.on_step()
+        with deferred_interruption() as is_asked_to_stop:
+            stop = StopCallback(is_asked_to_stop)
+            model.learn(remaining, callback=[periodic, stop], reset_num_timesteps=False, progress_bar=args.progress)
+            if is_asked_to_stop():
+                evaluation.save_state()
+    if evaluation.evaluated_steps < model.num_timesteps:  # a kill may have come between a checkpoint and its score
+        evaluation.on_step()
     envs.close()
     return args.out / "best.zip"
 

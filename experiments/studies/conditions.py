@@ -7,8 +7,7 @@ of the first regime of a config of `experiments.studies.pvp_nano`.
 
 from pathlib import Path
 
-from filelock import FileLock
-
+from common.output_lock import output_lock
 from experiments.studies import pvp_nano
 from pretrain.pvp import train_pvp
 from pretrain.pvp_model import start_model
@@ -39,8 +38,7 @@ def pretrain_condition(config: pvp_nano.ExperimentConfig, encoder: str, pvp: str
     out = run_dir(config, encoder, pvp, seed, work)
     training = pvp_nano.training_config(config, config.regimes[0], encoder, seed, out)
     training = training.replace(shuffle_targets=pvp == SHUFFLED)
-    out.mkdir(parents=True, exist_ok=True)
-    with FileLock(out / "lock"):  # several conditions start from the same checkpoint
+    with output_lock(out, wait=True):  # several conditions start from the same checkpoint
         if (out / "last").exists():
             return out / "last"
         if pvp == NO_PVP:
@@ -52,13 +50,13 @@ def pretrain_condition(config: pvp_nano.ExperimentConfig, encoder: str, pvp: str
 def _replace_decoder(config: pvp_nano.ExperimentConfig, encoder: str, seed: int, work: Path) -> Path:
     trained, plain = (pretrain_condition(config, encoder, pvp, seed, work) for pvp in (PVP, NO_PVP))
     out = trained.parent / ENCODER_ONLY
-    with FileLock(trained.parent / "lock"):
+    with output_lock(trained.parent, wait=True):
         if not out.exists():
             old, new = checkpoint.load(trained), checkpoint.load(plain)
             new.encoder.load_state_dict(old.encoder.state_dict())
             new.connector.load_state_dict(old.connector.state_dict())
-        if new.patch_expansion and old.patch_expansion:
-            new.patch_expansion.load_state_dict(old.patch_expansion.state_dict())
+            if new.patch_expansion and old.patch_expansion:
+                new.patch_expansion.load_state_dict(old.patch_expansion.state_dict())
             checkpoint.save(new, out, checkpoint.read_training(trained))
     return out
 

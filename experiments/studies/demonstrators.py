@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock
-
 from agents import record
 from common.files import atomic_directory
+from common.output_lock import output_lock
 from envs.episodes import INFO, episode_files
 from vlm import checkpoint
 from vlm.released_checkpoints import RELEASED_EXPERT
@@ -44,8 +43,9 @@ class DemonstratorConfig:
 
 def record_missing(args: record.Args) -> Path:
     """Return the dataset of a recording; record the episodes that are missing."""
-    if len(episode_files(args.out)) < args.episodes:
-        record.record(args)
+    with output_lock(args.out, wait=True):  # several experiments need the same
+        if len(episode_files(args.out)) < args.episodes:
+            record.record(args)
     return args.out
 
 
@@ -69,8 +69,8 @@ def record_episodes(config: DemonstratorConfig, folder: Path, engine: Engine, pr
 def first_episodes(dataset: Path, episodes: int) -> Path:
     """Return the first episodes of a dataset as a dataset."""
     out = dataset.with_name(f"{dataset.name}-first-{episodes}")
-    with FileLock(dataset.with_name(f"{out.name}.lock")):  # parallel jobs need the same
-        if not out.exists():
+    with output_lock(dataset, wait=True):  # parallel jobs need the same
+        if not (out / INFO).exists():
             with atomic_directory(out) as temporary:
                 (temporary / "data").mkdir()
                 shutil.copy(dataset / INFO, temporary)

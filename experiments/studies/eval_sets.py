@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.files import atomic_file
 from common.images import read_image
 from pretrain.data.augmentation import crop_or_resize
 from pretrain.data.images import EpisodeFrames
@@ -105,7 +106,8 @@ def evaluate(
             patches = patch_of_cells(vlm, height, width, grid)
             rows[-1] |= patch_metrics(predicted.colors.reshape(target.shape), target, patches)
         if save:
-            np.save(f"{save}-{number}.npy", predicted.colors.reshape(shape).astype(np.uint8))
+            with atomic_file(save.with_name(f"{save.name}-{number}.npy")) as file:
+                np.save(file, predicted.colors.reshape(shape).astype(np.uint8))
     metrics = mean_metrics(rows)
     if sample is None:
         metrics["channel_ratio"] = channel_ratio(metrics)

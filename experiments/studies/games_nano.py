@@ -26,6 +26,7 @@ from agents.clone_config import CloneConfig
 from agents.random_agent import RandomAgent
 from agents.rollout import play_games
 from agents.vlm_agent import VlmAgent
+from common.output_lock import output_lock
 from envs.atari import make_envs
 from envs.games import find_game
 from envs.protocol import MACHADO2018, Protocol, episode_seeds
@@ -105,13 +106,14 @@ def train_captioner(config: ExperimentConfig) -> Path:
     """Return the model that all conditions start from; train it, with ordered number embeddings, if it is missing."""
     out = config.pretraining.training.model.init
     assert out
-    if not out.exists():
-        data = tuple(str(pvp_nano.frame_dataset(config.pretraining, game)) for game in config.caption_games)
-        training = config.captioning.replace(data=data, out=config.pretraining_dir / "captions")
-        trained = captions.train_captions(training)
-        vlm = checkpoint.load(trained)
-        init_number_embeddings(vlm)
-        checkpoint.save(vlm, out, checkpoint.read_training(trained), dtype=torch.bfloat16)
+    with output_lock(config.pretraining_dir / "captions", wait=True):
+        if not out.exists():
+            data = tuple(str(pvp_nano.frame_dataset(config.pretraining, game)) for game in config.caption_games)
+            training = config.captioning.replace(data=data, out=config.pretraining_dir / "captions")
+            trained = captions.train_captions(training)
+            vlm = checkpoint.load(trained)
+            init_number_embeddings(vlm)
+            checkpoint.save(vlm, out, checkpoint.read_training(trained), dtype=torch.bfloat16)
     return out
 
 

@@ -80,10 +80,11 @@ class LossCurveCallback(TrainerCallback):
     def __init__(self, file: Path):
         self.file = file
         self.rows: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
-        self.before = self.rows[-1]["seconds"] if self.rows else 0.0
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Start the clock."""
+    def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        """Start the clock, and drop the entries of steps that a killed run took and this one repeats."""
+        self.rows = [row for row in self.rows if row["step"] <= state.global_step]
+        self.before = self.rows[-1]["seconds"] if self.rows else 0.0
         self.started = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from common.files import atomic_file
 from envs.colors import COLORS
 from envs.objects import find_objects
 from experiments.image_grid import image_grid
@@ -139,7 +140,8 @@ def measure_condition(
             mask = segmenter.predict(item.frames, item.expressions)[0] > 0.5
             found.append(confusion(mask, item.masks[0]))
             if index < config.num_overlays:
-                np.save(last.parent / f"{name}-{index}.npy", mask)
+                with atomic_file(last.parent / f"{name}-{index}.npy") as file:
+                    np.save(file, mask)
         rows.append({"set": name, "checkpoint": checkpoint.content_hash(last), **segmentation_metrics(found)})
     return rows
 

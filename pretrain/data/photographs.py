@@ -210,7 +210,8 @@ def read_sources(out: Path) -> list[dict[str, Any]]:
     """Return what `sources.json` tells of the finished packages; nothing in a new folder."""
     file = out / SOURCES
     if not file.exists():
-        if out.is_dir() and (other := {found.name for found in out.iterdir()} - {*SPLITS, COPYRIGHT}):
+        found = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+        if other := {name for name in found if not name.startswith(".")} - {*SPLITS, COPYRIGHT}:
             raise UserError(f"expected a new folder or one with {SOURCES}, got {out}, which holds {min(other)}")
         return []
     try:

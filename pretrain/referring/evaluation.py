@@ -28,6 +28,8 @@ from tqdm import tqdm
 
 from common.command import parse, run
 from common.errors import UserError
+from common.files import atomic_file
+from common.output_lock import output_lock
 from common.outputs import require_output_files
 from common.results import new_result, write_result
 from common.run_arguments import FILE as ARGUMENTS
@@ -176,11 +178,11 @@ def begin(args: Args, state: PartialState) -> None:
 
 def _save_image(directory: Path, index: int, sample: ReferringSample, mask: np.ndarray) -> None:
     """Write an image with the target drawn in, beside the same with the prediction."""
-    directory.mkdir(parents=True, exist_ok=True)
     words = sample.expressions[0][:MAX_NAME]
     name = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in words)
     sides = [draw_mask(sample.frames[-1], drawn) for drawn in (sample.masks[0] > 0, mask)]
-    Image.fromarray(np.concatenate(sides, axis=1)).save(directory / f"{index:04d}-{name}.png")
+    with atomic_file(directory / f"{index:04d}-{name}.png") as file:
+        Image.fromarray(np.concatenate(sides, axis=1)).save(file)
 
 
 def evaluate(args: Args) -> dict[str, Any] | None:
@@ -218,7 +220,9 @@ def evaluate(args: Args) -> dict[str, Any] | None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; see the module's docstring."""
-    row = evaluate(args := parse(Args, argv, __doc__))
+    args = parse(Args, argv, __doc__)
+    with output_lock(args.out):
+        row = evaluate(args)
     if row is not None:
         print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, indent=1))
         print(f"predictions, metrics and images are in {args.out}")

@@ -24,6 +24,7 @@ class ReferringModel(ModelConfig):
     """The type that the model's weights are stored in; bfloat16 halves the file."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(self, 1, "hidden_channels")
 
 

@@ -34,7 +34,7 @@ from vlm.segmentation.mask_head import CONFIG_FILE, MaskHead
 from vlm.segmentation.point_prediction import PointPromptFormat
 from vlm.segmentation.referring_segmenter import LOGIT_BIAS, POINT_GRID
 from vlm.training.config import parse_config
-from vlm.training.fit import fit
+from vlm.training.fit import fit, load_start
 from vlm.training.mixture import Mixture
 from vlm.training.objective import Objective
 
@@ -77,7 +77,7 @@ def train_referring(config: ReferringConfig) -> Path:
     data, init, seed = config.data, config.model.init, config.run.seed
     if not data.data:
         raise UserError("--data is missing: recorded games, or the folder of REFER's layout")
-    vlm = checkpoint.load(init) if init else build(config.model.preset, seed)
+    vlm = load_start(config.model) if init else build(config.model.preset, seed)
     head = None if data.mask == "points" else start_head(config, vlm)
     source = open_referring_source(data, config.run.steps, vlm.history, seed)
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from agents.bc_dataset import BCSampler, build_targets, flipped_actions, load_la
 from agents.bc_objective import BehaviorCloningObjective
 from agents.clone_config import CONFIGS
 from common.command import run
+from common.errors import UserError
+from common.files import write_text_atomically
 from envs.episodes import DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
 from envs.protocol import MACHADO2018
 from vlm import checkpoint
@@ -224,6 +227,49 @@ def test_evaluations_by_play_keep_the_best_weights(labelled, tmp_path, monkeypat
     evaluations = json.loads((tmp_path / "run" / "evaluations.json").read_text())
     assert [one["scores"]["Carnival"] for one in evaluations] == [[100.0], [300.0], [200.0]]
     assert checkpoint.read_training(tmp_path / "run" / "best")["selected"]["step"] == 2
+
+
+@pytest.mark.parametrize("killed", ["evaluate_policy", "checkpoint.save", "write_text_atomically"])
+def test_an_evaluation_that_was_killed_is_made_up(labelled, tmp_path, monkeypatch, killed):
+    kills, scores = [], {1: 100.0, 2: 300.0, 3: 200.0}
+
+    def newest_step():
+        return max(int(place.name.split("-")[1]) for place in (tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
+
+    def kill_at_step_2(name, original):
+        def wrapped(*arguments):
+            if name == killed and newest_step() == 2 and not kills:
+                kills.append(name)
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        return wrapped
+
+    patched = {"evaluate_policy": lambda *_: [scores[newest_step()]], "write_text_atomically": write_text_atomically}
+    for name, original in patched.items():
+        monkeypatch.setattr(checkpoint_selection, name, kill_at_step_2(name, original))
+    saving = SimpleNamespace(save=kill_at_step_2("checkpoint.save", checkpoint.save))
+    monkeypatch.setattr(checkpoint_selection, "checkpoint", saving)
+    arguments = ("--data", labelled, "--steps", 3, *trainer(save_steps=1), "--out", tmp_path / "run")
+    assert command(*SMALL, *arguments, "--eval-every", 1) == 130
+    assert command(*SMALL, *arguments, "--eval-every", 1) == 0
+    assert kills == [killed]
+    evaluations = json.loads((tmp_path / "run" / "evaluations.json").read_text())
+    assert [(one["step"], one["scores"]["Carnival"]) for one in evaluations] == [
+        (1, [100.0]),
+        (2, [300.0]),
+        (3, [200.0]),
+    ]
+    assert checkpoint.read_training(tmp_path / "run" / "best")["selected"]["step"] == 2
+
+
+@pytest.mark.parametrize("row", [[np.inf, 0, 0, 0, 0, 0], [-np.inf] * 6, [-np.inf] * 5 + [np.nan]])
+def test_action_values_without_a_finite_best_are_refused_with_their_row(tmp_path, row):
+    values = np.array([[0, 1, -np.inf, np.nan, 0, 0], [np.nan] * 6, row], np.float32)
+    data = EpisodeDataset(write_set(tmp_path / "set", values))
+    for targets in ("soft", "hard"):
+        with pytest.raises(UserError, match=r"set, row 2: expected a finite value of the best action, got .*inf"):
+            build_targets(data, targets, 0.25, 0.3)
 
 
 @pytest.mark.parametrize(

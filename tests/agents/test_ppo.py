@@ -1,18 +1,22 @@
 """PPO learns a text policy from rewards and resumes to the same numbers."""
 
 import json
+import os
+import signal
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from agents import ppo
+from agents import ppo, ppo_trainer
 from agents.ppo_config import PPOConfig
 from agents.ppo_loss import PPOBatch, compute_advantages, ppo_losses
 from agents.ppo_trainer import PPOTrainer
 from agents.rollout_buffer import PolicyOutput, RolloutCollector
 from common.command import run
+from common.errors import UserError
 from envs.atari import AtariEnvs, Step
 from envs.games import find_game
 from envs.protocol import MACHADO2018
@@ -170,3 +174,42 @@ def test_a_ratio_beyond_the_clipping_range_has_no_gradient():
     assert gradient(0.7) == 0
     kl = ppo_losses(torch.tensor([[0.8, 0.2]]).log(), torch.zeros(1), batch, config)["kl"]
     assert float(kl) == pytest.approx(0.8 * np.log(1.6) + 0.2 * np.log(0.4))
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training_before_the_step(tmp_path, monkeypatch):
+    trainer = make_trainer(4, num_iterations=4)
+    trainer.train_step()
+    before = {name: tensor.clone() for name, tensor in trainer.policy.state_dict().items()}
+    monkeypatch.setattr(
+        ppo_trainer, "ppo_losses", lambda *given: {n: v * torch.inf for n, v in ppo_losses(*given).items()}
+    )
+    with pytest.raises(UserError, match=r"iteration 2: expected a finite loss and gradient, got -?(inf|nan) and "):
+        trainer.train_step()
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainer.policy.state_dict().items())
+
+
+def test_a_signal_saves_the_iteration_and_the_training_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr(PPOTrainer, "train_step", signalled := SignalledStep(PPOTrainer.train_step))
+    assert run(lambda: ppo.train(make_trainer(4, num_iterations=3, save_every=3), tmp_path)) == 143
+    assert signalled.calls == 2
+    assert json.loads((tmp_path / "state" / "env_state.json").read_text())["iteration"] == 2
+    (tmp_path / "state").rename(tmp_path / f".state.{os.getpid()}.old")  # killed while it was replaced
+    ppo.train(trainer := make_trainer(4, num_iterations=3, save_every=3), tmp_path)
+    assert (signalled.calls, trainer.iteration) == (3, 3)
+    assert [row["iteration"] for row in json.loads((tmp_path / "ppo.json").read_text())["rows"]] == [1, 2, 3]
+
+
+class SignalledStep:
+    """A training step in whose second call SIGTERM comes."""
+
+    def __init__(self, step):
+        self.step, self.calls = step, 0
+
+    def __get__(self, trainer, _):
+        return partial(self, trainer)
+
+    def __call__(self, trainer):
+        self.calls += 1
+        if self.calls == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.step(trainer)

@@ -17,7 +17,7 @@ from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from agents.experts.train_sb3 import Args, BestModelCallback
+from agents.experts.sb3_callbacks import BestModelCallback
 from agents.sb3_agent import OBSERVATIONS, read_policy
 from common.command import run
 from common.errors import UserError
@@ -261,7 +261,7 @@ def test_a_save_that_is_killed_leaves_the_archive_before_it(tmp_path):
             path.write_bytes(b"half an archive")
             raise KeyboardInterrupt
 
-    callback = BestModelCallback(Args(game="Pong", out=tmp_path))
+    callback = BestModelCallback(tmp_path, lambda _: [0.0], has_replay_buffer=False)
     callback.model = Killed()
     for name in ("last.zip", "best.zip"):
         (tmp_path / name).write_bytes(b"the one before")

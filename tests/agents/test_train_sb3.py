@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from agents.experts import train_sb3
 from agents.experts.expert_envs import ExpertEnvs
+from agents.experts.sb3_callbacks import BestModelCallback
 from agents.frame_stack import FrameStack
 from agents.sb3_agent import STACK, Sb3Agent, read_policy, shrink
 from common.command import run
@@ -19,6 +21,16 @@ from envs.protocol import Protocol
 
 CARNIVAL = find_game("Carnival")
 SHORT = Protocol("short", 0.25, 4, 0, False, 120)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    callback = BestModelCallback(tmp_path, lambda _: [0.0], has_replay_buffer=False)
+    policy = torch.nn.Linear(2, 2)
+    policy.weight.data[0, 0] = torch.nan
+    callback.model = SimpleNamespace(policy=policy, num_timesteps=7)
+    with pytest.raises(UserError, match="after 7 steps the weights are not finite"):
+        callback.on_step()
+    assert not list(tmp_path.iterdir())
 
 
 def test_shrinking_takes_the_mean_gray_of_the_area():
@@ -72,6 +84,9 @@ def test_an_expert_trains_resumes_and_plays(tmp_path, quick, algo):
     assert command(*arguments, "--steps", 256) == 0
     assert command(*arguments, "--steps", 512) == 0
     evaluations = json.loads((tmp_path / "evaluations.json").read_text())
+    (tmp_path / "evaluations.json").write_text(json.dumps(evaluations[:1]))  # killed before the last one was written
+    assert command(*arguments, "--steps", 512) == 0
+    assert json.loads((tmp_path / "evaluations.json").read_text()) == evaluations
     assert [evaluation["steps"] for evaluation in evaluations] == [256, 512]
     agent = Sb3Agent(tmp_path / "best.zip", ("noop", "fire", "right", "left", "right fire", "left fire"))
     agent.reset([1])

@@ -133,25 +133,24 @@ def png(image):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (encode_png(np.zeros((10, 8, 3), np.uint8))[:-40], "is not a PNG picture, or is damaged"),
-    ],
-    ids=["cut"],
-)
-def test_a_frame_is_checked_as_any_picture_and_named_by_its_file_and_row(stored, content, message):
-    path, _ = stored
+def with_second_frame(path, content):
+    """Put other content into row 1 of the episode of seed 2, and return its file."""
     file = path / "data" / "episode-00000002.parquet"
     rows = parquet.read_table(file).to_pydict()
     rows["frame"][1] = {"bytes": content, "path": None}
     Dataset.from_dict(rows, features=FEATURES).to_parquet(str(file))
+    return file
+
+
+def test_a_frame_is_checked_as_any_picture_and_named_by_its_file_and_row(stored):
+    path, _ = stored
+    file = with_second_frame(path, encode_png(np.zeros((10, 8, 3), np.uint8))[:-40])
     data = EpisodeDataset(path)
     assert data.frame(5).shape == (10, 8, 3)
     with pytest.raises(DatasetError) as refused:
         data.frames(7, 2)
     assert str(refused.value).startswith(f"{file}: frame of row 1")
-    assert message in str(refused.value)
+    assert "is not a PNG picture, or is damaged" in str(refused.value)
     assert "BytesIO" not in str(refused.value)
 
 
@@ -166,10 +165,7 @@ def test_a_frame_is_checked_as_any_picture_and_named_by_its_file_and_row(stored,
 )
 def test_a_frame_whose_head_is_not_as_the_others_is_refused_when_the_dataset_opens(stored, content, message):
     path, _ = stored
-    file = path / "data" / "episode-00000002.parquet"
-    rows = parquet.read_table(file).to_pydict()
-    rows["frame"][1] = {"bytes": content, "path": None}
-    Dataset.from_dict(rows, features=FEATURES).to_parquet(str(file))
+    file = with_second_frame(path, content)
     with pytest.raises(DatasetError, match=message) as refused:
         EpisodeDataset(path)
     assert str(refused.value).startswith(f"{file} is damaged")

@@ -1,14 +1,16 @@
 """AdamW and Muon train on the same batches, and the table compares the time to the same value."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from transformers import TrainerState
 
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.protocol import MACHADO2018
 from experiments.run import run_jobs
-from experiments.studies.optimizers import NANO, jobs
+from experiments.studies.optimizers import NANO, LossCurveCallback, jobs
 from experiments.tables import optimizers_table
 
 
@@ -36,6 +38,18 @@ def test_each_task_gives_a_curve_for_each_optimizer(config, tmp_path):
     assert [row["step"] for row in rows] == [25, 50]
     assert rows[0]["seconds"] <= rows[1]["seconds"]
     assert {row["metric"] for row in rows} == {"loss"}
+
+
+def test_a_resumed_curve_has_no_entry_twice(tmp_path):
+    curve = LossCurveCallback(tmp_path / "curve.json")
+    curve.on_train_begin(None, TrainerState(global_step=0), None)
+    for step in (25, 50):
+        curve.on_log(None, TrainerState(global_step=step), None, {"loss": 1.0})
+    resumed = LossCurveCallback(tmp_path / "curve.json")
+    resumed.on_train_begin(None, TrainerState(global_step=25), None)
+    resumed.on_log(None, TrainerState(global_step=50), None, {"loss": 2.0})
+    rows = json.loads((tmp_path / "curve.json").read_text())
+    assert [(row["step"], row["loss"]) for row in rows] == [(25, 1.0), (50, 2.0)]
 
 
 def test_the_table_tells_when_muon_reaches_what_adamw_ends_at():

@@ -114,6 +114,8 @@ def test_encoder_only_keeps_encoder_and_connector_and_starts_a_new_decoder(confi
             pretrain_condition(config.pretraining, "adapted", pvp, 0, tmp_path) for pvp in ("pvp", "none", ENCODER_ONLY)
         )
     )
+    again = pretrain_condition(config.pretraining, "adapted", ENCODER_ONLY, 0, tmp_path)
+    assert again.name == ENCODER_ONLY  # it exists and is not made anew
     for role, like, unlike in (("encoder", trained, plain), ("connector", trained, plain), ("decoder", plain, trained)):
         assert all(torch.equal(tensor, like[role][name]) for name, tensor in replaced[role].items())
         assert not all(torch.equal(tensor, unlike[role][name]) for name, tensor in replaced[role].items())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -113,6 +114,42 @@ def test_workers_of_a_killed_run_end_with_it(tmp_path):
     wait_until(lambda: has_ended(worker))
 
 
+SAVING = """
+import os, pathlib, sys, time
+from common.command import run
+from common.interruption import deferred_interruption
+from experiments.studies.jobs import Job
+from experiments.run import run_jobs
+
+def save():
+    with deferred_interruption() as is_asked:
+        pathlib.Path("begun").write_text("")
+        while not is_asked():
+            time.sleep(0.05)
+        pathlib.Path("saved").write_text("")
+    pathlib.Path("went-on").write_text("")
+
+if __name__ == "__main__":
+    sys.exit(run(lambda: run_jobs("other", [Job({"seed": 0}, 1, save)], pathlib.Path("r.json"), processes=2)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_workers_save_when_a_signal_ends_the_run(tmp_path, number, code):
+    (tmp_path / "saving.py").write_text(SAVING)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    words = [sys.executable, "saving.py"]
+    begun = subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    wait_until(lambda: (tmp_path / "begun").exists())
+    os.killpg(begun.pid, number) if number == signal.SIGINT else begun.terminate()  # a terminal's Ctrl-C reaches all
+    errors = begun.communicate(timeout=60)[1].decode()
+    assert begun.returncode == code, errors
+    assert (tmp_path / "saved").exists()
+    assert not (tmp_path / "went-on").exists()
+    assert errors.splitlines()[-1].endswith("repeat the command to go on")
+
+
 def wait_until(true, seconds=90):
     end = time.monotonic() + seconds
     while not true():
@@ -155,7 +192,7 @@ def test_unknown_names_are_refused_and_durations_are_formatted():
     assert format_duration(2 * 3600 + 300) == "2 h 05 min"
 
 
-@pytest.mark.parametrize("name", run.EXPERIMENTS)
+@pytest.mark.parametrize("name", sorted(set(run.EXPERIMENTS) - {"one-model"}))  # whose model is not released yet
 def test_the_committed_results_hold_every_job_of_their_experiment(name, tmp_path):
     rows = json.loads((run.RESULTS / f"{name}.json").read_text())["rows"]
     missing = [job.title for job in run.EXPERIMENTS[name].jobs(None, tmp_path) if not run.is_done(job, rows)]

@@ -1,13 +1,17 @@
 """`fit` takes the Trainer's options, accumulates gradients, resumes what was killed and refuses what is another run."""
 
 import json
-from dataclasses import dataclass
+import os
+import shutil
+import signal
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
+from common.command import run
 from common.errors import UserError
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
@@ -19,13 +23,13 @@ from vlm.training.fit import (
     TrainingModule,
     fit,
     load_auxiliary,
-    newest_complete_checkpoint,
     save_auxiliary,
     trainer_options,
     training_arguments,
 )
 from vlm.training.mixture import Mixture, MixtureDataset
 from vlm.training.optimizers import MuonWithAdamW
+from vlm.training.resumption import UNFINISHED, newest_complete_checkpoint, remove_old_checkpoints
 
 SHORT = ("save_steps=2", "warmup_steps=1", "dataloader_num_workers=0", "report_to=none", "bf16=false")
 PLAIN_SGD = ("optim=sgd", "lr_scheduler_type=constant", "warmup_steps=0", "weight_decay=0", "max_grad_norm=0")
@@ -35,14 +39,14 @@ PLAIN_SGD = ("optim=sgd", "lr_scheduler_type=constant", "warmup_steps=0", "weigh
 def train(token_objective):
     """A function that trains a tiny model on tokens and returns its objective and the last checkpoint."""
 
-    def run(out, *trainer, own_layer=False, seed=0, callbacks=(), learning_rate=1e-3, steps=4):
+    def train_tokens(out, *trainer, own_layer=False, seed=0, callbacks=(), learning_rate=1e-3, steps=4):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             objective = token_objective(build("tiny", seed=0), own_layer)
         config = TrainConfig(RunConfig(out, steps, seed, (*SHORT, *trainer))).replace(learning_rate=learning_rate)
         return objective, fit(Mixture({"tokens": objective}), config, callbacks=callbacks)
 
-    return run
+    return train_tokens
 
 
 @dataclass
@@ -203,6 +207,106 @@ def test_a_run_killed_while_it_saves_resumes_from_the_checkpoint_before(train, t
     assert len(calls) == 5 + 4  # steps 3 to 6 again
     one, other = (checkpoint.load(place).model.state_dict() for place in (whole, broken))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_checkpoint_gets_its_name_when_it_is_complete(train, tmp_path, monkeypatch):
+    seen, whole = [], Trainer._save_checkpoint
+
+    def watched(self, *arguments):
+        whole(self, *arguments)
+        place = tmp_path / "checkpoints"
+        seen.append([sorted(file.name for file in one.iterdir()) for one in (place, place / UNFINISHED)])
+        if self.state.global_step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", watched)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path)
+    assert seen[1] == [[UNFINISHED, "checkpoint-2"], ["checkpoint-4"]]
+    monkeypatch.undo()
+    train(tmp_path)
+    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-4"]
+
+
+def test_a_checkpoint_that_is_being_removed_is_never_seen_in_part(tmp_path, monkeypatch):
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+
+    def killed(path, **_):
+        if path.exists():
+            assert (path / "trainer_state.json").exists()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove_old_checkpoints(tmp_path, 1)
+    monkeypatch.undo()
+    assert sorted(file.name for file in tmp_path.iterdir()) == [UNFINISHED, "checkpoint-4"]
+    remove_old_checkpoints(tmp_path, 1)
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def test_a_repeat_removes_the_old_checkpoint_that_a_kill_left(train, tmp_path):
+    train(tmp_path)
+    (tmp_path / "checkpoints" / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoints" / "checkpoint-2" / "trainer_state.json").write_text(json.dumps({"global_step": 2}))
+    train(tmp_path)
+    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-4"]
+
+
+def test_a_clock_that_goes_back_does_not_delete_the_newest_checkpoint(train, tmp_path, token_objective, kill_at_step):
+    kill_at_step(token_objective, 4)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, "save_steps=1")
+    os.utime(tmp_path / "checkpoints" / "checkpoint-3", (4e9, 4e9))  # saved in the future
+    train(tmp_path, "save_steps=1")
+    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-4"]
+
+
+def test_a_signal_saves_the_step_and_the_run_resumes_to_the_same_weights(train, tmp_path):
+    class EndAtThree(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    train(tmp_path / "whole", "save_steps=9")
+    assert run(lambda: train(tmp_path / "ended", "save_steps=9", callbacks=[EndAtThree()])) == 143
+    assert [file.name for file in (tmp_path / "ended" / "checkpoints").iterdir()] == ["checkpoint-3"]
+    assert not (tmp_path / "ended" / "last").exists()
+    watch = Watch()
+    train(tmp_path / "ended", "save_steps=9", callbacks=[watch])
+    one, other = (checkpoint.load(tmp_path / name / "last").model.state_dict() for name in ("whole", "ended"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_training_stops_at_the_first_loss_that_is_not_finite(train, tmp_path, token_objective, monkeypatch, number):
+    whole, steps = token_objective.loss, []
+
+    def loss(self, features, batch):
+        steps.append(batch)
+        found = whole(self, features, batch)
+        return replace(found, loss=found.loss * number) if len(steps) == 4 else found
+
+    monkeypatch.setattr(token_objective, "loss", loss)
+    kept = tmp_path / "checkpoints" / "checkpoint-2"
+    with pytest.raises(UserError, match=f"the loss of step 4 is {number}, .* the last good checkpoint is {kept};"):
+        train(tmp_path, steps=6)
+    assert len(steps) == 4
+    assert list((tmp_path / "checkpoints").iterdir()) == [kept]
+    assert not (tmp_path / "last").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(train, tmp_path):
+    class Ruin(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **_):
+            if state.global_step == 3:
+                next(model.parameters()).data.fill_(torch.inf)
+
+    with pytest.raises(UserError, match="the weights after step 3 are not finite"):
+        train(tmp_path, "save_steps=1", callbacks=[Ruin()])
+    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-2"]
 
 
 def test_modules_beside_the_model_are_trained_and_resumed(train, tmp_path, token_objective, kill_at_step):

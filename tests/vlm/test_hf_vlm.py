@@ -96,9 +96,8 @@ def frames(count=2):
 
 def plain_logits(vlm, frames, words):
     """The class's own forward over one whole prompt, as its processor and tokenizer write it."""
-    inputs = vlm.processor(
-        text=[vlm._image_token], images=list(frames[:, 0]), return_tensors="pt", add_special_tokens=False
-    )
+    images = [vlm._image(frame) for frame in frames[:, 0]]
+    inputs = vlm.processor(text=[vlm._image_text], images=images, return_tensors="pt", add_special_tokens=False)
     ids = torch.tensor([[1, *inputs.pop("input_ids")[0].tolist(), *words]])
     inputs.pop("attention_mask")
     return vlm.model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits[0, -1]
@@ -198,7 +197,7 @@ def test_a_mistyped_checkpoint_is_one_line_at_once(tmp_path, monkeypatch):
         raise ConnectionError("Name or service not known\nand more")
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", unknown)
-    monkeypatch.setattr(checkpoint, "_load_pretrained", lambda name: pytest.fail("asked for minutes"))
+    monkeypatch.setattr(checkpoint, "snapshot_download", lambda *_, **__: pytest.fail("asked for minutes"))
     message = "got nobody/x: there is no such directory, and the hub says: Name or service not known$"
     with pytest.raises(UserError, match=message):
         checkpoint.load("nobody/x")

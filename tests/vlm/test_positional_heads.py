@@ -24,7 +24,7 @@ def attention():
     pixels = vlm.preprocess(frames)
     ids = torch.tensor(prompt_ids(vlm, PROMPT, vlm.image_ids(pixels)))
     with torch.no_grad():
-        output = vlm.model(**vlm.generate_inputs(ids.expand(2, -1), pixels), output_attentions=True)
+        output = vlm.model(**vlm.forward_inputs(ids.expand(2, -1), pixels), output_attentions=True)
     image = ids == vlm.model.config.image_token_id
     assert int(image.sum()) == IMAGE_TOKENS
     return torch.stack(output.attentions, dim=1)[:, :, :, -1][..., image]

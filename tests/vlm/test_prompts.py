@@ -15,8 +15,54 @@ def test_an_answer_is_parsed_to_its_action(name):
     assert parse_action(answer, LEGAL) == name
 
 
-@pytest.mark.parametrize("answer", ["", "jump", "right up", "I would go up", "up up", "fire !", "down"])
+@pytest.mark.parametrize("answer", ["", "jump", "right up", "I would go up", "up up", "down"])
 def test_an_answer_that_names_no_legal_action_is_invalid(answer):
+    assert parse_action(answer, LEGAL) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        ("FIRE.", "fire"),
+        ("  Up Right!\n", "up right"),
+        ("**up-right**", "up right"),
+        ("UPRIGHTFIRE", "up right fire"),
+        ("no-op", "noop"),
+        ('"left"', "left"),
+        ("Action: FIRE", "fire"),
+        ("action = up_right", "up right"),
+        ("So my final answer is fire.", "fire"),
+        ('{"action": "up right"}', "up right"),
+        ('```json\n{"thought": "go up", "Action": "LEFT"}\n```', "left"),
+        ("The ball is on the left.\nI should not move right.\n\nAction: left", "left"),
+        ("The ball is on the right. Action: RIGHT.", "right"),
+        ("Action: left\nNo, the ball is to the right.\nAction: right", "right"),
+        ("I go there\nup", "up"),
+    ],
+)
+def test_an_answer_is_parsed_as_people_write_it(answer, name):
+    assert parse_action(answer, LEGAL) == name
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "left or right",
+        "left, right",
+        "right, fire",
+        "Action: left or right",
+        "Action: left. Action: right.",
+        '{"action": "left"} {"action": "right"}',
+        '{"action": "jump"}',
+        '{"action": ["left", "right"]}',
+        "I would not fire",
+        "I refuse the action: fire is bad",
+        "left\nwhich is what I would do",
+        "not up",
+        "Action:",
+    ],
+)
+def test_an_ambiguous_answer_is_never_guessed(answer):
     assert parse_action(answer, LEGAL) is None
 
 

@@ -9,6 +9,9 @@ attending to the prompt, its ancestors and itself, at the position it would have
 
 An answer's log-probability is the sum over its tokens and its end, exactly that of a separate forward pass.
 transformers reads the jumps of positions as borders of packed samples unless it gets a 4D mask, so one is passed.
+
+Classes whose prompts cannot be shared (`vlm.decoding.prefix`), since they attend in both directions or not to all
+earlier tokens, take one forward pass of their own for each answer: as exact, and as much slower as there are answers.
 """
 
 from collections.abc import Sequence
@@ -22,10 +25,14 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from common.errors import UserError
-from vlm.decoding.prefix import additive_mask, forward_with_cache
+from vlm.decoding.prefix import (
+    additive_mask,
+    forward_with_cache,
+    prompt_position_ids,
+    reason_against_sharing,
+)
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM, uses_mrope
-from vlm.prompts import IMAGE
 from vlm.tokenizer import token_ids
 
 
@@ -67,15 +74,11 @@ class CandidateScorer:
     """
 
     def __init__(self, vlm: PixelVLM, prompt: str, candidates: Sequence[str], cache_prompt: bool = False):
-        before, image, after = prompt.partition(IMAGE)
-        if not image:
-            raise UserError(f"expected a prompt with {IMAGE} in it, got {prompt!r}")
-        if uses_mrope(vlm.model):
-            reason = "has M-RoPE positions, for which candidates cannot be scored yet"
-            raise UserError(f"{type(vlm.model).__name__} {reason}; generate answers instead (--decode generate)")
         self.vlm, self.cache_prompt = vlm, cache_prompt
-        self._before, self._after = [*vlm.bos_ids, *token_ids(vlm.tokenizer, before)], token_ids(vlm.tokenizer, after)
-        self.trie = CandidateTrie.build([token_ids(vlm.tokenizer, candidate) for candidate in candidates])
+        self._before, self._after = vlm.prompt_ids(prompt)
+        self.candidates = [token_ids(vlm.tokenizer, candidate) for candidate in candidates]
+        self.trie = CandidateTrie.build(self.candidates)
+        self.shares_prompt = reason_against_sharing(vlm.model) is None
         self._layouts: dict[int, tuple[Tensor, Tensor]] = {}
         self._text_kv: list[tuple[Tensor, Tensor]] | None = None
 
@@ -85,17 +88,46 @@ class CandidateScorer:
 
     def forward(self, features: ImageFeatures) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B D"]]:
         """Return `log_probs` and the decoder's last hidden state at the prompt's end."""
+        if not self.shares_prompt:
+            return self._forward_each(features)
         vlm = self.vlm
         image = features.with_markers(vlm.embed, vlm.model.config.image_token_id)  # [B, P, D]
         batch, device = len(image), image.device
         ids = torch.tensor([*self._after, *self.trie.tokens], device=device)
         embeddings = torch.cat([image, vlm.embed(ids).expand(batch, -1, -1).to(image.dtype)], dim=1)
-        position_ids, mask = self._layout(int(image.shape[1]), device)
+        position_ids, mask = self._layout(features, int(image.shape[1]), device)
         mask = mask.to(embeddings.dtype).expand(batch, -1, -1, -1)
-        states = forward_with_cache(vlm, self._text_cache(batch), embeddings, position_ids.expand(batch, -1), mask)
+        position_ids = position_ids.expand(*position_ids.shape[:-2], batch, -1)
+        states = forward_with_cache(vlm, self._text_cache(batch), embeddings, position_ids, mask)
         states = states[:, -len(self.trie.tokens) - 1 :]  # of the prompt's last token and of the nodes
         log_probs = vlm.model.get_output_embeddings()(states).float().log_softmax(-1)
         return self._sum(log_probs), states[:, 0]
+
+    def _prompt(self, features: ImageFeatures) -> Int[Tensor, "B P"]:
+        """Return the token ids of the prompt about each image."""
+        batch, count = map(int, features.tokens.shape[:2])
+        image = features.image_ids
+        image_ids = [self.vlm.model.config.image_token_id] * count if image is None else image.tolist()
+        ids = torch.tensor([*self._before, *image_ids, *self._after], device=features.tokens.device)
+        return ids.expand(batch, -1)
+
+    def _forward_each(self, features: ImageFeatures) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B D"]]:
+        """Return `forward` by a pass of the class's own for each candidate."""
+        prompt, totals, hidden = self._prompt(features), [], torch.empty(0)
+        for candidate in self.candidates:
+            answer = torch.tensor(candidate, device=prompt.device)
+            ids = torch.cat([prompt, answer.expand(len(prompt), -1)], dim=1)
+            inputs = self.vlm.forward_inputs(ids, features.inputs, len(candidate))
+            output = self.vlm.model(**inputs, use_cache=False, output_hidden_states=True)
+            log_probs = output.logits[:, prompt.shape[1] - 1 :].float().log_softmax(-1)  # [B, answer and end, V]
+            tokens = answer.expand(len(prompt), -1)[..., None]
+            totals.append(log_probs[:, :-1].gather(-1, tokens).sum((1, 2)) + self._end(log_probs)[:, -1])
+            hidden = output.hidden_states[-1][:, prompt.shape[1] - 1]
+        return torch.stack(totals, dim=1), hidden
+
+    def _end(self, log_probs: Float[Tensor, "B T V"]) -> Float[Tensor, "B T"]:
+        """Return the log-probability of an end after each token."""
+        return log_probs[:, :, self.vlm.end_ids].logsumexp(-1)
 
     def _sum(self, log_probs: Float[Tensor, "B nodes_and_1 V"]) -> Float[Tensor, "B C"]:
         """Return the sum over each candidate's tokens and its end."""
@@ -103,22 +135,30 @@ class CandidateScorer:
         for token, parent in zip(self.trie.tokens, self.trie.parents, strict=True):
             own = log_probs[:, parent + 1, token]
             totals.append(own if parent < 0 else totals[parent] + own)
-        end = log_probs[:, :, self.vlm.tokenizer.eos_token_id]
+        end = self._end(log_probs)
         return torch.stack([totals[node] + end[:, node + 1] for node in self.trie.ends], dim=1)
 
-    def _layout(self, image_tokens: int, device: torch.device) -> tuple[Int[Tensor, "1 T"], Float[Tensor, "1 1 T all"]]:
-        """Return position ids and the additive mask of the tokens after the cached text."""
+    def _layout(self, features: ImageFeatures, image_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return position ids and the additive mask, float[1, 1, T, all], of the tokens after the cached text."""
         if image_tokens not in self._layouts:
-            prompt = len(self._before) + image_tokens + len(self._after)
+            start, prompt = len(self._before), len(self._before) + image_tokens + len(self._after)
             length = prompt + len(self.trie.tokens)
-            position_ids = torch.arange(length)
-            position_ids[prompt:] = prompt - 1 + torch.tensor(self.trie.depths)
             visible = torch.ones(length, length, dtype=torch.bool).tril()
             visible[prompt:, prompt:] = torch.from_numpy(self.trie.ancestor_mask())
-            start = len(self._before)
-            mask = additive_mask(visible)[None, None, start:]
-            self._layouts[image_tokens] = (position_ids[None, start:].to(device), mask.to(device))
-        return self._layouts[image_tokens]
+            before = torch.arange(prompt, device=device)[None]
+            self._layouts[image_tokens] = (
+                self._with_nodes(before),
+                additive_mask(visible)[None, None, start:].to(device),
+            )
+        position_ids, mask = self._layouts[image_tokens]
+        if uses_mrope(self.vlm.model):  # images of other sides may have as many tokens
+            position_ids = self._with_nodes(prompt_position_ids(self.vlm, features, self._prompt(features)))
+        return position_ids, mask
+
+    def _with_nodes(self, prompt: Int[Tensor, "*dims P"]) -> Int[Tensor, "*dims T"]:
+        """Return the position ids after the cached text, those of the trie's nodes included, given the prompt's."""
+        nodes = prompt.amax(-1, keepdim=True) + torch.tensor(self.trie.depths, device=prompt.device)
+        return torch.cat([prompt[..., len(self._before) :], nodes], dim=-1)
 
     def _text_cache(self, batch: int) -> DynamicCache:
         """Return a cache of the text before the image for each row of a batch."""
@@ -127,7 +167,8 @@ class CandidateScorer:
         if text_kv is None:
             ids = torch.tensor([self._before], device=self.vlm.device)
             text = DynamicCache(config=self.vlm.decoder.config)
-            forward_with_cache(self.vlm, text, self.vlm.embed(ids), torch.arange(ids.shape[1], device=ids.device)[None])
+            position_ids = torch.arange(ids.shape[1], device=ids.device)[None]
+            forward_with_cache(self.vlm, text, self.vlm.embed(ids), position_ids)
             text_kv = [(layer.keys, layer.values) for layer in text.layers]
         if self.cache_prompt and not torch.is_grad_enabled():
             self._text_kv = text_kv
@@ -141,8 +182,8 @@ class CandidateScorer:
 
 def prompt_ids(vlm: PixelVLM, prompt: str, image_ids: Sequence[int]) -> list[int]:
     """Return the token ids of a prompt for transformers' own forward; `image_ids` from `PixelVLM.image_ids`."""
-    before, _, after = prompt.partition(IMAGE)
-    return [*vlm.bos_ids, *token_ids(vlm.tokenizer, before), *image_ids, *token_ids(vlm.tokenizer, after)]
+    before, after = vlm.prompt_ids(prompt)
+    return [*before, *image_ids, *after]
 
 
 @torch.no_grad()
@@ -150,5 +191,5 @@ def generate_text(vlm: PixelVLM, images: Any, prompt: str, max_new_tokens: int =
     """Return the model's greedy answer to a prompt about each of the images of `PixelVLM.preprocess`."""
     batch = len(images) if isinstance(images, Tensor) else images.num_images
     ids = torch.tensor(prompt_ids(vlm, prompt, vlm.image_ids(images)), device=vlm.device).expand(batch, -1)
-    output = vlm.model.generate(**vlm.generate_inputs(ids, images), max_new_tokens=max_new_tokens, do_sample=False)
+    output = vlm.model.generate(**vlm.forward_inputs(ids, images), max_new_tokens=max_new_tokens, do_sample=False)
     return [vlm.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True).strip() for row in output]

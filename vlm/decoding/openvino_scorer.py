@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from common.errors import UserError
 from vlm.decoding.candidate_scoring import CandidateScorer
 
 CLAMP_MAX = 3e38  # above every activation
@@ -61,6 +62,9 @@ class OpenVinoScorer:
     """
 
     def __init__(self, scorer: CandidateScorer, frames: UInt8[np.ndarray, "B T H W 3"], precision: str | None = None):
+        if not scorer.vlm.traceable:  # the first frame would become a constant of the graph
+            name = type(scorer.vlm.model).__name__
+            raise UserError(f"{name} brings its own preprocessing and computes in torch; expected --engine torch")
         self.precision = precision or native_precision()
         example, module = torch.from_numpy(frames), _FramesToLogProbs(scorer).eval()
         with torch.no_grad(), warnings.catch_warnings(), _clamped_activations(scorer.vlm.decoder):

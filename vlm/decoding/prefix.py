@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from common.errors import UserError
 from vlm.image_features import ImageFeatures
-from vlm.model import PixelVLM, uses_mrope
+from vlm.model import PixelVLM, base_model, uses_mrope
 
 SharedIds = Int[Tensor, " S"] | Int[Tensor, "_ S"]
 Offsets = Int[Tensor, " T"] | Int[Tensor, "_ T"]
@@ -65,12 +65,16 @@ def encode_prefix(vlm: PixelVLM, features: ImageFeatures, shared_ids: SharedIds)
     text = vlm.embed(ids.masked_fill(is_image, 0))
     tokens = features.tokens.flatten(0, 1).to(text.dtype)
     embeddings = text.masked_scatter(is_image[..., None], tokens).to(vlm.model.dtype)
-    position_ids = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
-    if uses_mrope(vlm.model):
-        base: Any = getattr(vlm.model, "get_base_model", lambda: vlm.model)().base_model
-        grids = {name: value for name, value in features.inputs.items() if name != "pixel_values"}
-        position_ids = base.get_rope_index(ids, mm_token_type_ids=is_image.int(), **grids)[0]
-    return Prefix(embeddings, position_ids)
+    return Prefix(embeddings, prompt_position_ids(vlm, features, ids))
+
+
+def prompt_position_ids(vlm: PixelVLM, features: ImageFeatures, ids: Int[Tensor, "B P"]) -> PositionIds:
+    """Return the position ids of the tokens of a prompt about each image."""
+    if not uses_mrope(vlm.model):
+        return torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
+    is_image = (ids == vlm.model.config.image_token_id).int()
+    grids = {name: value for name, value in features.inputs.items() if name.endswith("_grid_thw")}
+    return base_model(vlm.model).base_model.get_rope_index(ids, mm_token_type_ids=is_image, **grids)[0]
 
 
 def forward_with_cache(
@@ -118,19 +122,29 @@ def embed_text(vlm: PixelVLM, ids: Int[Tensor, "..."]) -> Float[Tensor, "... D"]
 
 def require_prefix_sharing(model: PreTrainedModel) -> None:
     """Raise `UserError`, with the class and the reason, if sharing a prefix would change the model's output."""
-    base = getattr(model, "get_base_model", lambda: model)()  # without peft's wrapper
+    if reason := reason_against_sharing(model):
+        raise UserError(f"{type(base_model(model)).__name__} cannot share a prefix among prompts: {reason}")
+
+
+def reason_against_sharing(model: PreTrainedModel) -> str | None:
+    """Return why sharing a prefix would change the model's output, None where it does not."""
+    base = base_model(model)
     decoder = base.get_decoder()
-    reason = None
-    if "token_type_ids" in inspect.signature(base.forward).parameters:
-        reason = "its image and prompt attend in both directions, so that a prefix depends on what follows"
-    elif {"deepstack_visual_embeds", "visual_pos_masks"} & set(inspect.signature(decoder.forward).parameters):
-        reason = "its decoder reads the image in deeper layers too, not as tokens only"
-    elif any(type(layer) is not DynamicLayer for layer in DynamicCache(config=decoder.config).layers):
-        reason = "not every layer of its decoder attends to all earlier tokens"
-    elif getattr(base.config, "image_token_id", None) is None or not hasattr(base, "get_image_features"):
-        reason = "its image is not read as tokens with a placeholder"
-    if reason:
-        raise UserError(f"{type(base).__name__} cannot share a prefix among prompts: {reason}")
+    if "token_type_ids" in inspect.signature(base.forward).parameters or _builds_masks(base):
+        return "its image and prompt attend in both directions, so that a prefix depends on what follows"
+    if {"deepstack_visual_embeds", "visual_pos_masks"} & set(inspect.signature(decoder.forward).parameters):
+        return "its decoder reads the image in deeper layers too, not as tokens only"
+    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=decoder.config).layers):
+        return "not every layer of its decoder attends to all earlier tokens"
+    if getattr(base.config, "image_token_id", None) is None or not hasattr(base, "get_image_features"):
+        return "its image is not read as tokens with a placeholder"
+    return None
+
+
+def _builds_masks(model: PreTrainedModel) -> bool:
+    """Return whether a class builds attention masks of its own instead of causal ones."""
+    usual = getattr(GenerationMixin, "create_masks_for_generate", None)
+    return getattr(model, "create_masks_for_generate", usual) is not usual
 
 
 def _ids_with_image(vlm: PixelVLM, features: ImageFeatures, shared_ids: Tensor) -> Int[Tensor, "B P"]:

@@ -24,8 +24,8 @@ import tyro
 
 from common.command import parse, require_at_least
 from common.errors import UserError, nearest
+from common.processes import world_size
 from common.run_arguments import run_metadata
-from vlm.device import world_size
 
 TRAINER_DEFAULTS = """lr_scheduler_type=cosine warmup_steps=100 weight_decay=0.05 optim=adamw_torch_fused save_steps=500
 save_total_limit=1 logging_steps=50 logging_nan_inf_filter=false report_to=tensorboard dataloader_num_workers=1
@@ -40,6 +40,15 @@ class ModelConfig:
     """The size of a new model (`vlm.presets`)."""
     init: Path | None = None
     """A checkpoint to start from instead of a new model."""
+    image_tokens: int | None = None
+    """With a model of transformers as --init, the most tokens that an image may take; by default one tile."""
+    history: int | None = None
+    """With a model of transformers as --init, the frames that it sees, each as an image; by default as before, or 1."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "image_tokens", "history")
+        if self.init is None and (self.image_tokens or self.history):
+            raise UserError("--image-tokens and --history are for a model of transformers, expected --init with one")
 
 
 @dataclass(frozen=True)

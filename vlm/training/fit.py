@@ -5,6 +5,7 @@ writes `last`: a checkpoint with plain weights (adapters merged) that tells how 
 """
 
 import contextlib
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -16,18 +17,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import TrainerState
 
 from common.errors import UserError, nearest
-from common.files import atomic_file
+from common.files import atomic_file, replace_directory
+from common.interruption import deferred_interruption
+from common.output_lock import output_lock
+from common.processes import is_main_process, world_size
 from common.run_arguments import require_same_arguments
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
-from vlm.device import best_device, is_main_process, world_size
-from vlm.model import PixelModel
+from vlm.device import best_device
+from vlm.hf_vlm import PretrainedVLM
+from vlm.image_tokens import describe_image_input
+from vlm.model import PixelModel, PixelVLM
 from vlm.precision import autocast
 from vlm.training import lora
-from vlm.training.config import TRAINER_DEFAULTS, RunConfig, TrainConfig
+from vlm.training.config import TRAINER_DEFAULTS, ModelConfig, RunConfig, TrainConfig
 from vlm.training.learning_rates import (
     auxiliary_group,
     module_learning_rates,
@@ -37,8 +42,15 @@ from vlm.training.learning_rates import (
 )
 from vlm.training.mixture import Mixture, MixtureBatch, MixtureDataset
 from vlm.training.optimizers import MuonWithAdamW, hidden_matrices
+from vlm.training.resumption import (
+    UNFINISHED,
+    newest_complete_checkpoint,
+    non_finite_error,
+    remove_old_checkpoints,
+)
 
 AUXILIARY = "auxiliary.safetensors"  # the modules that train beside the model, in a run and in its checkpoints
+MAX_UNCHECKED = 50  # losses on a GPU between two looks at them
 OWN_FLAGS = {"output_dir": "--out", "max_steps": "--steps", "seed": "--seed", "learning_rate": "--learning-rate"}
 
 
@@ -82,6 +94,8 @@ class VlmTrainer(Trainer):
     ):
         self.groups, self.metadata, self.muon_lr_scale = groups, metadata, muon_lr_scale
         self._metrics: dict[str, list[Tensor]] = defaultdict(list)
+        self._unchecked: list[tuple[int, Tensor]] = []  # losses by step
+        self._unfinished: Path | None = None
         super().__init__(model=module, data_collator=_only, **options)
 
     def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
@@ -110,6 +124,51 @@ class VlmTrainer(Trainer):
             logs |= {name: round(float(torch.stack(values).nanmean()), 4) for name, values in self._metrics.items()}
             self._metrics.clear()
         super().log(logs, *rest)
+
+    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+        """Take a step; `UserError` if its loss is not finite, on a GPU some steps later, which need not wait for it."""
+        loss = super().training_step(*arguments, **options)
+        self._unchecked.append((self.state.global_step + 1, loss))
+        if loss.device.type == "cpu" or len(self._unchecked) == MAX_UNCHECKED:
+            self._require_finite_losses()
+        return loss
+
+    def _require_finite_losses(self) -> None:
+        found, self._unchecked = self._unchecked, []
+        if found and not torch.stack([loss for _, loss in found]).isfinite().all():
+            step, loss = next((step, float(loss)) for step, loss in found if not loss.isfinite())
+            raise non_finite_error(f"the loss of step {step} is {loss}", Path(str(self.args.output_dir)))
+
+    def require_finite(self) -> None:
+        """Check losses and weights before they are saved; raise `UserError` if they are not finite."""
+        self._require_finite_losses()
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            step, place = self.state.global_step, Path(str(self.args.output_dir))
+            raise non_finite_error(f"the weights after step {step} are not finite", place)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._unfinished or self.args.output_dir)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save as transformers does, in a directory that gets its name when it is complete; then remove the oldest.
+
+        Transformers itself orders checkpoints by the clock, which may go back.
+        """
+        self.require_finite()
+        place, limit = Path(str(self.args.output_dir)), self.args.save_total_limit
+        if is_main_process():
+            shutil.rmtree(place / UNFINISHED, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._unfinished, self.args.save_total_limit = place / UNFINISHED, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._unfinished, self.args.save_total_limit = None, limit
+        self.accelerator.wait_for_everyone()
+        if is_main_process():
+            (saved,) = (place / UNFINISHED).iterdir()
+            replace_directory(saved, place / saved.name)
+            remove_old_checkpoints(place, limit)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if is_main_process():
@@ -201,19 +260,40 @@ def training_arguments(run: RunConfig) -> tuple[TrainingArguments, bool | None]:
     return arguments, bf16 == "true" if bf16 else None
 
 
-def newest_complete_checkpoint(directory: Path) -> Path | None:
-    """Return the checkpoint of the most steps whose files are all there, or None."""
-    steps: dict[Path, int] = {}
-    for place in directory.glob("checkpoint-*"):
-        with contextlib.suppress(OSError, ValueError):  # the file is the last that is written: missing or cut short
-            steps[place] = TrainerState.load_from_json(str(place / "trainer_state.json")).global_step
-    return max(steps, key=lambda place: steps[place], default=None)
-
-
 def require_same_run(config: TrainConfig, ignore: Sequence[str] = ()) -> None:
     """Write a run's configuration; raise `UserError` for a directory that holds a run with another one."""
     if is_main_process():
         require_same_arguments(config.run.out, config.to_flat(), ignore)
+
+
+class StopCallback(TrainerCallback):
+    """Saves and stops after the step in which a signal came."""
+
+    def __init__(self, is_asked: Callable[[], bool]):
+        self.is_asked = is_asked
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask the Trainer to save and to stop."""
+        if self.is_asked():
+            control.should_save = control.should_training_stop = True
+
+
+def _train(trainer: VlmTrainer) -> None:
+    """Train, from the newest complete checkpoint if there is one; a signal saves before it ends the command."""
+    place = Path(str(trainer.args.output_dir))
+    resumed = newest_complete_checkpoint(place)
+    if is_main_process():
+        remove_old_checkpoints(place, trainer.args.save_total_limit)
+    alone = world_size() == 1  # several processes get a signal in different steps
+    with deferred_interruption() if alone else contextlib.nullcontext(lambda: False) as is_asked:
+        trainer.add_callback(StopCallback(is_asked))
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+
+
+def load_start(config: ModelConfig) -> PixelVLM:
+    """Return the model of `init`; one of transformers' reads of its images what the configuration says."""
+    assert config.init
+    return checkpoint.load(config.init, image_tokens=config.image_tokens, history=config.history)
 
 
 def fit(
@@ -236,24 +316,41 @@ def fit(
         finish: called after the training, before `last` is written; returns more metadata.
         export: writes more files into `last`.
     """
+    with output_lock(config.run.out):
+        return _fit(mixture, config, metadata or {}, callbacks, dtype, finish, export)
+
+
+def _fit(
+    mixture: Mixture,
+    config: TrainConfig,
+    metadata: dict[str, Any],
+    callbacks: Sequence[TrainerCallback],
+    dtype: torch.dtype | None,
+    finish: Callable[[], dict[str, Any]] | None,
+    export: Callable[[Path], None] | None,
+) -> Path:
     arguments, bf16 = training_arguments(config.run)
     require_same_run(config)
     vlm: PixelModel = mixture.vlm
+    if isinstance(vlm, PretrainedVLM) and is_main_process():
+        print(describe_image_input(vlm))
     before = snapshot(vlm)
     if config.optimizer.decoder == "lora":
-        lora.add_lora(vlm, config.optimizer.lora_rank)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.run.seed)
+            lora.add_lora(vlm, config.optimizer.lora_rank)
     module = TrainingModule(mixture, bf16)
     groups = parameter_groups(vlm, module_learning_rates(config.optimizer), arguments.weight_decay)
     groups += auxiliary_group(module.auxiliary, config.optimizer, arguments.weight_decay)
-    metadata = {**config.metadata(), **(metadata or {})}
+    metadata = {**config.metadata(), **metadata}
     dataset = MixtureDataset(mixture, config.run.steps, config.run.seed)
     is_muon = config.optimizer.optimizer == "muon" and not any(o.startswith("optim=") for o in config.run.trainer)
     muon = config.optimizer.muon_lr_scale if is_muon else None
     trainer = VlmTrainer(
         module, groups, metadata, muon, args=arguments, train_dataset=dataset, callbacks=list(callbacks)
     )
-    resumed = newest_complete_checkpoint(Path(str(arguments.output_dir)))
-    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    _train(trainer)
+    trainer.require_finite()
     lora.merge(vlm)
     metadata |= {"parameter_updates": parameter_update_report(before, vlm), **(finish() if finish else {})}
     checkpoint.save(vlm, config.run.out / "last", metadata, dtype, export)

@@ -35,7 +35,7 @@ def role_parameters(vlm: PixelModel) -> dict[str, list[tuple[str, nn.Parameter]]
     connector |= {id(p) for p in vlm.patch_expansion.parameters()} if vlm.patch_expansion else set()
     found: dict[str, list[tuple[str, nn.Parameter]]] = {"encoder": [], "connector": [], "decoder": []}
     for name, p in vlm.model.named_parameters():
-        found["encoder" if id(p) in encoder else "connector" if id(p) in connector else "decoder"].append((name, p))
+        found["connector" if id(p) in connector else "encoder" if id(p) in encoder else "decoder"].append((name, p))
     return found
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from vlm import checkpoint
+from vlm.hf_vlm import PretrainedVLM
 from vlm.model import PixelModel, PixelVLM
 
 ADAPTERS = "adapters.safetensors"
@@ -77,7 +78,9 @@ def save(vlm: PixelModel, directory: Path, metadata: dict[str, Any]) -> None:
 def restore(vlm: PixelModel, directory: Path) -> None:
     """Load the weights of a checkpoint of `save` into a model with the same adapters."""
     with _without_adapters(vlm):
-        vlm.model.load_state_dict(checkpoint.load_as(type(vlm), directory).model.state_dict())
+        is_pretrained = isinstance(vlm, PretrainedVLM)
+        stored = checkpoint.load_pretrained(directory) if is_pretrained else checkpoint.load_as(type(vlm), directory)
+        vlm.model.load_state_dict(stored.model.state_dict())
     expected, file = set(adapters(vlm)), Path(directory) / ADAPTERS
     found = load_file(file) if file.is_file() else {}
     if expected != set(found):

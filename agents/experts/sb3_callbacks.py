@@ -1,0 +1,64 @@
+"""Callbacks of an SB3 training: checkpoints that are scored on whole games, and a stop that saves."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+from common.errors import UserError
+from common.files import atomic_file, write_text_atomically
+
+
+class BestModelCallback(BaseCallback):
+    """Saves a checkpoint at each call, scores it on whole episodes and keeps the best.
+
+    SB3's CheckpointCallback keeps every replay buffer, and its EvalCallback scores the clipped rewards of training.
+    """
+
+    def __init__(self, out: Path, evaluate: Callable[[Path], list[float]], has_replay_buffer: bool):
+        super().__init__()
+        self.out, self.evaluate, self.has_replay_buffer = out, evaluate, has_replay_buffer
+        self.file = out / "evaluations.json"
+        self.evaluations: list[dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else []
+        self.evaluated_steps = max((evaluation["steps"] for evaluation in self.evaluations), default=0)
+
+    def _on_step(self) -> bool:
+        self.save_state()
+        scores = self.evaluate(self.out / "last.zip")
+        self.logger.record("eval/mean_score", float(np.mean(scores)))
+        if all(np.mean(scores) > np.mean(evaluation["scores"]) for evaluation in self.evaluations):
+            self._save(self.out / "best.zip")
+        self.evaluated_steps = self.model.num_timesteps
+        self.evaluations.append({"steps": self.evaluated_steps, "scores": scores})
+        write_text_atomically(self.file, json.dumps(self.evaluations, indent=1))
+        return True
+
+    def save_state(self) -> None:
+        """Write the checkpoint that a repeated command resumes from; the replay buffer comes first."""
+        if not all(parameter.isfinite().all() for parameter in self.model.policy.parameters()):
+            raise UserError(
+                f"after {self.model.num_timesteps} steps the weights are not finite; {self.out}/best.zip and "
+                "last.zip are from before"
+            )
+        if self.has_replay_buffer:
+            with atomic_file(self.out / "replay.pkl") as temporary:
+                self.model.save_replay_buffer(temporary)
+        self._save(self.out / "last.zip")
+
+    def _save(self, archive: Path) -> None:
+        with atomic_file(archive) as temporary:
+            self.model.save(temporary)
+
+
+class StopCallback(BaseCallback):
+    """Stops a training after the step in which a signal came."""
+
+    def __init__(self, is_asked: Callable[[], bool]):
+        super().__init__()
+        self.is_asked = is_asked
+
+    def _on_step(self) -> bool:
+        return not self.is_asked()

@@ -1,0 +1,79 @@
+"""Commands with the smallest numbers: each ends in seconds and writes all that it writes in a run of days."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from agents import record
+from common.command import run
+from vlm import checkpoint
+from vlm.presets import build
+
+EPISODE_FRAMES = 120  # emulator frames of a recorded game
+TRAINER = "--trainer save_steps=2 warmup_steps=1 dataloader_num_workers=0 bf16=false logging_steps=1"
+LINES = {  # inputs in braces; --out is added
+    "record": "agents.record --game Carnival --agent random --episodes 3 --max-frames 120",
+    "clone": "agents.clone --data {Carnival} --preset tiny --steps 4 --batch-size 4 --eval-every 2 --eval-episodes 1 "
+    + TRAINER,
+    "pvp": "pretrain.pvp --data {Carnival} --preset tiny --steps 4 --images 2 --questions 3 " + TRAINER,
+    "captions": "pretrain.captions --data {Carnival} --preset tiny --steps 4 --images 2 " + TRAINER,
+    "contrastive": "pretrain.contrastive --data {Carnival} {MsPacman} --preset tiny-clip --steps 4 --images 8 "
+    "--games 2 " + TRAINER,
+    "referring": "pretrain.referring.train --data {Carnival} {MsPacman} --preset tiny --steps 4 --images 2 " + TRAINER,
+    "dagger": "agents.dagger --init {tiny} --games MsPacman --iterations 2 --episodes 1 --steps 2 --batch-size 4 "
+    + TRAINER,
+    "ppo": "agents.ppo --init {tiny} --game Carnival --num-iterations 3 --num-envs 2 --num-steps 4 --minibatch-size 4 "
+    "--save-every 1",
+    "score": "agents.score --agents random --games Freeway --episodes 1 --seeds 0 1",
+    "play": "agents.play --game Freeway --agent random --episodes 2 --max-frames 240",
+}
+
+
+@dataclass(frozen=True)
+class TinyCommand:
+    """A command by its module and its words. It writes into the working directory; `run` returns its exit code."""
+
+    name: str
+    module: str
+    words: tuple[str, ...]
+
+    def run(self) -> int:
+        """Run the command in this process."""
+        module = importlib.import_module(self.module)
+        with short_recordings():
+            return run(lambda: module.main(list(self.words)))
+
+
+@contextmanager
+def short_recordings() -> Iterator[None]:
+    """Let DAgger record openings instead of whole games, and compare an expert with itself in few states."""
+    short: Callable[..., record.Args] = partial(record.Args, max_frames=EPISODE_FRAMES)
+    states = patch.multiple("agents.expert_self_agreement", NUM_STATES=2, STATE_INTERVAL=3)
+    with patch("agents.dagger.record.Args", short), states:
+        yield
+
+
+def prepare(inputs: Path) -> dict[str, str]:
+    """Make the inputs of the commands, a checkpoint and two recordings, where they are missing; return their paths."""
+    if not (inputs / "tiny").exists():
+        checkpoint.save(build("tiny", seed=1), inputs / "tiny", {"games": ["MsPacman"]})
+    paths: dict[str, Any] = {"tiny": inputs / "tiny"}
+    for game in ("Carnival", "MsPacman"):
+        paths[game] = inputs / game
+        record.record(record.Args(game=game, out=paths[game], agent="random", episodes=3, max_frames=EPISODE_FRAMES))
+    return {name: str(path.absolute()) for name, path in paths.items()}
+
+
+def tiny_commands(inputs: dict[str, str]) -> dict[str, TinyCommand]:
+    """Return the commands by name, whose inputs are those of `prepare`."""
+    found = {}
+    for name, line in LINES.items():
+        module, *words = line.format(**inputs).split()
+        out = "scores.json" if name == "score" else "out"
+        found[name] = TinyCommand(name, module, (*words, "--out", out))
+    return found

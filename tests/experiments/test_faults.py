@@ -1,0 +1,136 @@
+"""Kills are made before every file event, and what they do to a command is counted."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from common.command import run
+from common.files import atomic_directory, write_text_atomically
+from experiments.faults.__main__ import main
+from experiments.faults.kills import FAULTS, measure
+from experiments.faults.outputs import contents, differences, torn_files
+from experiments.faults.processes import Kill, run_in_child
+from experiments.faults.tiny_commands import prepare, tiny_commands
+
+
+class Stub:
+    """A command of a name that calls a function in its directory."""
+
+    def __init__(self, write, name="stub"):
+        self.write, self.name = write, name
+
+    def run(self):
+        self.write()
+        return 0
+
+
+def write_atomically():
+    with atomic_directory(Path("model")) as temporary:
+        (temporary / "weights.json").write_text("[1]")
+    for step in range(3):
+        write_text_atomically(Path("rows.json"), json.dumps(list(range(step + 1))))
+
+
+def write_plainly():
+    with Path("rows.json").open("w") as file:
+        file.write("[1,")
+        file.flush()
+        Path("between").touch()
+        file.write("2]")
+
+
+def append_rows():
+    rows = json.loads(Path("rows.json").read_text()) if Path("rows.json").exists() else []
+    for row in range(2):
+        write_text_atomically(Path("rows.json"), json.dumps([*rows, row]))
+        rows.append(row)
+
+
+def leave_hidden():
+    Path(f".out.{os.getpid()}").touch()
+    Path(f".out.{os.getpid()}").rename("out")
+
+
+@pytest.mark.parametrize(
+    ("write", "faults"),
+    [
+        (write_atomically, set()),
+        (write_plainly, {"torn"}),
+        (append_rows, {"doubled"}),
+        (leave_hidden, {"left"}),
+    ],
+)
+def test_each_fault_is_found_and_nothing_is_where_files_appear_whole(tmp_path, write, faults):
+    row = measure(Stub(write), tmp_path)
+    assert row["kills"] == row["file_events"] > 0
+    assert {fault for fault in FAULTS if row[fault]} == faults, row["examples"]
+    assert bool(row["examples"]) == bool(faults)
+
+
+def test_a_run_that_is_refused_loses_files_or_changes_them_is_told_with_an_example(tmp_path):
+    def stuck():
+        Path("begun").touch()
+        if Path("out").exists():
+            raise SystemExit("refused")
+        Path("out").mkdir()
+        Path("end").touch()
+
+    row = measure(Stub(stuck), tmp_path)
+    assert (row["file_events"], row["stuck"], row["lost"]) == (3, 1, 1)
+    assert row["examples"] == ["event 3: stuck: exit 70: SystemExit: refused", "event 3: lost: end"]
+
+
+def test_runs_differ_by_what_is_lost_doubled_or_other():
+    whole = {"a": "1", "b": [1, 2], "c": [1], "d": {"rows": [1]}, "e": "5"}
+    resumed = {"a": "2", "b": [1], "c": [1, 1], "d": {"rows": [1]}, "f": "6"}
+    found = differences(whole, resumed)
+    assert found == {"lost": ["b", "e"], "doubled": ["c", "f"], "different": ["a"]}
+
+
+def test_only_a_childs_own_files_are_events_and_a_kill_comes_before_one(tmp_path):
+    def write():
+        (tmp_path / "elsewhere").touch()
+        Path("one").touch()
+        Path("one").read_text()
+        Path("one").rename("two")
+
+    assert run_in_child(Stub(write).run, tmp_path / "child").events == 2
+    (tmp_path / "child" / "two").unlink()
+    killed = run_in_child(Stub(write).run, tmp_path / "child", Kill(event=2))
+    assert (killed.code, killed.events) == (-9, 1)
+    assert list(contents(tmp_path / "child")) == ["one"]
+
+
+def test_files_that_cannot_be_read_are_torn(tmp_path):
+    for name in ("a.json", "b.safetensors", "c.parquet"):
+        (tmp_path / name).write_text("{")
+    for name in ("checkpoint-2", ".unfinished/checkpoint-4"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / ".hidden.json").write_text("{")
+    assert torn_files(tmp_path) == ["a.json", "b.safetensors", "c.parquet", "checkpoint-2"]
+
+
+@pytest.mark.slow
+def test_a_recording_survives_kills_at_its_ends(tmp_path):
+    row = measure(tiny_commands(prepare(tmp_path / "inputs"))["record"], tmp_path, every=9)
+    assert row["kills"] == 3
+    assert not any(row[fault] for fault in FAULTS), row["examples"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["clone", "ppo"])
+def test_a_training_survives_kills(tmp_path, name):
+    out = tmp_path / "faults.json"
+    words = ["--work", str(tmp_path), "--commands", name, "--every", "9", "--moments", "2", "--out", str(out)]
+    assert run(lambda: main(words)) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["kills"] > 5
+    assert not any(row[fault] for fault in FAULTS), row["examples"]
+
+
+def test_a_command_that_there_is_not_is_refused_with_the_nearest(tmp_path, capsys):
+    words = ["--work", str(tmp_path), "--commands", "clon", "--out", str(tmp_path / "faults.json")]
+    assert run(lambda: main(words)) == 2
+    assert "got 'clon'; nearest: clone" in capsys.readouterr().err
