@@ -29,9 +29,8 @@ BASELINES = ("training mean", "image mean", "patch mean", "blurred")
 PROBES = (
     ("top5", "caption retrieval, top-5 of 256 (%)", 100.0),
     ("count_within", "objects within a game, R squared", 1.0),
-    ("color_mae", "colour of each token's patch, error of 255", 1.0),
-    ("position_r2", "position of each token, R squared", 1.0),
 )
+TOWERS = {"captioner": "semantic encoder", "adapted": "adapted", "random": "random weights"}
 CONDITIONS = {
     ("adapted", "pvp"): "adapted, PVP",
     ("adapted", "none"): "adapted, no PVP",
@@ -191,16 +190,16 @@ def _mean_of(rows: list[Row], metric: str) -> float | None:
 
 
 def probe_table(rows: list[Row]) -> Table:
-    """Return what probes read off the encoder of `pvp-nano` at the start, and adapted."""
+    """Return what captions and probes read off the encoder of `pvp-nano`: at the start, adapted, of random weights."""
     lines = []
     for metric, label, scale in PROBES:
-        start = [row for row in filter_rows(rows, condition="start", encoder="clip") if row.get(metric) is not None]
-        cells = {"semantic encoder": " and ".join(f"{scale * row[metric]:.2f}" for row in start) or "-"}
-        adapted = filter_rows(rows, encoder="adapted")
-        probes = [row for row in adapted if row["set"] in ("semantic probe", "patch probe")]
-        cells["adapted"] = _mean(probes, metric, 2, scale)
-        lines.append((label, cells))
-    return Table("Probes of the encoder: semantics and image detail", ("semantic encoder", "adapted"), lines)
+        own = [row for row in rows if row.get(metric) is not None]
+        groups = {
+            column: [row for row in own if row.get("tower", row.get("encoder")) == name]
+            for name, column in TOWERS.items()
+        }
+        lines.append((label, {name: _mean(group, metric, 2, scale) for name, group in groups.items()}))
+    return Table("Semantics of the encoder", tuple(TOWERS.values()), lines)
 
 
 def segmentation_table(rows: list[Row], caption: str, method: str, name: str) -> Table:

@@ -34,7 +34,6 @@ class CaptionConfig(TrainConfig):
 _DEFAULT = CaptionConfig(RunConfig(UNSET_OUT), optimizer=OptimizerConfig(encoder_learning_rate=1e-3))
 CONFIGS = {
     "default": _DEFAULT,
-    # the study games-nano: the released captioner that it starts from
     # the released captioner, which the study pvp-nano starts from
     "captioner": _DEFAULT.replace(
         preset="nano-fine",
@@ -44,6 +43,7 @@ CONFIGS = {
         encoder_learning_rate=5e-4,
         trainer=("warmup_steps=40", "save_steps=200"),
     ),
+    # what the study games-nano starts from
     "games-nano": _DEFAULT.replace(preset="micro", val_episodes=2, steps=400, trainer=("save_steps=100",)),
 }
 

@@ -105,9 +105,13 @@ def retrieval_accuracy(
     """Return `top1`, `top5` and `different` of retrieving captions by frame, from unit vectors; equal ones are one."""
     distinct, first = np.unique(captions, return_index=True)
     target = np.searchsorted(distinct, captions)
-    scores = images @ texts[first].T  # [N, distinct]
+    return rank_captions(images @ texts[first].T, target)
+
+
+def rank_captions(scores: Float[np.ndarray, "N captions"], target: Int[np.ndarray, " N"]) -> dict[str, float]:
+    """Return `top1`, `top5` and `different` of the scores of different captions for each frame."""
     rank = (scores > scores[np.arange(len(target)), target][:, None]).sum(1)
-    return {"top1": float((rank < 1).mean()), "top5": float((rank < 5).mean()), "different": len(distinct)}
+    return {"top1": float((rank < 1).mean()), "top5": float((rank < 5).mean()), "different": scores.shape[1]}
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ and other synthetic images, where only reading helps; and on held-out episodes o
 `in-distribution`, plain frames of the training games, is that of `games-nano`: memorized backgrounds answer there.
 
 Rows: `baseline` rows, which do not read pixels; `sample` rows along each training; every pixel of the grid at its end;
-two probes of the encoder before and after training, `pretrain.semantic_probe` and `pretrain.patch_probe`.
+two probes of the encoder before and after training, `pretrain.semantic_probe` and `pretrain.patch_probe`; and how well
+the captioner finds captions through its own encoder, one of random weights and the adapted ones.
 """
 
 import json
@@ -27,12 +28,14 @@ from PIL import Image
 from transformers import TrainerCallback
 
 from agents import record
+from common.errors import UserError
 from common.files import write_text_atomically
 from envs.episodes import EpisodeDataset
 from experiments.image_grid import image_grid
 from experiments.studies.demonstrators import record_missing
 from experiments.studies.eval_sets import EvalSet, evaluate, evaluate_baselines, frame_set, photographs, still_set
 from experiments.studies.jobs import Job
+from pretrain.caption_retrieval import measure_caption_retrieval, with_encoder
 from pretrain.data.images import EpisodeFrames, SyntheticImages
 from pretrain.data.splits import split_rows
 from pretrain.linear_probe import mean_token_features
@@ -51,7 +54,8 @@ from vlm.training.fit import trainer_options
 
 ENCODERS = ("adapted", "frozen")
 IMAGES_DRAWN = 2  # of each set, in the picture
-SEMANTIC_PROBE, PATCH_PROBE = "semantic probe", "patch probe"  # the sets of their rows
+SEMANTIC_PROBE, PATCH_PROBE, RETRIEVAL = "semantic probe", "patch probe", "caption retrieval"  # sets of their rows
+FRAME_SIZE = (210, 160)  # rows and columns that a captioner sees
 PROBE_SIDE = 216  # of the squares that frames are padded to for the semantic probe
 Rows = list[dict[str, Any]]
 
@@ -96,6 +100,7 @@ class ExperimentConfig:
     curve_pixels: int = 48  # of each of them
     probe_train_frames: int = 40  # of each game
     probe_test_frames: int = 20
+    num_captions: int = 256  # among which a frame's own is looked for
 
 
 NANO = ExperimentConfig()
@@ -121,6 +126,11 @@ def jobs(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NAN
         key = {"regime": regime.name, "encoder": encoder, "seed": seed}
         seconds = regime.steps * regime.seconds_per_step + 150
         found.append(Job(key, seconds, partial(measure_condition, config, regime, encoder, seed, work)))
+    if config.training.model.init:
+        found.append(Job({"retrieval": "start"}, 600, partial(measure_start_retrieval, config)))
+        for seed, regime in product(seeds or SEEDS, config.regimes):  # after the trainings
+            key = {"retrieval": "adapted", "regime": regime.name, "seed": seed}
+            found.append(Job(key, 300, partial(measure_adapted_retrieval, config, regime, seed, work)))
     return found
 
 
@@ -219,6 +229,36 @@ def measure_start(config: ExperimentConfig) -> Rows:
     rows = [{"set": SEMANTIC_PROBE, "encoder": name, **measure_probes(f, *frames)} for name, f in features.items()]
     rows += [{"set": PATCH_PROBE, "encoder": name, **measure_patch_probe(model)} for name, model in models.items()]
     return [{"checkpoint": checkpoint.content_hash(place), **row} for row in rows]
+
+
+def measure_start_retrieval(config: ExperimentConfig) -> Rows:
+    """Return how well the captioner finds captions, through its own encoder and through one of random weights."""
+    random = build(config.training.model.preset, 0)
+    return [
+        {"set": RETRIEVAL, "tower": "captioner", **measure_retrieval(config)},
+        {"set": RETRIEVAL, "tower": "random", **measure_retrieval(config, random)},
+    ]
+
+
+def measure_adapted_retrieval(config: ExperimentConfig, regime: DataRegime, seed: int, work: Path) -> Rows:
+    """Return how well the captioner finds captions through the encoder that a training adapted."""
+    last = run_dir(work, regime, "adapted", seed) / "last"
+    if not last.exists():
+        raise UserError(f"expected the adapted model in {last}, got none; train it first by the same command")
+    hashed = checkpoint.content_hash(last)
+    return [
+        {"set": RETRIEVAL, "tower": "adapted", "checkpoint": hashed, **measure_retrieval(config, checkpoint.load(last))}
+    ]
+
+
+def measure_retrieval(config: ExperimentConfig, model: PixelVLM | None = None) -> dict[str, float]:
+    """Return `measure_caption_retrieval` of held-out frames by the captioner, through the encoder of another model."""
+    assert config.training.model.init
+    captioner, test = checkpoint.load(config.training.model.init), probe_frames(config)[1]
+    rows = np.random.default_rng(0).permutation(len(test.games))[: config.num_captions]
+    frames = test.frames[rows, : FRAME_SIZE[0], : FRAME_SIZE[1]]
+    captioner = with_encoder(captioner, model.encoder) if model else captioner
+    return measure_caption_retrieval(captioner, frames, test.titled[rows])
 
 
 def measure_condition(config: ExperimentConfig, regime: DataRegime, encoder: str, seed: int, work: Path) -> Rows:
