@@ -7,7 +7,7 @@ from typing import Literal
 from common.command import require_at_least
 from common.errors import UserError
 from pretrain.pvp_questions import NATIVE, parse_grid
-from vlm.released_checkpoints import RELEASED_CAPTIONER, RELEASED_SEMANTIC
+from vlm.released_checkpoints import RELEASED_CAPTIONER, RELEASED_MICRO
 from vlm.sinusoidal_init import WAVELENGTHS
 from vlm.training.config import UNSET_OUT, ModelConfig, RunConfig, TrainConfig
 
@@ -173,7 +173,7 @@ CONFIGS = {
     "policy": _DEFAULT.replace(preset="micro", sinusoidal_init=True, grid="32", steps=400),
     # the study pvp-nano, out of distribution; it trains from the released captioner
     "pvp-nano": _NANO_FINE.replace(
-        init=RELEASED_SEMANTIC,
+        init=RELEASED_CAPTIONER,
         val_episodes=2,
         augmentation=1.0,
         questions=32,
@@ -190,7 +190,7 @@ CONFIGS = {
     "nano-fine-with-play": _NANO_FINE.replace(images=4, questions=32),
     # the study games-nano: plain frames of the games that are played, from the released captioner
     "games-nano": _DEFAULT.replace(
-        init=RELEASED_CAPTIONER,
+        init=RELEASED_MICRO,
         grid="32",
         val_episodes=2,
         images=16,
