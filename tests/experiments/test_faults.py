@@ -103,6 +103,11 @@ def test_only_a_childs_own_files_are_events_and_a_kill_comes_before_one(tmp_path
     assert list(contents(tmp_path / "child")) == ["one"]
 
 
+def test_file_events_below_a_relative_directory_count(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_in_child(Stub(lambda: Path("one").write_text("1")).run, Path("runs") / "child").events == 1
+
+
 def test_files_that_cannot_be_read_are_torn(tmp_path):
     for name in ("a.json", "b.safetensors", "c.parquet"):
         (tmp_path / name).write_text("{")
