@@ -36,7 +36,7 @@ def kill_and_repeat(command: TinyCommand, directory: Path, whole: dict[str, Any]
     faults: dict[str, list[str]] = {"torn": torn_files(directory)}
     ended = run_in_child(command.run, directory, Kill(seconds=MAX_SECONDS))
     faults["stuck"] = [last_line(ended)] if ended.code else []
-    faults |= differences(whole, contents(directory))
+    faults |= differences(whole, contents(directory, command.is_exact))
     faults["left"] = leftovers(directory)
     return Outcome(kill, killed.code == -9, faults)
 
@@ -62,7 +62,7 @@ def measure(command: TinyCommand, work: Path, every: int = 1, moments: int = 0, 
     unbroken = run_in_child(command.run, directory)
     if unbroken.code:
         raise RuntimeError(f"{command.name}, unbroken: {last_line(unbroken)}")
-    whole = contents(directory)
+    whole = contents(directory, command.is_exact)
     kills = plan_kills(unbroken, every, moments, seed)
     outcomes = [kill_and_repeat(command, directory, whole, kill) for kill in kills]
     row: dict[str, Any] = {"fault": "kill", "command": command.name, "file_events": unbroken.events}
