@@ -63,15 +63,14 @@ def kill_jobs(args: Args) -> Iterator[Job]:
     commands = tiny_commands(prepare(args.work / "inputs"))
     for name in args.commands or commands:
         key = {"fault": "kill", "command": name, "every": args.every, "moments": args.moments, "seed": args.seed}
-        kills = partial(measure, commands[name], args.work, args.every, args.moments, args.seed)
-        yield Job(key, 0, lambda kills=kills: [kills()])
+        yield Job(key, 0, partial(measure, commands[name], args.work, args.every, args.moments, args.seed))
 
 
 def streamed(part: str, measure: Callable[[Path, int], Iterator[Row]]) -> Callable[[Args], Iterator[Job]]:
     """Return the jobs of a part that yields its rows one after the other: one job."""
 
     def jobs(args: Args) -> Iterator[Job]:
-        yield Job({"part": part, "seed": args.seed}, 0, lambda: measure(args.work / part, args.seed))
+        yield Job({"part": part, "seed": args.seed}, 0, partial(measure, args.work / part, args.seed))
 
     return jobs
 

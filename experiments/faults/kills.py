@@ -55,8 +55,10 @@ def plan_kills(unbroken: Ended, every: int, moments: int, seed: int) -> Iterator
         yield Kill(seconds=float(fraction * unbroken.seconds))
 
 
-def measure(command: TinyCommand, work: Path, every: int = 1, moments: int = 0, seed: int = 0) -> dict[str, Any]:
-    """Return the row of a command: its file events, the kills, and how often each fault came, with examples."""
+def measure(
+    command: TinyCommand, work: Path, every: int = 1, moments: int = 0, seed: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Yield the row of a command: its file events, the kills, and how often each fault came, with examples."""
     directory = work / command.name
     shutil.rmtree(directory, ignore_errors=True)
     unbroken = run_in_child(command.run, directory)
@@ -68,7 +70,7 @@ def measure(command: TinyCommand, work: Path, every: int = 1, moments: int = 0, 
     row: dict[str, Any] = {"fault": "kill", "command": command.name, "file_events": unbroken.events}
     row |= {"kills": sum(one.was_killed for one in outcomes), "files": len(whole)}
     row |= {fault: sum(bool(one.faults[fault]) for one in outcomes) for fault in FAULTS}
-    return row | {"examples": list(examples(outcomes))[:MAX_EXAMPLES]}
+    yield row | {"examples": list(examples(outcomes))[:MAX_EXAMPLES]}
 
 
 def examples(outcomes: Iterable[Outcome]) -> Iterator[str]:

@@ -75,7 +75,7 @@ def small_numbers() -> Iterator[None]:
 
 
 def tiny_study() -> Experiment:
-    """Return the study of optimizers with trainings of four steps."""
+    """Return the study of optimizers with trainings of four steps, one for each task."""
     trainer = ("dataloader_num_workers=0", "warmup_steps=1", "bf16=false", "save_steps=2")
     nano, small = optimizers.NANO, {"steps": 4, "trainer": trainer}
     demonstrations = replace(
@@ -87,7 +87,9 @@ def tiny_study() -> Experiment:
         clone=nano.clone.replace(preset="tiny", batch_size=2, horizontal_flip=(), **small),
         demonstrations=demonstrations,
     )
-    return Experiment(partial(optimizers.prepare, config), partial(optimizers.jobs, config=config))
+    return Experiment(
+        partial(optimizers.prepare, config), lambda seeds, work: optimizers.jobs(seeds, work, config)[::2]
+    )
 
 
 def prepare(inputs: Path) -> dict[str, str]:
@@ -102,10 +104,11 @@ def prepare(inputs: Path) -> dict[str, str]:
 
 
 def tiny_commands(inputs: dict[str, str]) -> dict[str, TinyCommand]:
-    """Return the commands by name, whose inputs are those of `prepare`."""
+    """Return the commands by name, whose inputs are those of `prepare`; import their modules, for forks to share."""
     found = {}
     for name, line in LINES.items():
         module, *words = line.format(**inputs).split()
+        importlib.import_module(module)
         out = "out.json" if name in RESULT_FILES else "out"
         found[name] = TinyCommand(name, module, (*words, "--out", out), name not in INEXACT)
     return found

@@ -68,7 +68,7 @@ def leave_hidden():
     ],
 )
 def test_each_fault_is_found_and_nothing_is_where_files_appear_whole(tmp_path, write, faults):
-    row = measure(Stub(write), tmp_path)
+    (row,) = measure(Stub(write), tmp_path)
     assert row["kills"] == row["file_events"] > 0
     assert {fault for fault in FAULTS if row[fault]} == faults, row["examples"]
     assert bool(row["examples"]) == bool(faults)
@@ -82,7 +82,7 @@ def test_a_run_that_is_refused_loses_files_or_changes_them_is_told_with_an_examp
         Path("out").mkdir()
         Path("end").touch()
 
-    row = measure(Stub(stuck), tmp_path)
+    (row,) = measure(Stub(stuck), tmp_path)
     assert (row["file_events"], row["stuck"], row["lost"]) == (3, 1, 1)
     assert row["examples"] == ["event 3: stuck: exit 70: SystemExit: refused", "event 3: lost: end"]
 
@@ -119,19 +119,19 @@ def test_files_that_cannot_be_read_are_torn(tmp_path):
 
 @pytest.mark.slow
 def test_a_recording_survives_kills_at_its_ends(tmp_path):
-    row = measure(tiny_commands(prepare(tmp_path / "inputs"))["record"], tmp_path, every=9)
+    (row,) = measure(tiny_commands(prepare(tmp_path / "inputs"))["record"], tmp_path, every=9)
     assert row["kills"] == 3
     assert not any(row[fault] for fault in FAULTS), row["examples"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["clone", "ppo", "expert", "study"])
-def test_a_training_survives_kills(tmp_path, name):
+@pytest.mark.parametrize(("name", "every"), [("clone", 9), ("ppo", 9), ("expert", 11), ("study", 60)])
+def test_a_training_survives_kills(tmp_path, name, every):
     out = tmp_path / "faults.json"
-    words = ["--work", str(tmp_path), "--commands", name, "--every", "9", "--moments", "2", "--out", str(out)]
+    words = ["--work", str(tmp_path), "--commands", name, "--every", str(every), "--moments", "2", "--out", str(out)]
     assert run(lambda: main(words)) == 0
     (row,) = json.loads(out.read_text())["rows"]
-    assert row["kills"] > 5
+    assert row["kills"] >= 4
     assert not any(row[fault] for fault in FAULTS), row["examples"]
 
 
