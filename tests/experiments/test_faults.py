@@ -125,7 +125,7 @@ def test_a_recording_survives_kills_at_its_ends(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "every"), [("clone", 9), ("ppo", 9), ("expert", 11), ("study", 60)])
+@pytest.mark.parametrize(("name", "every"), [("clone", 9), ("ppo", 9), ("expert", 11), ("study", 50)])
 def test_a_training_survives_kills(tmp_path, name, every):
     out = tmp_path / "faults.json"
     words = ["--work", str(tmp_path), "--commands", name, "--every", str(every), "--moments", "2", "--out", str(out)]
