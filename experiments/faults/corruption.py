@@ -10,7 +10,7 @@ import pickle
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ ODD_VALUES: tuple[Any, ...] = (
 FOREIGN = f"from pathlib import Path\nPath({CANARY!r}).touch()\n"  # a module that marks its being run
 
 Rng = np.random.Generator
+Damage = Callable[[bytes, Rng], tuple[str, bytes]]
 
 
 def damage_bytes(content: bytes, rng: Rng) -> tuple[str, bytes]:
@@ -150,9 +151,7 @@ def damage_pickle(content: bytes, rng: Rng) -> tuple[str, bytes]:
     return name, pickle.dumps(values)
 
 
-def damage_zip(
-    content: bytes, rng: Rng, damage_member: dict[str, Callable[[bytes, Rng], tuple[str, bytes]]]
-) -> tuple[str, bytes]:
+def damage_zip(content: bytes, rng: Rng, damage_member: Mapping[str, Damage]) -> tuple[str, bytes]:
     """Return the name of a damage, and an archive with damaged, missing, swapped or added members, or damaged bytes."""
     if rng.random() < 0.3:
         return damage_bytes(content, rng)
@@ -219,7 +218,7 @@ def damage_words(words: list[str], rng: Rng) -> tuple[str, list[str]]:
     return f"{kind} word {words[place]}", changed
 
 
-def write_damaged(file: Path, damage: Callable[[bytes, Rng], tuple[str, bytes]], rng: Rng) -> str:
+def write_damaged(file: Path, damage: Damage, rng: Rng) -> str:
     """Damage a file; return what was done."""
     name, content = damage(file.read_bytes(), rng)
     file.write_bytes(content)

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from common.results import RESULTS, read_result
 from experiments import report
 from experiments.faults.corruption import (
     FOREIGN,
+    Damage,
     Rng,
     damage_bytes,
     damage_json,
@@ -69,7 +70,7 @@ class Format:
     open: Callable[[Path], int]
 
 
-def any_file(damages: dict[str, Callable[[bytes, Rng], tuple[str, bytes]]], place: Path, rng: Rng) -> str:
+def any_file(damages: Mapping[str, Damage], place: Path, rng: Rng) -> str:
     """Damage one file of a directory, by what its name ends with; any other as bytes."""
     files = sorted(file for file in place.rglob("*") if file.is_file())
     file = files[int(rng.integers(len(files)))]

@@ -162,9 +162,9 @@ def mutate(form: Format, example: Path, folder: Path, seed: int) -> str:
 
 
 def measure(form: Format, work: Path, seed: int, count: int | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the row of a format: its mutations, how many were refused or read, and the faults, with examples.
+    """Yield the row of a format: how many mutations were refused or read, and the faults, with examples.
 
-    The seed of the n-th mutation is `seed` + n.
+    The seed of the n-th mutation is `seed` + n; there are `count`, by default as many as the format needs.
     """
     example, folder = work / "examples" / form.name, work / form.name
     shutil.rmtree(example, ignore_errors=True)
@@ -186,8 +186,7 @@ def measure(form: Format, work: Path, seed: int, count: int | None = None) -> It
         counts.update(faults or {"refused" if opened.code == 2 else "accepted"})
         if faults:
             examples.append(f"seed {number}: {', '.join(sorted(faults))}: {done}: {_tell(opened)}")
-    row = {"mutations": counts.total() if not examples else (form.count if count is None else count)}
-    row |= {name: counts[name] for name in ("refused", "accepted", *FAULTS)}
+    row: dict[str, Any] = {name: counts[name] for name in ("refused", "accepted", *FAULTS)}
     row |= {"slowest_seconds": round(slowest, 1), "most_additional_mb": round(peak / 2**20)}
     yield row | {"examples": examples[:MAX_EXAMPLES]}
 
