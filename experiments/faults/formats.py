@@ -341,10 +341,10 @@ FORMATS: dict[str, Format] = {
         Format("checkpoint", 220, write_checkpoint, damage_checkpoint, open_checkpoint),
         Format("dataset", 150, write_dataset, partial(any_file, {".json": damage_json}), loads(read_dataset)),
         Format("refer", 170, write_refer, partial(any_file, {".json": damage_json, ".p": damage_pickle}), open_refer),
-        Format("image", 300, write_pictures, damage_picture, loads(read_pictures)),
+        Format("image", 320, write_pictures, damage_picture, loads(read_pictures)),
         Format("sb3", 120, write_archive, damage_archive, loads(read_expert)),
-        Format("result", 120, write_results, partial(any_file, {".json": damage_json}), open_results),
+        Format("result", 60, write_results, partial(any_file, {".json": damage_json}), open_results),
         Format("config", 80, write_words, damage_config, open_config),
-        Format("request", 60, write_requests, damage_request, open_requests),
+        Format("request", 40, write_requests, damage_request, open_requests),
     )
 }
