@@ -7,6 +7,10 @@ kills: each command runs once unbroken, then dies before each of its file events
 the same command is repeated to its end. A row counts the kills, and how many left a torn file, were refused when
 repeated (stuck), lost, doubled or changed a file, or left a hidden one behind. All is well where all of these are 0.
 
+mutations: files of every format that others may send, and requests, are damaged at random and opened. A row counts how
+many were refused in one line or read, and how many ran code, wrote outside the working directory, ended in a traceback,
+took more than 30 s or 1 GB, or printed a control sequence.
+
 Rows accumulate: repeat the command to resume a killed run. Rows of other settings are kept beside.
 """
 
@@ -23,6 +27,8 @@ from common.errors import UserError, nearest
 from common.output_lock import output_lock
 from common.outputs import require_output_files
 from common.results import RESULTS
+from experiments.faults import mutations
+from experiments.faults.formats import FORMATS
 from experiments.faults.kills import measure
 from experiments.faults.parts import Row, run_jobs
 from experiments.faults.tiny_commands import LINES, prepare, tiny_commands
@@ -45,11 +51,13 @@ class Args:
     """Kill before every n-th file event."""
     moments: int = 50
     """Kills at random moments of each command."""
+    mutations: int | None = None
+    """Mutations of each format; by default as many as it needs."""
     seed: int = 0
     """Seed of all that is random."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "every")
+        require_at_least(self, 1, "every", "mutations")
         require_at_least(self, 0, "moments", "seed")
         for flag, given, choices in (("parts", self.parts, PARTS), ("commands", self.commands, LINES)):
             for name in given:
@@ -75,7 +83,15 @@ def streamed(part: str, measure: Callable[[Path, int], Iterator[Row]]) -> Callab
     return jobs
 
 
-PARTS: dict[str, Callable[[Args], Iterator[Job]]] = {"kills": kill_jobs}
+def mutation_jobs(args: Args) -> Iterator[Job]:
+    """Yield a job for each format."""
+    for name, form in FORMATS.items():
+        count = args.mutations or form.count
+        key = {"fault": "mutation", "format": name, "mutations": count, "seed": args.seed}
+        yield Job(key, 0, partial(mutations.measure, form, args.work / "mutations", args.seed, count))
+
+
+PARTS: dict[str, Callable[[Args], Iterator[Job]]] = {"kills": kill_jobs, "mutations": mutation_jobs}
 
 
 def measure_faults(args: Args) -> Path:

@@ -2,14 +2,20 @@
 
 import json
 import os
+import runpy
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from common.command import run
+from common.errors import UserError
 from common.files import atomic_directory, write_text_atomically
+from experiments.faults import mutations
 from experiments.faults.__main__ import main
+from experiments.faults.corruption import CANARY, TITLE
+from experiments.faults.formats import FORMATS, Format
 from experiments.faults.kills import FAULTS, measure
 from experiments.faults.outputs import contents, differences, torn_files
 from experiments.faults.parts import run_jobs
@@ -130,7 +136,7 @@ def test_a_recording_survives_kills_at_its_ends(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "every"), [("clone", 9), ("ppo", 9), ("expert", 11), ("study", 60)])
+@pytest.mark.parametrize(("name", "every"), [("clone", 9), ("ppo", 9), ("expert", 11), ("study", 50)])
 def test_a_training_survives_kills(tmp_path, name, every):
     out = tmp_path / "faults.json"
     words = ["--work", str(tmp_path), "--commands", name, "--every", str(every), "--moments", "2", "--out", str(out)]
@@ -189,3 +195,89 @@ def test_a_command_that_there_is_not_is_refused_with_the_nearest(tmp_path, capsy
     words = ["--work", str(tmp_path), "--commands", "clon", "--out", str(tmp_path / "faults.json")]
     assert run(lambda: main(words)) == 2
     assert "got 'clon'; nearest: clone" in capsys.readouterr().err
+
+
+def bad_format(read):
+    """A format of one text file, that a function opens."""
+
+    def damage(place, rng):
+        (place / "text").write_text(str(rng.integers(10**9)))
+        return "other text"
+
+    def open_text(place):
+        return read(place) if (place / "text").read_text() != "whole" else 0
+
+    def prepare(place):
+        place.mkdir()
+        (place / "text").write_text("whole")
+
+    return Format("text", 2, prepare, damage, open_text)
+
+
+def exit_without_a_word(_):
+    return 2
+
+
+def refuse(_):
+    def main():
+        raise UserError("no")
+
+    return run(main)
+
+
+def run_foreign_code(place):
+    (place / "foreign.py").write_text("x = 1")
+    runpy.run_path(place / "foreign.py")
+    return 0
+
+
+def make_canary(_):
+    Path(CANARY).touch()
+    return 0
+
+
+def take_memory(_):
+    taken = bytearray(100)
+    taken.extend(bytes(2**20))
+    return len(taken) * 0
+
+
+@pytest.mark.parametrize(
+    ("read", "faults"),
+    [
+        (refuse, {"refused"}),
+        (lambda _: 0, {"accepted"}),
+        (lambda _: 1 // 0, {"tracebacks"}),
+        (lambda _: 3, {"tracebacks"}),
+        (exit_without_a_word, {"tracebacks"}),
+        (lambda _: os.system("true"), {"executions"}),
+        (make_canary, {"executions"}),
+        (run_foreign_code, {"executions"}),
+        (lambda place: Path("../outside").write_text("") or 0, {"escapes"}),
+        (lambda place: os.rename(place / "text", "../outside") or 0, {"escapes"}),
+        (lambda _: print(TITLE) or 0, {"control_sequences"}),
+        (lambda _: time.sleep(5) or 0, {"slow"}),
+        (take_memory, {"memory"}),
+    ],
+)
+def test_each_fault_of_an_opened_file_is_found(tmp_path, monkeypatch, read, faults):
+    monkeypatch.setattr(mutations, "MAX_SECONDS", 0.5)
+    monkeypatch.setattr(mutations, "MAX_BYTES", 2**19)
+    (row,) = mutations.measure(bad_format(read), tmp_path, 0)
+    assert {name for name in ("refused", "accepted", *mutations.FAULTS) if row[name] == 2} == faults, row
+    assert len(row["examples"]) == 2 * bool(faults & set(mutations.FAULTS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_damaged_files_and_requests_are_refused_or_read(tmp_path, name):
+    (row,) = mutations.measure(FORMATS[name], tmp_path, 10**6, 2 if name == "request" else 7)
+    assert not any(row[fault] for fault in mutations.FAULTS), row["examples"]
+    assert row["refused"] > 0
+
+
+def test_a_seed_damages_a_file_in_the_same_way(tmp_path):
+    form = FORMATS["refer"]
+    form.prepare(tmp_path / "example")
+    done = [mutations.mutate(form, tmp_path / "example", tmp_path / str(seed), seed) for seed in (1, 1, 2)]
+    assert done[0] == done[1] != done[2]
