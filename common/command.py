@@ -9,6 +9,7 @@ import io
 import math
 import os
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,8 +62,11 @@ Arguments = TypeVar("Arguments")
 def parse(args: type[Arguments], argv: list[str] | None, description: str | None, **options: Any) -> Arguments:
     """Return a dataclass of arguments from a command line (None: that of the process); `options` are tyro's.
 
-    `UserError` if a number in it is not finite.
+    `UserError` if a number in it is not finite, or a word holds control characters, which messages would repeat.
     """
+    for word in sys.argv[1:] if argv is None else argv:
+        if any(unicodedata.category(letter) == "Cc" and letter not in "\n\t" for letter in word):
+            raise UserError(f"expected words without control characters, got '{printable(word)}'")
     parsed = tyro.cli(args, args=argv, description=description, **options)
     require_finite(parsed)
     return parsed

@@ -41,6 +41,15 @@ def test_a_number_that_is_not_finite_is_refused_by_its_flag(flag, number, capsys
     assert capsys.readouterr().err == f"error: {name} must be a finite number, got {float(number)}\n"
 
 
+@pytest.mark.parametrize("words", [["--sh\x1b]0;title\x07are", "1"], ["--share", "\x1b[2J"], ["--share", "\x9b2J"]])
+def test_control_characters_of_a_command_line_do_not_reach_the_terminal(words, capsys):
+    main = command(Args, lambda args: pytest.fail("acted"), None, "{}")
+    assert run(lambda: main(words)) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: expected words without control characters, got '")
+    assert printed.rstrip("\n").isprintable()
+
+
 PRINTS = """
 import sys
 from common.command import run
