@@ -46,27 +46,21 @@ class AskHandler(JsonHandler):
 
     server: AskServer
 
-    def do_GET(self) -> None:
-        """Send the page or an answer."""
-        self._respond({"info", "state", "grid", "pixel", "mask"})
-
-    def do_POST(self) -> None:
-        """Move on, or take a picture, and send the new state."""
-        self._respond({"step", "restart", "picture"})
-
-    def _respond(self, known: set[str]) -> None:
-        url = urlsplit(self.path)
-        name = url.path.removeprefix("/api/")
+    def respond(self) -> None:
+        """Send the page, an answer or a refusal."""
+        known = {"GET": {"info", "state", "grid", "pixel", "mask"}, "POST": {"step", "restart", "picture"}}
         try:
+            url = urlsplit(self.path)
+            name = url.path.removeprefix("/api/")
             if not self._is_own_page():
                 self.send_json(HTTPStatus.FORBIDDEN, {"error": "expected a request of this server's own page"})
             elif url.path == "/" and self.command == "GET":
                 self.send(HTTPStatus.OK, "text/html; charset=utf-8", PAGE.read_bytes())
-            elif url.path == f"/api/{name}" and name in known:
+            elif url.path == f"/api/{name}" and name in known[self.command]:
                 self.send_json(HTTPStatus.OK, self._answer(name, parse_qs(url.query)))
             else:
                 self.send_json(HTTPStatus.NOT_FOUND, {"error": f"there is no {self.command} {url.path}"})
-        except UserError as error:
+        except (UserError, ValueError) as error:  # urlsplit raises ValueError
             self.send_json(HTTPStatus.BAD_REQUEST, {"error": " ".join(str(error).split())})
 
     def _is_own_page(self) -> bool:

@@ -5,9 +5,7 @@ Images are PNGs as data URLs; colors of a grid are its bytes, row by row, in bas
 
 import base64
 import io
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from agents.frame_questions import FrameQuestions, QuestionedModel, still_frames
 from agents.frame_stack import FrameStack
 from common.errors import UserError
 from envs.atari import GameEnvs
-from pretrain.data.images import ImageError, read_image
+from pretrain.data.images import read_image_bytes
 from vlm.decoding.candidate_scoring import CandidateScorer
 from vlm.prompts import action_prompt
 from vlm.segmentation.mask_drawing import MASK_COLOR
@@ -105,13 +103,7 @@ class AskSession:
 
     def show_picture(self, content: bytes, name: str = "picture") -> dict[str, Any]:
         """Put a PNG or JPEG in the game's place; return `state`. `ImageError` if it cannot be used."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "picture"
-            file.write_bytes(content)
-            try:
-                frames = still_frames(read_image(file), self.model)
-            except ImageError as error:
-                raise ImageError(str(error).replace(str(file), name)) from error
+        frames = still_frames(read_image_bytes(content, name), self.model)
         self._picture = name
         self._ask_about(frames)
         return self.state()

@@ -5,6 +5,7 @@ within `SECONDS_TO_ARRIVE`, or its connection is closed. A body has a `Content-L
 read. A client that leaves costs its answer and nothing else.
 """
 
+import contextlib
 import json
 import socket
 import socketserver
@@ -58,12 +59,9 @@ class JsonServer(ThreadingHTTPServer):
             return
         content = json.dumps({"error": {"message": f"expected at most {self.max_connections} connections"}}).encode()
         request.settimeout(1)
-        try:
+        with contextlib.suppress(OSError):
             request.sendall(BUSY + f"Content-Length: {len(content)}\r\n\r\n".encode() + content)
-        except OSError:
-            pass
-        finally:
-            self.shutdown_request(request)
+        self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer a connection and give its slot back."""
@@ -86,10 +84,8 @@ class JsonServer(ThreadingHTTPServer):
         now = time.monotonic()
         for connection in [one for one, deadline in list(self._deadlines.items()) if deadline < now]:
             self.await_answer(connection)
-            try:
+            with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of a client that left; a defect keeps its traceback."""
@@ -114,6 +110,18 @@ class JsonHandler(BaseHTTPRequestHandler):
         if not self._unread:
             self.server.await_answer(self.connection)
         return True
+
+    def do_GET(self) -> None:
+        """Answer about what is."""
+        self.respond()
+
+    def do_POST(self) -> None:
+        """Answer a question in the body, or move on."""
+        self.respond()
+
+    def respond(self) -> None:
+        """Answer the request of `command`, `path` and `headers`."""
+        raise NotImplementedError
 
     def handle_one_request(self) -> None:
         """Answer one request, and wait for the next."""

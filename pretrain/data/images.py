@@ -8,6 +8,7 @@ Every image is uint8[H, W, 3]. Greyscale, palette, 16-bit and transparent pictur
 become black. A folder skips the pictures that cannot be read and reports them.
 """
 
+import io
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -57,6 +58,13 @@ def read_image(file: Path) -> UInt8[np.ndarray, "H W 3"]:
     return decode_image(file, _to_rgb)
 
 
+def read_image_bytes(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the bytes of a PNG or JPEG as RGB; `ImageError` names it as for `read_image`."""
+    if not content:
+        raise ImageError(f"{name} is empty")
+    return _decode(io.BytesIO(content), name, _to_rgb, ("PNG", "JPEG"), max_pixels)
+
+
 def decode_image(
     file: Path, convert: Callable[[Image.Image], Decoded], formats: tuple[str, ...] = ("PNG", "JPEG")
 ) -> Decoded:
@@ -66,18 +74,29 @@ def decode_image(
         raise ImageError(f"expected a {kinds} file, got {file}, which is not a file")
     if not file.stat().st_size:
         raise ImageError(f"{file} is empty")
+    return _decode(file, str(file), convert, formats, MAX_PIXELS)
+
+
+def _decode(
+    source: Path | io.BytesIO,
+    name: str,
+    convert: Callable[[Image.Image], Decoded],
+    formats: tuple[str, ...],
+    max_pixels: int,
+) -> Decoded:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # sizes are checked here
-            with Image.open(file, formats=formats) as picture:
+            with Image.open(source, formats=formats) as picture:
                 width, height = picture.size
-                if width * height > MAX_PIXELS:
-                    raise ImageError(f"{file}: expected at most {MAX_PIXELS:,} pixels, got {width} x {height}")
+                if width * height > max_pixels:
+                    raise ImageError(f"{name}: expected at most {max_pixels:,} pixels, got {width} x {height}")
                 return convert(picture)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{file}: expected at most {MAX_PIXELS:,} pixels; {error}") from error
+        raise ImageError(f"{name}: expected at most {max_pixels:,} pixels; {error}") from error
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError on a broken PNG chunk
-        raise ImageError(f"{file} is not a {kinds} picture, or is damaged: {str(error).splitlines()[0]}") from error
+        kinds = " or ".join(formats)
+        raise ImageError(f"{name} is not a {kinds} picture, or is damaged: {str(error).splitlines()[0]}") from error
 
 
 def _to_rgb(picture: Image.Image) -> np.ndarray:
