@@ -7,6 +7,7 @@
     python -m agents.play --game MsPacman --checkpoint runs/clone/best --decode generate
     python -m agents.play --game MsPacman --highlight "the red ghost"
     python -m agents.play --game Carnival --see
+    python -m agents.play --game Carnival --agent api:llava --base-url http://127.0.0.1:11434/v1
 
 Each game becomes an mp4 at the game's own speed: frames, the agent's text action, the scores of all legal actions as
 bars, the running score; with `--see` also the color that the model answers for every cell of a grid, above the truth.
@@ -14,20 +15,31 @@ Scores are printed beside random, human and published ones, and written as JSON.
 gives the same game and the same video.
 """
 
+import re
 import shutil
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+import tyro
 from tqdm import tqdm
 
 from agents.agent import Agent
+from agents.api_config import ApiConfig, ApiError
 from agents.human_agent import Window
-from agents.registry import EXPERTS, checkpoint_path, make_agent, needs_emulator, parse_agent_id, vlm_settings
+from agents.registry import (
+    EXPERTS,
+    agent_settings,
+    checkpoint_path,
+    make_agent,
+    needs_emulator,
+    parse_agent_id,
+    result_protocol,
+)
 from agents.rollout import Transition, play_games
 from agents.seen_frame import FrameReader
 from agents.video import MaskOverlay, Panel, VideoWriter, draw_transition
@@ -51,7 +63,7 @@ class Args:
     game: str = "Carnival"
     """The game, in any reasonable spelling: Carnival, "Ms. Pac-Man", ALE/Pong-v5."""
     agent: str = "vlm"
-    """vlm, vlm:DIR, random, sb3:PATH, human, planner, mspacman-expert, carnival-expert or paddle-expert."""
+    """vlm, vlm:DIR, random, sb3:PATH, api:MODEL, human, planner, mspacman-expert, carnival-expert or paddle-expert."""
     checkpoint: Path | None = None
     """The VLM that plays; by default the released policy."""
     episodes: int = 1
@@ -84,10 +96,13 @@ class Args:
     """The checkpoint trained on pixel values that is asked; by default the model that plays."""
     render: Literal["none", "human"] = "none"
     """human: show the game in a window."""
+    api: Annotated[ApiConfig, tyro.conf.arg(name="")] = ApiConfig()
+    """The endpoint of --agent api:MODEL."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "episodes", "max_frames", "see_every")
         parsed = parse_agent_id(self.agent)
+        self.api.check_agents(parsed[:1])
         if self.checkpoint and parsed != ("vlm", None):
             raise UserError(f"--checkpoint is for --agent vlm, got --agent {self.agent}")
         if self.highlight.strip() and not self.video:
@@ -116,6 +131,7 @@ class EpisodeRecorder:
     def __init__(self, args: Args, envs: GameEnvs, agent: Agent):
         self.args, self.envs, self.agent = args, envs, agent
         self.rows: list[dict[str, Any]] = []
+        self.failure: ApiError | None = None
         self._video: VideoWriter | None = None
         self._overlay: MaskOverlay | None = None
         if args.highlight.strip():
@@ -149,7 +165,7 @@ class EpisodeRecorder:
         row: dict[str, Any] = {"seed": seed, "score": 0.0, "steps": 0, "invalid": 0, "seconds": 0.0, "finished": False}
         self._start_time = time.monotonic()
         if self.args.video:
-            file = self.args.out / f"{game.name}-{agent}-seed{self.args.seed}-game{len(self.rows)}.mp4"
+            file = self.args.out / f"{file_stem(game.name, agent, self.args.seed)}-game{len(self.rows)}.mp4"
             self._video = VideoWriter(file, self._panel)
             row["video"] = str(file)
         self.rows.append(row)
@@ -163,10 +179,11 @@ class EpisodeRecorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> bool:
-        """Finish the video, or delete it after an error; Ctrl-C ends the play and is noted."""
-        self.interrupted = error is KeyboardInterrupt
-        if error is None or self.interrupted:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
+        """Finish the video, or delete it after an error; Ctrl-C and an endpoint's failure are noted."""
+        self.failure = error if isinstance(error, ApiError) else None
+        self.interrupted = kind is KeyboardInterrupt or self.failure is not None
+        if kind is None or self.interrupted:
             self.close()
         elif self._video:
             self._video.discard()
@@ -186,6 +203,11 @@ def open_reader(args: Args, agent: Agent) -> FrameReader:
     playing: Any = None if args.see_checkpoint else agent
     model = QuestionedModel(playing.vlm, playing.training) if playing else QuestionedModel.load(directory)
     return FrameReader(model, args.see_every)
+
+
+def file_stem(game: str, agent: str, seed: int) -> str:
+    """Return the name of a play's files without their ending: an agent's name may hold slashes."""
+    return f"{game}-{re.sub(r'[^A-Za-z0-9_.]+', '-', agent)}-seed{seed}"
 
 
 def require_writable(out: Path, video: bool) -> None:
@@ -218,7 +240,7 @@ def build_result(args: Args, envs: GameEnvs, recorder: EpisodeRecorder) -> dict[
     """Return the result (`common.results`); the scores of unfinished games are kept apart."""
     rows = recorder.rows
     steps, seconds = sum(row["steps"] for row in rows), sum(row["seconds"] for row in rows)
-    result = new_result("play", envs.protocol.to_dict(), [args.seed])
+    result = new_result("play", result_protocol(envs.protocol, [args.agent], args.api), [args.seed])
     result["seconds"], result["interrupted"] = round(seconds, 2), recorder.interrupted
     found: dict[str, Any] = {
         "agent": args.agent_id,
@@ -233,7 +255,10 @@ def build_result(args: Args, envs: GameEnvs, recorder: EpisodeRecorder) -> dict[
         "videos": [row["video"] for row in rows if "video" in row],
     }
     found |= recorder.reader.summary() if recorder.reader and steps else {}
-    found |= vlm_settings(args.agent_id, args.decode, getattr(recorder.agent, "temperature", None), args.engine)
+    temperature = getattr(recorder.agent, "temperature", None)
+    found |= agent_settings(args.agent_id, args.decode, temperature, args.engine, args.api)
+    found |= getattr(recorder.agent, "usage", dict)()
+    found |= {"failure": str(recorder.failure)} if recorder.failure else {}
     return result | {"rows": [found]}
 
 
@@ -283,22 +308,22 @@ def play(args: Args) -> str:
     require_writable(args.out, args.video)
     episode_seeds(args.seed, args.episodes)  # refuses a seed out of range before the model loads
     with make_envs(game, 1, protocol, searchable=needs_emulator(args.agent)) as envs:
-        agent = make_agent(args.agent_id, envs, args.decode, args.temperature, args.engine)
+        agent = make_agent(args.agent_id, envs, args.decode, args.temperature, args.engine, args.api)
         trained_games = getattr(agent, "training", {}).get("games")
         if trained_games is not None and game.name not in trained_games:
             print(f"note: this model was not trained on {game.title}, only on {', '.join(trained_games)}")
         recorder = EpisodeRecorder(args, envs, agent)
         run_episodes(args, envs, agent, recorder)
     if not recorder.rows:
-        raise KeyboardInterrupt
+        raise recorder.failure or KeyboardInterrupt
     result = build_result(args, envs, recorder)
-    file = args.out / f"{game.name}-{agent.name}-seed{args.seed}.json"
+    file = args.out / f"{file_stem(game.name, agent.name, args.seed)}.json"
     write_result(file, result)
     videos = [f"video: {video}" for video in result["rows"][0]["videos"]]
     report = "\n".join([format_scores(game, result), *videos, f"result: {file}"])
     if recorder.interrupted:
         print(report)
-        raise KeyboardInterrupt
+        raise recorder.failure or KeyboardInterrupt
     return report
 
 

@@ -1,14 +1,17 @@
-"""Agents by id: `vlm`, `vlm:DIR`, `random`, `sb3:PATH`, `human`, and the experts that search the emulator."""
+"""Agents by id: `vlm`, `vlm:DIR`, `random`, `sb3:PATH`, `api:MODEL`, `human`, and experts that search the emulator."""
 
 import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from agents.agent import Agent
+from agents.api_config import ApiConfig
 from agents.random_agent import RandomAgent
 from common.errors import UserError
 from envs.atari import EmulatorEnvs, GameEnvs
+from envs.protocol import Protocol
 from vlm.released_checkpoints import RELEASED_POLICY
 
 EXPERT_GAMES: dict[str, tuple[str, ...]] = {  # the games of each expert; the planner plays all
@@ -18,7 +21,7 @@ EXPERT_GAMES: dict[str, tuple[str, ...]] = {  # the games of each expert; the pl
     "paddle-expert": ("Pong", "Breakout"),
 }
 EXPERTS = tuple(EXPERT_GAMES)
-AGENT_TYPES = ("vlm", "random", *EXPERTS, "sb3", "human")
+AGENT_TYPES = ("vlm", "random", *EXPERTS, "sb3", "api", "human")
 OLD_AGENT_IDS = {"pathfinder": "mspacman-expert", "marksman": "carnival-expert", "tracker": "paddle-expert"}
 OLD_WRAPPER_NAMES = {
     ", noise ": ", random actions ",
@@ -44,6 +47,8 @@ def parse_agent_id(agent_id: str) -> tuple[str, str | None]:
         raise UserError(f"expected an agent ({', '.join(AGENT_TYPES)}), got {agent_id!r}; nearest: {nearest}")
     if agent_type == "sb3" and not path:
         raise UserError("expected sb3:PATH with the path of a stable-baselines3 archive, got 'sb3'")
+    if agent_type == "api" and not path:
+        raise UserError("expected api:MODEL with the model's name at the endpoint of --base-url, got 'api'")
     return agent_type, path or None
 
 
@@ -55,6 +60,21 @@ def default_expert(game: str) -> str:
 def checkpoint_path(agent_id: str) -> Path:
     """Return the checkpoint of a VLM's id; the released policy if it names none."""
     return Path(parse_agent_id(agent_id)[1] or RELEASED_POLICY)
+
+
+def agent_settings(
+    agent_id: str, decode: str, temperature: float | None, engine: str, api: ApiConfig
+) -> dict[str, Any]:
+    """Return what a result row tells of how a VLM, here or behind an endpoint, plays; nothing for other agents."""
+    if parse_agent_id(agent_id)[0] == "api":
+        return api.row_key(temperature)
+    return vlm_settings(agent_id, decode, temperature, engine)
+
+
+def result_protocol(protocol: Protocol, agent_ids: Iterable[str], api: ApiConfig) -> dict[str, Any]:
+    """Return a result's protocol: the emulator's rules, and those of an endpoint's agents if there are any."""
+    behind_endpoint = any(parse_agent_id(agent_id)[0] == "api" for agent_id in agent_ids)
+    return protocol.to_dict() | (api.rules() if behind_endpoint else {})
 
 
 def vlm_settings(agent_id: str, decode: str, temperature: float | None, engine: str) -> dict[str, Any]:
@@ -73,12 +93,17 @@ def needs_emulator(agent_id: str) -> bool:
 
 
 def make_agent(
-    agent_id: str, envs: GameEnvs, decode: str = "scores", temperature: float | None = None, engine: str = "torch"
+    agent_id: str,
+    envs: GameEnvs,
+    decode: str = "scores",
+    temperature: float | None = None,
+    engine: str = "torch",
+    api: ApiConfig | None = None,
 ) -> Agent:
     """Return the agent of an id for these environments.
 
-    `decode`, `temperature` (None: the one chosen for the checkpoint) and `engine` are for a VLM. Torch is imported only
-    for agents that need it.
+    `decode`, `temperature` (None: the one chosen for the checkpoint) and `engine` are for a VLM, `api` is for a model
+    behind an endpoint. Torch is imported only for agents that need it.
     """
     agent_type, path = parse_agent_id(agent_id)
     if agent_type == "random":
@@ -92,6 +117,11 @@ def make_agent(
         from agents.sb3_agent import Sb3Agent
 
         return Sb3Agent(Path(str(path)), envs.action_names)
+    if agent_type == "api":
+        from agents.api_agent import ApiAgent
+
+        (api := api or ApiConfig()).check_agents([agent_type])
+        return ApiAgent(str(path), envs, api, temperature)
     if agent_type == "human":
         from agents.human_agent import HumanAgent
 

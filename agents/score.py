@@ -5,27 +5,41 @@
     python -m agents.score --agents vlm:runs/clone/best planner --games Carnival --episodes 5 --seeds 7 --out s.json
 
 Every agent plays every game under the protocol. Each finished (agent, game, seed) is written to the JSON at once as a
-row of raw scores; the same command resumes an interrupted run. The table and the plot beside the JSON show the mean
-with its 95 % bootstrap interval, the table also IQM and median. Seeds below 1000 are for development; publish 1000 to
-1999.
+row of raw scores; the same command resumes an interrupted run, also within the row of a model behind an endpoint. The
+table and the plot beside the JSON show the mean with its 95 % bootstrap interval, the table also IQM and median. Seeds
+below 1000 are for development; publish 1000 to 1999.
 """
 
 import itertools
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
+from pydantic import BaseModel
 from tqdm import tqdm
 
-from agents.registry import EXPERTS, current_agent_name, make_agent, needs_emulator, parse_agent_id, vlm_settings
+from agents.api_config import FEW_SHOT, ApiConfig
+from agents.registry import (
+    EXPERTS,
+    agent_settings,
+    current_agent_name,
+    make_agent,
+    needs_emulator,
+    parse_agent_id,
+    result_protocol,
+)
 from agents.rollout import rollout_pipelined
 from agents.score_table import format_table, plot
 from common.command import command, require_at_least, run
 from common.errors import UserError
-from common.results import new_result, read_result, write_result
+from common.json_file import checked
+from common.results import Finite, new_result, read_result, write_result
 from envs.atari import make_envs
 from envs.games import Game, find_game
 from envs.protocol import Protocol, episode_seeds, find_protocol
@@ -39,7 +53,7 @@ class Args:
     """Score agents on whole games, with intervals."""
 
     agents: tuple[str, ...]
-    """The agents: vlm, vlm:DIR, random, sb3:PATH, planner, mspacman-expert, carnival-expert or paddle-expert."""
+    """The agents: vlm, vlm:DIR, api:MODEL, random, sb3:PATH, planner, mspacman-, carnival- or paddle-expert."""
     games: tuple[str, ...]
     """The games, in any reasonable spelling."""
     out: Path
@@ -58,11 +72,14 @@ class Args:
     """What computes a VLM's probabilities: torch (float32) or openvino (the default of play on a CPU; faster)."""
     num_envs: int = 16
     """Number of games played in parallel; the scores do not depend on it."""
+    api: Annotated[ApiConfig, tyro.conf.arg(name="")] = ApiConfig()
+    """The endpoint of the agents api:MODEL."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "episodes", "num_envs")
         if any(parse_agent_id(agent_id)[0] == "human" for agent_id in self.agents):
             raise UserError("a human is scored by agents.play --agent human, not here")
+        self.api.check_agents([parse_agent_id(agent_id)[0] for agent_id in self.agents])
 
 
 @dataclass(frozen=True)
@@ -77,65 +94,111 @@ class EvalJob:
     def row_key(self, args: Args) -> dict[str, Any]:
         """Return the entries that identify the row in the result file."""
         key: dict[str, Any] = {"agent": self.agent_id, "game": self.game.name, "seed": self.seed}
-        return key | vlm_settings(self.agent_id, args.decode, self.temperature, args.engine)
+        return key | agent_settings(self.agent_id, args.decode, self.temperature, args.engine, args.api)
 
     def is_done(self, row: dict[str, Any], args: Args) -> bool:
         """Return whether a row of the result file is this job's."""
         key = self.row_key(args) | {"episodes": args.episodes}
-        if self.temperature is None:
+        if self.temperature is None and parse_agent_id(self.agent_id)[0] == "vlm":
             key.pop("temperature", None)  # the checkpoint's own, which the row holds
         return all(row.get(name) == value for name, value in key.items())
 
 
 def list_jobs(args: Args) -> list[EvalJob]:
-    """Return the jobs of all rows; a VLM has one for each temperature."""
+    """Return the jobs of all rows; a VLM, here or behind an endpoint, has one for each temperature."""
     jobs = []
     for name, agent_id in itertools.product(args.games, args.agents):
-        temperatures = args.temperatures if parse_agent_id(agent_id)[0] == "vlm" else ()
+        temperatures = args.temperatures if parse_agent_id(agent_id)[0] in ("vlm", "api") else ()
         for temperature, seed in itertools.product(temperatures or (None,), args.seeds):
             jobs.append(EvalJob(agent_id, find_game(name), seed, temperature))
     return jobs
 
 
-def play_job(job: EvalJob, args: Args, protocol: Protocol) -> dict[str, Any]:
-    """Play a job's episodes and return its row."""
-    num_envs, agent_type = min(args.num_envs, args.episodes), parse_agent_id(job.agent_id)[0]
+class JobProgress(BaseModel):
+    """The finished games of a job by their number, each as (score, steps, invalid answers), and what they took."""
+
+    key: dict[str, Any]  # of the row
+    games: dict[int, tuple[Finite, int, int]] = {}
+    seconds: Finite = 0.0
+    usage: dict[str, Any] = {}
+
+
+def play_job(
+    job: EvalJob, args: Args, protocol: Protocol, progress: JobProgress, keep: Callable[[JobProgress], None]
+) -> dict[str, Any]:
+    """Play the episodes that a job lacks and return its row; `keep` is called after every game of an endpoint's."""
+    agent_type = parse_agent_id(job.agent_id)[0]
+    missing = [number for number in range(args.episodes) if number not in progress.games]
+    num_envs = min(args.num_envs, max(1, len(missing)))
     pipelined = num_envs >= MIN_PIPELINED_ENVS and agent_type == "vlm"
     group_sizes = [num_envs - num_envs // 2, num_envs // 2] if pipelined else [num_envs]
-    scores, steps, invalid = [0.0] * args.episodes, 0, 0
-    start = time.monotonic()
+    seeds, invalid = episode_seeds(job.seed, args.episodes), dict.fromkeys(missing, 0)
+    start, seconds = time.monotonic(), progress.seconds
     with ExitStack() as stack:
         groups = []
         for size in group_sizes:
             envs = stack.enter_context(make_envs(job.game, size, protocol, searchable=needs_emulator(job.agent_id)))
-            groups.append((make_agent(job.agent_id, envs, args.decode, job.temperature, args.engine), envs))
-        bar = tqdm(total=args.episodes, desc=f"{job.agent_id} {job.game.name} seed {job.seed}", unit="game")
-        for transition in rollout_pipelined(groups, episode_seeds(job.seed, args.episodes)):
-            steps, invalid = steps + 1, invalid + transition.invalid
+            agent = make_agent(job.agent_id, envs, args.decode, job.temperature, args.engine, args.api)
+            groups.append((agent, envs))
+        if agent_type == "api":
+            stack.callback(keep_usage, agent, progress.usage, progress, keep)
+        done, name = len(progress.games), f"{job.agent_id} {job.game.name} seed {job.seed}"
+        bar = stack.enter_context(tqdm(total=args.episodes, initial=done, desc=name, unit="game"))
+        for transition in rollout_pipelined(groups, [seeds[number] for number in missing]):
+            number = missing[transition.game_index]
+            invalid[number] += transition.invalid
             if transition.ended:
-                scores[transition.game_index] = transition.score
+                progress.games[number] = (transition.score, transition.step + 1, invalid[number])
+                progress.seconds = seconds + time.monotonic() - start
                 bar.update()
-        bar.close()
-    seconds = time.monotonic() - start
+                if agent_type == "api":
+                    keep(progress)
     row = job.row_key(args)
     if "temperature" in row:
         row["temperature"] = getattr(groups[0][0], "temperature", None)
     if agent_type in EXPERTS:
         row["note"] = "expert with access to the simulator"
-    row |= {"episodes": args.episodes, "scores": scores, "invalid": invalid / steps}
-    return row | {"steps": steps, "steps_per_second": round(steps / seconds, 1)}
+    scores, steps, invalids = zip(*(progress.games[number] for number in range(args.episodes)), strict=True)
+    row |= {"episodes": args.episodes, "scores": list(scores), "invalid": sum(invalids) / sum(steps)}
+    row |= progress.usage
+    return row | {"steps": sum(steps), "steps_per_second": round(sum(steps) / progress.seconds, 1)}
+
+
+def keep_usage(agent: Any, before: dict[str, Any], progress: JobProgress, keep: Callable[[JobProgress], None]) -> None:
+    """Add what an endpoint's agent asked to a job's progress, and keep it; a cost may be unknown."""
+    now = agent.usage()
+    unknown = {name for name in now if now[name] is None or before.get(name, 0) is None}
+    progress.usage = {name: None if name in unknown else before.get(name, 0) + now[name] for name in now}
+    keep(progress)
 
 
 def open_result(args: Args, protocol: Protocol) -> dict[str, Any]:
     """Return the result to resume, in current terms, or a new one; a file of another protocol is refused."""
+    rules = result_protocol(protocol, args.agents, args.api)
     if not args.out.exists():
-        return new_result(args.out.stem, protocol.to_dict(), sorted(args.seeds))
+        return new_result(args.out.stem, rules, sorted(args.seeds))
     result = read_result(args.out)
-    if result["protocol"] != protocol.to_dict():
-        there = (result["protocol"] or {}).get("name")
-        raise UserError(f"{args.out} holds scores under {there}; choose another --out for {protocol.name}")
+    there, own = result["protocol"] or {}, {**(result["protocol"] or {}), **rules}
+    if {name: value for name, value in there.items() if name not in args.api.rules()} != protocol.to_dict():
+        raise UserError(f"{args.out} holds scores under {there.get('name')}; choose another --out for {protocol.name}")
+    if FEW_SHOT in there and there[FEW_SHOT] != own[FEW_SHOT]:
+        raise UserError(f"{args.out} holds scores with --few-shot {there[FEW_SHOT]}; choose another --out")
     rows = [{OLD_KEYS.get(key, key): value for key, value in row.items()} for row in result["rows"]]
-    return result | {"rows": [row | {"agent": current_agent_name(row["agent"])} for row in rows]}
+    return result | {"protocol": own, "rows": [row | {"agent": current_agent_name(row["agent"])} for row in rows]}
+
+
+def read_progress(job: EvalJob, args: Args, result: dict[str, Any]) -> tuple[JobProgress, list[dict[str, Any]]]:
+    """Return the progress of a job in a result, or a new one, and that of the other unfinished jobs."""
+    found = checked(result.get("unfinished", []), list[JobProgress], args.out)
+    key = job.row_key(args)
+    own = [progress for progress in found if progress.key == key]
+    others = [progress.model_dump(mode="json") for progress in found if progress.key != key]
+    return (own or [JobProgress(key=key)])[0], others
+
+
+def keep_progress(args: Args, result: dict[str, Any], others: list[dict[str, Any]], progress: JobProgress) -> None:
+    """Write the finished games of an unfinished job beside those of others."""
+    write_result(args.out, result | {"unfinished": [*others, progress.model_dump(mode="json")]})
 
 
 def score(args: Args) -> dict[str, Any]:
@@ -149,11 +212,13 @@ def score(args: Args) -> dict[str, Any]:
             continue
         print(f"row {number} of {len(jobs)}", file=sys.stderr)
         start = time.monotonic()
-        row = play_job(job, args, protocol)
-        current = new_result(args.out.stem, protocol.to_dict(), sorted({*result["seeds"], *args.seeds}))
+        progress, others = read_progress(job, args, result)
+        row = play_job(job, args, protocol, progress, partial(keep_progress, args, result, others))
+        current = new_result(args.out.stem, result["protocol"], sorted({*result["seeds"], *args.seeds}))
         row |= {"commit": current["commit"], "command": current["command"]}
         seconds = round(result["seconds"] + time.monotonic() - start, 1)
         result = current | {"rows": [*result["rows"], row], "seconds": seconds}
+        result |= {"unfinished": others} if others else {}
         write_result(args.out, result)
     return result
 

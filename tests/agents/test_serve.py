@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from agents import policy_client
-from agents.ask_session import png_url
+from agents.data_url import png_url
 from agents.policy_batches import ActionQuestion, PolicyBatcher
 from agents.policy_client import PolicyClient, PolicyError
 from agents.policy_requests import MAX_BODY_BYTES
@@ -300,13 +300,15 @@ def test_an_over_long_body_is_refused_before_it_is_read(server):
 
 def test_clients_that_leave_or_stall_take_nothing_from_the_others(served, capfd):
     with serving(ServedPolicy(served), max_connections=2) as server:
-        server.seconds_to_arrive = 0.6
+        server.seconds_to_arrive = 3
         body = json.dumps({"game": "Carnival", **packed(frames_of(1))}).encode()
         head = f"POST /v1/act HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         for sent in (b"", head[:9], head, head + body[:99], head + body):
             with socket.create_connection(("127.0.0.1", server.server_port)) as gone:
                 gone.sendall(sent)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
+        while ask(server, "GET", "/v1/info")[0] != 200 and time.monotonic() < deadline:
+            time.sleep(0.02)
         while server._slots._value < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
         stalled = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(2)]
