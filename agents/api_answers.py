@@ -32,7 +32,7 @@ def _unwrapped(text: str) -> str:
         except (ValueError, RecursionError):
             return text
         return found["action"] if isinstance(found, dict) and isinstance(found.get("action"), str) else text
-    labelled = LABEL.fullmatch(text.strip("*_ "))
+    labelled = LABEL.fullmatch(text.replace("*", "").strip())
     return labelled[1] if labelled else text
 
 

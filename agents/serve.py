@@ -2,7 +2,7 @@
 
     python -m agents.serve
     python -m agents.serve --checkpoint runs/clone/best --port 8200
-    python -m agents.play --game Carnival --agent api:policy --base-url http://127.0.0.1:8124/v1 --history 4
+    python -m agents.play --game Carnival --agent api:policy --base-url http://127.0.0.1:8124/v1 --history 2
 
 It answers with the action, its distribution, pixel values and masks (`agents.policy_server` lists the requests).
 Clients share forward passes. `agents/policy_client.py` is a client that needs numpy alone: copy it. By default the
