@@ -285,6 +285,10 @@ def format_scores(game: Game, result: dict[str, Any]) -> str:
         lines[-1] += (
             f"; {row['see_grid']} pixel values: {row['see_ms']:.0f} ms a frame, {row['see_mae']:.1f} of 255 off"
         )
+    if "requests" in row:
+        cost = "" if row["cost"] is None else f", {row['cost']:g} dollars"
+        tokens = f"{row['prompt_tokens']:,} + {row['completion_tokens']:,} tokens"
+        lines.append(f"  {row['requests']} requests, {row['cached_answers']} answers from the cache, {tokens}{cost}")
     return "\n".join(lines)
 
 

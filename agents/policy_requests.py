@@ -96,7 +96,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    model: str
+    model: SHORT
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     stream: Literal[False] | None = None
     n: Literal[1] | None = None

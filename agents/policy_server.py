@@ -23,13 +23,13 @@ import traceback
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from agents.json_server import JsonHandler, JsonServer, RequestError
 from agents.policy_requests import (
     MAX_BODY_BYTES,
+    MAX_WORDS,
     ActRequest,
     ChatRequest,
     MaskRequest,
@@ -70,7 +70,7 @@ class PolicyHandler(JsonHandler):
         status: int = HTTPStatus.OK
         try:
             content = self._answer()
-        except (UserError, ValueError) as error:  # urlsplit raises ValueError
+        except UserError as error:
             status = error.status if isinstance(error, RequestError) else HTTPStatus.BAD_REQUEST
             content = _error(str(error), "invalid_request_error")
         except (ConnectionError, TimeoutError):
@@ -82,7 +82,7 @@ class PolicyHandler(JsonHandler):
         self.send_json(status, content)
 
     def _answer(self) -> dict[str, Any]:
-        path = urlsplit(self.path).path
+        path = self.path.partition("?")[0]
         if self.headers.get("Origin") is not None:
             raise RequestError(HTTPStatus.FORBIDDEN, "expected a program's request, got one of a web page")
         answers: dict[str, dict[str, Callable[[], dict[str, Any]]]] = {
@@ -137,7 +137,7 @@ class PolicyHandler(JsonHandler):
             size, colors = policy.pixels(frames, [(int(cell[1]), int(cell[2]))] if cell else None)
             content = ",".join(map(str, colors[0])) if cell else json.dumps({"grid": size, "colors": colors.tolist()})
         elif text.startswith(MASK_PREFIX):
-            content = json.dumps(run_lengths(policy.mask(frames, text.removeprefix(MASK_PREFIX)[:200])))
+            content = json.dumps(run_lengths(policy.mask(frames, _expression(text))))
         else:
             game = game or self._titled_game(request.text())
             answer = policy.act(frames, game, temperature=request.temperature, seed=request.seed)
@@ -171,6 +171,13 @@ class PolicyHandler(JsonHandler):
         if len(found) != 1:
             raise UserError(f"expected the model's name to hold the game: {', '.join(self._model_names()[1:])}")
         return found[0]
+
+
+def _expression(text: str) -> str:
+    expression = text.removeprefix(MASK_PREFIX)
+    if len(expression) > MAX_WORDS:
+        raise UserError(f"expected an expression of at most {MAX_WORDS} characters, got {len(expression):,}")
+    return expression
 
 
 def _error(message: str, kind: str) -> dict[str, Any]:

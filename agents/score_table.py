@@ -25,18 +25,20 @@ def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one line for each agent on each game, with the seeds pooled; the best of a game first."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
-        key = (row["game"], row["agent"], row.get("checkpoint"), row.get("decode"), row.get("temperature"))
+        settings = ("checkpoint", "decode", "temperature", "history", "few_shot", "max_tokens")
+        key = (row["game"], row["agent"], *(row.get(name) for name in settings))
         groups.setdefault(key, []).append(row)
     table = []
-    for (game, agent_id, _, decode, temperature), group in groups.items():
+    for (game, agent_id, _, decode, temperature, history, few_shot, _), group in groups.items():
         mean, low, high = mean_interval([row["scores"] for row in group])
         scores = np.sort(np.concatenate([row["scores"] for row in group]))
         agent_type, path = parse_agent_id(agent_id)
         agent = f"{agent_type}:{Path(path).name}" if path else agent_id
-        settings = "" if temperature is None else f" {decode}, temperature {temperature:g}"
+        told = "" if temperature is None else f" {decode}, temperature {temperature:g}"
+        told += f", {history} frames, few-shot {few_shot}" if history else ""
         table.append(
             {
-                "game": game, "agent": agent + settings, "mean": mean, "low": low, "high": high,
+                "game": game, "agent": agent + told, "mean": mean, "low": low, "high": high,
                 "median": float(np.median(scores)), "iqm": float(trim_mean(scores, 0.25)),
                 "min": float(scores[0]), "max": float(scores[-1]), "games": len(scores), "seeds": len(group),
                 "invalid": float(np.mean([row["invalid"] for row in group])),

@@ -20,6 +20,7 @@ from envs.games import Game, action_names, find_game, screen_size
 from vlm import checkpoint
 
 MAX_FRAMES = 16
+MIN_TEMPERATURE = 1e-3  # below, probabilities overflow
 FrameStack = UInt8[np.ndarray, "sent H W 3"]
 
 
@@ -80,9 +81,11 @@ class ServedPolicy:
         if frames.shape[1:3] != screen_size(game):
             expected, got = (f"{rows} x {columns}" for rows, columns in (screen_size(game), frames.shape[1:3]))
             raise UserError(f"expected frames of {game.title}, {expected} pixels, got {got}")
+        temperature = self.temperature if temperature is None else temperature
+        if 0 < temperature < MIN_TEMPERATURE:
+            raise UserError(f"expected a temperature of 0, or of at least {MIN_TEMPERATURE}, got {temperature}")
         question = ActionQuestion(game.title, legal, self._stack(frames))
         probabilities = self.batcher.probabilities(question)
-        temperature = self.temperature if temperature is None else temperature
         index = int(probabilities.argmax())
         if temperature:
             index = int(np.random.default_rng(seed).choice(len(legal), p=temper(probabilities[None], temperature)[0]))

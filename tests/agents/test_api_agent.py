@@ -107,7 +107,7 @@ def plays(server, out, *arguments):
     return code, json.loads(files[0].read_text()) if files else None
 
 
-def test_a_model_plays_and_the_result_tells_what_it_took(tmp_path):
+def test_a_model_plays_and_the_result_tells_what_it_took(tmp_path, capsys):
     with endpoint(lambda number, _: f"Action: {NAMES[number % len(NAMES)].upper()}.") as server:
         code, result = plays(server, tmp_path, "--max-frames", 40, "--price", 2, 10)
     assert code == 0
@@ -118,6 +118,7 @@ def test_a_model_plays_and_the_result_tells_what_it_took(tmp_path):
     assert row["cost"] == pytest.approx((1000 * 2 + 20 * 10) / 1e6)
     assert (row["decode"], row["temperature"], row["history"]) == ("generate", None, 1)
     assert "failure" not in row
+    assert "10 requests, 0 answers from the cache, 1,000 + 20 tokens, 0.0022 dollars" in capsys.readouterr().out
 
 
 def test_a_question_holds_the_true_frames_and_the_legal_actions(tmp_path):
