@@ -25,6 +25,7 @@ from agents.api_client import ChatClient
 from agents.api_config import ApiConfig, ApiError
 from agents.frame_stack import FrameStack
 from agents.model_limits import ModelLimits
+from agents.registry import agent_files
 from agents.rollout import play_games
 from common.command import run
 from common.errors import UserError
@@ -292,6 +293,48 @@ def test_a_scoring_keeps_the_finished_games_of_a_row_and_resumes_there(monkeypat
     assert command(score, *arguments, "--base-url", "http://127.0.0.1:9/v1") == 0  # nothing is left to play
 
 
+def test_stored_games_beyond_those_asked_are_not_lost(monkeypatch, tmp_path):
+    monkeypatch.setitem(PROTOCOLS, "machado2018", replace(MACHADO2018, max_episode_frames=40))
+    out = tmp_path / "s.json"
+    arguments = ("--agents", "api:m", "--games", "Carnival", "--num-envs", 1, "--out", out)
+    with endpoint(lambda number, _: "fire" if number <= 35 else (500, b"down")) as server:
+        asked = (*arguments, "--base-url", server.url, "--retries", 0)
+        assert command(score, *asked, "--episodes", 5) == 2
+        count = len(server.bodies)
+        assert command(score, *asked, "--episodes", 2) == 0
+        assert len(server.bodies) == count
+    (row,) = json.loads(out.read_text())["rows"]
+    assert (row["episodes"], len(row["scores"]), row["steps"]) == (3, 3, 30)
+
+
+def test_a_directory_that_is_named_like_a_model_is_no_checkpoint(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    assert agent_files(["api:model", "random", "vlm:model"]) == [Path("model")]
+    with endpoint(lambda *_: "fire") as server:
+        asked = ("--agent", "api:model", "--base-url", server.url, "--max-frames", 8, "--no-video")
+        assert command(play, *asked, "--out", "model") == 0
+
+
+def test_another_endpoint_is_another_play_but_another_time_out_is_not(tmp_path, capsys):
+    with endpoint(lambda *_: "fire") as server, endpoint(lambda *_: "left") as other:
+        assert plays(server, tmp_path, "--max-frames", 8)[0] == 0
+        assert plays(server, tmp_path, "--max-frames", 12, "--timeout", 9, "--cache", tmp_path / "c")[0] == 0
+        assert plays(other, tmp_path, "--max-frames", 12)[0] == 2
+        assert "holds a play with another base_url" in capsys.readouterr().err
+        assert not other.bodies
+
+
+def test_a_play_stored_before_there_were_endpoints_is_repeated(tmp_path):
+    arguments = ("--game", "Pong", "--agent", "random", "--max-frames", 8, "--no-video", "--out", tmp_path)
+    assert command(play, *arguments) == 0
+    (file,) = tmp_path.glob("*.json")
+    stored = json.loads(file.read_text())["arguments"]
+    assert {"image_tokens", "history", "max_new_tokens"} <= set(stored)
+    assert not {"api", "base_url", "limits"} & set(stored)
+    assert command(play, *arguments) == 0
+
+
 def test_a_recording_keeps_every_finished_game_and_gives_examples(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(PROTOCOLS, "machado2018", replace(MACHADO2018, max_episode_frames=40))
     out = tmp_path / "data"
@@ -349,6 +392,11 @@ def test_an_answer_is_an_action_only_where_it_leaves_no_doubt(text, action):
         (("--agent", "api:m", "--base-url", "x:80"), "expected --base-url as http://127.0.0.1:8000/v1, got 'x:80'"),
         (("--agent", "api:m", "--base-url", "http://u:p@x/v1"), "without a password"),
         (("--agent", "api:m", "--base-url", "http://x/v1", "--few-shot", 2), "--few-shot N and --examples DATASET"),
+        (
+            ("--agent", "api:m", "--base-url", "http://x/v1", "--image-tokens", 9),
+            "--image-tokens is for a model loaded",
+        ),
+        (("--agent", "api:m", "--base-url", "http://x/v1", "--history", 0), "--history must be at least 1"),
         (("--agent", "api:m", "--base-url", "http://x/v1", "--timeout", 0), "--timeout must be above 0"),
         (("--agent", "api:m", "--base-url", "http://x/v1", "--temperature", -1), "a temperature of at least 0"),
     ],
@@ -376,7 +424,7 @@ def test_a_whole_game_on_video_has_the_score_of_the_local_agent(tmp_path):
         assert command(play, *arguments, *asked) == 0
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     local, served = (json.loads(next((tmp_path / name).glob("*.json")).read_text()) for name in ("local", "served"))
     names = ("scores", "steps", "invalid")
     assert [served["rows"][0][name] for name in names] == [local["rows"][0][name] for name in names]

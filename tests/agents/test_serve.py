@@ -381,7 +381,7 @@ def process(directory, *options):
         yield re.search(r"http://\S+/v1", line)[0], running
     finally:
         running.send_signal(signal.SIGINT)
-        assert running.wait(30) == 0
+        assert running.wait(120) == 0  # on a busy machine the interpreter itself takes long to end
         assert "Traceback" not in running.stderr.read()
 
 
