@@ -13,6 +13,7 @@ from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
+import pyarrow.parquet as parquet
 import torch
 from jaxtyping import Float32
 
@@ -36,6 +37,7 @@ LOG_FLOOR = 1e-30
 GAMES = ("Carnival", "MsPacman")
 Row = dict[str, Any]
 Frame = np.ndarray
+Games = dict[str, tuple[Any, np.ndarray | None]]  # what is equal, and what is rounded, by game
 
 
 def run_twice(command: TinyCommand, work: Path) -> tuple[Path, Path]:
@@ -69,34 +71,49 @@ def compare_films(one: Path, other: Path) -> tuple[int, int]:
     return len(same), same.count(False)
 
 
-def compare_envs(command: TinyCommand, work: Path, read: Callable[[Path], dict[str, Any]]) -> Row:
-    """Return the row of a command that ran in one and in many environments: how many games differ."""
-    games = []
-    for num_envs in ENVS:
-        place = work / f"{command.name}-{num_envs}-envs"
-        shutil.rmtree(place, ignore_errors=True)
-        words = (*command.words, "--num-envs", str(num_envs))
-        if (ended := run_in_child(TinyCommand(command.name, command.module, words).run, place)).code:
-            raise RuntimeError(f"{command.name}: {last_line(ended)}")
-        games.append(read(place))
-    few, many = games
-    found = [name for name in sorted({*few, *many}) if few.get(name) != many.get(name)]
+def compare_envs(command: TinyCommand, work: Path, read: Callable[[Path], Games]) -> Row:
+    """Return the row of a command that ran in one and in many environments: how many games differ.
+
+    Probabilities of a batch are rounded otherwise than those of one frame: their largest difference is told beside.
+    """
+    few, many = (read(run_in_envs(command, work, num_envs)) for num_envs in ENVS)
+    found = [name for name in sorted({*few, *many}) if name not in few or few[name][0] != many.get(name, [None])[0]]
     row: Row = {"fault": f"{ENVS[0]} and {ENVS[1]} environments", "command": command.name, "games": len(few)}
-    return row | {"different": len(found), "examples": found[:MAX_EXAMPLES]}
+    row |= {"different": len(found), "examples": found[:MAX_EXAMPLES]}
+    values = [(few[name][1], many[name][1]) for name in few if name not in found and few[name][1] is not None]
+    if values:
+        row["max_probability_difference"] = float(max(np.abs(one - other).max() for one, other in values))
+    return row
 
 
-def recorded_games(place: Path) -> dict[str, Any]:
-    """Return the content of each recorded game."""
-    return {name: content for name, content in contents(place).items() if name.endswith(".parquet")}
+def run_in_envs(command: TinyCommand, work: Path, num_envs: int) -> Path:
+    """Run a command with a number of environments; return its directory."""
+    place = work / f"{command.name.replace(' ', '-')}-{num_envs}"
+    shutil.rmtree(place, ignore_errors=True)
+    words = (*command.words, "--num-envs", str(num_envs))
+    if (ended := run_in_child(TinyCommand(command.name, command.module, words).run, place)).code:
+        raise RuntimeError(f"{command.name}: {last_line(ended)}")
+    return place
 
 
-def scored_games(place: Path) -> dict[str, Any]:
+def recorded_games(place: Path) -> Games:
+    """Return the steps of each recorded game, and the probabilities of its actions if there are any."""
+    games: Games = {}
+    for file in sorted((place / "out" / "data").glob("*.parquet")):
+        table = parquet.read_table(file)
+        values = table["action_values"].to_pylist()
+        steps = table.drop_columns("action_values").to_pylist()
+        games[file.name] = (steps, None if None in values else np.array(values))
+    return games
+
+
+def scored_games(place: Path) -> Games:
     """Return the score of each game, by its place in the scores of a seed."""
     rows = json.loads((place / "scores.json").read_text())["rows"]
-    return {f"seed {row['seed']} game {i}": score for row in rows for i, score in enumerate(row["scores"])}
+    return {f"seed {row['seed']} game {i}": (score, None) for row in rows for i, score in enumerate(row["scores"])}
 
 
-def env_commands() -> Iterator[tuple[TinyCommand, Callable[[Path], dict[str, Any]]]]:
+def env_commands() -> Iterator[tuple[TinyCommand, Callable[[Path], Games]]]:
     """Yield recordings and scorings of twelve games, by a random agent and by the released policy."""
     recording, policy = (
         "agents.record --game Carnival --episodes 12 --max-frames 240 --out out",

@@ -19,7 +19,6 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -48,6 +47,7 @@ DISK_CASES = 3  # sizes of a disk, and file events from which on it is full
 MEMORY_SHARES = (0.3, 0.8)  # of the memory that an unbroken run takes
 FAULTS = ("untold", "torn", "hurt", "stuck", "lost", "doubled", "different", "left", "older", "unread")
 OLDER = "an older checkpoint was chosen"
+PATIENT = Kill(seconds=MAX_SECONDS)
 Case = tuple[str, Ended, dict[str, list[str]]]  # what was done, how the command ended, the paths of each fault
 Row = dict[str, Any]
 
@@ -75,7 +75,7 @@ class Trial:
         size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
         return cls(command, directory, unbroken, contents(directory), size, int(taken.read_text()), mounts)
 
-    def run(self, before: Callable[[], object] = lambda: None, kill: Kill = Kill(seconds=MAX_SECONDS)) -> Ended:
+    def run(self, before: Callable[[], object] = lambda: None, kill: Kill = PATIENT) -> Ended:
         """Run the command after `before`, which is called in its process."""
         return run_in_child(lambda: (before(), self.command.run())[1], self.directory, kill)
 

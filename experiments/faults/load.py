@@ -45,10 +45,9 @@ def sample_play(hours: float, num_envs: int, seed: int, samples: int = SAMPLES) 
     """Play at random and return (hours of game time, resident bytes, open files) at equal distances."""
     found: list[tuple[float, float, float]] = []
     with make_envs(find_game(GAME), num_envs) as envs:
-        agent, steps = RandomAgent(envs.action_names), 0
+        agent = RandomAgent(envs.action_names)
         step_hours = envs.protocol.frame_skip / EMULATOR_FRAMES_PER_SECOND / 3600
-        for _ in play_games(agent, envs, episode_seeds(seed, MAX_GAMES)):
-            steps += 1
+        for steps, _ in enumerate(play_games(agent, envs, episode_seeds(seed, MAX_GAMES)), start=1):
             if steps * step_hours >= hours * (len(found) + 1) / samples:
                 found.append((steps * step_hours, memory("VmRSS"), num_descriptors()))
             if len(found) == samples:
