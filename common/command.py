@@ -1,7 +1,7 @@
 """How a command runs and ends: alone in its output, with one line for a user's mistake and for a signal.
 
-The exit code is 2 after a mistake or without memory, 130 after Ctrl-C and 143 after SIGTERM; a defect keeps its
-traceback.
+The exit code is 2 after a mistake or at the end of memory or disk space, 130 after Ctrl-C and 143 after SIGTERM; a
+defect keeps its traceback.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import tyro
 
 from common.errors import UserError
+from common.exhaustion import exhausted
 from common.interruption import exit_code, interruptible
-from common.memory import is_out_of_memory
 from common.output_lock import output_lock, output_of
 from common.text import printable
 
@@ -26,7 +26,7 @@ from common.text import printable
 def run(main: Callable[[], int]) -> int:
     """Run a command's `main` and return its exit code; a `UserError` or `OSError` becomes one line on stderr.
 
-    So does the end of memory. What a terminal cannot show is printed as an escape.
+    So does the end of memory or disk space. What a terminal cannot show is printed as an escape.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -45,11 +45,9 @@ def run(main: Callable[[], int]) -> int:
         print(printable(f"error: {error}".replace("\n", " ")), file=sys.stderr)
         return 2
     except Exception as error:
-        if not is_out_of_memory(error):
+        if (line := exhausted(error)) is None:
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        advice = "free memory or choose smaller numbers, as of a batch or --num-envs; what was finished is kept"
-        print(printable(f"error: out of memory: {reason}; {advice}"), file=sys.stderr)
+        print(printable(f"error: {line}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
         print("interrupted; what was finished is kept: repeat the command to go on", file=sys.stderr)

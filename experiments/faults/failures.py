@@ -100,7 +100,10 @@ def untold(ended: Ended) -> list[str]:
     """Return the end of a command that failed with anything but one line and exit code 2."""
     lines = [line for line in re.split(r"[\r\n]+", ended.log) if "error: " in line]
     is_told = ended.code == 2 and len(lines) == 1 and "Traceback" not in ended.log
-    return [] if ended.code == 0 or is_told else [last_line(ended)]
+    if ended.code == 0 or is_told:
+        return []
+    errors = [line for line in ended.log.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return [f"exit {ended.code}: {errors[-1]}" if errors else last_line(ended)]
 
 
 def fill_small_disk(trial: Trial) -> Iterator[Case]:
