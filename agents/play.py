@@ -48,6 +48,7 @@ from agents.seen_frame import FrameReader
 from agents.video import MaskOverlay, Panel, VideoWriter, draw_transition, require_ffmpeg
 from common.command import command, require_at_least, run
 from common.errors import UserError
+from common.output_lock import output_lock
 from common.outputs import require_output_files, require_writable
 from common.results import RESULTS, new_result, read_result, write_result
 from common.run_arguments import changed_arguments, to_json
@@ -371,12 +372,13 @@ def play(args: Args) -> str:
         if trained_games is not None and game.name not in trained_games:
             print(f"note: this model was not trained on {game.title}, only on {', '.join(trained_games)}")
         recorder = EpisodeRecorder(args, envs, agent, settings)
-        require_own_outputs(args, recorder, build_result(args, envs, recorder))
-        run_episodes(args, envs, agent, recorder)
-    if not recorder.rows:
-        raise recorder.stopped_by or KeyboardInterrupt
-    result = build_result(args, envs, recorder)
-    write_result(recorder.result_file, result)
+        with output_lock(recorder.result_file):
+            require_own_outputs(args, recorder, build_result(args, envs, recorder))
+            run_episodes(args, envs, agent, recorder)
+            if not recorder.rows:
+                raise recorder.stopped_by or KeyboardInterrupt
+            result = build_result(args, envs, recorder)
+            write_result(recorder.result_file, result)
     videos = [f"video: {video}" for video in result["rows"][0]["videos"]]
     report = "\n".join([format_scores(game, result), *videos, f"result: {recorder.result_file}"])
     if recorder.stopped_by:
@@ -385,7 +387,7 @@ def play(args: Args) -> str:
     return report
 
 
-main = command(Args, play, __doc__, "{}", output=lambda _: None)  # several may play into one directory
+main = command(Args, play, __doc__, "{}", output=lambda _: None)  # the lock is the result file's
 
 if __name__ == "__main__":
     sys.exit(run(main))

@@ -1,6 +1,7 @@
 """How a command runs and ends: alone in its output, with one line for a user's mistake and for a signal.
 
-The exit code is 2 after a mistake, 130 after Ctrl-C and 143 after SIGTERM; a defect keeps its traceback.
+The exit code is 2 after a mistake or at the end of memory or disk space, 130 after Ctrl-C and 143 after SIGTERM; a
+defect keeps its traceback.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import tyro
 
 from common.errors import UserError
+from common.exhaustion import exhausted
 from common.interruption import exit_code, interruptible
 from common.output_lock import output_lock, output_of
 from common.text import printable
@@ -25,7 +27,7 @@ from common.text import printable
 def run(main: Callable[[], int]) -> int:
     """Run a command's `main` and return its exit code; a `UserError` or `OSError` becomes one line on stderr.
 
-    What a terminal cannot show is printed as an escape.
+    So does the end of memory or disk space. What a terminal cannot show is printed as an escape.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -42,6 +44,11 @@ def run(main: Callable[[], int]) -> int:
         return 2
     except (UserError, OSError) as error:
         print(printable(f"error: {error}".replace("\n", " ")), file=sys.stderr)
+        return 2
+    except Exception as error:
+        if (line := exhausted(error)) is None:
+            raise
+        print(printable(f"error: {line}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
         print("interrupted; what was finished is kept: repeat the command to go on", file=sys.stderr)

@@ -11,6 +11,13 @@ mutations: files of every format that others may send, and requests, are damaged
 many were refused in one line or read, and how many ran code, wrote outside the working directory, ended in a traceback,
 took more than 30 s or 1 GB, or printed a control sequence.
 
+failures: the disk fills up, a folder cannot be written, two runs meet in one folder, the clock jumps, memory ends. A row
+counts what was not said in one line, what was not whole afterwards, and what a repeat did not make good.
+
+determinism: the same command twice, and 1 and 12 games at once; the decisions in which the engines differ.
+
+load: 64 games at once for 10 hours of their time: the growth of memory and of open files.
+
 Rows accumulate: repeat the command to resume a killed run. Rows of other settings are kept beside.
 """
 
@@ -28,8 +35,11 @@ from common.output_lock import output_lock
 from common.outputs import require_output_files
 from common.results import RESULTS
 from experiments.faults import mutations
+from experiments.faults.determinism import measure_determinism
+from experiments.faults.failures import measure_failures
 from experiments.faults.formats import FORMATS
 from experiments.faults.kills import measure
+from experiments.faults.load import measure_load
 from experiments.faults.parts import Row, run_jobs
 from experiments.faults.tiny_commands import LINES, prepare, tiny_commands
 from experiments.studies.jobs import Job
@@ -91,7 +101,13 @@ def mutation_jobs(args: Args) -> Iterator[Job]:
         yield Job(key, 0, partial(mutations.measure, form, args.work / "mutations", args.seed, count))
 
 
-PARTS: dict[str, Callable[[Args], Iterator[Job]]] = {"kills": kill_jobs, "mutations": mutation_jobs}
+PARTS: dict[str, Callable[[Args], Iterator[Job]]] = {
+    "kills": kill_jobs,
+    "mutations": mutation_jobs,
+    "failures": streamed("failures", measure_failures),
+    "determinism": streamed("determinism", measure_determinism),
+    "load": streamed("load", measure_load),
+}
 
 
 def measure_faults(args: Args) -> Path:
