@@ -8,6 +8,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,10 @@ def compare_runs(command: TinyCommand, work: Path) -> Row:
 
 def compare_films(one: Path, other: Path) -> tuple[int, int]:
     """Return the number of frames of two films and how many of them differ in a bit."""
-    missing = np.zeros(0)
-    pairs = itertools.zip_longest(imageio.get_reader(one), imageio.get_reader(other), fillvalue=missing)
-    same = [np.array_equal(first, second) for first, second in pairs]
+    with ExitStack() as stack:
+        readers: list[Any] = [stack.enter_context(imageio.get_reader(film)) for film in (one, other)]
+        pairs = itertools.zip_longest(*readers, fillvalue=np.zeros(0))
+        same = [np.array_equal(first, second) for first, second in pairs]
     return len(same), same.count(False)
 
 
@@ -80,9 +82,14 @@ def compare_envs(command: TinyCommand, work: Path, read: Callable[[Path], Games]
     found = [name for name in sorted({*few, *many}) if name not in few or few[name][0] != many.get(name, [None])[0]]
     row: Row = {"fault": f"{ENVS[0]} and {ENVS[1]} environments", "command": command.name, "games": len(few)}
     row |= {"different": len(found), "examples": found[:MAX_EXAMPLES]}
-    values = [(few[name][1], many[name][1]) for name in few if name not in found and few[name][1] is not None]
+    same = [name for name in few if name not in found]
+    values = [
+        (one, other)
+        for one, other in ((few[name][1], many[name][1]) for name in same)
+        if one is not None and other is not None
+    ]
     if values:
-        row["max_probability_difference"] = float(max(np.abs(one - other).max() for one, other in values))
+        row["max_probability_difference"] = max(float(np.abs(one - other).max()) for one, other in values)
     return row
 
 
