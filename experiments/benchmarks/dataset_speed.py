@@ -15,6 +15,7 @@ short game repeated; they lie in the temporary directory (`TMPDIR`). Each round 
 - append: one episode more, as uint8 frames, and the dataset opened again.
 """
 
+import mmap
 import shutil
 import sys
 import tempfile
@@ -193,12 +194,13 @@ def minari_episode(episode: Episode) -> EpisodeBuffer:
 
 def write_datasets(folder: Path, info: DatasetInfo, episode: Episode, count: int) -> None:
     """Write an episode `count` times as a dataset directory and as a Minari dataset."""
-    writer, pngs = EpisodeWriter(folder / OURS, info), [encode_png(frame) for frame in episode.frames]
+    frames = np.asarray(episode.frames)
+    writer, pngs = EpisodeWriter(folder / OURS, info), [encode_png(frame) for frame in frames]
     for seed in range(count):
         writer.append(replace(episode, frames=pngs, seed=seed))
     (folder / MINARI).mkdir()
-    spaces = (gymnasium.spaces.Box(0, 255, episode.frames[0].shape, np.uint8), gymnasium.spaces.Discrete(18))
-    storage = MinariStorage.new(folder / MINARI, *spaces, None, "hdf5")
+    observations = gymnasium.spaces.Box(np.zeros_like(frames[0]), np.full_like(frames[0], 255), dtype=np.uint8)
+    storage = MinariStorage.new(folder / MINARI, observations, gymnasium.spaces.Discrete(18), None, "hdf5")
     storage.update_metadata({"dataset_id": "benchmark/dataset-v0", "minari_version": minari.__version__})
     storage.update_episodes([minari_episode(episode)])
     with h5py.File(folder / MINARI / "main_data.hdf5", "a", track_order=True) as file:
@@ -225,7 +227,7 @@ def measure_reads(name: str, folder: Path, reads: int, count: int) -> dict[str, 
     process, rng = psutil.Process(), np.random.default_rng(SEED)
     before = process.memory_info().rss
     reader, opened = _timed(lambda: READERS[name](folder))
-    memory = process.memory_info().rss - before
+    memory = max(mmap.PAGESIZE, process.memory_info().rss - before)  # few rows may fit into what the process has
     places = [(int(rng.integers(count)), int(rng.integers(EPISODE_STEPS))) for _ in range(reader.seeks(reads))]
     seeking = _timed(lambda: [reader.frame(*place) for place in places])[1]
     reading = _timed(lambda: [reader.episode(number) for number in range(WHOLE_EPISODES)])[1]
