@@ -166,13 +166,18 @@ def run_twice(trial: Trial) -> Iterator[Case]:
     first.start()
     here.recv()  # the first waits before its event
     beside = trial.directory.with_name(f"{trial.directory.name}-second")
-    second = run_in_child(lambda: (os.chdir(trial.directory), trial.command.run())[1], beside)
+    second = run_in_child(partial(_run_in, trial.directory, trial.command), beside)
     here.send("go on")
     ended: Ended = here.recv()
     first.join()
     faults = {"untold": untold(second) if second.code else ["it was not refused"]}
     faults["hurt"] = [last_line(ended)] if ended.code else []
     yield f"event {event}", second, faults | differences(trial.whole, contents(trial.directory))
+
+
+def _run_in(directory: Path, command: TinyCommand) -> int:
+    os.chdir(directory)
+    return command.run()
 
 
 def _run_first(trial: Trial, event: int, parent: Connection) -> None:
