@@ -166,7 +166,7 @@ def run_twice(trial: Trial) -> Iterator[Case]:
     first.start()
     here.recv()  # the first waits before its event
     beside = trial.directory.with_name(f"{trial.directory.name}-second")
-    second = run_in_child(partial(_run_in, trial.directory, trial.command), beside)
+    second = run_in_child(partial(_run_in, trial), beside)
     here.send("go on")
     ended: Ended = here.recv()
     first.join()
@@ -175,9 +175,9 @@ def run_twice(trial: Trial) -> Iterator[Case]:
     yield f"event {event}", second, faults | differences(trial.whole, contents(trial.directory))
 
 
-def _run_in(directory: Path, command: TinyCommand) -> int:
-    os.chdir(directory)
-    return command.run()
+def _run_in(trial: Trial) -> int:
+    os.chdir(trial.directory)
+    return trial.command.run()
 
 
 def _run_first(trial: Trial, event: int, parent: Connection) -> None:
