@@ -11,7 +11,7 @@ mutations: files of every format that others may send, and requests, are damaged
 many were refused in one line or read, and how many ran code, wrote outside the working directory, ended in a traceback,
 took more than 30 s or 1 GB, or printed a control sequence.
 
-failures: the disk fills up, a folder cannot be written, two runs meet in one folder, the clock jumps, memory ends. A row
+failures: the disk fills up, a folder is read-only, two runs meet in one folder, the clock jumps, memory ends. A row
 counts what was not said in one line, what was not whole afterwards, and what a repeat did not make good.
 
 determinism: the same command twice, and 1 and 12 games at once; the decisions in which the engines differ.
