@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -40,6 +40,18 @@ class Agent(Protocol):
     def act(self, frames: np.ndarray) -> Actions:
         """Return the actions for the frames uint8[n, H, W, 3] of all environments."""
         ...
+
+
+def report_idle(agent: Any, idle: np.ndarray) -> None:
+    """Tell an agent, also within others, which environments idle, bool[n], if it has a method `set_idle`.
+
+    Such an agent pays for its answers; the others compute for idle environments, too.
+    """
+    while not hasattr(agent, "set_idle"):
+        if not hasattr(agent, "agent"):
+            return
+        agent = agent.agent
+    agent.set_idle(idle)
 
 
 def reset_states(states: list[State], seeds: Sequence[int | None], new_state: Callable[[int], State]) -> list[State]:

@@ -14,12 +14,12 @@ makes in the user's browser are refused: they name another host or origin.
 import json
 import threading
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from agents.ask_session import AskSession
+from agents.json_server import JsonHandler, JsonServer
 from common.errors import UserError
 
 PAGE = Path(__file__).with_name("ask.html")
@@ -28,16 +28,11 @@ MAX_PICTURE_BYTES = 2**25
 BAKED = '<script type="application/json" id="baked">null</script>'
 
 
-class AskServer(ThreadingHTTPServer):
+class AskServer(JsonServer):
     """Serves one session; requests wait for one another."""
 
-    daemon_threads = True
-
     def __init__(self, session: AskSession, port: int):
-        try:
-            super().__init__((HOST, port), AskHandler)
-        except (OSError, OverflowError) as error:
-            raise UserError(f"--port {port} cannot be used: {error}; 0 takes any free one") from error
+        super().__init__(HOST, port, AskHandler)
         self.session, self.lock = session, threading.Lock()
 
     @property
@@ -46,35 +41,27 @@ class AskServer(ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_port}/"
 
 
-class AskHandler(BaseHTTPRequestHandler):
+class AskHandler(JsonHandler):
     """Answers one request."""
 
     server: AskServer
-    protocol_version = "HTTP/1.1"
-    timeout = 60  # seconds, of an idle connection
 
-    def do_GET(self) -> None:
-        """Send the page or an answer."""
-        self._respond({"info", "state", "grid", "pixel", "mask"})
-
-    def do_POST(self) -> None:
-        """Move on, or take a picture, and send the new state."""
-        self._respond({"step", "restart", "picture"})
-
-    def _respond(self, known: set[str]) -> None:
-        url = urlsplit(self.path)
-        name = url.path.removeprefix("/api/")
+    def respond(self) -> None:
+        """Send the page, an answer or a refusal."""
+        known = {"GET": {"info", "state", "grid", "pixel", "mask"}, "POST": {"step", "restart", "picture"}}
         try:
+            url = urlsplit(self.path)
+            name = url.path.removeprefix("/api/")
             if not self._is_own_page():
-                self._send_json(HTTPStatus.FORBIDDEN, {"error": "expected a request of this server's own page"})
+                self.send_json(HTTPStatus.FORBIDDEN, {"error": "expected a request of this server's own page"})
             elif url.path == "/" and self.command == "GET":
-                self._send(HTTPStatus.OK, "text/html; charset=utf-8", PAGE.read_bytes())
-            elif url.path == f"/api/{name}" and name in known:
-                self._send_json(HTTPStatus.OK, self._answer(name, parse_qs(url.query)))
+                self.send(HTTPStatus.OK, "text/html; charset=utf-8", PAGE.read_bytes())
+            elif url.path == f"/api/{name}" and name in known[self.command]:
+                self.send_json(HTTPStatus.OK, self._answer(name, parse_qs(url.query)))
             else:
-                self._send_json(HTTPStatus.NOT_FOUND, {"error": f"there is no {self.command} {url.path}"})
-        except UserError as error:
-            self._send_json(HTTPStatus.BAD_REQUEST, {"error": " ".join(str(error).split())})
+                self.send_json(HTTPStatus.NOT_FOUND, {"error": f"there is no {self.command} {url.path}"})
+        except (UserError, ValueError) as error:  # urlsplit raises ValueError
+            self.send_json(HTTPStatus.BAD_REQUEST, {"error": " ".join(str(error).split())})
 
     def _is_own_page(self) -> bool:
         own = {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")}
@@ -82,7 +69,7 @@ class AskHandler(BaseHTTPRequestHandler):
         return self.headers.get("Host") in own and (origin is None or urlsplit(origin).netloc in own)
 
     def _answer(self, name: str, query: dict[str, list[str]]) -> dict[str, Any]:
-        content = self._read_picture() if name == "picture" else b""
+        content = self.read_body(MAX_PICTURE_BYTES, "a picture") if name == "picture" else b""
         session = self.server.session
         with self.server.lock:
             if name == "pixel":
@@ -90,28 +77,6 @@ class AskHandler(BaseHTTPRequestHandler):
             if name == "mask":
                 return session.mask(query.get("expression", [""])[0])
             return session.show_picture(content) if name == "picture" else getattr(session, name)()
-
-    def _read_picture(self) -> bytes:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or not 0 < int(length) <= MAX_PICTURE_BYTES:
-            self.close_connection = True  # what is left of the body is no request
-            raise UserError(f"expected a picture of up to {MAX_PICTURE_BYTES:,} bytes, got {length or 'no length'}")
-        return self.rfile.read(int(length))
-
-    def _send_json(self, status: HTTPStatus, content: dict[str, Any]) -> None:
-        self._send(status, "application/json", json.dumps(content).encode())
-
-    def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
-        self.send_response(status)
-        headers = {"Content-Type": kind, "Content-Length": str(len(content)), "Cache-Control": "no-store"}
-        headers |= {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        """Print nothing."""
 
 
 def _integer(query: dict[str, list[str]], name: str) -> int:

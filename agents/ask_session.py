@@ -4,14 +4,13 @@ Images are PNGs as data URLs; colors of a grid are its bytes, row by row, in bas
 """
 
 import base64
-import io
 import time
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from agents.agent import Actions, Agent
+from agents.data_url import png_url
 from agents.frame_questions import FrameQuestions, QuestionedModel, still_frames
 from agents.frame_stack import FrameStack
 from common.errors import UserError
@@ -166,13 +165,6 @@ def mask_overlay(mask: np.ndarray) -> np.ndarray:
     interior = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     opacity = np.where(interior, MASK_FILL, MASK_BORDER) * mask
     return np.dstack([np.full((*mask.shape, 3), MASK_COLOR, np.uint8), opacity.astype(np.uint8)])
-
-
-def png_url(image: np.ndarray) -> str:
-    """Return an image uint8[H, W, 3 or 4] as a PNG in a data URL."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def base64_bytes(values: np.ndarray) -> str:

@@ -8,6 +8,7 @@
 A frame is encoded once, and every answer is kept. A checkpoint is asked only what it was trained on.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -102,12 +103,18 @@ class FrameQuestions:
 
     def cell(self, row: int, column: int) -> UInt8[np.ndarray, "3"]:
         """Return the answered color of one cell; `UserError` if there is no such cell."""
+        return self.cells([(row, column)])[0]
+
+    def cells(self, cells: Sequence[tuple[int, int]]) -> UInt8[np.ndarray, "K 3"]:
+        """Return the answered colors of cells (row, column); `UserError` if there is no such cell."""
         rows, columns = self.true_grid.shape[:2]
-        if not (0 <= row < rows and 0 <= column < columns):
-            raise UserError(f"expected a cell of a grid of {rows} x {columns}, got row {row}, column {column}")
+        for row, column in cells:
+            if not (0 <= row < rows and 0 <= column < columns):
+                raise UserError(f"expected a cell of a grid of {rows} x {columns}, got row {row}, column {column}")
+        coordinates = np.array(cells).reshape(-1, 2)
         if self._grid:
-            return self._grid.predicted[row, column]
-        return self._predict(np.array([[row, column]]))[0]
+            return self._grid.predicted[coordinates[:, 0], coordinates[:, 1]]
+        return self._predict(coordinates)
 
     def grid(self) -> GridAnswer:
         """Return the answered colors of all cells, beside the true ones."""

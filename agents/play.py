@@ -7,6 +7,7 @@
     python -m agents.play --game MsPacman --checkpoint runs/clone/best --decode generate
     python -m agents.play --game MsPacman --highlight "the red ghost"
     python -m agents.play --game Carnival --see
+    python -m agents.play --game Carnival --agent api:llava --base-url http://127.0.0.1:11434/v1
 
 Each game becomes an mp4 at the game's own speed: frames, the agent's text action, the scores of all legal actions as
 bars, the running score; with `--see` also the color that the model answers for every cell of a grid, above the truth.
@@ -21,21 +22,25 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+import tyro
 from tqdm import tqdm
 
 from agents.agent import Agent
+from agents.api_config import ApiConfig, ApiError
 from agents.human_agent import Window
+from agents.model_limits import ModelLimits
 from agents.registry import (
     EXPERTS,
-    ModelLimits,
+    agent_files,
+    agent_settings,
     checkpoint_path,
     make_agent,
     needs_emulator,
     parse_agent_id,
-    vlm_settings,
+    result_protocol,
 )
 from agents.rollout import Transition, play_games
 from agents.score_rows import group_rows
@@ -43,6 +48,7 @@ from agents.seen_frame import FrameReader
 from agents.video import MaskOverlay, Panel, VideoWriter, draw_transition, require_ffmpeg
 from common.command import command, require_at_least, run
 from common.errors import UserError
+from common.output_lock import output_lock
 from common.outputs import require_output_files, require_writable
 from common.results import RESULTS, new_result, read_result, write_result
 from common.run_arguments import changed_arguments, to_json
@@ -64,7 +70,7 @@ class Args:
     game: str = "Carnival"
     """The game, in any reasonable spelling: Carnival, "Ms. Pac-Man", ALE/Pong-v5."""
     agent: str = "vlm"
-    """vlm, vlm:DIR, random, sb3:PATH, human, planner, mspacman-expert, carnival-expert or paddle-expert."""
+    """vlm, vlm:DIR, random, sb3:PATH, api:MODEL, human, planner, mspacman-expert, carnival-expert or paddle-expert."""
     checkpoint: Path | None = None
     """The VLM that plays; by default the released policy."""
     episodes: int = 1
@@ -79,12 +85,8 @@ class Args:
     """Sampling temperature; 0 is greedy; by default the one chosen for the checkpoint."""
     engine: Literal["auto", "torch", "openvino"] = "auto"
     """What computes a VLM's probabilities: torch (float32), openvino (fast on a CPU), auto (openvino on a CPU)."""
-    image_tokens: int | None = None
-    """The most tokens that a model of transformers may take for an image; by default one tile."""
-    history: int | None = None
-    """Frames that a model of transformers sees, each as an image; by default as its checkpoint, else 1."""
-    max_new_tokens: int | None = None
-    """The most tokens of an answer with --decode generate; a chain of thought needs hundreds."""
+    limits: Annotated[ModelLimits, tyro.conf.arg(name="")] = ModelLimits()
+    """How much a model that plays reads and writes."""
     max_frames: int | None = None
     """Stop a game after this many emulator frames (60 a second); it then counts as unfinished."""
     out: Path = Path("videos")
@@ -103,10 +105,13 @@ class Args:
     """The checkpoint trained on pixel values that is asked; by default the model that plays."""
     render: Literal["none", "human"] = "none"
     """human: show the game in a window."""
+    api: Annotated[ApiConfig, tyro.conf.arg(name="")] = ApiConfig()
+    """The endpoint of --agent api:MODEL."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "episodes", "max_frames", "see_every", "image_tokens", "history", "max_new_tokens")
+        require_at_least(self, 1, "episodes", "max_frames", "see_every")
         parsed = parse_agent_id(self.agent)
+        self.api.check_agents(parsed[:1], self.limits)
         if self.checkpoint and parsed != ("vlm", None):
             raise UserError(f"--checkpoint is for --agent vlm, got --agent {self.agent}")
         if self.highlight.strip() and not self.video:
@@ -134,11 +139,6 @@ class Args:
         """The agent's id, with the checkpoint."""
         return f"vlm:{self.checkpoint}" if self.checkpoint else self.agent
 
-    @property
-    def limits(self) -> ModelLimits:
-        """How much a model of transformers reads and writes."""
-        return ModelLimits(self.image_tokens, self.history, self.max_new_tokens)
-
 
 class EpisodeRecorder:
     """Films, shows and scores one episode after the other; keeps a row for each."""
@@ -146,9 +146,9 @@ class EpisodeRecorder:
     def __init__(self, args: Args, envs: GameEnvs, agent: Agent, settings: dict[str, Any]):
         self.args, self.envs, self.agent, self.settings = args, envs, agent, settings
         self.rows: list[dict[str, Any]] = []
-        self.interruption: KeyboardInterrupt | None = None
+        self.stopped_by: KeyboardInterrupt | ApiError | None = None
         self.interrupted = True  # until all episodes have ended
-        self._name = f"{envs.game.name}-{agent.name}-seed{args.seed}" + args.shown
+        self._name = file_stem(envs.game.name, agent.name, args.seed) + args.shown
         self._video: VideoWriter | None = None
         self._overlay: MaskOverlay | None = None
         if args.highlight.strip():
@@ -207,14 +207,14 @@ class EpisodeRecorder:
         return self
 
     def __exit__(self, _type: type[BaseException] | None, error: BaseException | None, *_: object) -> bool:
-        """Finish the video, or delete it after an error; Ctrl-C or SIGTERM ends the play and is kept."""
-        self.interruption = error if isinstance(error, KeyboardInterrupt) else None
-        self.interrupted = self.interruption is not None
-        if error is None or self.interruption:
+        """Finish the video, or delete it after an error; Ctrl-C, SIGTERM and an endpoint's failure end the play."""
+        self.stopped_by = error if isinstance(error, KeyboardInterrupt | ApiError) else None
+        self.interrupted = self.stopped_by is not None
+        if error is None or self.interrupted:
             self.close()
         elif self._video:
             self._video.discard()
-        return self.interruption is not None
+        return self.interrupted
 
 
 def open_reader(args: Args, agent: Agent) -> FrameReader:
@@ -232,6 +232,11 @@ def open_reader(args: Args, agent: Agent) -> FrameReader:
     return FrameReader(model, args.see_every)
 
 
+def file_stem(game: str, agent: str, seed: int) -> str:
+    """Return the name of a play's files without their ending: an agent's name may hold slashes."""
+    return f"{game}-{re.sub(r'[^A-Za-z0-9_.]+', '-', agent)}-seed{seed}"
+
+
 def require_space(args: Args) -> None:
     """Refuse a directory that cannot be written or has no space for a video."""
     free = shutil.disk_usage(require_writable(args.out)).free
@@ -242,9 +247,8 @@ def require_space(args: Args) -> None:
 def require_own_outputs(args: Args, recorder: EpisodeRecorder, result: dict[str, Any]) -> None:
     """Refuse to write over the result or the films of another play, and over a file that is read."""
     films = [recorder.video_file(number) for number in range(args.episodes)] if args.video else []
-    _, path = parse_agent_id(args.agent)
-    file = recorder.result_file
-    require_output_files([file, *films], [Path(path)] if path and Path(path).is_file() else [], own=file)
+    read, file = [path for path in agent_files([args.agent]) if path.is_file()], recorder.result_file
+    require_output_files([file, *films], read, own=file)
     if not file.exists():
         return
     stored = read_result(file)
@@ -272,14 +276,20 @@ def run_episodes(args: Args, envs: GameEnvs, agent: Agent, recorder: EpisodeReco
             recorder.close()
 
 
+def played_arguments(args: Args) -> dict[str, Any]:
+    """Return the arguments that decide what is played and shown, as JSON values; an endpoint's where one plays."""
+    arguments = to_json(args)
+    arguments |= arguments.pop("limits") | (args.api.played() if parse_agent_id(args.agent)[0] == "api" else {})
+    return {name: arguments[name] for name in arguments if name not in ("out", "render", "video", "api")}
+
+
 def build_result(args: Args, envs: GameEnvs, recorder: EpisodeRecorder) -> dict[str, Any]:
-    """Return the result (`common.results`) with the `vlm_settings`; the scores of unfinished games are kept apart."""
+    """Return the result (`common.results`) with the `agent_settings`; the scores of unfinished games are kept apart."""
     rows = recorder.rows
     steps, seconds = sum(row["steps"] for row in rows), sum(row["seconds"] for row in rows)
-    result = new_result("play", envs.protocol.to_dict(), [args.seed])
+    result = new_result("play", result_protocol(envs.protocol, [args.agent], args.api), [args.seed])
     result["seconds"], result["interrupted"] = round(seconds, 2), recorder.interrupted
-    arguments = to_json(args)
-    result["arguments"] = {name: arguments[name] for name in arguments if name not in ("out", "render", "video")}
+    result["arguments"] = played_arguments(args)
     found: dict[str, Any] = {
         "agent": args.agent_id,
         "game": envs.game.name,
@@ -295,6 +305,8 @@ def build_result(args: Args, envs: GameEnvs, recorder: EpisodeRecorder) -> dict[
     found |= recorder.reader.summary() if recorder.reader and steps else {}
     settings = recorder.settings
     found |= settings | ({"temperature": getattr(recorder.agent, "temperature", None)} if settings else {})
+    found |= getattr(recorder.agent, "usage", dict)()
+    found |= {"failure": str(recorder.stopped_by)} if isinstance(recorder.stopped_by, ApiError) else {}
     return result | {"rows": [found]}
 
 
@@ -321,6 +333,10 @@ def format_scores(game: Game, result: dict[str, Any]) -> str:
         lines[-1] += (
             f"; {row['see_grid']} pixel values: {row['see_ms']:.0f} ms a frame, {row['see_mae']:.1f} of 255 off"
         )
+    if "requests" in row:
+        cost = "" if row["cost"] is None else f", {row['cost']:g} dollars"
+        tokens = f"{row['prompt_tokens']:,} + {row['completion_tokens']:,} tokens"
+        lines.append(f"  {row['requests']} requests, {row['cached_answers']} answers from the cache, {tokens}{cost}")
     return "\n".join(lines)
 
 
@@ -347,28 +363,31 @@ def play(args: Args) -> str:
         require_ffmpeg()
     episode_seeds(args.seed, args.episodes)  # refuses a seed out of range before the model loads
     # hashes the weights before anything is played
-    settings = vlm_settings(args.agent_id, args.decode, args.temperature, args.engine, limits=args.limits)
+    settings = agent_settings(
+        args.agent_id, args.decode, args.temperature, args.engine, limits=args.limits, api=args.api
+    )
     with make_envs(game, 1, protocol, searchable=needs_emulator(args.agent)) as envs:
-        agent = make_agent(args.agent_id, envs, args.decode, args.temperature, args.engine, args.limits)
+        agent = make_agent(args.agent_id, envs, args.decode, args.temperature, args.engine, args.limits, args.api)
         trained_games = getattr(agent, "training", {}).get("games")
         if trained_games is not None and game.name not in trained_games:
             print(f"note: this model was not trained on {game.title}, only on {', '.join(trained_games)}")
         recorder = EpisodeRecorder(args, envs, agent, settings)
-        require_own_outputs(args, recorder, build_result(args, envs, recorder))
-        run_episodes(args, envs, agent, recorder)
-    if not recorder.rows:
-        raise recorder.interruption or KeyboardInterrupt
-    result = build_result(args, envs, recorder)
-    write_result(recorder.result_file, result)
+        with output_lock(recorder.result_file):
+            require_own_outputs(args, recorder, build_result(args, envs, recorder))
+            run_episodes(args, envs, agent, recorder)
+            if not recorder.rows:
+                raise recorder.stopped_by or KeyboardInterrupt
+            result = build_result(args, envs, recorder)
+            write_result(recorder.result_file, result)
     videos = [f"video: {video}" for video in result["rows"][0]["videos"]]
     report = "\n".join([format_scores(game, result), *videos, f"result: {recorder.result_file}"])
-    if recorder.interruption:
+    if recorder.stopped_by:
         print(report)
-        raise recorder.interruption
+        raise recorder.stopped_by
     return report
 
 
-main = command(Args, play, __doc__, "{}", output=lambda _: None)  # several may play into one directory
+main = command(Args, play, __doc__, "{}", output=lambda _: None)  # the lock is the result file's
 
 if __name__ == "__main__":
     sys.exit(run(main))

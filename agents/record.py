@@ -15,13 +15,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+import tyro
 from tqdm import tqdm
 
 from agents.agent import Agent
 from agents.agent_wrappers import ActionRepeatAgent, ExpertLabelledAgent, RandomActionAgent
+from agents.api_config import ApiConfig
+from agents.model_limits import ModelLimits
 from agents.registry import (
     EXPERTS,
     agent_files,
@@ -54,7 +57,7 @@ class Args:
     out: Path
     """The dataset directory; an existing one of the same game, protocol and agent is continued."""
     agent: str = "planner"
-    """planner, mspacman-expert, carnival-expert, paddle-expert, vlm, vlm:DIR, sb3:PATH, random or human."""
+    """planner, mspacman-expert, carnival-expert, paddle-expert, vlm, vlm:DIR, sb3:PATH, api:MODEL, random or human."""
     expert: str | None = None
     """The agent that values every action, if not the player: an expert, or vlm:DIR by its probabilities."""
     episodes: int = 10
@@ -75,6 +78,10 @@ class Args:
     """What computes a VLM's probabilities: torch, or openvino (faster on a CPU)."""
     num_envs: int = 1
     """Number of games played in parallel."""
+    limits: Annotated[ModelLimits, tyro.conf.arg(name="")] = ModelLimits()
+    """How much a model that plays reads and writes."""
+    api: Annotated[ApiConfig, tyro.conf.arg(name="")] = ApiConfig()
+    """The endpoint of --agent api:MODEL."""
     max_frames: int | None = None
     """Truncate every game after this many emulator frames: many openings instead of a few whole games."""
 
@@ -82,6 +89,7 @@ class Args:
         require_at_least(self, 1, "episodes", "label_every", "action_repeat", "num_envs", "max_frames")
         if not 0 <= self.random_action_prob < 1:
             raise UserError(f"--random-action-prob must be at least 0 and below 1, got {self.random_action_prob}")
+        self.api.check_agents(parse_agent_id(self.agent)[:1], self.limits)
         if self.expert and parse_agent_id(self.expert)[0] not in (known := (*EXPERTS, "vlm")):
             choices = ", ".join(known)
             raise UserError(f"--expert must be an agent that values every action ({choices}), got {self.expert!r}")
@@ -116,7 +124,9 @@ def finished_episodes(transitions: Iterator[Transition]) -> Iterator[Episode]:
 
 def make_player(args: Args, envs: GameEnvs) -> Agent:
     """Return the agent of `args` in the wrappers of `args`."""
-    agent = make_agent(args.agent, envs, temperature=args.temperature, engine=args.engine)
+    agent = make_agent(
+        args.agent, envs, temperature=args.temperature, engine=args.engine, limits=args.limits, api=args.api
+    )
     if args.action_repeat > 1:
         agent = ActionRepeatAgent(agent, args.action_repeat)
     if args.random_action_prob:

@@ -1,16 +1,19 @@
-"""Agents by id: `vlm`, `vlm:DIR`, `random`, `sb3:PATH`, `human`, and the experts that search the emulator."""
+"""Agents by id: `vlm`, `vlm:DIR`, `random`, `sb3:PATH`, `api:MODEL`, `human`, and experts that search the emulator."""
 
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from agents.agent import Agent
+from agents.api_config import NO_ENDPOINT, ApiConfig
+from agents.model_limits import NO_LIMITS, ModelLimits
 from agents.random_agent import RandomAgent
 from common.errors import UserError
 from envs.atari import EmulatorEnvs, GameEnvs
+from envs.protocol import Protocol
 from vlm.released_checkpoints import RELEASED_POLICY
 
 EXPERT_GAMES: dict[str, tuple[str, ...]] = {  # the games of each expert; the planner plays all
@@ -20,25 +23,13 @@ EXPERT_GAMES: dict[str, tuple[str, ...]] = {  # the games of each expert; the pl
     "paddle-expert": ("Pong", "Breakout"),
 }
 EXPERTS = tuple(EXPERT_GAMES)
-AGENT_TYPES = ("vlm", "random", *EXPERTS, "sb3", "human")
+AGENT_TYPES = ("vlm", "random", *EXPERTS, "sb3", "api", "human")
 OLD_AGENT_IDS = {"pathfinder": "mspacman-expert", "marksman": "carnival-expert", "tracker": "paddle-expert"}
 OLD_WRAPPER_NAMES = {
     ", noise ": ", random actions ",
     ", thinking every ": ", action repeat ",
     " taught by ": " labelled by ",
 }
-
-
-@dataclass(frozen=True)
-class ModelLimits:
-    """How much a model of transformers reads and writes for a decision; None: as its checkpoint says."""
-
-    image_tokens: int | None = None  # at most so many for an image
-    history: int | None = None  # frames, each an image
-    max_new_tokens: int | None = None  # of a generated answer
-
-
-NO_LIMITS = ModelLimits()
 
 
 def current_agent_name(recorded: str) -> str:
@@ -58,6 +49,8 @@ def parse_agent_id(agent_id: str) -> tuple[str, str | None]:
         raise UserError(f"expected an agent ({', '.join(AGENT_TYPES)}), got {agent_id!r}; nearest: {nearest}")
     if agent_type == "sb3" and not path:
         raise UserError("expected sb3:PATH with the path of a stable-baselines3 archive, got 'sb3'")
+    if agent_type == "api" and not path:
+        raise UserError("expected api:MODEL with the model's name at the endpoint of --base-url, got 'api'")
     return agent_type, path or None
 
 
@@ -73,22 +66,25 @@ def checkpoint_path(agent_id: str) -> Path:
 
 def agent_files(agent_ids: Iterable[str]) -> list[Path]:
     """Return the files and directories that agents are loaded from."""
-    parsed = [parse_agent_id(agent_id) for agent_id in agent_ids]
+    parsed = [parse_agent_id(agent_id) for agent_id in agent_ids if parse_agent_id(agent_id)[0] != "api"]
     return [Path(path or RELEASED_POLICY) for agent_type, path in parsed if path or agent_type == "vlm"]
 
 
-def vlm_settings(
+def agent_settings(
     agent_id: str,
     decode: str,
     temperature: float | None,
     engine: str,
     num_envs: int = 1,
     limits: ModelLimits = NO_LIMITS,
+    api: ApiConfig = NO_ENDPOINT,
 ) -> dict[str, Any]:
-    """Return what a result row tells of how a VLM plays; nothing for other agents.
+    """Return what a result row tells of how a VLM, here or behind an endpoint, plays; nothing for other agents.
 
     A temperature of None is told as the one chosen for the checkpoint, the engine auto as the one that computes.
     """
+    if parse_agent_id(agent_id)[0] == "api":
+        return api.row_key(temperature, limits)
     if parse_agent_id(agent_id)[0] != "vlm":
         return {}
     from agents.vlm_agent import chosen_engine, chosen_temperature
@@ -104,6 +100,12 @@ def vlm_settings(
     return settings | {name: value for name, value in asdict(limits).items() if value is not None}
 
 
+def result_protocol(protocol: Protocol, agent_ids: Iterable[str], api: ApiConfig) -> dict[str, Any]:
+    """Return a result's protocol: the emulator's rules, and those of an endpoint's agents if there are any."""
+    behind_endpoint = any(parse_agent_id(agent_id)[0] == "api" for agent_id in agent_ids)
+    return protocol.to_dict() | (api.rules() if behind_endpoint else {})
+
+
 def needs_emulator(agent_id: str) -> bool:
     """Return whether an agent searches the emulator that it plays on."""
     return parse_agent_id(agent_id)[0] in EXPERTS
@@ -116,11 +118,12 @@ def make_agent(
     temperature: float | None = None,
     engine: str = "torch",
     limits: ModelLimits = NO_LIMITS,
+    api: ApiConfig = NO_ENDPOINT,
 ) -> Agent:
     """Return the agent of an id for these environments.
 
-    `decode`, `temperature` (None: the one chosen for the checkpoint), `engine` and `limits` are for a VLM. Torch is
-    imported only for agents that need it.
+    `decode`, `temperature` (None: the one chosen for the checkpoint), `engine` and `limits` are for a VLM, `api` is for
+    one behind an endpoint. Torch is imported only for agents that need it.
     """
     agent_type, path = parse_agent_id(agent_id)
     if agent_type == "random":
@@ -134,6 +137,11 @@ def make_agent(
         from agents.sb3_agent import Sb3Agent
 
         return Sb3Agent(Path(str(path)), envs.action_names)
+    if agent_type == "api":
+        from agents.api_agent import ApiAgent
+
+        api.check_agents([agent_type], limits)
+        return ApiAgent(str(path), envs, api, temperature, limits)
     if agent_type == "human":
         from agents.human_agent import HumanAgent
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.agent import Actions, Agent
+from agents.agent import Actions, Agent, report_idle
 from envs.atari import GameEnvs, Step
 
 
@@ -107,6 +107,7 @@ class _EnvGroup:
         if any(seed is not None for seed in starts):
             self.frames = self.envs.reset(starts)
             self.agent.reset(starts)
+        report_idle(self.agent, np.array([episode is None for episode in self.episodes]))
         self.actions = self.agent.act(self.frames)
         self.step_future = pool.submit(self.envs.step, self.actions.indices)
 

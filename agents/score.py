@@ -5,38 +5,45 @@
     python -m agents.score --agents vlm:runs/clone/best planner --games Carnival --episodes 5 --seeds 7 --out s.json
 
 Every agent plays every game under the protocol. Each finished (agent, game, seed) is written to the JSON at once as a
-row of raw scores; the same command resumes an interrupted run, and one with more episodes plays shorter rows anew. The
-table and the plot beside the JSON show the mean of all games with its 95 % bootstrap interval, the table also IQM and
-median. Seeds below 1000 are for development; publish 1000 to 1999.
+row of raw scores; the same command resumes an interrupted run, also within the row of a model behind an endpoint, and
+one with more episodes plays shorter rows anew. The table and the plot beside the JSON show the mean of all games with
+its 95 % bootstrap interval, the table also IQM and median. Seeds below 1000 are for development; publish 1000 to 1999.
 """
 
 import itertools
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
+from pydantic import BaseModel
 from tqdm import tqdm
 
+from agents.api_config import FEW_SHOT, ApiConfig
+from agents.model_limits import ModelLimits
 from agents.registry import (
     EXPERTS,
-    ModelLimits,
     agent_files,
+    agent_settings,
     current_agent_name,
     make_agent,
     needs_emulator,
     parse_agent_id,
-    vlm_settings,
+    result_protocol,
 )
 from agents.rollout import rollout_pipelined
 from agents.score_rows import distinct_rows
 from agents.score_table import format_table, plot
 from common.command import command, require_at_least, run
 from common.errors import UserError
+from common.json_file import checked
 from common.outputs import require_output_files
-from common.results import RESULTS, new_result, read_result, write_result
+from common.results import RESULTS, Finite, new_result, read_result, write_result
 from envs.atari import make_envs
 from envs.games import Game, find_game
 from envs.protocol import PUBLISHED_SEEDS, Protocol, episode_seeds, find_protocol
@@ -50,7 +57,7 @@ class Args:
     """Score agents on whole games, with intervals."""
 
     agents: tuple[str, ...]
-    """The agents: vlm, vlm:DIR, random, sb3:PATH, planner, mspacman-expert, carnival-expert or paddle-expert."""
+    """The agents: vlm, vlm:DIR, api:MODEL, random, sb3:PATH, planner, mspacman-, carnival- or paddle-expert."""
     games: tuple[str, ...]
     """The games, in any reasonable spelling."""
     out: Path
@@ -67,24 +74,18 @@ class Args:
     """Sampling temperatures of a VLM, each in a row of its own; by default the one chosen for the checkpoint."""
     engine: Literal["auto", "torch", "openvino"] = "torch"
     """What computes a VLM's probabilities: torch (float32) or openvino (the default of play on a CPU; faster)."""
-    image_tokens: int | None = None
-    """The most tokens that a model of transformers may take for an image; by default one tile."""
-    history: int | None = None
-    """Frames that a model of transformers sees, each as an image; by default as its checkpoint, else 1."""
-    max_new_tokens: int | None = None
-    """The most tokens of an answer with --decode generate; a chain of thought needs hundreds."""
+    limits: Annotated[ModelLimits, tyro.conf.arg(name="")] = ModelLimits()
+    """How much a model that plays reads and writes."""
     num_envs: int = 16
     """Number of games played in parallel; the scores do not depend on it."""
+    api: Annotated[ApiConfig, tyro.conf.arg(name="")] = ApiConfig()
+    """The endpoint of the agents api:MODEL."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "episodes", "num_envs", "image_tokens", "history", "max_new_tokens")
+        require_at_least(self, 1, "episodes", "num_envs")
         if any(parse_agent_id(agent_id)[0] == "human" for agent_id in self.agents):
             raise UserError("a human is scored by agents.play --agent human, not here")
-
-    @property
-    def limits(self) -> ModelLimits:
-        """How much a model of transformers reads and writes."""
-        return ModelLimits(self.image_tokens, self.history, self.max_new_tokens)
+        self.api.check_agents([parse_agent_id(agent_id)[0] for agent_id in self.agents], self.limits)
 
 
 @dataclass(frozen=True)
@@ -99,62 +100,100 @@ class EvalJob:
     def row_key(self, args: Args) -> dict[str, Any]:
         """Return the entries that identify the row in the result file."""
         key: dict[str, Any] = {"agent": self.agent_id, "game": self.game.name, "seed": self.seed}
-        num_envs = max(group_sizes(self.agent_id, args))
-        return key | vlm_settings(self.agent_id, args.decode, self.temperature, args.engine, num_envs, args.limits)
+        num_envs = max(group_sizes(self.agent_id, args, args.episodes))
+        return key | agent_settings(
+            self.agent_id, args.decode, self.temperature, args.engine, num_envs, args.limits, args.api
+        )
 
 
-def group_sizes(agent_id: str, args: Args) -> list[int]:
-    """Return the number of environments of each pipelined group in which an agent plays."""
-    num_envs = min(args.num_envs, args.episodes)
+def group_sizes(agent_id: str, args: Args, games: int) -> list[int]:
+    """Return the number of environments of each pipelined group in which an agent plays so many games."""
+    num_envs = max(1, min(args.num_envs, games))
     pipelined = num_envs >= MIN_PIPELINED_ENVS and parse_agent_id(agent_id)[0] == "vlm"
     return [num_envs - num_envs // 2, num_envs // 2] if pipelined else [num_envs]
 
 
 def list_jobs(args: Args) -> list[EvalJob]:
-    """Return the jobs of all rows; a VLM has one for each temperature."""
+    """Return the jobs of all rows; a VLM, here or behind an endpoint, has one for each temperature."""
     jobs = []
     for name, agent_id in itertools.product(args.games, args.agents):
-        temperatures = args.temperatures if parse_agent_id(agent_id)[0] == "vlm" else ()
+        temperatures = args.temperatures if parse_agent_id(agent_id)[0] in ("vlm", "api") else ()
         for temperature, seed in itertools.product(temperatures or (None,), args.seeds):
             jobs.append(EvalJob(agent_id, find_game(name), seed, temperature))
     return jobs
 
 
-def play_job(job: EvalJob, args: Args, protocol: Protocol) -> dict[str, Any]:
-    """Play a job's episodes and return its row."""
-    row = job.row_key(args)  # hashes the weights before anything is played
-    scores, steps, invalid = [0.0] * args.episodes, 0, 0
-    start = time.monotonic()
+class JobProgress(BaseModel):
+    """The finished games of a job by their number, each as (score, steps, invalid answers), and what they took."""
+
+    key: dict[str, Any]  # of the row
+    games: dict[int, tuple[Finite, int, int]] = {}
+    seconds: Finite = 0.0
+    usage: dict[str, Any] = {}
+
+    def first_games(self, episodes: int) -> list[tuple[float, int, int]]:
+        """Return the first games: `episodes` of them, and those without a gap behind, if an earlier run asked more."""
+        numbers = itertools.takewhile(lambda number: number < episodes or number in self.games, itertools.count())
+        return [self.games[number] for number in numbers]
+
+
+def play_job(
+    job: EvalJob, args: Args, protocol: Protocol, progress: JobProgress, keep: Callable[[JobProgress], None]
+) -> dict[str, Any]:
+    """Play the episodes that a job lacks and return its row; `keep` is called after every game of an endpoint's."""
+    agent_type, row = parse_agent_id(job.agent_id)[0], job.row_key(args)  # hashes the weights before anything is played
+    missing = [number for number in range(args.episodes) if number not in progress.games]
+    seeds, invalid = episode_seeds(job.seed, args.episodes), dict.fromkeys(missing, 0)
+    start, seconds = time.monotonic(), progress.seconds
     with ExitStack() as stack:
         groups = []
-        for size in group_sizes(job.agent_id, args):
+        for size in group_sizes(job.agent_id, args, len(missing)):
             envs = stack.enter_context(make_envs(job.game, size, protocol, searchable=needs_emulator(job.agent_id)))
-            agent = make_agent(job.agent_id, envs, args.decode, job.temperature, args.engine, args.limits)
+            agent = make_agent(job.agent_id, envs, args.decode, job.temperature, args.engine, args.limits, args.api)
             groups.append((agent, envs))
-        bar = tqdm(total=args.episodes, desc=f"{job.agent_id} {job.game.name} seed {job.seed}", unit="game")
-        for transition in rollout_pipelined(groups, episode_seeds(job.seed, args.episodes)):
-            steps, invalid = steps + 1, invalid + transition.invalid
+        if agent_type == "api":
+            stack.callback(keep_usage, agent, progress.usage, progress, keep)
+        done, name = args.episodes - len(missing), f"{job.agent_id} {job.game.name} seed {job.seed}"
+        bar = stack.enter_context(tqdm(total=args.episodes, initial=done, desc=name, unit="game"))
+        for transition in rollout_pipelined(groups, [seeds[number] for number in missing]):
+            number = missing[transition.game_index]
+            invalid[number] += transition.invalid
             if transition.ended:
-                scores[transition.game_index] = transition.score
+                progress.games[number] = (transition.score, transition.step + 1, invalid[number])
+                progress.seconds = seconds + time.monotonic() - start
                 bar.update()
-        bar.close()
-    seconds = time.monotonic() - start
-    if parse_agent_id(job.agent_id)[0] in EXPERTS:
+                if agent_type == "api":
+                    keep(progress)
+    if agent_type in EXPERTS:
         row["note"] = "expert with access to the simulator"
-    row |= {"episodes": args.episodes, "scores": scores, "invalid": invalid / steps}
-    return row | {"steps": steps, "steps_per_second": round(steps / seconds, 1)}
+    scores, steps, invalids = zip(*progress.first_games(args.episodes), strict=True)
+    row |= {"episodes": len(scores), "scores": list(scores), "invalid": sum(invalids) / sum(steps)}
+    row |= progress.usage
+    return row | {"steps": sum(steps), "steps_per_second": round(sum(steps) / max(progress.seconds, 1e-9), 1)}
+
+
+def keep_usage(agent: Any, before: dict[str, Any], progress: JobProgress, keep: Callable[[JobProgress], None]) -> None:
+    """Add what an endpoint's agent asked to a job's progress, and keep it; a cost may be unknown."""
+    now = agent.usage()
+    unknown = {name for name in now if now[name] is None or before.get(name, 0) is None}
+    progress.usage = {name: None if name in unknown else before.get(name, 0) + now[name] for name in now}
+    keep(progress)
 
 
 def open_result(args: Args, protocol: Protocol) -> dict[str, Any]:
     """Return the result to resume, in current terms, or a new one; a file of another protocol is refused."""
+    rules = result_protocol(protocol, args.agents, args.api)
     if not args.out.exists():
-        return new_result(args.out.stem, protocol.to_dict(), sorted(args.seeds))
+        return new_result(args.out.stem, rules, sorted(args.seeds))
     result = read_result(args.out)
-    if result["protocol"] != protocol.to_dict():
-        there = (result["protocol"] or {}).get("name")
-        raise UserError(f"{args.out} holds scores under {there}; choose another --out for {protocol.name}")
+    there, own = result["protocol"] or {}, {**(result["protocol"] or {}), **rules}
+    if {name: value for name, value in there.items() if name not in args.api.rules()} != protocol.to_dict():
+        raise UserError(f"{args.out} holds scores under {there.get('name')}; choose another --out for {protocol.name}")
+    if FEW_SHOT in there and there[FEW_SHOT] != own[FEW_SHOT]:
+        raise UserError(f"{args.out} holds scores with --few-shot {there[FEW_SHOT]}; choose another --out")
     rows = [{OLD_KEYS.get(key, key): value for key, value in row.items()} for row in result["rows"]]
-    return result | {"rows": distinct_rows(row | {"agent": current_agent_name(row["agent"])} for row in rows)}
+    rows = distinct_rows(row | {"agent": current_agent_name(row["agent"])} for row in rows)
+    return result | {"protocol": own, "rows": rows}
 
 
 def require_publishable(args: Args) -> None:
@@ -163,6 +202,20 @@ def require_publishable(args: Args) -> None:
     if others and args.out.resolve().is_relative_to(RESULTS.resolve()):
         first, last = PUBLISHED_SEEDS[0], PUBLISHED_SEEDS[-1]
         raise UserError(f"{RESULTS} holds scores of seeds {first} to {last}, got {others[0]}; choose another --out")
+
+
+def read_progress(job: EvalJob, args: Args, result: dict[str, Any]) -> tuple[JobProgress, list[dict[str, Any]]]:
+    """Return the progress of a job in a result, or a new one, and that of the other unfinished jobs."""
+    found = checked(result.get("unfinished", []), list[JobProgress], args.out)
+    key = job.row_key(args)
+    own = [progress for progress in found if progress.key == key]
+    others = [progress.model_dump(mode="json") for progress in found if progress.key != key]
+    return (own or [JobProgress(key=key)])[0], others
+
+
+def keep_progress(args: Args, result: dict[str, Any], others: list[dict[str, Any]], progress: JobProgress) -> None:
+    """Write the finished games of an unfinished job beside those of others."""
+    write_result(args.out, result | {"unfinished": [*others, progress.model_dump(mode="json")]})
 
 
 def score(args: Args) -> dict[str, Any]:
@@ -180,11 +233,13 @@ def score(args: Args) -> dict[str, Any]:
             continue
         print(f"row {number} of {len(jobs)}", file=sys.stderr)
         start = time.monotonic()
-        row = play_job(job, args, protocol)
-        current = new_result(args.out.stem, protocol.to_dict(), sorted({*result["seeds"], *args.seeds}))
+        progress, others = read_progress(job, args, result)
+        row = play_job(job, args, protocol, progress, partial(keep_progress, args, result, others))
+        current = new_result(args.out.stem, result["protocol"], sorted({*result["seeds"], *args.seeds}))
         row |= {"commit": current["commit"], "command": current["command"]}
         seconds = round(result["seconds"] + time.monotonic() - start, 1)
-        result = current | {"rows": [*(other for other in rows if other not in finished), row], "seconds": seconds}
+        rows = [*(other for other in rows if other not in finished), row]
+        result = current | {"rows": rows, "seconds": seconds} | ({"unfinished": others} if others else {})
         write_result(args.out, result)
     return result
 

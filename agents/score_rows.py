@@ -7,7 +7,8 @@ from typing import Any
 from common.errors import UserError
 
 Row = dict[str, Any]
-SETTINGS = ("agent", "decode", "temperature", "engine", "checkpoint")  # rows that differ in one are not pooled
+LIMITS = ("image_tokens", "history", "max_new_tokens", "few_shot")
+SETTINGS = ("agent", "decode", "temperature", "engine", "checkpoint", *LIMITS)  # rows that differ in one are not pooled
 
 
 def settings_of(row: Row) -> tuple:

@@ -25,10 +25,9 @@ def mean_interval(scores: SeedScores) -> tuple[float, float, float]:
 
 def _label(row: Row) -> str:
     agent_type, path = parse_agent_id(row["agent"])
-    agent = f"{agent_type}:{Path(path).name}" if path else row["agent"]
-    if row.get("temperature") is None:
-        return agent
-    return f"{agent} {row.get('decode')}, temperature {row['temperature']:g}"
+    agent = f"{agent_type}:{Path(path).name}" if path and agent_type != "api" else row["agent"]
+    told = "" if row.get("temperature") is None else f" {row.get('decode')}, temperature {row['temperature']:g}"
+    return agent + told + (f", {row['history']} frames, few-shot {row['few_shot']}" if "few_shot" in row else "")
 
 
 def summarize(rows: list[Row]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 
 from agents.agent import Actions, Rngs, reset_rngs
 from agents.frame_stack import FrameStack
-from agents.registry import NO_LIMITS, ModelLimits
+from agents.model_limits import NO_LIMITS, ModelLimits
 from common.errors import UserError
 from envs.atari import GameEnvs
 from vlm import checkpoint
@@ -119,12 +119,12 @@ class VlmAgent:
         if self.decode == "generate":
             images = self.vlm.preprocess(stacks)
             return self._parse_answers(generate_text(self.vlm, images, self._prompt, self.max_new_tokens))
-        scores = _softmax(self._log_probs(stacks))
+        scores = softmax(self._log_probs(stacks))
         if not np.isfinite(scores).all():
             raise UserError("expected probabilities of the model, got NaN: its weights overflow or are damaged")
         if self.temperature == 0:
             return Actions.legal(scores.argmax(axis=1), self.action_names, scores)
-        tempered = _softmax(np.log(scores.astype(np.float64) + 1e-30) / self.temperature)
+        tempered = temper(scores, self.temperature)
         indices = np.array([rng.choice(len(p), p=p) for rng, p in zip(self._rngs, tempered, strict=True)])
         return Actions.legal(indices, self.action_names, scores)
 
@@ -143,6 +143,12 @@ class VlmAgent:
         return Actions(indices, tuple(answers), None, np.array([name is None for name in parsed]))
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def temper(scores: np.ndarray, temperature: float) -> np.ndarray:
+    """Return probabilities float64[n, A] at a temperature above 0."""
+    return softmax(np.log(scores.astype(np.float64) + 1e-30) / temperature)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities [n, A] of logits."""
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)

@@ -1,6 +1,7 @@
 """How a command runs and ends: alone in its output, with one line for a user's mistake and for a signal.
 
-The exit code is 2 after a mistake, 130 after Ctrl-C and 143 after SIGTERM; a defect keeps its traceback.
+The exit code is 2 after a mistake or at the end of memory or disk space, 130 after Ctrl-C and 143 after SIGTERM; a
+defect keeps its traceback.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import io
 import math
 import os
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +18,7 @@ from typing import Any, TypeVar
 import tyro
 
 from common.errors import UserError
+from common.exhaustion import exhausted
 from common.interruption import exit_code, interruptible
 from common.output_lock import output_lock, output_of
 from common.text import printable
@@ -24,7 +27,7 @@ from common.text import printable
 def run(main: Callable[[], int]) -> int:
     """Run a command's `main` and return its exit code; a `UserError` or `OSError` becomes one line on stderr.
 
-    What a terminal cannot show is printed as an escape.
+    So does the end of memory or disk space. What a terminal cannot show is printed as an escape.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -41,6 +44,11 @@ def run(main: Callable[[], int]) -> int:
         return 2
     except (UserError, OSError) as error:
         print(printable(f"error: {error}".replace("\n", " ")), file=sys.stderr)
+        return 2
+    except Exception as error:
+        if (line := exhausted(error)) is None:
+            raise
+        print(printable(f"error: {line}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
         print("interrupted; what was finished is kept: repeat the command to go on", file=sys.stderr)
@@ -61,8 +69,11 @@ Arguments = TypeVar("Arguments")
 def parse(args: type[Arguments], argv: list[str] | None, description: str | None, **options: Any) -> Arguments:
     """Return a dataclass of arguments from a command line (None: that of the process); `options` are tyro's.
 
-    `UserError` if a number in it is not finite.
+    `UserError` if a number in it is not finite, or a word holds control characters, which messages would repeat.
     """
+    for word in sys.argv[1:] if argv is None else argv:
+        if any(unicodedata.category(letter) == "Cc" and letter not in "\n\t" for letter in word):
+            raise UserError(f"expected words without control characters, got '{printable(word)}'")
     parsed = tyro.cli(args, args=argv, description=description, **options)
     require_finite(parsed)
     return parsed

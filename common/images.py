@@ -57,14 +57,24 @@ def read_picture_bytes(file: Path, formats: tuple[str, ...] = FORMATS) -> bytes:
 
 
 def decode_rgb(
-    content: bytes, name: str, formats: tuple[str, ...] = FORMATS, upright: bool = True
+    content: bytes,
+    name: str,
+    formats: tuple[str, ...] = FORMATS,
+    upright: bool = True,
+    max_pixels: int = MAX_PIXELS,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Return a picture's content as RGB; see `decode_picture`."""
-    with _damage_as_image_error(name, formats):
-        return _to_rgb(decode_picture(content, name, formats, upright))
+    with _damage_as_image_error(name, formats, max_pixels):
+        return _to_rgb(decode_picture(content, name, formats, upright, max_pixels))
 
 
-def decode_picture(content: bytes, name: str, formats: tuple[str, ...] = FORMATS, upright: bool = True) -> Image.Image:
+def decode_picture(
+    content: bytes,
+    name: str,
+    formats: tuple[str, ...] = FORMATS,
+    upright: bool = True,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
     """Return a picture with all its pixels; `ImageError` if it is damaged, too large or of another kind.
 
     Args:
@@ -72,14 +82,15 @@ def decode_picture(content: bytes, name: str, formats: tuple[str, ...] = FORMATS
         name: of the picture, in messages.
         formats: Pillow's names of the allowed kinds.
         upright: turn it as its EXIF orientation says.
+        max_pixels: of a picture; a larger one is refused before its pixels are decoded.
     """
-    with _damage_as_image_error(name, formats), warnings.catch_warnings():
+    with _damage_as_image_error(name, formats, max_pixels), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sizes are checked here, and errors raised
         bare, exif = drop_metadata(content)
         picture: Image.Image = Image.open(io.BytesIO(bare), formats=formats)
         width, height = picture.size
-        if width * height > MAX_PIXELS:
-            raise ImageError(f"{name}: expected at most {MAX_PIXELS:,} pixels, got {width} x {height}")
+        if width * height > max_pixels:
+            raise ImageError(f"{name}: expected at most {max_pixels:,} pixels, got {width} x {height}")
         picture.load()
         exif = exif or picture.info.get("exif", b"")  # of other kinds
         turn = UPRIGHT.get(_orientation(exif)) if upright and exif else None
@@ -87,14 +98,14 @@ def decode_picture(content: bytes, name: str, formats: tuple[str, ...] = FORMATS
 
 
 @contextmanager
-def _damage_as_image_error(name: str, formats: tuple[str, ...]) -> Iterator[None]:
+def _damage_as_image_error(name: str, formats: tuple[str, ...], max_pixels: int) -> Iterator[None]:
     """Turn whatever a decoder raises into an `ImageError` that names the picture."""
     try:
         yield
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: expected at most {MAX_PIXELS:,} pixels; {error}") from error
+        raise ImageError(f"{name}: expected at most {max_pixels:,} pixels; {error}") from error
     except Exception as error:  # of a damaged picture Pillow's decoders raise nearly anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, Image.UnidentifiedImageError):

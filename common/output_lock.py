@@ -6,6 +6,7 @@ The locks are files of this machine's temporary directory, so that nothing of th
 import contextlib
 import getpass
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -47,7 +48,8 @@ def output_of(args: Any) -> Path | None:
 
 def lock_file(out: Path) -> Path:
     """Return the lock's file, the same for every name of an output."""
-    folder = Path(tempfile.gettempdir()) / f"pvplay-locks-{getpass.getuser()}"
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()  # a user of a container may have no name
+    folder = Path(tempfile.gettempdir()) / f"pvplay-locks-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder / f"{hashlib.sha256(str(Path(out).resolve()).encode()).hexdigest()[:32]}.lock"
 

@@ -1,6 +1,7 @@
 """The Parquet file of one episode, which may come from anyone: its columns, its rows and their order are checked."""
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pyarrow.compute as arrow
 import pyarrow.parquet as parquet
 from datasets import Features, Image, List, Value
-from pyarrow import ArrowException, DictionaryArray, Table
+from pyarrow import Array, ArrowException, DictionaryArray, Table
 
 from common.errors import UserError
 
@@ -42,7 +43,7 @@ def read_episode_file(file: Path, num_actions: int, seed: int) -> Table:
         _check_rows(table, num_actions)
         if (other := table["episode"][0].as_py()) != seed:
             raise DatasetError(f"it holds the episode of seed {other}; is it a copy?")
-        frame_size(table["frame"].combine_chunks().field("bytes").to_pylist())
+        frame_size(table["frame"].combine_chunks().field("bytes"))
     except (OSError, ValueError, KeyError, ArrowException, DatasetError) as error:
         raise DatasetError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
     return table
@@ -91,13 +92,21 @@ def _check_rows(table: Table, num_actions: int) -> None:
         raise DatasetError("expected the last row, and no other, to be terminated or truncated")
 
 
-def frame_size(pngs: list[bytes]) -> tuple[int, int]:
-    """Return the rows and columns that the heads of all PNGs declare; `DatasetError` if they differ."""
+def frame_size(pngs: Array, rows: Sequence[int] | np.ndarray | None = None) -> tuple[int, int]:
+    """Return the rows and columns that the heads of all PNGs declare; `DatasetError` if they differ.
+
+    Args:
+        pngs: of bytes.
+        rows: the numbers of the PNGs in messages, by default from 0.
+    """
+    heads = arrow.binary_slice(pngs, 0, PNG_HEAD.size)
     sizes: dict[tuple[int, int], int] = {}
-    for row, png in enumerate(pngs):
-        if len(png) < PNG_HEAD.size:
-            raise DatasetError(f"row {row}: expected a frame as a PNG, got {len(png)} bytes")
-        signature, chunk, width, height = PNG_HEAD.unpack_from(png)
+    for head in heads.unique():
+        index = heads.index(head).as_py()
+        row, content = rows[index] if rows is not None else index, head.as_py()
+        if len(content) < PNG_HEAD.size:
+            raise DatasetError(f"row {row}: expected a frame as a PNG, got {len(content)} bytes")
+        signature, chunk, width, height = PNG_HEAD.unpack(content)
         if signature != b"\x89PNG\r\n\x1a\n" or chunk != b"IHDR":
             raise DatasetError(f"row {row}: expected a frame as a PNG, got another format")
         sizes.setdefault((height, width), row)

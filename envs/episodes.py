@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pyarrow.compute as arrow
 from datasets import Dataset
 from jaxtyping import Bool, Float32, Int, Int64, UInt8
 from PIL import Image as PilImage
-from pyarrow import concat_tables
+from pyarrow import ChunkedArray, chunked_array, concat_arrays, concat_tables
 from pydantic import ConfigDict, Field
 
 from common.errors import UserError
 from common.files import atomic_file, write_text_atomically
 from common.images import ImageError, decode_rgb
 from common.json_file import checked, read_json
-from envs.episode_file import FEATURES, DatasetError, frame_size, read_episode_file
+from envs.episode_cache import read_episodes
+from envs.episode_file import FEATURES, DatasetError, frame_size
 from envs.protocol import Protocol
 
 INFO = "info.json"
@@ -115,6 +117,11 @@ def read_info(path: Path) -> DatasetInfo:
         raise DatasetError(str(error)) from error
 
 
+def episode_name(seed: int) -> str:
+    """Return the name of an episode's file."""
+    return f"episode-{seed:08d}.parquet"
+
+
 def episode_files(path: Path) -> dict[int, Path]:
     """Return the files of a dataset's episodes by seed; `DatasetError` names one that is none, as a copy."""
     found = {}
@@ -162,7 +169,7 @@ class EpisodeWriter:
             "terminated": (last & episode.terminated).tolist(),
             "truncated": (last & episode.truncated).tolist(),
         }
-        file = self._data / f"episode-{episode.seed:08d}.parquet"
+        file = self._data / episode_name(episode.seed)
         with atomic_file(file) as temporary:
             Dataset.from_dict(rows, features=FEATURES).to_parquet(str(temporary))
         return file
@@ -171,8 +178,9 @@ class EpisodeWriter:
 class EpisodeDataset:
     """Random access to the rows of a dataset directory, ordered by episode (seed) and step.
 
-    The frames stay in memory as PNGs, about 2 kB per row. `action_values` is NaN in unlabelled rows; `starts` holds
-    the first row of each row's episode.
+    The frames are PNGs, about 2 kB per row, in files that are mapped into memory (`envs.episode_cache`); episodes that
+    are added later are not seen. `action_values` is NaN in unlabelled rows; `starts` holds the first row of each row's
+    episode.
     """
 
     actions: Int64[np.ndarray, " rows"]
@@ -182,28 +190,33 @@ class EpisodeDataset:
     truncated: Bool[np.ndarray, " rows"]
     starts: Int64[np.ndarray, " rows"]
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, seeds: Sequence[int] | None = None):
+        """Open a dataset; with `seeds`, these episodes alone."""
         self.path = Path(path)
         self.info = read_info(self.path)
         files = episode_files(self.path)
-        self._files = list(files.values())
+        if seeds is not None:
+            files = {seed: self.path / "data" / episode_name(seed) for seed in seeds}
         if not files:
             raise DatasetError(f"{self.path} holds no complete episode")
-        tables = [read_episode_file(file, len(self.info.action_names), seed) for seed, file in files.items()]
-        table, lengths = concat_tables(tables), [table.num_rows for table in tables]
-        self._pngs = [png for one in tables for png in one["frame"].combine_chunks().field("bytes").to_pylist()]
+        self._files, self.seeds = list(files.values()), list(files)
+        tables = read_episodes(self.path, files, len(self.info.action_names))
+        self._first = np.cumsum([0, *(table.num_rows for table in tables[:-1])])
+        self._pngs = chunked_array([chunk.field("bytes") for table in tables for chunk in table["frame"].chunks])
         try:
-            frame_size(self._pngs)
+            frame_size(concat_arrays([table["frame"].chunk(0).field("bytes")[:1] for table in tables]), self._first)
         except DatasetError as error:
             raise DatasetError(f"{self.path} is damaged: {error}") from error
+        table = concat_tables(tables)
         self.actions, self.rewards, self.terminated, self.truncated = (
             table[name].to_numpy() for name in ("action", "reward", "terminated", "truncated")
         )
-        unlabelled = [np.nan] * len(self.info.action_names)
-        self.action_values = np.array([row or unlabelled for row in table["action_values"].to_pylist()], np.float32)
-        self._first = np.cumsum([0, *lengths[:-1]])
-        self.starts = np.repeat(self._first, lengths)
-        self.seeds = table["episode"].to_numpy()[self._first].tolist()
+        self.action_values = _action_values(table["action_values"], len(self.info.action_names))
+        self.starts = np.repeat(self._first, [len(one) for one in tables])
+
+    def __reduce__(self) -> tuple[type, tuple[Path, list[int]]]:
+        """Let another process open the same episodes, instead of a copy of all frames."""
+        return type(self), (self.path, self.seeds)
 
     def __len__(self) -> int:
         return len(self._pngs)
@@ -216,7 +229,9 @@ class EpisodeDataset:
     def frame(self, row: int) -> UInt8[np.ndarray, "height width 3"]:
         """Return the frame of a row."""
         try:
-            return decode_rgb(self._pngs[row] or b"", f"frame of row {row - self.starts[row]}", ("PNG",), upright=False)
+            return decode_rgb(
+                self._pngs[row].as_py(), f"frame of row {row - self.starts[row]}", ("PNG",), upright=False
+            )
         except ImageError as error:
             episode = int(np.searchsorted(self._first, row, side="right")) - 1
             raise DatasetError(f"{self._files[episode]}: {error}") from error
@@ -224,3 +239,10 @@ class EpisodeDataset:
     def frames(self, row: int, history: int) -> UInt8[np.ndarray, "history height width 3"]:
         """Return the last `history` frames up to a row, oldest first; the first frame of an episode is repeated."""
         return np.stack([self.frame(max(self.starts[row], row - back)) for back in range(history - 1, -1, -1)])
+
+
+def _action_values(column: ChunkedArray, num_actions: int) -> Float32[np.ndarray, "rows actions"]:
+    values = np.full((len(column), num_actions), np.nan, np.float32)
+    labelled = arrow.fill_null(arrow.list_value_length(column), 0).to_numpy() > 0
+    values[labelled] = arrow.list_flatten(column).to_numpy().reshape(-1, num_actions)
+    return values

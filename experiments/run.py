@@ -39,7 +39,7 @@ from common.files import atomic_file
 from common.interruption import interruptible
 from common.output_lock import output_lock
 from common.outputs import require_output_files
-from common.provenance import git_commit
+from common.provenance import changed, git_commit
 from common.results import RESULTS, new_result, read_result, write_result
 from experiments.studies import games_nano, one_model, optimizers, pvp_levers, pvp_nano, reader, refer_nano
 from experiments.studies.jobs import Job
@@ -108,7 +108,7 @@ JobResult = tuple[Job, list[dict[str, Any]], float]  # a job, its rows, its seco
 def run_job(job: Job) -> JobResult:
     """Run a job in this process."""
     started = time.monotonic()
-    return job, job.run(), time.monotonic() - started
+    return job, list(job.run()), time.monotonic() - started
 
 
 def run_in_subprocess(job: Job, log_file: Path, threads: int, parent: int) -> JobResult:
@@ -155,6 +155,25 @@ def run_parallel(jobs: list[Job], processes: int, logs: Path, log: Callable[[str
         raise errors[0]
 
 
+def open_result(name: str, file: Path, seeds: list[int]) -> dict[str, Any]:
+    """Return the result of a file, or a new one if there is none; `UserError` for that of another experiment."""
+    result = new_result(name, None, seeds)
+    if not file.exists():
+        return result
+    found = read_result(file)
+    if found["name"] != name:
+        raise UserError(f"{file} holds {found['name']}, expected {name}")
+    seeds = sorted({*found["seeds"], *seeds})  # the command is the one that goes on, the rest that of the start
+    return {**found, "command": result["command"], "seeds": seeds}
+
+
+def row_provenance() -> dict[str, Any]:
+    """Return what tells where a row comes from, since a file may fill over days."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    device = device_name(best_device())
+    return {"commit": git_commit(), "dirty": changed(), "device": device, "date": now}
+
+
 def run_jobs(
     name: str,
     jobs: list[Job],
@@ -166,11 +185,7 @@ def run_jobs(
 ) -> int:
     """Run the jobs that a result file lacks and write their rows as they come; return the number of jobs run."""
     seeds = sorted({job.key["seed"] for job in jobs if "seed" in job.key})
-    result = new_result(name, None, seeds)
-    if file.exists():  # the command is the one that goes on, the rest that of the start
-        result = {**read_result(file), "command": result["command"]}
-    if result["name"] != name:
-        raise UserError(f"{file} holds {result['name']}, expected {name}")
+    result = open_result(name, file, seeds)
     missing = [job for job in jobs if not is_done(job, result["rows"])]
     expected = format_duration(sum(job.seconds for job in missing) / processes)
     log(f"{name}: {len(jobs) - len(missing)} of {len(jobs)} jobs are done; the rest takes about {expected} on 2 cores")
@@ -178,11 +193,9 @@ def run_jobs(
     done = run_parallel(missing, processes, logs, log) if processes > 1 else (run_job(job) for job in missing)
     for number, (job, rows, seconds) in enumerate(done, 1):
         log(f"{number} of {len(missing)}: {job.title}, {format_duration(seconds)}")
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        provenance = {"commit": git_commit(), "device": device_name(best_device()), "date": now}
+        provenance = row_provenance()
         result["rows"] += [{**job.key, **row, **provenance} for row in rows]
         result["seconds"] += seconds
-        result["seeds"] = sorted({*result["seeds"], *seeds})
         write_result(file, result)
     return len(missing)
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import tempfile
 from types import FunctionType
 
 import numpy as np
@@ -14,6 +15,8 @@ from PIL import Image
 from torch import nn
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+_DATASETS_CACHE = tempfile.TemporaryDirectory()  # removed when the tests end
+os.environ["HF_DATASETS_CACHE"] = _DATASETS_CACHE.name  # before `datasets` is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start; tests run in one process a core
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

@@ -240,8 +240,15 @@ def _require_same_tokens(vlm: PixelVLM, directory: Path) -> None:
     count, image = vlm.model.get_input_embeddings().num_embeddings, getattr(vlm.model.config, "image_token_id", None)
     if image is not None and not (isinstance(image, int) and 0 <= image < count):
         raise CheckpointError(f"{directory} is damaged: expected an image token of {count}, got {image!r}")
-    if len(vlm.tokenizer) > count:
-        raise CheckpointError(f"{directory} is damaged: expected at most {count} tokens, got {len(vlm.tokenizer)}")
+    if (last := max(vlm.tokenizer.get_vocab().values(), default=-1)) >= count:
+        raise CheckpointError(f"{directory} is damaged: expected at most {count} tokens, got the token {last}")
+    generation = getattr(vlm.model, "generation_config", None)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        given = getattr(generation, name, None)
+        for token in given if isinstance(given, list) else [] if given is None else [given]:
+            if type(token) is not int or not -1 <= token < count:  # -1 for none, in some models
+                reason = f"expected a {name} of {count}, got {token!r}"
+                raise CheckpointError(f"{directory / 'generation_config.json'} is damaged: {reason:.200}")
     if vlm.kind == PixelVLM.kind and vlm.tokenizer.convert_tokens_to_ids(IMAGE) != image:
         raise CheckpointError(f"{directory}: the image token of its tokenizer is not that of config.json, {image}")
 

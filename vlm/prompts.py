@@ -46,6 +46,8 @@ MARKED_ANSWER = re.compile(
     r"\W*(?:is\b\W*)?([^.;!?]+)",
     re.IGNORECASE,
 )
+THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+MAX_LINE = 2000  # characters of a last line that may name an action; what a longer one costs grows with its square
 ONE_NAME = re.compile(r"[\W_]*([a-z0-9]+(?:[ _+-]+[a-z0-9]+)*)[\W_]*", re.IGNORECASE)
 
 
@@ -53,11 +55,14 @@ def parse_action(text: str, legal: Sequence[str]) -> str | None:
     """Return the legal action that an answer names as people write it, or None where it names none or several.
 
     In any case and with marks around it; "Action: FIRE"; `{"action": "right fire"}`; RIGHTFIRE; or any of these as the
-    last line of a longer text. What is mentioned otherwise is never taken for an answer.
+    last line of a longer text. What is mentioned otherwise, or within <think>, is never taken for an answer.
     """
+    text = THOUGHT.sub("\n", text)
     found = [value for value in map(_json_action, re.findall(r"\{[^{}]*\}", text)) if value is not None]
     if not found:
         last = next((line for line in reversed(text.splitlines()) if line.strip("` \t")), "")
+        if len(last) > MAX_LINE:
+            return None
         found = [match[1] for match in MARKED_ANSWER.finditer(last)] or [last]
     names = {_legal_name(one, legal) for one in found}
     return names.pop() if len(names) == 1 else None
@@ -67,7 +72,7 @@ def _json_action(text: str) -> str | None:
     """Return what a JSON object holds as an action, or None."""
     try:
         values = {str(key).lower(): value for key, value in json.loads(text).items()}
-    except ValueError:
+    except (ValueError, RecursionError):  # of brackets within brackets
         return None
     return values["action"] if isinstance(values.get("action"), str) else None
 

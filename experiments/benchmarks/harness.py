@@ -20,15 +20,11 @@ Row = dict[str, Any]
 
 
 @dataclass(kw_only=True)
-class BenchmarkArgs:
+class TimingArgs:
     """Arguments of every benchmark."""
 
     out: Path
     """The result JSON."""
-    checkpoint: Path | None = None
-    """The model; by default untrained weights of the preset."""
-    preset: str = "nano"
-    """The size of untrained weights."""
     rounds: int = 3
     """Timed rounds; candidate and baseline take turns in each."""
     threads: int = 1
@@ -36,6 +32,16 @@ class BenchmarkArgs:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "rounds", "threads")
+
+
+@dataclass(kw_only=True)
+class BenchmarkArgs(TimingArgs):
+    """Arguments of every benchmark of a model."""
+
+    checkpoint: Path | None = None
+    """The model; by default untrained weights of the preset."""
+    preset: str = "nano"
+    """The size of untrained weights."""
 
     def load_model(self) -> PixelVLM:
         """Return the model, in evaluation mode."""
@@ -46,7 +52,7 @@ class BenchmarkArgs:
         return checkpoint.content_hash(self.checkpoint) if self.checkpoint else f"untrained {self.preset}"
 
 
-ArgsType = TypeVar("ArgsType", bound=BenchmarkArgs)
+ArgsType = TypeVar("ArgsType", bound=TimingArgs)
 Functions = Mapping[str, Callable[[int], object]]  # each is called with the number of its round
 
 

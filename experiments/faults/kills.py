@@ -36,7 +36,7 @@ def kill_and_repeat(command: TinyCommand, directory: Path, whole: dict[str, Any]
     faults: dict[str, list[str]] = {"torn": torn_files(directory)}
     ended = run_in_child(command.run, directory, Kill(seconds=MAX_SECONDS))
     faults["stuck"] = [last_line(ended)] if ended.code else []
-    faults |= differences(whole, contents(directory))
+    faults |= differences(whole, contents(directory, command.is_exact))
     faults["left"] = leftovers(directory)
     return Outcome(kill, killed.code == -9, faults)
 
@@ -55,20 +55,22 @@ def plan_kills(unbroken: Ended, every: int, moments: int, seed: int) -> Iterator
         yield Kill(seconds=float(fraction * unbroken.seconds))
 
 
-def measure(command: TinyCommand, work: Path, every: int = 1, moments: int = 0, seed: int = 0) -> dict[str, Any]:
-    """Return the row of a command: its file events, the kills, and how often each fault came, with examples."""
+def measure(
+    command: TinyCommand, work: Path, every: int = 1, moments: int = 0, seed: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Yield the row of a command: its file events, the kills, and how often each fault came, with examples."""
     directory = work / command.name
     shutil.rmtree(directory, ignore_errors=True)
     unbroken = run_in_child(command.run, directory)
     if unbroken.code:
         raise RuntimeError(f"{command.name}, unbroken: {last_line(unbroken)}")
-    whole = contents(directory)
+    whole = contents(directory, command.is_exact)
     kills = plan_kills(unbroken, every, moments, seed)
     outcomes = [kill_and_repeat(command, directory, whole, kill) for kill in kills]
     row: dict[str, Any] = {"fault": "kill", "command": command.name, "file_events": unbroken.events}
     row |= {"kills": sum(one.was_killed for one in outcomes), "files": len(whole)}
     row |= {fault: sum(bool(one.faults[fault]) for one in outcomes) for fault in FAULTS}
-    return row | {"examples": list(examples(outcomes))[:MAX_EXAMPLES]}
+    yield row | {"examples": list(examples(outcomes))[:MAX_EXAMPLES]}
 
 
 def examples(outcomes: Iterable[Outcome]) -> Iterator[str]:

@@ -66,6 +66,7 @@ class Ended:
 
 def run_in_child(main: Callable[[], int], directory: Path, kill: Kill = Kill()) -> Ended:
     """Run a command in a child process in a directory, which is made if it is missing; events are those below it."""
+    directory = directory.resolve()  # the child changes its own
     directory.mkdir(parents=True, exist_ok=True)
     log = directory.with_name(f"{directory.name}.log")
     read, write = os.pipe()

@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,9 @@ from unittest.mock import patch
 
 from agents import record
 from common.command import run
+from envs.protocol import Protocol
+from experiments.run import Experiment
+from experiments.studies import optimizers
 from vlm import checkpoint
 from vlm.presets import build
 
@@ -31,7 +34,13 @@ LINES = {  # inputs in braces; --out is added
     "--save-every 1",
     "score": "agents.score --agents random --games Freeway --episodes 1 --seeds 0 1",
     "play": "agents.play --game Freeway --agent random --episodes 2 --max-frames 240",
+    "expert": "agents.experts.train_sb3 --game Carnival --steps 48 --num-envs 2 --buffer-size 64 --eval-every 16 "
+    "--eval-episodes 1 --no-progress",
+    "study": "experiments.run optimizers --processes 1 --work work",
 }
+INEXACT = ("expert",)  # it resumes with new games, since the emulators' states are not saved
+RESULT_FILES = ("score", "study")  # whose --out is a file
+SHORT = Protocol("short", 0.25, 4, 0, False, EPISODE_FRAMES)
 
 
 @dataclass(frozen=True)
@@ -41,21 +50,46 @@ class TinyCommand:
     name: str
     module: str
     words: tuple[str, ...]
+    is_exact: bool = True  # a repeat gives the same files, not only as many
 
     def run(self) -> int:
         """Run the command in this process."""
         module = importlib.import_module(self.module)
-        with short_recordings():
+        with small_numbers():
             return run(lambda: module.main(list(self.words)))
 
 
 @contextmanager
-def short_recordings() -> Iterator[None]:
-    """Let DAgger record openings instead of whole games, and compare an expert with itself in few states."""
+def small_numbers() -> Iterator[None]:
+    """Use smaller numbers where a command has no flag for them.
+
+    DAgger records openings instead of whole games and compares an expert with itself in few states, an SB3 expert is
+    scored on openings, and a study is small.
+    """
     short: Callable[..., record.Args] = partial(record.Args, max_frames=EPISODE_FRAMES)
     states = patch.multiple("agents.expert_self_agreement", NUM_STATES=2, STATE_INTERVAL=3)
-    with patch("agents.dagger.record.Args", short), states:
+    openings = patch("agents.experts.train_sb3.find_protocol", lambda _: SHORT)
+    study = patch.dict("experiments.run.EXPERIMENTS", {"optimizers": tiny_study()})
+    with patch("agents.dagger.record.Args", short), states, openings, study, patch.object(optimizers, "EVERY", 2):
         yield
+
+
+def tiny_study() -> Experiment:
+    """Return the study of optimizers with trainings of four steps, one for each task."""
+    trainer = ("dataloader_num_workers=0", "warmup_steps=1", "bf16=false", "save_steps=2")
+    nano, small = optimizers.NANO, {"steps": 4, "trainer": trainer}
+    demonstrations = replace(
+        nano.demonstrations, out=Path("demonstrations"), agent="random", episodes=2, max_frames=EPISODE_FRAMES
+    )
+    config = replace(
+        nano,
+        pvp=nano.pvp.replace(preset="tiny-clip", grid="12", images=2, questions=3, **small),
+        clone=nano.clone.replace(preset="tiny", batch_size=2, horizontal_flip=(), **small),
+        demonstrations=demonstrations,
+    )
+    return Experiment(
+        partial(optimizers.prepare, config), lambda seeds, work: optimizers.jobs(seeds, work, config)[::2]
+    )
 
 
 def prepare(inputs: Path) -> dict[str, str]:
@@ -70,10 +104,11 @@ def prepare(inputs: Path) -> dict[str, str]:
 
 
 def tiny_commands(inputs: dict[str, str]) -> dict[str, TinyCommand]:
-    """Return the commands by name, whose inputs are those of `prepare`."""
+    """Return the commands by name, whose inputs are those of `prepare`; import their modules, for forks to share."""
     found = {}
     for name, line in LINES.items():
         module, *words = line.format(**inputs).split()
-        out = "scores.json" if name == "score" else "out"
-        found[name] = TinyCommand(name, module, (*words, "--out", out))
+        importlib.import_module(module)
+        out = "out.json" if name in RESULT_FILES else "out"
+        found[name] = TinyCommand(name, module, (*words, "--out", out), name not in INEXACT)
     return found

@@ -1,6 +1,6 @@
 """A job: the unit of an experiment that runs once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ class Job:
 
     key: dict[str, Any]
     seconds: float
-    run: Callable[[], list[dict[str, Any]]]
+    run: Callable[[], Iterable[dict[str, Any]]]
 
     @property
     def title(self) -> str:

@@ -9,12 +9,14 @@ from unittest.mock import MagicMock
 import imageio.v2 as imageio
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 
 from agents import play, video
 from agents.rollout import Transition
 from agents.video import OverlayFrame, Panel, check_video, draw_transition
 from common.command import run
 from common.errors import UserError
+from common.output_lock import lock_file
 from common.results import new_result
 from vlm import checkpoint
 from vlm.presets import build
@@ -330,3 +332,23 @@ def test_a_video_that_lacks_frames_is_refused(tmp_path):
     check_video(tmp_path / "v.mp4", 5)
     with pytest.raises(UserError, match="holds 5 frames where 6 were written"):
         check_video(tmp_path / "v.mp4", 6)
+
+
+def test_two_plays_do_not_write_one_result_at_once(tmp_path, capsys, monkeypatch):
+    out, seen = tmp_path / "out", []
+    step = play.EpisodeRecorder.step
+
+    def locked(self, transition):
+        seen.append(FileLock(lock_file(self.result_file)))
+        with pytest.raises(Timeout):
+            seen[-1].acquire(timeout=0)
+        step(self, transition)
+
+    monkeypatch.setattr(play.EpisodeRecorder, "step", locked)
+    words = ("--game", "Pong", "--agent", "random", "--max-frames", 8, "--no-video", "--out", out)
+    assert command(*words) == 0
+    assert len(seen) == 2
+    seen[-1].acquire(timeout=0)
+    assert command(*words) == 2
+    seen[-1].release()
+    assert "another command is writing" in capsys.readouterr().err

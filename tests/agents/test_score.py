@@ -228,3 +228,19 @@ def test_scores_under_two_protocols_are_not_mixed(tmp_path, short_games, capsys)
     assert command(*arguments) == 0
     assert command(*arguments, "--protocol", "mnih2015") == 2
     assert "holds scores under machado2018; choose another --out for mnih2015" in capsys.readouterr().err
+
+
+def test_models_behind_endpoints_are_not_pooled_over_their_settings():
+    row = {"game": "Pong", "agent": "api:some/model", "seed": 1, "invalid": 0.0, "steps_per_second": 1.0}
+    shots = [{**row, "temperature": None, "history": 1, "few_shot": n, "scores": [float(n)]} for n in (0, 4)]
+    assert [(line["agent"], line["mean"]) for line in summarize(shots)] == [
+        ("api:some/model, 1 frames, few-shot 4", 4.0),
+        ("api:some/model, 1 frames, few-shot 0", 0.0),
+    ]
+
+
+@pytest.mark.parametrize("name", ["image_tokens", "history", "max_new_tokens"])
+def test_models_that_read_or_write_more_are_not_pooled(name):
+    row = {"game": "Pong", "agent": "vlm:hub", "seed": 1, "invalid": 0.0, "steps_per_second": 1.0}
+    lines = summarize([{**row, name: n, "scores": [float(n)]} for n in (1, 4)])
+    assert [(line["agent"], line["mean"]) for line in lines] == [(f"vlm:hub, {name} {n}", n) for n in (4, 1)]

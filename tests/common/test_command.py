@@ -1,5 +1,6 @@
 """How a command ends, and its check of counts and numbers."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,7 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from common.command import command, require_at_least, run
 from common.errors import UserError
@@ -41,6 +45,15 @@ def test_a_number_that_is_not_finite_is_refused_by_its_flag(flag, number, capsys
     assert capsys.readouterr().err == f"error: {name} must be a finite number, got {float(number)}\n"
 
 
+@pytest.mark.parametrize("words", [["--sh\x1b]0;title\x07are", "1"], ["--share", "\x1b[2J"], ["--share", "\x9b2J"]])
+def test_control_characters_of_a_command_line_do_not_reach_the_terminal(words, capsys):
+    main = command(Args, lambda args: pytest.fail("acted"), None, "{}")
+    assert run(lambda: main(words)) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: expected words without control characters, got '")
+    assert printed.rstrip("\n").isprintable()
+
+
 PRINTS = """
 import sys
 from common.command import run
@@ -71,3 +84,57 @@ def test_a_terminal_that_cannot_show_a_letter_gets_its_escape():
     output, error = process.communicate()
     assert (process.returncode, error) == (0, b"")
     assert output == b"caf\\xe9-\\udcff\n"
+
+
+def out_of_gpu_memory():
+    raise type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2 GiB.\nMore")
+
+
+def out_of_memory_in_a_worker():
+    raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+
+@pytest.mark.parametrize(
+    ("take", "reason"),
+    [
+        (lambda: bytearray(2**60), "MemoryError"),
+        (lambda: np.zeros(2**58, np.uint8), "Unable to allocate 256. PiB"),
+        (lambda: torch.empty(2**50), "DefaultCPUAllocator: can't allocate memory"),
+        (out_of_gpu_memory, "CUDA out of memory. Tried to allocate 2 GiB."),
+        (out_of_memory_in_a_worker, "is killed by signal: Killed."),
+    ],
+)
+def test_memory_that_ends_is_one_line_and_other_defects_keep_their_traceback(take, reason, capsys):
+    assert run(take) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: out of memory: ")
+    assert reason in line
+    assert line.endswith("as of a batch or --num-envs; what was finished is kept")
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        run(lambda: torch.zeros(2, 3) @ torch.zeros(2, 3))
+
+
+def cut_short_by_torch():
+    try:
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+    finally:
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598")
+
+
+def cut_short_by_safetensors():
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def cut_short_by_an_encoder():
+    try:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    except OSError as error:
+        raise RuntimeError("encoder closed") from error
+
+
+@pytest.mark.parametrize("save", [cut_short_by_torch, cut_short_by_safetensors, cut_short_by_an_encoder])
+def test_a_full_disk_is_one_line_whatever_library_writes(save, capsys):
+    assert run(save) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a file could not be written (is the disk full?): ")
+    assert line.endswith("free space or choose another --out; what was finished is kept")

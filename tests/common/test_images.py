@@ -122,3 +122,10 @@ def test_a_file_larger_than_any_picture_is_not_read(tmp_path):
         file.truncate(2**40)
     with pytest.raises(ImageError, match=r"huge.png: expected 1 to 268,435,456 bytes, got 1,099,511,627,776"):
         read_image(tmp_path / "huge.png")
+
+
+def test_a_caller_sets_how_many_pixels_are_decoded():
+    content = save("PNG")
+    assert np.array_equal(decode_rgb(content, "image 1", max_pixels=120), PIXELS)
+    with pytest.raises(ImageError, match=r"^image 1: expected at most 119 pixels, got 10 x 12$"):
+        decode_rgb(content, "image 1", max_pixels=119)

@@ -1,6 +1,7 @@
 """An output has one writer at a time."""
 
 import contextlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from common.command import command, run
 from common.errors import UserError
-from common.output_lock import output_lock, output_of
+from common.output_lock import lock_file, output_lock, output_of
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
@@ -86,3 +87,13 @@ def test_the_output_of_a_command_is_found_in_its_arguments():
     assert output_of(SimpleNamespace(run=SimpleNamespace(out=Path("b")))) == Path("b")
     assert output_of(SimpleNamespace(out=None)) is None
     assert output_of(SimpleNamespace()) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="users have names on this system")
+def test_a_user_without_a_name_locks_as_others_do(tmp_path, monkeypatch):
+    def nameless():
+        raise KeyError("getpwuid(): uid not found: 4321")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    with output_lock(tmp_path / "run"):
+        assert lock_file(tmp_path / "run").is_file()

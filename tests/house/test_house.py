@@ -3,12 +3,16 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import itertools
 import pkgutil
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("agents", "envs", "vlm", "pretrain", "experiments", "common")
@@ -59,6 +63,19 @@ def test_no_other_distribution_claims_our_names():
     owners = importlib.metadata.packages_distributions()
     for room in ROOMS:
         assert set(owners.get(room, [])) <= {"pvplay"}, room
+
+
+def dependencies():
+    """The requirements of `pyproject.toml`, those of extras included, but for the project's own extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    return [one for one in map(Requirement, named) if one.name != project["name"]]
+
+
+@pytest.mark.parametrize("dependency", dependencies(), ids=lambda one: one.name)
+def test_every_dependency_has_bounds_and_a_licence(dependency):
+    assert {"<", ">="} <= {bound.operator for bound in dependency.specifier}
+    assert re.search(rf"\b{re.escape(dependency.name)}\b", (ROOT / "docs" / "licences.md").read_text())
 
 
 def test_every_module_and_every_test_says_what_it_is():

@@ -1,5 +1,7 @@
 """Parsing is the inverse of formatting, and accepts nothing else."""
 
+import time
+
 import pytest
 
 from vlm.prompts import action_prompt, parse_action, parse_pixel, pixel_answer, pixel_prompt
@@ -87,3 +89,22 @@ def test_what_is_no_colour_is_invalid(answer):
 
 def test_the_pixel_prompt_names_the_row_first():
     assert pixel_prompt(12, 7) == "<image> [reconstruct] loc: [12,7] rgb: ["
+
+
+@pytest.mark.parametrize(
+    "thought", ["left or right? left!", 'action: left.\n{"action": "left"}', "The action is left.\n"]
+)
+def test_a_thought_is_no_answer(thought):
+    assert parse_action(f"<think>{thought}</think>fire", LEGAL) == "fire"
+    assert parse_action(f"<think>{thought}</think>", LEGAL) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ['{"action": ' + "[" * 100_000 + "}", "! " * 500_000, "action " * 200_000, "{" * 1_000_000, "a_" * 500_000 + "!"],
+    ids=["brackets", "marks", "labels", "braces", "words"],
+)
+def test_no_answer_of_any_length_takes_long(answer):
+    start = time.monotonic()
+    assert parse_action(answer, LEGAL) is None
+    assert time.monotonic() - start < 5

@@ -236,7 +236,24 @@ def test_configurations_of_other_kinds_end_in_one_line(ours, name, value, capsys
 
 def test_a_tokenizer_of_more_tokens_than_embeddings_is_refused(ours):
     build_tokenizer([f"word{i}" for i in range(50)]).save_pretrained(ours)
-    with pytest.raises(CheckpointError, match="expected at most 404 tokens, got 45"):
+    with pytest.raises(CheckpointError, match="expected at most 404 tokens, got the token 45"):
+        checkpoint.load(ours)
+
+
+def test_a_token_beyond_the_embeddings_is_refused_whatever_their_number(ours):
+    content = json.loads((ours / "tokenizer.json").read_text())
+    content["model"]["vocab"]["the"] = 10**6
+    (ours / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="expected at most 404 tokens, got the token 1000000"):
+        checkpoint.load(ours)
+
+
+@pytest.mark.parametrize("value", ["x", 0.5, 404, -2, [2, "x"], True, [[2]]])
+@pytest.mark.parametrize("name", ["eos_token_id", "pad_token_id"])
+def test_tokens_that_end_an_answer_are_checked(ours, name, value):
+    content = json.loads((ours / "generation_config.json").read_text())
+    (ours / "generation_config.json").write_text(json.dumps({**content, name: value}))
+    with pytest.raises(CheckpointError, match=f"damaged: .*({name}|not supported)"):
         checkpoint.load(ours)
 
 
