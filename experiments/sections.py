@@ -158,7 +158,7 @@ def pvp_section(result: Result, images: Sequence[Path]) -> Section:
         "95 % t-intervals over training seeds.",
         [result],
         [
-            tables.pvp_table(rows, "Mean absolute error of 255, all cells of a 24 x 24 grid"),
+            tables.pvp_table(rows, "Mean absolute error of 255, all cells of 8 x 8 pixels"),
             tables.pvp_table(rows, "The same on small objects", "mae_small_objects"),
             tables.gates_table(rows),
             tables.probe_table(rows),

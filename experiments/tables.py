@@ -194,11 +194,16 @@ def probe_table(rows: list[Row]) -> Table:
     lines = []
     for metric, label, scale in PROBES:
         own = [row for row in rows if row.get(metric) is not None]
-        groups = {
+        by_tower = {
             column: [row for row in own if row.get("tower", row.get("encoder")) == name]
             for name, column in TOWERS.items()
         }
-        lines.append((label, {name: _mean(group, metric, 2, scale) for name, group in groups.items()}))
+        cells = {
+            column: _mean(rows, metric, 2, scale) if "seed" in rows[0] else f"{scale * rows[0][metric]:.2f}"
+            for column, rows in by_tower.items()
+            if rows
+        }
+        lines.append((label, cells))
     return Table("Semantics of the encoder", tuple(TOWERS.values()), lines)
 
 
