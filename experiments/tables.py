@@ -191,9 +191,9 @@ def _mean_of(rows: list[Row], metric: str) -> float | None:
 
 def probe_table(rows: list[Row]) -> Table:
     """Return what captions and probes read off the encoder of `pvp-nano`: at the start, adapted, of random weights."""
-    lines = []
+    probes, lines = [row for row in rows if row["set"] in ("semantic probe", "caption retrieval")], []
     for metric, label, scale in PROBES:
-        own = [row for row in rows if row.get(metric) is not None]
+        own = [row for row in probes if row.get(metric) is not None]
         by_tower = {
             column: [row for row in own if row.get("tower", row.get("encoder")) == name]
             for name, column in TOWERS.items()
