@@ -23,7 +23,7 @@ Rows accumulate: repeat the command to resume a killed run. Rows of other settin
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -114,6 +114,7 @@ def measure_faults(args: Args) -> Path:
     """Measure what the result file lacks; return the file."""
     torch.set_num_threads(1)  # a fork of a process with other threads may hang
     require_output_files([args.out])
+    args = replace(args, work=args.work.resolve())  # the forks change their directory
     with output_lock(args.work):
         for part in args.parts or PARTS:
             for row in run_jobs("faults", PARTS[part](args), args.out, [args.seed]):
