@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 
 from experiments.faults.corruption import CANARY, CLEAR, TITLE
@@ -117,7 +118,7 @@ def _become_child(form: Format, folder: Path, logs: tuple[Path, Path], pipe: int
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
         os.chdir(folder)
-        tempfile.tempdir = str(folder / "temporary")
+        tempfile.tempdir = datasets.config.HF_DATASETS_CACHE = str(folder / "temporary")
         sys.dont_write_bytecode = True
         sys.addaudithook(Watch(folder, pipe))
         code = form.open(Path(TARGET))
