@@ -12,6 +12,7 @@ from common.intervals import SeedScores
 from envs.games import find_game
 from experiments import tables
 from experiments.charts import Chart, curve_chart, profile_chart
+from experiments.fault_tables import fault_tables
 from experiments.statistics import Row, filter_rows, games_of
 from experiments.tables import Table
 
@@ -91,6 +92,9 @@ def make_sections(results: Mapping[str, Result], folder: Path) -> list[Section]:
     if "nano-refer" in results:
         with rows_of("nano-refer"):
             found.append(segmenter_section(results["nano-refer"]))
+    if "faults" in results:
+        with rows_of("faults"):
+            found.append(faults_section(results["faults"]))
     speeds = {name: result for name, result in results.items() if "_speed" in name}
     if speeds:
         with rows_of(" or ".join(speeds)):
@@ -196,6 +200,19 @@ def one_model_section(result: Result, scores: Result | None) -> Section:
         "images. Masks are of expressions about the last two recordings of each of ten games.",
         [result],
         [tables.one_model_table(result["rows"], played)],
+    )
+
+
+def faults_section(result: Result) -> Section:
+    """Return what kills, damaged files and failures of the machine led to."""
+    return Section(
+        "faults",
+        "Faults: what is lost, and what gets in?",
+        "The smallest runs of every command, broken in all the ways that come in days of running and from files of "
+        "others. Columns count cases in which something went wrong, but for those that say how many there were. What "
+        "the columns mean is in the help of `python -m experiments.faults`.",
+        [result],
+        fault_tables(result["rows"]),
     )
 
 
