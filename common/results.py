@@ -27,6 +27,7 @@ class ResultRow(BaseModel):
     game: str | float | None = None  # a figure in rows that are no scores
     seed: int | None = None
     scores: list[Finite] | None = None  # none yet while the first game is played
+    steps_per_second: Finite | None = None
 
 
 class ResultFile(BaseModel):

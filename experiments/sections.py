@@ -62,7 +62,7 @@ def make_sections(results: Mapping[str, Result], folder: Path) -> list[Section]:
     found: list[Section] = []
     if "shipped" in results:
         with rows_of("shipped"):
-            found.append(released_section(results["shipped"]))
+            found.append(released_section(results["shipped"], engine_differences(results.get("faults"))))
     experts = [results[name] for name in EXPERTS if name in results]
     if experts:
         with rows_of(" and ".join(name for name in EXPERTS if name in results)):
@@ -113,15 +113,22 @@ def all_rows(results: Sequence[Result]) -> list[Row]:
     return [row for result in results for row in result["rows"]]
 
 
-def released_section(result: Result) -> Section:
-    """Return the released policy's scores beside published ones."""
+def engine_differences(faults: Result | None) -> str:
+    """Return how many decisions of the released policy two engines make otherwise, as a sentence."""
+    rows = filter_rows(faults["rows"], fault="engines", name="openvino against torch") if faults else []
+    counts = [f"{row['different']} of {row['decisions']} in {find_game(row['game']).title}" for row in rows]
+    return f" OpenVINO chooses another action than torch in {' and '.join(counts)}, greedily." if counts else ""
+
+
+def released_section(result: Result, engines: str = "") -> Section:
+    """Return the released policy's scores beside published ones; `engines`: how much these differ."""
     return Section(
         "released-policy",
         "The released policy",
         "One policy plays all games. Mean scores of whole games with true rewards, on seeds kept for publishing, with "
         "95 % bootstrap intervals over games, stratified by seed (rliable). DQN, IQN and Rainbow are Dopamine's after "
         "200 M frames, with sticky actions too; human scores are of no-op starts without sticky actions. No human "
-        "score of Carnival is published.",
+        f"score of Carnival is published.{engines}",
         [result],
         [tables.released_table(result["rows"]), tables.all_scores_table(result["rows"])],
         lambda: score_charts(result["rows"]),

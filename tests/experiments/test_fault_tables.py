@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.fault_tables import fault_tables
-from experiments.sections import make_sections
+from experiments.sections import engine_differences, make_sections
 
 
 @pytest.fixture
@@ -31,3 +31,16 @@ def test_the_report_has_a_section_of_them(rows, tmp_path):
     (section,) = make_sections({"faults": result}, tmp_path)
     assert section.name == "faults"
     assert [len(table.rows) for table in section.tables] == [1, 1, 1, 1]
+
+
+def test_what_engines_decide_otherwise_stands_beside_scores():
+    rows = [
+        {"fault": "engines", "name": "openvino against torch", "game": game, "decisions": 500, "different": count}
+        for game, count in (("Carnival", 1), ("MsPacman", 9))
+    ]
+    said = engine_differences({"rows": rows})
+    assert (
+        said
+        == " OpenVINO chooses another action than torch in 1 of 500 in Carnival and 9 of 500 in Ms. Pac-Man, greedily."
+    )
+    assert engine_differences(None) == ""

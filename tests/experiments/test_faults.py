@@ -139,7 +139,8 @@ def test_a_recording_survives_kills_at_its_ends(tmp_path):
 @pytest.mark.parametrize(("name", "every"), [("clone", 9), ("ppo", 9), ("expert", 11), ("study", 50)])
 def test_a_training_survives_kills(tmp_path, name, every):
     out = tmp_path / "faults.json"
-    words = ["--work", str(tmp_path), "--commands", name, "--every", str(every), "--moments", "2", "--out", str(out)]
+    words = ["--parts", "kills", "--work", str(tmp_path), "--commands", name, "--out", str(out)]
+    words += ["--every", str(every), "--moments", "2"]
     assert run(lambda: main(words)) == 0
     (row,) = json.loads(out.read_text())["rows"]
     assert row["kills"] >= 4
