@@ -50,5 +50,6 @@ def command_line() -> str:
     program = Path(sys.argv[0])
     words = [program.name]
     if program.suffix == ".py" and program.is_relative_to(ROOT):
-        words = ["python", "-m", ".".join(program.relative_to(ROOT).with_suffix("").parts)]
+        module = ".".join(program.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+        words = ["python", "-m", module]
     return shlex.join([*words, *sys.argv[1:]])
