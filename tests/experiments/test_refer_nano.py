@@ -28,7 +28,8 @@ from experiments.studies.refer_nano import (
 from pretrain.data.frame_captions import caption_tokenizer
 from pretrain.referring.samples import ReferringSample
 from vlm import checkpoint
-from vlm.clip import build_clip
+from vlm.presets import build
+from vlm.sinusoidal_init import init_number_embeddings
 from vlm.training.learning_rates import role_parameters
 
 
@@ -46,15 +47,24 @@ def config(tmp_path):
                     row, column = 30 + 60 * (cell // 3), 20 + 50 * (cell % 3)
                     frame[row : row + 12, column : column + 12] = rng.choice([(200, 72, 72), (66, 158, 130)])
             writer.append(Episode(frames, np.zeros(4, int), np.zeros(4, np.float32), None, True, False, seed))
-    checkpoint.save(build_clip("tiny-clip", caption_tokenizer(), 0), tmp_path / "clip")
+    captioner = build("tiny-clip", 0, caption_tokenizer())
+    init_number_embeddings(captioner)
+    checkpoint.save(captioner, tmp_path / "captioner", {})
     short = replace(OUT_OF_DISTRIBUTION, steps=2, images=2, questions=4)
     trainer = ("dataloader_num_workers=0", "warmup_steps=1")
     training = pvp_nano.NANO.training.replace(
-        vision_tower=tmp_path / "clip", preset="tiny-clip", grid="12", val_episodes=1, trainer=trainer
+        init=tmp_path / "captioner",
+        preset="tiny-clip",
+        grid="12",
+        size=(216, 216),
+        patch_expansion=2,
+        skip_connection=False,
+        val_episodes=1,
+        trainer=trainer,
     )
     pretraining = pvp_nano.ExperimentConfig(
         training, games=("Pong", "Breakout"), held_out_games=("Qbert",), episodes=3, data_dir=tmp_path / "data",
-        regimes=(short,),
+        regimes=(short,), photographs=None,
     )  # fmt: skip
     fast = {"steps": 2, "expressions": 2, "images": 2, "grid": 4, "points": 3, "trainer": trainer}
     return ExperimentConfig(

@@ -231,12 +231,13 @@ def config(tmp_path):
         for seed in range(2):
             frames = np.stack([game_frame(rng) for _ in range(12)])
             writer.append(Episode(frames, np.zeros(12, int), np.zeros(12, np.float32), None, True, False, seed))
-    captioner = build("tiny", 0, caption_tokenizer())
+    captioner = build("tiny-clip", 0, caption_tokenizer())
     init_number_embeddings(captioner)
     checkpoint.save(captioner, tmp_path / "captioner", {})
     short = {"steps": 4, "images": 2, "questions": 4}
     training = NANO.training.replace(
-        init=tmp_path / "captioner", preset="tiny", grid="12", val_episodes=1,
+        init=tmp_path / "captioner", preset="tiny-clip", grid="12", size=(216, 216), patch_expansion=2,
+        skip_connection=False, val_episodes=1,
         trainer=("dataloader_num_workers=0", "warmup_steps=1"),
     )  # fmt: skip
     return ExperimentConfig(
