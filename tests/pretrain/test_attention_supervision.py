@@ -158,7 +158,7 @@ def test_each_later_number_of_an_answer_has_heads_of_its_own():
         {commas[0]: 1, commas[1]: 2}.get(position, 0) for position in range(input_ids.shape[2])
     ]
     assert targets.answer_mask.equal(targets.numbers > 0)
-    heads, first = vlm.decoder.config.num_attention_heads, 30
+    heads, first = vlm.decoder.config.num_attention_heads, 40  # after all image tokens
     attention = {layer: torch.ones(1, 2, input_ids.shape[2], heads, first + input_ids.shape[2]) for layer in LAYERS}
     patch, question_end = targets.image_tokens[0, :, None, None], first + end
     half = heads // 2
