@@ -14,7 +14,7 @@ CAPTIONS = {
     "load": "Load",
 }
 FAILURES = "Failures of the machine"  # the caption of all other faults
-UNCOUNTED = ("seed", "every", "moments", "seconds", "mutations_asked", "num_envs")
+UNCOUNTED = ("seed", "every", "moments", "seconds", "num_envs")
 NAMES = ("command", "format", "name")
 
 
