@@ -4,12 +4,15 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink")
@@ -96,6 +99,7 @@ def _become_child(main: Callable[[], int], directory: Path, log: Path, kill: Kil
             os.dup2(output, stream)
         sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
         os.chdir(directory)
+        tqdm.set_lock(threading.RLock())  # its own is shared with later children, who would wait for a killed one
         sys.addaudithook(FileEvents(directory, kill.event, lambda _: os.write(write, b".")))
         code = main()
     except BaseException:

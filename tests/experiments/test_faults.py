@@ -3,11 +3,13 @@
 import json
 import os
 import runpy
+import signal
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from common.command import run
 from common.errors import UserError
@@ -117,6 +119,21 @@ def test_only_a_childs_own_files_are_events_and_a_kill_comes_before_one(tmp_path
 def test_file_events_below_a_relative_directory_count(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_in_child(Stub(lambda: Path("one").write_text("1")).run, Path("runs") / "child").events == 1
+
+
+def test_a_child_killed_amid_a_progress_bar_stops_no_later_one(tmp_path):
+    tqdm(disable=True).get_lock()  # made in this process, as by any bar before
+
+    def die_amid_a_bar():
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def show_a_bar():
+        with tqdm.get_lock():
+            return 0
+
+    assert run_in_child(die_amid_a_bar, tmp_path / "killed").code == -signal.SIGKILL
+    assert run_in_child(show_a_bar, tmp_path / "next", Kill(seconds=10)).code == 0
 
 
 def test_files_that_cannot_be_read_are_torn(tmp_path):
