@@ -18,7 +18,6 @@ from experiments.tables import Table
 
 Result = dict[str, Any]
 POLICIES = {"nano-policy": "an earlier policy", "eight": "one policy for eight games"}
-EXPERTS = ("experts", "micro-play")
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,9 @@ def make_sections(results: Mapping[str, Result], folder: Path) -> list[Section]:
     if "shipped" in results:
         with rows_of("shipped"):
             found.append(released_section(results["shipped"], engine_differences(results.get("faults"))))
-    experts = [results[name] for name in EXPERTS if name in results]
-    if experts:
-        with rows_of(" and ".join(name for name in EXPERTS if name in results)):
-            found.append(score_section(experts, "experts", "Experts", EXPERT_TEXT))
+    if "experts" in results:
+        with rows_of("experts"):
+            found.append(score_section([results["experts"]], "experts", "Experts", EXPERT_TEXT))
     for name, title in POLICIES.items():
         if name in results:
             with rows_of(name):
@@ -102,10 +100,7 @@ def make_sections(results: Mapping[str, Result], folder: Path) -> list[Section]:
     return found
 
 
-EXPERT_TEXT = (
-    "The policies that demonstrate. `micro-play` is a VLM that sees only frames, the expert of games-nano; the others "
-    "read the simulator, which no player of the real game can. "
-)
+EXPERT_TEXT = "The agents that demonstrate. They read the simulator, which no player of the real game can. "
 
 
 def all_rows(results: Sequence[Result]) -> list[Row]:
@@ -298,6 +293,7 @@ def segmentation_section(result: Result, images: Sequence[Path]) -> Section:
             tables.segmentation_table(result["rows"], f"{title}, {name}", method, name)
             for method, title in (("head", "Mask head"), ("points", "Points as text"))
             for name in ("test", "held-out games")
+            if filter_rows(result["rows"], mask=method, set=name)
         ],
         images=images,
         image_caption="expressions: the truth, then the masks of each condition",

@@ -43,8 +43,6 @@ CONFIGS = {
         encoder_learning_rate=5e-4,
         trainer=("warmup_steps=40", "save_steps=200"),
     ),
-    # what the study games-nano starts from
-    "games-nano": _DEFAULT.replace(preset="micro", val_episodes=2, steps=400, trainer=("save_steps=100",)),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from common.command import require_at_least
 from common.errors import UserError
 from pretrain.pvp_questions import NATIVE, parse_grid
-from vlm.released_checkpoints import RELEASED_CAPTIONER, RELEASED_MICRO
+from vlm.released_checkpoints import RELEASED_CAPTIONER
 from vlm.sinusoidal_init import WAVELENGTHS
 from vlm.training.config import UNSET_OUT, ModelConfig, RunConfig, TrainConfig
 
@@ -169,9 +169,9 @@ CONFIGS = {
     "default": _DEFAULT,
     # beside play: the settings of `agents.clone --pvp-weight`
     "with-play": _DEFAULT.replace(grid="32", images=8, questions=16, synthetic=0.2, augmentation=0.25, label_std=6.0),
-    # what the released policy was trained on before play
+    # a first policy's pixels, before play
     "policy": _DEFAULT.replace(preset="micro", sinusoidal_init=True, grid="32", steps=400),
-    # the study pvp-nano, out of distribution; it trains from the released captioner
+    # the study pvp-nano, whose models games-nano and refer-nano start from; it trains from the released captioner
     "pvp-nano": _NANO_FINE.replace(
         init=RELEASED_CAPTIONER,
         val_episodes=2,
@@ -188,16 +188,4 @@ CONFIGS = {
     # fewer questions, since every step has some
     "nano-fine": _NANO_FINE,
     "nano-fine-with-play": _NANO_FINE.replace(images=4, questions=32),
-    # the study games-nano: plain frames of the games that are played, from the released captioner
-    "games-nano": _DEFAULT.replace(
-        init=RELEASED_MICRO,
-        grid="32",
-        val_episodes=2,
-        images=16,
-        questions=16,
-        label_std=6.0,
-        steps=1000,
-        encoder_learning_rate=1e-3,
-        trainer=("warmup_steps=100", "save_steps=125"),
-    ),
 }

@@ -5,7 +5,5 @@ from pathlib import Path
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 RELEASED_POLICY = WEIGHTS / "policy"  # the best player
 RELEASED_PVP = WEIGHTS / "reader"  # reads the colors of images that it has never seen
-RELEASED_EXPERT = WEIGHTS / "micro-play"  # an earlier stage of the policy, cloned in `experiments.studies.games_nano`
-RELEASED_MICRO = WEIGHTS / "micro"  # trained on captions only; `experiments.studies.games_nano` starts from it
-RELEASED_CAPTIONER = WEIGHTS / "captioner"  # the semantic encoder that `experiments.studies.pvp_nano` starts from
+RELEASED_CAPTIONER = WEIGHTS / "captioner"  # the semantic encoder that the studies start from
 RELEASED_SEGMENTER = WEIGHTS / "nano-refer"  # referring segmentation by its mask head

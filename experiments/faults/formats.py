@@ -241,14 +241,14 @@ def read_expert(place: Path) -> object:
 def write_results(place: Path) -> None:
     """Copy small results of every kind."""
     place.mkdir()
-    for name in ("micro-play", "optimizers", "reader", "nano-refer", "shipped", "pvp_speed", "experts"):
+    for name in ("eight", "optimizers", "reader", "nano-refer", "shipped", "pvp_speed", "experts"):
         shutil.copy(RESULTS / f"{name}.json", place)
 
 
 def open_results(place: Path) -> int:
     """Print the tables of a folder of results, and the scores of one of them."""
     code = run(lambda: report.main(["--results", str(place), "--markdown"]))
-    other = loads(lambda place: format_table(read_result(place / "micro-play.json")))(place)
+    other = loads(lambda place: format_table(read_result(place / "eight.json")))(place)
     return max(code, other, key=lambda one: (one not in (0, 2), one))
 
 

@@ -10,7 +10,7 @@ from common.files import atomic_directory
 from common.output_lock import output_lock
 from envs.episodes import INFO, episode_files
 from vlm import checkpoint
-from vlm.released_checkpoints import RELEASED_EXPERT
+from vlm.released_checkpoints import RELEASED_POLICY
 
 Engine = Literal["auto", "torch", "openvino"]  # of `agents.vlm_agent`
 
@@ -19,7 +19,7 @@ Engine = Literal["auto", "torch", "openvino"]  # of `agents.vlm_agent`
 class DemonstratorConfig:
     """An expert's demonstrations of a game.
 
-    agent: of `agents.registry`, "vlm" for `vlm/weights/micro-play`; random_action_prob: of its play, which shows the
+    agent: of `agents.registry`, "vlm" for the released policy; random_action_prob: of its play, which shows the
     learner states that the expert alone does not reach; seed: of the games, below 1000.
     """
 
@@ -33,12 +33,12 @@ class DemonstratorConfig:
     @property
     def name(self) -> str:
         """The agent; a VLM with its content hash, since rows are comparable only under the same expert."""
-        return f"vlm-{checkpoint.content_hash(RELEASED_EXPERT)}" if self.agent == "vlm" else self.agent
+        return f"vlm-{checkpoint.content_hash(RELEASED_POLICY)}" if self.agent == "vlm" else self.agent
 
     @property
     def agent_id(self) -> str:
         """The agent's id in `agents.registry`."""
-        return f"vlm:{RELEASED_EXPERT}" if self.agent == "vlm" else self.agent
+        return f"vlm:{RELEASED_POLICY}" if self.agent == "vlm" else self.agent
 
 
 def record_missing(args: record.Args) -> Path:

@@ -2,12 +2,12 @@
 
     python -m experiments.run games-nano
 
-The conditions of `experiments.studies.conditions` x five training seeds x {all, a tenth} of the demonstrations: PVP
-should matter most where data are few. Every condition starts from one model of the preset `micro`, pre-trained on
-captions only and kept in `vlm/weights/micro`. Then comes PVP, or not; then one text policy for all games is cloned from
-the same demonstrations in the same number of steps. The expert, `vlm/weights/micro-play`, sees no more than the
-learner, so that all of its play can be learned from frames. A row holds the scores of one policy in whole games of
-published seeds, and its negative log-likelihood of the expert in held-out games, which is less noisy.
+The conditions of `experiments.studies.conditions` x three training seeds x {all, a tenth} of the demonstrations: PVP
+should matter most where data are few. All start from the semantic encoder that ships and from the models of `pvp-nano`,
+whose PVP saw neither game; then one text policy for both games is cloned from the same demonstrations in the same
+number of steps. The expert is the released policy, which sees no more than the learner, so that all of its play can be
+learned from frames. A row holds the scores of one policy in whole games of published seeds, its negative log-likelihood
+of the expert in held-out games, which is less noisy, and how far off its PVP was in the game before it was cloned.
 """
 
 from collections.abc import Sequence
@@ -26,46 +26,33 @@ from agents.clone_config import CloneConfig
 from agents.random_agent import RandomAgent
 from agents.rollout import play_games
 from agents.vlm_agent import VlmAgent
-from common.output_lock import output_lock
 from envs.atari import make_envs
 from envs.games import find_game
 from envs.protocol import MACHADO2018, Protocol, episode_seeds
 from experiments.studies import pvp_nano
 from experiments.studies.conditions import CONDITIONS, PVP, pretrain_condition, pretraining_seconds
 from experiments.studies.demonstrators import DemonstratorConfig, Engine, first_episodes, record_episodes
-from experiments.studies.eval_sets import Metrics, evaluate
+from experiments.studies.eval_sets import EvalSet, Metrics, evaluate, evaluate_baselines, frame_set
 from experiments.studies.jobs import Job
-from pretrain import captions
-from pretrain.pvp_config import CONFIGS as PVP_CONFIGS
+from pretrain.data.images import EpisodeFrames
+from pretrain.pvp_model import start_model
+from pretrain.reconstruct import patch_size
+from pretrain.reconstruction_metrics import mean_color
 from vlm import checkpoint
 from vlm.device import best_device
-from vlm.sinusoidal_init import init_number_embeddings
 from vlm.training.objective import mean_metrics
 
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = (0, 1, 2)
 EVAL_SEED = 1000  # of the games of training seed 0; each training seed has the next
 HELDOUT_SEED_OFFSET = 7  # from a demonstrator's seed to that of its held-out games
-
-GAMES = ("Carnival", "MsPacman")
-CAPTION_GAMES = (*pvp_nano.NANO.games, *GAMES)
-PRETRAINING = replace(  # without augmentation, which `micro` learns too slowly
-    pvp_nano.NANO,
-    games=(*GAMES, "SpaceInvaders", "Pong", "Breakout", "Alien", "Amidar", "DemonAttack"),
-    held_out_games=(),
-    training=PVP_CONFIGS["games-nano"],
-    regimes=(replace(pvp_nano.IN_DISTRIBUTION, steps=1000, images=16, questions=16, seconds_per_step=0.8),),
-    eval_images=8,
-)
 
 
 @dataclass(frozen=True)
 class ExperimentConfig:
     """All settings of the experiment."""
 
-    pretraining: pvp_nano.ExperimentConfig = PRETRAINING
-    pretraining_dir: Path = Path("runs/games-nano")
-    caption_games: tuple[str, ...] = CAPTION_GAMES
-    captioning: captions.CaptionConfig = captions.CONFIGS["games-nano"]
+    pretraining: pvp_nano.ExperimentConfig = pvp_nano.NANO
+    pretraining_dir: Path = Path("runs/pvp-nano")
     demonstrators: tuple[DemonstratorConfig, ...] = (
         DemonstratorConfig("Carnival", "vlm", 10, 0.05, 10),
         DemonstratorConfig("Carnival", "vlm", 10, 0.4, 12),
@@ -93,28 +80,12 @@ NANO = ExperimentConfig()
 
 
 def prepare(config: ExperimentConfig = NANO) -> None:
-    """Record the frames and demonstrations and train the captioner that are missing."""
+    """Record the frames and demonstrations that are missing."""
     pvp_nano.prepare(config.pretraining)
     for demonstrator in config.demonstrators:
         for fraction in config.data_fractions:
             demonstrations(config, demonstrator, fraction)
         heldout_episodes(config, demonstrator)
-    train_captioner(config)
-
-
-def train_captioner(config: ExperimentConfig) -> Path:
-    """Return the model that all conditions start from; train it, with ordered number embeddings, if it is missing."""
-    out = config.pretraining.training.model.init
-    assert out
-    with output_lock(config.pretraining_dir / "captions", wait=True):
-        if not out.exists():
-            data = tuple(str(pvp_nano.frame_dataset(config.pretraining, game)) for game in config.caption_games)
-            training = config.captioning.replace(data=data, out=config.pretraining_dir / "captions")
-            trained = captions.train_captions(training)
-            vlm = checkpoint.load(trained)
-            init_number_embeddings(vlm)
-            checkpoint.save(vlm, out, checkpoint.read_training(trained), dtype=torch.bfloat16)
-    return out
 
 
 def demonstrations(config: ExperimentConfig, demonstrator: DemonstratorConfig, fraction: float) -> Path:
@@ -184,20 +155,26 @@ def measure_random(config: ExperimentConfig) -> list[dict[str, Any]]:
 
 
 def measure_pvp(config: ExperimentConfig, game: str, model: Path) -> Metrics:
-    """Return a model's PVP error in a game, of 255, on held-out episodes of random play, before it is cloned.
+    """Return a model's PVP error in a game, of 255, on random play, before it is cloned.
 
     `pvp_mae_small_objects` tells reading from memorizing: small objects move, backgrounds do not.
     """
-    own = replace(config.pretraining, games=(game,))
-    (eval_set,) = pvp_nano.load_eval_sets(own, own.regimes[0], own.eval_images)
-    return _errors(evaluate(checkpoint.load(model), eval_set, own.training.data.grid), "pvp")
+    vlm, grid = checkpoint.load(model), config.pretraining.training.data.grid
+    return _errors(evaluate(vlm, eval_set(config, game), grid), "pvp")
 
 
 def measure_pvp_baselines(config: ExperimentConfig, game: str) -> Metrics:
     """Return the errors of `measure_pvp` for two baselines: the mean colour of the image, and of each patch."""
-    own = replace(config.pretraining, games=(game,))
-    rows = {row["baseline"]: row for row in pvp_nano.measure_baselines(own, own.regimes[0])}
+    frames, training = eval_set(config, game), config.pretraining.training
+    patch = patch_size(start_model(training))
+    rows = evaluate_baselines(frames, training.data.grid, patch, mean_color(iter(frames.images)))
     return {**_errors(rows["image mean"], "image_mean"), **_errors(rows["patch mean"], "patch_mean")}
+
+
+def eval_set(config: ExperimentConfig, game: str) -> EvalSet:
+    """Return frames of random play of a game, the same ones each time."""
+    frames = EpisodeFrames(pvp_nano.frame_dataset(config.pretraining, game))
+    return frame_set(game, [frames], config.pretraining.eval_images, config.pretraining.training.data.size)
 
 
 def _errors(metrics: Metrics, name: str) -> Metrics:

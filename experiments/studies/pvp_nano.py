@@ -8,7 +8,7 @@ captioner that ships (`pretrain.captions`).
 
 They train on augmented frames and synthetic images, and are evaluated on held-out games, photographs (of scikit-image)
 and other synthetic images, where only reading helps; and on held-out episodes of the training games. The regime
-`in-distribution`, plain frames of the training games, is that of `games-nano`: memorized backgrounds answer there.
+`in-distribution`, plain frames of the training games, is not among them: memorized backgrounds answer there.
 
 Rows: `baseline` rows, which do not read pixels; `sample` rows along each training; every pixel of the grid at its end;
 two probes of the encoder before and after training, `pretrain.semantic_probe` and `pretrain.patch_probe`; and how well

@@ -14,7 +14,6 @@ from experiments.studies import pvp_nano
 from experiments.studies.conditions import CONDITIONS
 from experiments.studies.games_nano import (
     NANO,
-    PRETRAINING,
     DemonstratorConfig,
     ExperimentConfig,
     demonstrations,
@@ -23,9 +22,12 @@ from experiments.studies.games_nano import (
     jobs,
     prepare,
 )
-from experiments.studies.pvp_nano import IN_DISTRIBUTION
+from experiments.studies.pvp_nano import OUT_OF_DISTRIBUTION
+from pretrain.data.frame_captions import caption_tokenizer
 from vlm import checkpoint
-from vlm.released_checkpoints import RELEASED_EXPERT
+from vlm.presets import build
+from vlm.released_checkpoints import RELEASED_POLICY
+from vlm.sinusoidal_init import init_number_embeddings
 
 
 @pytest.fixture
@@ -38,15 +40,19 @@ def config(tmp_path):
         for seed in range(2):
             frames = rng.integers(0, 256, (4, 210, 160, 3), dtype=np.uint8)
             writer.append(Episode(frames, np.zeros(4, int), np.zeros(4, np.float32), None, True, False, seed))
+    captioner = build("tiny", 0, caption_tokenizer())
+    init_number_embeddings(captioner)
+    checkpoint.save(captioner, tmp_path / "captioner", {})
     small = {"preset": "tiny", "val_episodes": 1, "trainer": ("dataloader_num_workers=0", "warmup_steps=1")}
     pretraining = pvp_nano.ExperimentConfig(
-        PRETRAINING.training.replace(init=tmp_path / "captions" / "last", grid="4", **small),
-        games=("Pong",), held_out_games=(), episodes=2, data_dir=tmp_path / "data",
-        regimes=(replace(IN_DISTRIBUTION, steps=2, images=2, questions=4),), eval_images=2,
+        NANO.pretraining.training.replace(
+            init=tmp_path / "captioner", attention_supervision_weight=0.0, heads_by_number=False, **small
+        ),
+        games=("Pong",), held_out_games=(), episodes=2, data_dir=tmp_path / "data", photographs=None,
+        regimes=(replace(OUT_OF_DISTRIBUTION, steps=2, images=2, questions=4),), eval_images=2,
     )  # fmt: skip
     return ExperimentConfig(
-        pretraining, tmp_path / "pretraining", caption_games=("Pong",),
-        captioning=NANO.captioning.replace(steps=1, **small), num_heldout_episodes=1, num_heldout_steps=8,
+        pretraining, tmp_path / "pretraining", num_heldout_episodes=1, num_heldout_steps=8,
         data_fractions=(1.0, 0.5), clone_steps=(2, 1),
         demonstrators=tuple(
             DemonstratorConfig("MsPacman", "mspacman-expert", 2, *one, 80) for one in ((0.0, 40), (0.4, 42))
@@ -87,7 +93,7 @@ def test_a_fraction_of_the_demonstrations_is_their_first_episodes(config):
 
 
 def test_the_name_of_a_vlm_demonstrator_holds_its_content_hash():
-    assert DemonstratorConfig("Carnival", "vlm", 1, 0.0, 10).name == f"vlm-{checkpoint.content_hash(RELEASED_EXPERT)}"
+    assert DemonstratorConfig("Carnival", "vlm", 1, 0.0, 10).name == f"vlm-{checkpoint.content_hash(RELEASED_POLICY)}"
     assert DemonstratorConfig("MsPacman", "mspacman-expert", 1, 0.0, 40).name == "mspacman-expert"
 
 
