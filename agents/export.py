@@ -3,7 +3,8 @@
     python -m agents.export --checkpoint runs/clone/best --out vlm/weights/policy --temperatures 0 0.5 1
 
 At each temperature the policy plays every game it was trained on, on development seeds; the best expert-normalized
-score wins. The weights are rounded to bfloat16 *before* they play, so that the exported policy is the evaluated one.
+score wins. The weights are rounded to bfloat16 *before* they play, so that the exported policy is the evaluated one. A
+mask head beside the weights is exported with them, as it is.
 """
 
 import sys
@@ -21,6 +22,7 @@ from common.outputs import require_output_directory
 from envs.protocol import find_protocol
 from vlm import checkpoint
 from vlm.released_checkpoints import RELEASED_POLICY
+from vlm.segmentation.mask_head import CONFIG_FILE, MaskHead
 
 
 @dataclass
@@ -56,6 +58,7 @@ def export_policy(args: Args) -> str:
     with tempfile.TemporaryDirectory() as directory:
         checkpoint.save(checkpoint.load(args.checkpoint), Path(directory) / "half", dtype=torch.bfloat16)
         vlm = checkpoint.load(Path(directory) / "half")
+    mask_head = MaskHead.load(args.checkpoint) if (args.checkpoint / CONFIG_FILE).is_file() else None
     protocols = dict.fromkeys(sorted(experts), find_protocol(args.protocol))
     evaluations = []
     for temperature in args.temperatures:
@@ -63,7 +66,8 @@ def export_policy(args: Args) -> str:
         evaluations.append({"temperature": temperature, **found})
     best = max(evaluations, key=lambda evaluation: evaluation["expert_normalized_score"])["temperature"]
     play = {"temperature": best, "seed": SELECTION_SEED, "episodes": args.episodes, "evaluations": evaluations}
-    checkpoint.save(vlm, args.out, {**training, "play": play}, dtype=torch.bfloat16)
+    save_head = mask_head.save if mask_head else None
+    checkpoint.save(vlm, args.out, {**training, "play": play}, dtype=torch.bfloat16, export=save_head)
     return f"{checkpoint.content_hash(args.out)} at temperature {best:g} to {args.out}"
 
 

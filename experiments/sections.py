@@ -17,7 +17,7 @@ from experiments.statistics import Row, filter_rows, games_of
 from experiments.tables import Table
 
 Result = dict[str, Any]
-POLICIES = {"nano-policy": "an earlier policy", "eight": "one policy for eight games"}
+POLICIES = {"eight": "one policy for eight games"}
 EXPERTS = ("experts", "micro-play")
 
 
@@ -88,10 +88,8 @@ def make_sections(results: Mapping[str, Result], folder: Path) -> list[Section]:
                 found.append(section(results[name], sorted(folder.glob(f"{name}*.png"))))
     if "one-model" in results:
         with rows_of("one-model"):
-            found.append(one_model_section(results["one-model"], results.get("shipped")))
-    if "nano-refer" in results:
-        with rows_of("nano-refer"):
-            found.append(segmenter_section(results["nano-refer"]))
+            images = sorted(folder.glob("one-model*.png"))
+            found.append(one_model_section(results["one-model"], results.get("shipped"), images))
     if "faults" in results:
         with rows_of("faults"):
             found.append(faults_section(results["faults"]))
@@ -195,7 +193,7 @@ def reader_section(result: Result, images: Sequence[Path]) -> Section:
     )
 
 
-def one_model_section(result: Result, scores: Result | None) -> Section:
+def one_model_section(result: Result, scores: Result | None, images: Sequence[Path]) -> Section:
     """Return what the one model does, with its scores if they are of the same weights."""
     hashes = {row["checkpoint"] for row in result["rows"]}
     played = [row for row in scores["rows"] if row.get("checkpoint") in hashes] if scores else []
@@ -207,6 +205,9 @@ def one_model_section(result: Result, scores: Result | None) -> Section:
         "images. Masks are of expressions about the last two recordings of each of ten games.",
         [result],
         [tables.one_model_table(result["rows"], played)],
+        images=images,
+        image_caption="photographs and games never seen: the original, its cells, the answers; below, masks of "
+        "expressions: the frame, the true mask, what is found",
     )
 
 
@@ -301,19 +302,6 @@ def segmentation_section(result: Result, images: Sequence[Path]) -> Section:
         ],
         images=images,
         image_caption="expressions: the truth, then the masks of each condition",
-    )
-
-
-def segmenter_section(result: Result) -> Section:
-    """Return the released segmenter's metrics."""
-    return Section(
-        "released-segmenter",
-        "The released segmenter",
-        "Masks of expressions about held-out games of random play, the last two recordings of each of its ten titles. "
-        "The interval is a 95 % bootstrap over expressions; n_acc is the accuracy on expressions that mean nothing in "
-        "the frame.",
-        [result],
-        [tables.segmenter_table(result["rows"])],
     )
 
 

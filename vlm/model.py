@@ -89,7 +89,7 @@ class PixelModel(ABC):
     def token_grid(self, rows: int, columns: int) -> tuple[int, int]:
         """Return the rows and columns of image tokens of an encoder input of so many pixels."""
         config: Any = self.encoder.config
-        stages = getattr(config, "strides", None)  # of a hierarchical transformer, as in `nano-policy`
+        stages = getattr(config, "strides", None)  # of a hierarchical transformer
         stride = math.prod(stages) if stages else getattr(config, "patch_size", self.image_config.stride)
         height, width = (stride, stride) if isinstance(stride, int) else stride  # InternVL gives a pair
         return -(-rows // height), -(-columns // width)
