@@ -188,8 +188,7 @@ def reader_section(result: Result, images: Sequence[Path]) -> Section:
         [result],
         [tables.reader_table(result["rows"])],
         images=images,
-        image_caption="each three: the original, its cells, the answers; and the released policy at play while the "
-        "reader answers for every cell (`agents.play --see`)",
+        image_caption="each three: the original, its cells, the answers",
     )
 
 
@@ -207,7 +206,8 @@ def one_model_section(result: Result, scores: Result | None, images: Sequence[Pa
         [tables.one_model_table(result["rows"], played)],
         images=images,
         image_caption="photographs and games never seen: the original, its cells, the answers; below, masks of "
-        "expressions: the frame, the true mask, what is found",
+        "expressions: the frame, the true mask, what is found; and the policy at play while it answers for every cell "
+        "(`agents.play --see`)",
     )
 
 
