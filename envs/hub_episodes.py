@@ -95,10 +95,9 @@ def read_hub_episodes(rows: Rows) -> Iterator[Episode]:
             growing = None
         growing = growing or _Growing(key)
         read.add(growing, file, number, values)
-        if growing.terminated or values.get("truncated"):
-            if "episode" not in rows.columns:
-                yield growing.finish(_new_seed(None, seeds, file, number))
-                growing = None
+        if "episode" not in rows.columns and (growing.terminated or _scalar(values.get("truncated"))):
+            yield growing.finish(_new_seed(None, seeds, file, number))
+            growing = None
     if growing is not None:
         yield growing.finish(_new_seed(growing.key, seeds, rows.files[-1], 0))
 
@@ -176,9 +175,7 @@ class _RowReader:
             if "step" in values:
                 step = self._number(values["step"], "the number of a step")
                 if growing.step is not None and step <= growing.step:
-                    raise DatasetError(
-                        f"expected the steps of an episode in order, got {step:g} after {growing.step:g}"
-                    )
+                    raise DatasetError(f"expected an episode's steps in order, got {step:g} after {growing.step:g}")
                 growing.step = step
         except UserError as error:
             raise DatasetError(f"{file}, row {number}: {error}") from error

@@ -115,7 +115,7 @@ def find_rows(source: HubSource, options: HubOptions) -> HubRows:
     layout = read_layout(folder, given.get("frame")) if (folder / INFO_FILE).is_file() else None
     if layout is not None:
         folder = fetch_files(source, folder, layout.patterns)
-        part, files = (), sorted(folder.glob("data/*/*.parquet"))
+        part, files = [], sorted(folder.glob("data/*/*.parquet"))
         if not files:
             raise DatasetError(f"{source}: expected Parquet files in data/chunk-000, found none")
         known: dict[str, str] | None = COLUMN_MAPS["lerobot"] | {"frame": layout.frame}
@@ -163,7 +163,8 @@ def _find_game(
         return find_game(asked)
     if "game" in columns:
         values = set[str]().union(*(first_values(file, columns["game"]) for file in files))
-        games = {game.name: game for game in map(_game_or_none, values) if game is not None}
+        known = [found for found in map(_game_or_none, values) if found is not None]
+        games = {found.name: found for found in known}
         if asked is not None and (game := find_game(asked)).name in games:
             return game
         if asked is None and len(games) == 1:
@@ -239,7 +240,7 @@ class Args:
     export_from: Path | None = None
     """The recorded games to export, a directory of `agents.record`."""
     license: str | None = None
-    """The licence of an export, as the hub names it: cc0-1.0, cc-by-4.0, mit. You choose it; without it none is named."""
+    """The licence of an export, as the hub names it: cc0-1.0, cc-by-4.0, mit; without it none is named."""
     hub: Annotated[HubOptions, tyro.conf.arg(name="")] = HubOptions()
     """How a dataset of the hub is read."""
 
