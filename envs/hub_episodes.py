@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as arrow
 import pyarrow.parquet as parquet
-from pyarrow import ArrowException
+from pyarrow import Array, ArrowException, DictionaryArray, Field
+from pyarrow.types import is_binary, is_large_binary, is_struct
 
 from common.errors import UserError, nearest
 from common.images import PNG_SIGNATURE, decode_picture
@@ -24,6 +26,7 @@ from envs.games import Game, find_game, screen_size
 from envs.lerobot_files import read_video
 
 BATCH = 64  # rows in memory, of an episode's columns before they are checked
+MAX_PICTURE = 2**21  # bytes; a frame takes 100 kB without compression
 MAX_ID = 2**31 - 1  # an episode's number beyond it is not taken for a seed
 
 
@@ -46,6 +49,7 @@ class _Growing:
     """An episode whose rows are being read."""
 
     key: Any
+    seed: int
     frames: list[bytes] = field(default_factory=list)
     actions: list[int] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
@@ -53,7 +57,7 @@ class _Growing:
     size: int = 0
     terminated: bool = False
 
-    def finish(self, seed: int) -> Episode:
+    def finish(self) -> Episode:
         return Episode(
             frames=self.frames,
             actions=np.array(self.actions, dtype=np.int64),
@@ -61,7 +65,7 @@ class _Growing:
             action_values=None,
             terminated=self.terminated,
             truncated=not self.terminated,
-            seed=seed,
+            seed=self.seed,
         )
 
 
@@ -73,7 +77,7 @@ def read_schema(file: Path) -> list[str]:
         raise DatasetError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
 
 
-def first_values(file: Path, column: str) -> set[str]:
+def different_values(file: Path, column: str) -> set[str]:
     """Return the different values in a text column of a Parquet file."""
     try:
         values = parquet.read_table(file, columns=[column])[column].unique().to_pylist()
@@ -91,15 +95,16 @@ def read_hub_episodes(rows: Rows) -> Iterator[Episode]:
             continue
         key = _scalar(values.get("episode"))
         if growing is not None and key != growing.key:
-            yield growing.finish(_new_seed(growing.key, seeds, file, number))
+            yield growing.finish()
             growing = None
-        growing = growing or _Growing(key)
+        if growing is None:
+            growing = _Growing(key, _new_seed(key, seeds, file, number))
         read.add(growing, file, number, values)
         if "episode" not in rows.columns and (growing.terminated or _scalar(values.get("truncated"))):
-            yield growing.finish(_new_seed(None, seeds, file, number))
+            yield growing.finish()
             growing = None
     if growing is not None:
-        yield growing.finish(_new_seed(growing.key, seeds, rows.files[-1], 0))
+        yield growing.finish()
 
 
 def _new_seed(key: Any, seeds: set[int], file: Path, number: int) -> int:
@@ -132,11 +137,14 @@ def _read_rows(file: Path, rows: Rows) -> Iterator[dict[str, Any]]:
         head = parquet.read_metadata(file)
         if any(head.row_group(one).total_byte_size > 2 * MAX_BYTES for one in range(head.num_row_groups)):
             raise DatasetError(f"expected at most {2 * MAX_BYTES:,} bytes in a group of rows")
-        dictionaries = [f"{frame}.bytes", frame] if frame else []  # a frame that is repeated takes no memory
-        with parquet.ParquetFile(file, read_dictionary=dictionaries) as stream:
-            if missing := [column for column in columns.values() if column not in stream.schema_arrow.names]:
-                raise DatasetError(f"it has no column {printable(missing[0])}, unlike the first file")
+        schema = parquet.read_schema(file)
+        if missing := [column for column in columns.values() if column not in schema.names]:
+            raise DatasetError(f"it has no column {printable(missing[0])}, unlike the first file")
+        pictures = [_bytes_path(schema.field(frame))] if frame else []
+        with parquet.ParquetFile(file, read_dictionary=pictures) as stream:
             for batch in stream.iter_batches(BATCH, columns=list(dict.fromkeys(columns.values()))):
+                if frame:
+                    _check_pictures(batch.column(frame))
                 found = {column: batch.column(column).to_pylist() for column in set(columns.values())}
                 for row in range(batch.num_rows):
                     yield {role: found[column][row] for role, column in columns.items()}
@@ -144,6 +152,23 @@ def _read_rows(file: Path, rows: Rows) -> Iterator[dict[str, Any]]:
         if isinstance(error, DatasetError) and str(file) in str(error):
             raise
         raise DatasetError(f"{file} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+
+
+def _bytes_path(field: Field) -> str:
+    """Return the path of the bytes of a column of pictures."""
+    if is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
+        return f"{field.name}.bytes"
+    if not is_binary(field.type) and not is_large_binary(field.type):
+        raise DatasetError(f"expected pictures in column {printable(field.name)}, got {field.type}")
+    return field.name
+
+
+def _check_pictures(column: Array) -> None:
+    """Refuse pictures larger than any frame; one that is repeated takes a few bytes until it is taken out."""
+    column = column.field("bytes") if is_struct(column.type) else column
+    lengths = arrow.binary_length(column.dictionary if isinstance(column, DictionaryArray) else column)
+    if (longest := arrow.max(lengths).as_py() or 0) > MAX_PICTURE:
+        raise DatasetError(f"expected at most {MAX_PICTURE:,} bytes of a frame, got {longest:,}")
 
 
 class _RowReader:

@@ -35,9 +35,10 @@ from envs.column_map import COLUMN_MAPS, HubOptions, find_columns
 from envs.dataset_card import dataset_card
 from envs.episodes import INFO, DatasetError, DatasetInfo, EpisodeDataset, EpisodeWriter
 from envs.games import Game, MultiPlayerGameError, UnknownGameError, action_names, find_game
-from envs.hub_episodes import Rows, first_values, picture_format, read_hub_episodes, read_schema
+from envs.hub_episodes import Rows, different_values, picture_format, read_hub_episodes, read_schema
 from envs.hub_source import (
     CARD,
+    HubFiles,
     HubSource,
     commit_of,
     fetch_files,
@@ -115,68 +116,69 @@ def find_rows(source: HubSource, options: HubOptions) -> HubRows:
     layout = read_layout(folder, given.get("frame")) if (folder / INFO_FILE).is_file() else None
     if layout is not None:
         folder = fetch_files(source, folder, layout.patterns)
-        part, files = [], sorted(folder.glob("data/*/*.parquet"))
-        if not files:
+        found = HubFiles(folder, sorted(folder.glob("data/*/*.parquet")))
+        if not found.files:
             raise DatasetError(f"{source}: expected Parquet files in data/chunk-000, found none")
         known: dict[str, str] | None = COLUMN_MAPS["lerobot"] | {"frame": layout.frame}
     else:
-        folder, *part, files = split_files(source)
-        known = None
+        found, known = split_files(source), None
     video = layout.frame if layout is not None and layout.is_video else None
-    names = [*read_schema(files[0]), *([video] if video else ())]
+    names = [*read_schema(found.files[0]), *([video] if video else ())]
     map_name, columns = find_columns(names, given, source, known)
-    game = _find_game(source, folder, part, files, columns, options.data_game)
+    game = _find_game(source, found, columns, options.data_game)
     full = options.action_ids == "full"
-    rows = Rows(files, columns, game, action_names(game, full), video)
-    info = _info(source, folder, part, rows, map_name, full)
-    states = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    described = [FORMAT, str(folder.resolve()), part, columns, info.to_dict() | {"commit": ""}, states]
+    rows = Rows(found.files, columns, game, action_names(game, full), video)
+    info = _info(source, found, rows, map_name, full)
+    states = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in found.files]
+    described = [FORMAT, str(found.folder.resolve()), found.part, columns, info.to_dict(), states]
     return HubRows(rows, info, hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32])
 
 
-def _info(source: HubSource, folder: Path, part: Sequence[str], rows: Rows, map_name: str, full: bool) -> DatasetInfo:
-    exact = "exact" if (kind := picture_format(rows)) == "PNG" else f"not exact ({kind})"
-    place = str(replace(source, revision=commit_of(folder) or source.revision))
-    versions = {"source": ":".join([place, *(["/".join(part)] if part else [])]), "columns": map_name, "frames": exact}
-    versions |= {"protocol": "assumed"} | ({} if "reward" in rows.columns else {"rewards": "unknown"})
+def _info(source: HubSource, found: HubFiles, rows: Rows, map_name: str, full: bool) -> DatasetInfo:
+    commit, part = commit_of(found.folder), "/".join(found.part)
+    place = str(replace(source, revision=commit or source.revision))
+    kind = picture_format(rows)
+    versions = {
+        "source": f"{place}:{part}" if part else place,
+        "columns": map_name,
+        "frames": "exact" if kind == "PNG" else f"not exact ({kind})",
+        "protocol": "assumed",
+        **({} if "reward" in rows.columns else {"rewards": "unknown"}),
+    }
     return DatasetInfo(
         game=rows.game.name,
         action_names=tuple(rows.action_names),
         protocol=replace(MACHADO2018, full_action_space=full),
         agent=printable(f"unknown agent of {source}"),
         labels=None,
-        commit=commit_of(folder) or "unknown",
+        commit=commit or "unknown",
         versions={name: printable(text) for name, text in versions.items()},
     )
 
 
-def _find_game(
-    source: HubSource,
-    folder: Path,
-    part: Sequence[str],
-    files: Sequence[Path],
-    columns: dict[str, str],
-    asked: str | None,
-) -> Game:
+def _find_game(source: HubSource, found: HubFiles, columns: dict[str, str], asked: str | None) -> Game:
     """Return the game of a dataset: that which is asked for, or of its column, split, configuration, task or card."""
-    if asked is not None and "game" not in columns:
-        return find_game(asked)
     if "game" in columns:
-        values = set[str]().union(*(first_values(file, columns["game"]) for file in files))
-        known = [found for found in map(_game_or_none, values) if found is not None]
-        games = {found.name: found for found in known}
-        if asked is not None and (game := find_game(asked)).name in games:
-            return game
-        if asked is None and len(games) == 1:
-            return next(iter(games.values()))
-        held = ", ".join(sorted(games)) or ", ".join(sorted(values)[:8])
-        if asked is not None:
-            raise DatasetError(f"{source}: expected rows of {find_game(asked).name}, got those of {held}")
-        raise DatasetError(f"{source}: expected --data-game, one of the games of its column {columns['game']}: {held}")
-    for name in (*reversed(part), named_task(folder), read_card(folder).get("game")):
+        return _game_of_column(source, found, columns["game"], asked)
+    if asked is not None:
+        return find_game(asked)
+    for name in (*reversed(found.part), named_task(found.folder), read_card(found.folder).get("game")):
         if name is not None and (game := _game_or_none(str(name))) is not None:
             return game
     raise DatasetError(f"{source} does not name its game; expected --data-game, as in --data-game Pong")
+
+
+def _game_of_column(source: HubSource, found: HubFiles, column: str, asked: str | None) -> Game:
+    values = set[str]().union(*(different_values(file, column) for file in found.files))
+    games = {game.name: game for game in (_game_or_none(value) for value in values) if game is not None}
+    held = ", ".join(sorted(games) or sorted(values)[:8])
+    if asked is not None:
+        if (game := find_game(asked)).name not in games:
+            raise DatasetError(f"{source}: expected rows of {game.name}, got those of {held}")
+        return game
+    if len(games) != 1:
+        raise DatasetError(f"{source}: expected --data-game, one of the games of its column {column}: {held}")
+    return next(iter(games.values()))
 
 
 def _game_or_none(name: str) -> Game | None:

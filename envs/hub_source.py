@@ -46,6 +46,15 @@ class HubSource:
         return f"hf://{self.place}{revision}" if self.is_remote else self.place
 
 
+@dataclass(frozen=True)
+class HubFiles:
+    """The Parquet files that a source means: `part` names the configuration and the split, where there are such."""
+
+    folder: Path
+    files: list[Path]
+    part: tuple[str, ...] = ()
+
+
 def is_remote(name: str | Path) -> bool:
     """Return whether a name is of a dataset of the hub; a `Path` holds one slash of `hf://`."""
     return str(name).startswith("hf:/")
@@ -104,8 +113,8 @@ def _snapshot(place: str, revision: str | None, patterns: tuple[str, ...]) -> Pa
         raise DatasetError(f"hf://{place}{at} is neither here nor to be had: {reason:.200}") from error
 
 
-def split_files(source: HubSource) -> tuple[Path, str, str, list[Path]]:
-    """Return the directory, the configuration, the split and the Parquet files that a source means."""
+def split_files(source: HubSource) -> HubFiles:
+    """Return the files of the split that a source means."""
     folder = fetch_head(source)
     configs = read_configs(folder)
     if source.is_remote:
@@ -121,7 +130,7 @@ def split_files(source: HubSource) -> tuple[Path, str, str, list[Path]]:
     files = sorted({file for pattern in patterns for file in _resolve(pattern, folder)})
     if not files:
         raise DatasetError(f"{source}: expected Parquet files of split {split}, found none for {', '.join(patterns)}")
-    return folder, config, split, files
+    return HubFiles(folder, files, (config, split))
 
 
 def read_configs(folder: Path) -> dict[str, dict[str, list[str]]]:
