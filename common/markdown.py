@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.errors import UserError
 from common.text import printable
 
 
@@ -32,3 +33,9 @@ def code_block(text: str, language: str = "") -> str:
 def card_text(head: str, sections: Sequence[str]) -> str:
     """Return the text of a card for the hub: metadata in YAML, then sections of Markdown."""
     return "\n\n".join((f"---\n{head}\n---", *sections)) + "\n"
+
+
+def require_licence(name: str | None) -> None:
+    """Refuse a licence that is no name as the hub has them."""
+    if name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name):
+        raise UserError(f"expected --license as the hub names one, such as mit or cc0-1.0, got {name!r}")

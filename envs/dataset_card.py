@@ -4,7 +4,6 @@ import numpy as np
 from datasets import __version__ as datasets_version
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from common.errors import UserError
 from common.markdown import card_text, code_block, markdown_table, plain
 from common.provenance import command_line
 from envs.episode_file import FEATURES
@@ -33,8 +32,6 @@ def size_category(rows: int) -> str:
 def card_data(data: EpisodeDataset, license_id: str | None) -> DatasetCardData:
     """Return the head of a dataset's card."""
     info = data.info
-    if license_id is not None and not license_id.replace("-", "").replace(".", "").isalnum():
-        raise UserError(f"expected --license as the hub names one, such as cc0-1.0, got {license_id!r}")
     return DatasetCardData(
         license=license_id,
         pretty_name=f"{find_game(info.game).title}, played by {info.agent}",

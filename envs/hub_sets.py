@@ -29,6 +29,7 @@ from tqdm import tqdm
 from common.command import command, run
 from common.errors import UserError
 from common.files import atomic_directory
+from common.markdown import require_licence
 from common.outputs import require_output_directory
 from common.text import printable
 from envs.column_map import COLUMN_MAPS, HubOptions, find_columns
@@ -249,6 +250,7 @@ class Args:
     def __post_init__(self) -> None:
         if (self.import_from is None) == (self.export_from is None):
             raise UserError("expected one of --import-from and --export-from")
+        require_licence(self.license)
         if self.import_from and self.license:
             raise UserError("--license is for an export")
         if self.export_from and self.hub != DEFAULT_OPTIONS:
