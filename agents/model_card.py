@@ -177,7 +177,7 @@ def model_card(directory: Path, options: CardOptions, name: str, replay: str | N
         "## Use",
         code_block(USE.format(game=_playable_game(training))),
         code_block(PYTHON_USE, "python"),
-        f"Plain transformers load it too (`AutoModelForImageTextToText`); `{METADATA}` tells how it is given its frames.",
+        f"Plain transformers load it too (`AutoModelForImageTextToText`); `{METADATA}` tells how frames are prepared.",
         "Licence: " + (plain(options.license) if options.license else "none was named; ask its owner."),
     ]
     return ModelCard(card_text(data.to_yaml(), sections))
