@@ -54,6 +54,7 @@ class Args:
 def export_policy(args: Args) -> str:
     """Evaluate every temperature and export the checkpoint; return a line about it."""
     require_output_directory(args.out, checkpoint.METADATA, [args.checkpoint])
+    args.card.require_files()
     training = checkpoint.read_training(args.checkpoint)
     experts = best_scores((data["game"], data["mean_score"]) for data in training.get("datasets", []))
     if not experts:

@@ -85,8 +85,13 @@ class CardOptions:
 
     def __post_init__(self) -> None:
         require_licence(self.license)
-        if self.video is not None and (self.video.suffix.lower() not in VIDEOS or not self.video.is_file()):
+        if self.video is not None and self.video.suffix.lower() not in VIDEOS:
             raise UserError(f"expected --video, a file that ends in {', '.join(VIDEOS)}, got {self.video}")
+
+    def require_files(self) -> None:
+        """Refuse a video that is not there; scores are refused by their reader."""
+        if self.video is not None and not self.video.is_file():
+            raise UserError(f"expected --video, a file, got {self.video}, which is none")
 
 
 @dataclass(frozen=True)
@@ -273,6 +278,7 @@ class Args(CardOptions):
 
 def write_card(args: Args) -> Path:
     """Write the card; return its file."""
+    args.require_files()
     write_model_card(args.checkpoint, args, args.checkpoint.resolve().name)
     return args.checkpoint / CARD
 

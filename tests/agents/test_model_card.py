@@ -123,7 +123,7 @@ def test_texts_of_others_mark_up_nothing(tmp_path):
     ("arguments", "message"),
     [
         (("--video", "game.txt"), "expected --video, a file that ends in .mp4, .webm, .gif, got game.txt"),
-        (("--video", "missing.mp4"), "expected --video, a file that ends in .mp4, .webm, .gif, got missing.mp4"),
+        (("--video", "missing.mp4"), "expected --video, a file, got missing.mp4, which is none"),
         (
             ("--license", "My Own: x"),
             "expected --license as the hub names one, such as mit or cc0-1.0, got 'My Own: x'",
