@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow.compute as arrow
 import pyarrow.parquet as parquet
 from pyarrow import Array, ArrowException, DictionaryArray, Field
-from pyarrow.types import is_binary, is_large_binary, is_struct
+from pyarrow.parquet import FileMetaData
+from pyarrow.types import is_binary, is_large_binary, is_large_string, is_string, is_struct
 
 from common.errors import UserError, nearest
 from common.images import PNG_SIGNATURE, decode_picture
@@ -27,6 +28,10 @@ from envs.lerobot_files import read_video
 
 BATCH = 64  # rows in memory, of an episode's columns before they are checked
 MAX_PICTURE = 2**21  # bytes; a frame takes 100 kB without compression
+MAX_TEXT = 2**12  # bytes of a name or a path
+MAX_VALUES = 32  # of a column in a row, as a list of one
+TEXTS = (is_string, is_large_string, is_binary, is_large_binary)
+LFS_POINTER = b"version https://git-lfs"
 MAX_ID = 2**31 - 1  # an episode's number beyond it is not taken for a seed
 
 
@@ -72,6 +77,9 @@ class _Growing:
 def read_schema(file: Path) -> list[str]:
     """Return the names of a Parquet file's columns."""
     try:
+        with file.open("rb") as stream:
+            if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise DatasetError(f"{file} is a pointer of Git LFS in place of the file: get it by git lfs pull")
         return [printable(name) for name in parquet.read_schema(file).names]
     except (OSError, ArrowException) as error:
         raise DatasetError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
@@ -79,11 +87,8 @@ def read_schema(file: Path) -> list[str]:
 
 def different_values(file: Path, column: str) -> set[str]:
     """Return the different values in a text column of a Parquet file."""
-    try:
-        values = parquet.read_table(file, columns=[column])[column].unique().to_pylist()
-    except (OSError, KeyError, ArrowException) as error:
-        raise DatasetError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
-    return {printable(str(value)) for value in values}
+    rows = (values["column"] for values in _read_rows(file, {"column": column}, None))
+    return {printable(str(_scalar(value))) for value in rows}
 
 
 def read_hub_episodes(rows: Rows) -> Iterator[Episode]:
@@ -118,10 +123,11 @@ def _new_seed(key: Any, seeds: set[int], file: Path, number: int) -> int:
 
 def _read_files(rows: Rows) -> Iterator[tuple[Path, int, dict[str, Any]]]:
     """Yield file, row and the value of each role, of all files."""
+    columns = {role: column for role, column in rows.columns.items() if role != "frame" or not rows.video}
     for file in rows.files:
         frames = read_video(file, rows.video) if rows.video else None
         count = 0
-        for number, values in enumerate(_read_rows(file, rows)):
+        for number, values in enumerate(_read_rows(file, columns, columns.get("frame"))):
             if frames is not None:
                 values["frame"] = next(frames, None)
             yield file, number, values
@@ -130,45 +136,59 @@ def _read_files(rows: Rows) -> Iterator[tuple[Path, int, dict[str, Any]]]:
             raise DatasetError(f"{file}: expected as many frames as rows, {count}, got {count + over} in its video")
 
 
-def _read_rows(file: Path, rows: Rows) -> Iterator[dict[str, Any]]:
-    columns = {role: column for role, column in rows.columns.items() if role != "frame" or not rows.video}
-    frame = columns.get("frame")
+def _read_rows(file: Path, columns: Mapping[str, str], frame: str | None) -> Iterator[dict[str, Any]]:
+    """Yield the value of each role in every row; `frame` names the column of pictures."""
+    names = list(dict.fromkeys(columns.values()))
     try:
-        head = parquet.read_metadata(file)
-        if any(head.row_group(one).total_byte_size > 2 * MAX_BYTES for one in range(head.num_row_groups)):
-            raise DatasetError(f"expected at most {2 * MAX_BYTES:,} bytes in a group of rows")
         schema = parquet.read_schema(file)
-        if missing := [column for column in columns.values() if column not in schema.names]:
+        if missing := [name for name in names if name not in schema.names]:
             raise DatasetError(f"it has no column {printable(missing[0])}, unlike the first file")
-        pictures = [_bytes_path(schema.field(frame))] if frame else []
-        with parquet.ParquetFile(file, read_dictionary=pictures) as stream:
-            for batch in stream.iter_batches(BATCH, columns=list(dict.fromkeys(columns.values()))):
-                if frame:
-                    _check_pictures(batch.column(frame))
-                found = {column: batch.column(column).to_pylist() for column in set(columns.values())}
+        _check_size(parquet.read_metadata(file), names)
+        if frame:
+            _check_type(schema.field(frame))
+        dictionaries = [path for name in names for path in _texts(schema.field(name))]
+        with parquet.ParquetFile(file, read_dictionary=dictionaries) as stream:
+            for batch in stream.iter_batches(BATCH, columns=names):
+                for name in names:
+                    _check_lengths(batch.column(name), MAX_PICTURE if name == frame else MAX_TEXT)
+                found = {name: batch.column(name).to_pylist() for name in names}
                 for row in range(batch.num_rows):
                     yield {role: found[column][row] for role, column in columns.items()}
     except (OSError, ValueError, KeyError, ArrowException, DatasetError) as error:
-        if isinstance(error, DatasetError) and str(file) in str(error):
-            raise
         raise DatasetError(f"{file} is damaged: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
 
 
-def _bytes_path(field: Field) -> str:
-    """Return the path of the bytes of a column of pictures."""
-    if is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
-        return f"{field.name}.bytes"
-    if not is_binary(field.type) and not is_large_binary(field.type):
+def _check_size(head: FileMetaData, names: Sequence[str]) -> None:
+    """Refuse columns that take more memory than a game's; a value that is repeated takes a few bytes in a file."""
+    for group in map(head.row_group, range(head.num_row_groups)):
+        if group.total_byte_size > 2 * MAX_BYTES:
+            raise DatasetError(f"expected at most {2 * MAX_BYTES:,} bytes in a group of rows")
+        for column in map(group.column, range(group.num_columns)):
+            named = [name for name in names if f"{column.path_in_schema}.".startswith(f"{name}.")]
+            if named and column.num_values > MAX_VALUES * group.num_rows:
+                raise DatasetError(f"expected one value in a row of {printable(named[0])}, got {column.num_values:,}")
+
+
+def _check_type(field: Field) -> None:
+    is_picture = is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+    if not is_picture and not is_binary(field.type) and not is_large_binary(field.type):
         raise DatasetError(f"expected pictures in column {printable(field.name)}, got {field.type}")
-    return field.name
 
 
-def _check_pictures(column: Array) -> None:
-    """Refuse pictures larger than any frame; one that is repeated takes a few bytes until it is taken out."""
-    column = column.field("bytes") if is_struct(column.type) else column
-    lengths = arrow.binary_length(column.dictionary if isinstance(column, DictionaryArray) else column)
-    if (longest := arrow.max(lengths).as_py() or 0) > MAX_PICTURE:
-        raise DatasetError(f"expected at most {MAX_PICTURE:,} bytes of a frame, got {longest:,}")
+def _texts(field: Field) -> list[str]:
+    """Return the paths of a column's texts and bytes; read as dictionaries they take little memory."""
+    if is_struct(field.type):
+        return [f"{field.name}.{part.name}" for part in field.type if any(is_text(part.type) for is_text in TEXTS)]
+    return [field.name] if any(is_text(field.type) for is_text in TEXTS) else []
+
+
+def _check_lengths(column: Array, longest: int) -> None:
+    """Refuse texts and bytes longer than any frame or name."""
+    for part in column.flatten() if is_struct(column.type) else [column]:
+        if isinstance(part, DictionaryArray):
+            length = arrow.max(arrow.binary_length(part.dictionary)).as_py() or 0
+            if length > longest:
+                raise DatasetError(f"expected at most {longest:,} bytes in a value, got {length:,}")
 
 
 class _RowReader:

@@ -7,6 +7,8 @@ import uuid
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
@@ -417,3 +419,36 @@ def test_the_import_refuses_arguments_that_contradict(capsys, tmp_path):
     assert command("--out", tmp_path / "a", "--import-from", "x", "--license", "mit") == 2
     assert command("--out", tmp_path / "a", "--export-from", "x", "--data-game", "Pong") == 2
     assert capsys.readouterr().err.count("error: ") == 3
+
+
+def write_repeated(file, **columns):
+    """A file in which one value stands in every row, so that it takes a few bytes."""
+    file.parent.mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), file, row_group_size=64, compression="zstd")
+    return file.parent
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": [b"x" * 2**22] * 64}, "expected at most 2,097,152 bytes in a value, got 4,194,304"),
+        ({"image": [b"x"] * 64, "action": ["x" * 2**14] * 64}, "expected at most 4,096 bytes in a value, got 16,384"),
+        ({"image": [b"x"] * 64, "episode": [[1] * 100] * 64}, "expected one value in a row of episode, got 6,400"),
+        ({"image": [1.5] * 64}, "expected pictures in column image, got double"),
+    ],
+)
+def test_values_that_would_fill_the_memory_are_refused(tmp_path, columns, message):
+    folder = write_repeated(tmp_path / "own" / "a.parquet", **{"action": [0] * 64, "episode": [0] * 64} | columns)
+    with pytest.raises(DatasetError, match=message):
+        open_dataset(folder, HubOptions(data_game="Pong"))
+
+
+def test_a_pointer_of_git_lfs_is_told_from_a_damaged_file(tmp_path):
+    folder = write_atari_parquet(tmp_path / "clone")
+    (file,) = folder.glob("data/*.parquet")
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(DatasetError, match="is a pointer of Git LFS in place of the file: get it by git lfs pull"):
+        open_dataset(folder)
+    file.write_bytes(b"PAR1 nothing PAR1")
+    with pytest.raises(DatasetError, match=r"pong-00000-of-00001.parquet is damaged"):
+        open_dataset(folder)
