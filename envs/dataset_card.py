@@ -11,7 +11,7 @@ from envs.episodes import EpisodeDataset
 from envs.games import find_game
 
 MEANINGS = {
-    "frame": "the observation, a lossless PNG",
+    "frame": "the observation, as a PNG",
     "action": "the number of the action taken in it, see below",
     "action_values": "an expert's value of every action; empty where it did not label the step",
     "reward": "of the game, unclipped",
@@ -50,7 +50,7 @@ def card_data(data: EpisodeDataset, license_id: str | None) -> DatasetCardData:
 def dataset_card(data: EpisodeDataset, license_id: str | None = None) -> DatasetCard:
     """Return a dataset's card: game, agent, protocol, seeds, episodes, scores and how to read it."""
     info, game = data.info, find_game(data.info.game)
-    known = info.versions.get("rewards") != "unknown"
+    known = info.is_scored
     lengths = np.diff([*np.unique(data.starts), len(data)])
     scores = f"mean {np.mean(data.scores):g}, {min(data.scores):g} to {max(data.scores):g}" if known else "unknown"
     facts = {
@@ -62,7 +62,7 @@ def dataset_card(data: EpisodeDataset, license_id: str | None = None) -> Dataset
         "frames": " x ".join(map(str, data.frame(0).shape)),
         **{f"protocol: {name}": value for name, value in info.protocol.to_dict().items()},
         "commit": info.commit,
-        **{f"version of {name}": version for name, version in info.versions.items()},
+        **{f"versions: {name}": version for name, version in info.versions.items()},
     }
     episodes = [
         {"seed": seed, "steps": int(length), "score": f"{score:g}" if known else "unknown"}
@@ -70,7 +70,7 @@ def dataset_card(data: EpisodeDataset, license_id: str | None = None) -> Dataset
     ]
     sections = [
         f"# {plain(game.title)}, played by {plain(info.agent)}",
-        "Whole games of the Arcade Learning Environment, a row a step of the agent.",
+        "Games of the Arcade Learning Environment, a row a step of the agent.",
         markdown_table([{"": name, " ": value} for name, value in facts.items()]),
         "## Columns",
         markdown_table([{"column": name, "meaning": MEANINGS[name]} for name in FEATURES]),
