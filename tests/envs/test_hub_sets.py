@@ -88,6 +88,27 @@ def test_files_of_a_split_are_found_without_a_card(tmp_path, hub):
     assert {path for _, path in asked} == {"data/pong-00000-of-00001.parquet"}
 
 
+def test_what_is_in_the_hubs_cache_is_read_without_a_network(tmp_path, monkeypatch):
+    """By the hub's own client, whose cache holds links to files named by their hash."""
+    there, cache = write_atari_parquet(tmp_path / "there", ("alien", "pong")), tmp_path / "cache"
+    place = cache / "datasets--owner--cached"
+    for number, file in enumerate(sorted(filter(Path.is_file, there.rglob("*")))):
+        blob, link = place / "blobs" / f"{number:040x}", place / "snapshots" / ("cd" * 20) / file.relative_to(there)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, blob)
+        link.symlink_to(blob)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("cd" * 20)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    data = open_dataset(Path("hf://owner/cached:pong"))
+    assert data.actions.tolist() == [(3 * row) % 6 for row in range(8)]
+    assert data.info.commit == "cd" * 20
+    with pytest.raises(DatasetError, match=r"hf://owner/absent is neither here .* traffic has been disabled"):
+        open_dataset("hf://owner/absent")
+
+
 def test_an_exported_dataset_on_the_hub_is_used_as_it_is(tmp_path, hub):
     record(tmp_path / "recorded")
     assert command("--export-from", tmp_path / "recorded", "--out", tmp_path / "export") == 0
