@@ -64,12 +64,22 @@ def expert_normalized_score(scores: Mapping[str, Sequence[float]], experts: Mapp
     return float(np.mean(normalized))
 
 
-def best_scores(demonstrators: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Return the score of each game's best demonstrator, from pairs of game and mean score."""
-    best: dict[str, float] = {}
+def best_scores(demonstrators: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    """Return the score of each game's best demonstrator, from pairs of game and mean score.
+
+    Where no score is known, as of other people's data without rewards, a human's stands for it.
+    """
+    best: dict[str, float | None] = {}
     for game, score in demonstrators:
-        best[game] = max(score, best.get(game, score))
-    return best
+        known = best.get(game)
+        best[game] = score if known is None else known if score is None else max(score, known)
+    return {game: human_score(game) if score is None else score for game, score in best.items()}
+
+
+def human_score(game: str) -> float:
+    """Return a human's score in a game; 1 above random play where none is known."""
+    known = {reference.agent: reference.score for reference in all_references(find_game(game))}
+    return known.get("human", known.get("random", 0.0) + 1.0)
 
 
 def evaluate_games(
@@ -100,7 +110,7 @@ class CheckpointSelectionCallback(TrainerCallback):
         self.vlm, self.config, self.out, self.metadata = vlm, config, out, metadata
         self.file = out / "evaluations.json"
         self.evaluations: list[dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else []
-        self.experts = best_scores((one.data.info.game, float(np.mean(one.data.scores))) for one in datasets)
+        self.experts = best_scores((one.data.info.game, one.mean_score) for one in datasets)
         self.protocols = {dataset.data.info.game: dataset.data.info.protocol for dataset in datasets}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

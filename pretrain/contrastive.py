@@ -20,6 +20,7 @@ import torch
 from common.command import command, run
 from common.errors import UserError
 from envs.episodes import EpisodeDataset
+from envs.hub_sets import open_dataset
 from pretrain.contrastive_objective import ContrastiveData, ContrastiveObjective, ContrastiveSampler
 from pretrain.data.frame_captions import caption_tokenizer
 from pretrain.pvp_questions import parse_grid
@@ -72,7 +73,7 @@ def train_contrastive(config: ContrastiveConfig) -> Path:
     """Train; return the directory of the last checkpoint."""
     if not config.data.data:
         raise UserError("--data is missing: directories of recorded games")
-    datasets = [EpisodeDataset(path) for path in config.data.data]
+    datasets = [open_dataset(path) for path in config.data.data]
     clip = start_clip(config, datasets)
     sampler = ContrastiveSampler(datasets, clip, config.data, config.run.steps)
     games = sorted({dataset.info.game for dataset in datasets})

@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 
 from common.command import command, run
 from common.errors import UserError
-from envs.episodes import INFO
+from envs.hub_sets import is_dataset
 from pretrain.caption_objective import CaptionData, CaptionObjective
 from pretrain.data.images import open_image_source
 from pretrain.dense_colors import new_dense_head
@@ -67,7 +67,7 @@ def pvp_mixture(vlm: PixelVLM, config: PvpConfig) -> Mixture:
     pvp = pvp_objective(vlm, data, config.run.steps)
     if not data.caption_weight:
         return Mixture({"pvp": pvp})
-    games = tuple(place for place in data.data if (Path(place) / INFO).exists())
+    games = tuple(place for place in data.data if is_dataset(place))
     captions = CaptionData(games, data.val_episodes, data.size, data.images, CAPTIONS_PER_FRAME)
     objectives: dict[str, Objective] = {"pvp": pvp, "captions": CaptionObjective(vlm, captions)}
     return Mixture(objectives, [1 - data.caption_weight, data.caption_weight])
