@@ -21,14 +21,14 @@ Frames = UInt8[np.ndarray, "num_envs height width 3"]
 FrameChange = Callable[[Frames], Frames]
 
 SHIFT = 4  # pixels to the right and down
-# game -> top, bottom, left, right of the points on the screen; the colour of their left edge is behind them
+# game -> top, bottom, left, right of the points on the screen; the colour of their left edge is behind them. Games
+# whose points share these rows with objects (Space Invaders, Q*bert) are left out.
 SCORE_DISPLAYS = {
     "Breakout": (4, 16, 34, 81),
     "Carnival": (1, 11, 8, 160),
     "Freeway": (4, 14, 8, 160),
     "MsPacman": (186, 196, 8, 160),
     "Pong": (0, 22, 8, 160),
-    "Qbert": (5, 14, 32, 73),
     "Seaquest": (8, 18, 8, 160),
 }
 

@@ -59,11 +59,10 @@ def row_of(content, agent_type, condition=None):
 def test_all_games_come_out_the_same_whatever_is_played_at_once(published, capsys):
     rows = json.loads(published.read_text())["rows"]
     assert len({score for row in rows for score in row["scores"]}) > 2  # not equal by accident
-    for num_envs in (1, 3):
-        assert verify(published, "--fraction", 1, "--num-envs", num_envs) == 0
-        lines = capsys.readouterr().out.splitlines()
-        assert [line.split()[0] for line in lines[:-1]] == ["same"] * 12
-        assert lines[-1].startswith("12 of 12 games came out the same, chosen from 12 by --seed ")
+    assert verify(published, "--fraction", 1, "--num-envs", 3) == 0  # published two at once
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ["same"] * 12
+    assert lines[-1].startswith("12 of 12 games came out the same, chosen from 12 by --seed ")
 
 
 @pytest.mark.parametrize("agent_type", ["random", "vlm"])

@@ -55,7 +55,7 @@ def frames_with_points(game):
                 break
         else:
             pytest.fail(f"no points in {game.name}")
-        for _ in range(12):  # until they are on the screen
+        for _ in range(4):  # until they are on the screen
             frames.append(envs.step(np.array([0])).frames[0])
     return np.stack(frames)
 
