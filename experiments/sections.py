@@ -146,9 +146,9 @@ def robustness_section(result: Result) -> Section:
     return Section(
         "robustness",
         "Robust scores",
-        "The same agents on the same seeds under changes that a human would hardly mind. Differences are of games of the "
-        "same seed and number, with paired 95 % bootstrap intervals. Where an agent draws nothing and the game draws "
-        f"nothing, all games are one game. {changes}.",
+        "The same agents on the same seeds under changes that a human would hardly mind. Differences are of games of "
+        "the same seed and number, with paired 95 % bootstrap intervals. Where neither agent nor emulator draws, all "
+        f"games are one game. {changes}.",
         [result],
         robustness_tables(result["rows"]),
     )
