@@ -85,6 +85,11 @@ class PublishedRow(BaseModel):
         condition = "" if self.condition == UNCHANGED.name else f", {self.condition}"
         return f"{self.agent}, {self.game}{condition}, seed {self.seed}"
 
+    @property
+    def steps_per_game(self) -> int:
+        """The steps of a game, on average."""
+        return max(1, round(self.steps / len(self.scores)))
+
     def job(self) -> EvalJob:
         """Return the row's evaluation; `UserError` says why its games cannot be played again."""
         limits = ModelLimits(self.image_tokens, self.history, self.max_new_tokens)
@@ -204,14 +209,16 @@ def choose_games(
 
 
 def replay(
-    row: PublishedRow, job: EvalJob, numbers: Sequence[int], protocol: Protocol, num_envs: int
+    row: PublishedRow, job: EvalJob, numbers: Sequence[int], protocol: Protocol, num_envs: int, bar: tqdm
 ) -> Iterator[Replay]:
-    """Play games of a row again, and yield each as it ends."""
+    """Play games of a row again, and yield each as it ends; the bar counts steps, and learns how long games are."""
     seeds = episode_seeds(row.seed, max(numbers) + 1)
     with ExitStack() as stack:
         groups = job.open_groups(protocol, num_envs, len(numbers), stack)
         for transition in rollout_pipelined(groups, [seeds[number] for number in numbers]):
+            bar.update()
             if transition.ended:
+                bar.total += transition.step + 1 - row.steps_per_game
                 yield Replay(row, numbers[transition.game_index], transition.score)
 
 
@@ -221,15 +228,11 @@ def verify(args: VerifyArgs) -> tuple[list[Replay], list[str]]:
     jobs, skipped = playable_jobs(rows, args.verify)
     seed = int(np.random.SeedSequence().generate_state(1)[0]) if args.seed is None else args.seed
     chosen = choose_games(rows, list(jobs), args, np.random.default_rng(seed))
-    steps = {index: max(rows[index].steps, 1) / len(rows[index].scores) for index in chosen}
-    total = sum(steps[index] * len(numbers) for index, numbers in chosen.items())
     replays: list[Replay] = []
-    with tqdm(total=round(total), desc="replaying", unit="step") as bar:
+    with tqdm(total=sum(rows[i].steps_per_game * len(chosen[i]) for i in chosen), unit="step") as bar:
         for index, numbers in chosen.items():
-            bar.set_postfix_str(rows[index].name)
-            for one in replay(rows[index], jobs[index], numbers, protocol, args.num_envs):
-                replays.append(one)
-                bar.update(round(steps[index]))
+            bar.set_description(rows[index].name)
+            replays += replay(rows[index], jobs[index], numbers, protocol, args.num_envs, bar)
     changes = version_changes(versions)
     lines = [f"skipped: {reason}" for reason in skipped]
     lines += [describe(one, changes) for one in sorted(replays, key=lambda one: (one.row.name, one.number))]
