@@ -1,7 +1,7 @@
 """How a command runs and ends: alone in its output, with one line for a user's mistake and for a signal.
 
-The exit code is 2 after a mistake or at the end of memory or disk space, 130 after Ctrl-C and 143 after SIGTERM; a
-defect keeps its traceback.
+The exit code is 1 where a check finds a fault, 2 after a mistake or at the end of memory or disk space, 130 after
+Ctrl-C and 143 after SIGTERM; a defect keeps its traceback.
 """
 
 import contextlib

@@ -10,9 +10,11 @@ from agents.score_rows import group_rows
 from common.errors import UserError
 from common.intervals import SeedScores
 from envs.games import find_game
+from envs.play_conditions import CONDITIONS, UNCHANGED
 from experiments import tables
 from experiments.charts import Chart, curve_chart, profile_chart
 from experiments.fault_tables import fault_tables
+from experiments.robustness_tables import robustness_tables
 from experiments.statistics import Row, filter_rows, games_of
 from experiments.tables import Table
 
@@ -63,6 +65,9 @@ def make_sections(results: Mapping[str, Result], folder: Path) -> list[Section]:
     if "shipped" in results:
         with rows_of("shipped"):
             found.append(released_section(results["shipped"], engine_differences(results.get("faults"))))
+    if "robustness" in results:
+        with rows_of("robustness"):
+            found.append(robustness_section(results["robustness"]))
     experts = [results[name] for name in EXPERTS if name in results]
     if experts:
         with rows_of(" and ".join(name for name in EXPERTS if name in results)):
@@ -130,6 +135,20 @@ def released_section(result: Result, engines: str = "") -> Section:
         [result],
         [tables.released_table(result["rows"]), tables.all_scores_table(result["rows"])],
         lambda: score_charts(result["rows"]),
+    )
+
+
+def robustness_section(result: Result) -> Section:
+    """Return the scores under changed conditions of play beside those of plain play."""
+    changes = "; ".join(f"{one.name}: {one.meaning}" for one in CONDITIONS.values() if one is not UNCHANGED)
+    return Section(
+        "robustness",
+        "Robust scores",
+        "The same agents on the same seeds under changes that a human would hardly mind. Differences are of games of "
+        "the same seed and number, with paired 95 % bootstrap intervals. Where neither agent nor emulator draws, all "
+        f"games are one game. {changes}.",
+        [result],
+        robustness_tables(result["rows"]),
     )
 
 
