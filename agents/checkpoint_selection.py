@@ -22,6 +22,7 @@ from envs.protocol import Protocol, episode_seeds
 from envs.reference_scores import all_references
 from vlm import checkpoint
 from vlm.model import PixelVLM
+from vlm.precision import autocast, required_autocast
 
 SELECTION_SEED = 900
 EVAL_ENVS = 8  # environments whose games have ended keep the model busy until the last game has
@@ -120,7 +121,10 @@ class CheckpointSelectionCallback(TrainerCallback):
         threads, was_training = torch.get_num_threads(), self.vlm.model.training
         self.vlm.model.eval()
         print(f"\nstep {step}, ", end="")
-        found = evaluate_games(self.vlm, self.protocols, self.experts, config.eval_episodes, config.eval_temperature)
+        with autocast(self.vlm.device, required_autocast(self.vlm.model) or False):
+            found = evaluate_games(
+                self.vlm, self.protocols, self.experts, config.eval_episodes, config.eval_temperature
+            )
         self.vlm.model.train(was_training)
         torch.set_num_threads(threads)
         earlier = [past for past in self.evaluations if past["step"] < step]

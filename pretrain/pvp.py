@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from transformers import TrainerCallback
 
 from common.command import command, run
@@ -82,8 +81,7 @@ def train_pvp(config: PvpConfig, callbacks: Sequence[TrainerCallback] = (), vlm:
             *callbacks,
             ValidationCallback(mixture.vlm, config.validation, data.grid, data.size, config.run.out),
         ]
-    dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else None
-    return fit(mixture, config, {"games": [], "images_of": sorted({*config.data.data})}, callbacks, dtype)
+    return fit(mixture, config, {"games": [], "images_of": sorted({*config.data.data})}, callbacks)
 
 
 def train_and_report(config: PvpConfig) -> Path:

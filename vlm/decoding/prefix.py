@@ -64,7 +64,7 @@ def encode_prefix(vlm: PixelVLM, features: ImageFeatures, shared_ids: SharedIds)
     is_image = ids == vlm.model.config.image_token_id
     text = vlm.embed(ids.masked_fill(is_image, 0))
     tokens = features.tokens.flatten(0, 1).to(text.dtype)
-    embeddings = text.masked_scatter(is_image[..., None], tokens).to(vlm.model.dtype)
+    embeddings = text.masked_scatter(is_image[..., None], tokens)
     return Prefix(embeddings, prompt_position_ids(vlm, features, ids))
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
+import torch
 import tyro
 
 from common.command import parse, require_at_least
@@ -44,11 +45,19 @@ class ModelConfig:
     """With a model of transformers as --init, the most tokens that an image may take; by default one tile."""
     history: int | None = None
     """With a model of transformers as --init, the frames that it sees, each as an image; by default as before, or 1."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The type of the weights: of those that are loaded, of those that do not train, and of the result's. bfloat16 is
+    half as large. What trains is kept in float32, in which small steps are not lost."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "image_tokens", "history")
         if self.init is None and (self.image_tokens or self.history):
             raise UserError("--image-tokens and --history are for a model of transformers, expected --init with one")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch's."""
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 
 @dataclass(frozen=True)

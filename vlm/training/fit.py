@@ -30,18 +30,18 @@ from vlm.device import best_device
 from vlm.hf_vlm import PretrainedVLM
 from vlm.image_tokens import describe_image_input
 from vlm.model import PixelModel, PixelVLM
-from vlm.precision import autocast
+from vlm.precision import autocast, required_autocast
 from vlm.training import lora
 from vlm.training.config import TRAINER_DEFAULTS, ModelConfig, RunConfig, TrainConfig
 from vlm.training.learning_rates import (
     auxiliary_group,
     module_learning_rates,
     parameter_groups,
-    parameter_update_report,
-    snapshot,
+    set_dtypes,
 )
 from vlm.training.mixture import Mixture, MixtureBatch, MixtureDataset
 from vlm.training.optimizers import MuonWithAdamW, hidden_matrices
+from vlm.training.parameter_updates import parameter_update_report, snapshot
 from vlm.training.resumption import (
     UNFINISHED,
     newest_complete_checkpoint,
@@ -293,7 +293,9 @@ def _train(trainer: VlmTrainer) -> None:
 def load_start(config: ModelConfig) -> PixelVLM:
     """Return the model of `init`; one of transformers' reads of its images what the configuration says."""
     assert config.init
-    return checkpoint.load(config.init, image_tokens=config.image_tokens, history=config.history)
+    return checkpoint.load(
+        config.init, image_tokens=config.image_tokens, history=config.history, dtype=config.torch_dtype
+    )
 
 
 def fit(
@@ -301,7 +303,6 @@ def fit(
     config: TrainConfig,
     metadata: dict[str, Any] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-    dtype: torch.dtype | None = None,
     finish: Callable[[], dict[str, Any]] | None = None,
     export: Callable[[Path], None] | None = None,
 ) -> Path:
@@ -312,12 +313,11 @@ def fit(
         config: how to train, and in which directory.
         metadata: what `training.json` holds beside the configuration.
         callbacks: of transformers' Trainer.
-        dtype: of the weights in `last`, by default the model's own.
         finish: called after the training, before `last` is written; returns more metadata.
         export: writes more files into `last`.
     """
     with output_lock(config.run.out):
-        return _fit(mixture, config, metadata or {}, callbacks, dtype, finish, export)
+        return _fit(mixture, config, metadata or {}, callbacks, finish, export)
 
 
 def _fit(
@@ -325,7 +325,6 @@ def _fit(
     config: TrainConfig,
     metadata: dict[str, Any],
     callbacks: Sequence[TrainerCallback],
-    dtype: torch.dtype | None,
     finish: Callable[[], dict[str, Any]] | None,
     export: Callable[[Path], None] | None,
 ) -> Path:
@@ -334,13 +333,16 @@ def _fit(
     vlm: PixelModel = mixture.vlm
     if isinstance(vlm, PretrainedVLM) and is_main_process():
         print(describe_image_input(vlm))
-    before = snapshot(vlm)
     if config.optimizer.decoder == "lora":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             lora.add_lora(vlm, config.optimizer.lora_rank)
-    module = TrainingModule(mixture, bf16)
     groups = parameter_groups(vlm, module_learning_rates(config.optimizer), arguments.weight_decay)
+    set_dtypes(vlm.model, config.model.torch_dtype)
+    if bf16 is False and required_autocast(vlm.model):
+        raise UserError("--dtype bfloat16 computes in bfloat16, got --trainer bf16=false; expected bf16=true")
+    before = snapshot(vlm)
+    module = TrainingModule(mixture, required_autocast(vlm.model) or bf16)
     groups += auxiliary_group(module.auxiliary, config.optimizer, arguments.weight_decay)
     metadata = {**config.metadata(), **metadata}
     dataset = MixtureDataset(mixture, config.run.steps, config.run.seed)
@@ -352,8 +354,11 @@ def _fit(
     _train(trainer)
     trainer.require_finite()
     lora.merge(vlm)
-    metadata |= {"parameter_updates": parameter_update_report(before, vlm), **(finish() if finish else {})}
-    checkpoint.save(vlm, config.run.out / "last", metadata, dtype, export)
+    metadata |= {"parameter_updates": parameter_update_report(before, vlm)}
+    if finish:
+        with autocast(vlm.device, required_autocast(vlm.model) or False):
+            metadata |= finish()
+    checkpoint.save(vlm, config.run.out / "last", metadata, config.model.torch_dtype, export)
     if is_main_process():
         save_auxiliary(module.auxiliary, config.run.out)
     return config.run.out / "last"
