@@ -21,6 +21,7 @@ from common.errors import UserError
 from common.exhaustion import exhausted
 from common.interruption import exit_code, interruptible
 from common.output_lock import output_lock, output_of
+from common.processes import is_main_process
 from common.text import printable
 
 
@@ -112,7 +113,9 @@ def command(
         parsed = parse(args, argv, description) if isinstance(args, type) else args(argv)
         out = output(parsed)
         with output_lock(out) if out else contextlib.nullcontext():
-            print(printable(message.format(action(parsed)), keep="\n\t"))
+            done = action(parsed)
+            if is_main_process():
+                print(printable(message.format(done), keep="\n\t"))
         return 0
 
     return main

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
@@ -60,15 +61,17 @@ def save(
     training: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     export: Callable[[Path], None] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint atomically, replacing an existing one; only the main process writes.
 
     `training` is the content of `training.json`. The weights are stored in `dtype`, by default the model's own.
-    `export` writes more files into the directory, before it appears.
+    `export` writes more files into the directory, before it appears. `weights` are those to store by name, where they
+    are not the model's own.
     """
     if not is_main_process():
         return
-    weights = vlm.model.state_dict()
+    weights = vlm.model.state_dict() if weights is None else weights
     if dtype is not None:
         others = {name: tensor.to("cpu", dtype) for name, tensor in weights.items() if tensor.dtype != dtype}
         weights = {**weights, **others}  # a GPU may have no room for another copy

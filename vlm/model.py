@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,6 +104,7 @@ class PixelVLM(PixelModel):
     kind, auto_class = "pvplay-vlm", AutoModelForImageTextToText
     traceable = True
     max_new_tokens = 8  # of an answer, unless more are asked for
+    unquantized: Callable[[], "PixelVLM"] | None = None  # loads a quantized model's start whole; None: is not quantized
 
     @property
     def encoder(self) -> nn.Module:

@@ -48,11 +48,16 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of the weights: of those that are loaded, of those that do not train, and of the result's. bfloat16 is
     half as large. What trains is kept in float32, in which small steps are not lost."""
+    quantize: Literal["none", "nf4"] = "none"
+    """With a model of transformers as --init and --decoder lora, how the decoder's weights are kept while adapters
+    train: nf4 takes four bits for each, on a GPU, by bitsandbytes (QLoRA, Dettmers et al. 2023)."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "image_tokens", "history")
         if self.init is None and (self.image_tokens or self.history):
             raise UserError("--image-tokens and --history are for a model of transformers, expected --init with one")
+        if self.init is None and self.quantize != "none":
+            raise UserError(f"--quantize {self.quantize} is for a model of transformers, expected --init with one")
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -110,6 +115,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_at_least(self.run, 1, "steps")
         require_at_least(self.optimizer, 1, "lora_rank")
+        if self.model.quantize != "none" and self.optimizer.decoder != "lora":
+            quantize, decoder = self.model.quantize, self.optimizer.decoder
+            raise UserError(f"--quantize {quantize} needs --decoder lora, got {decoder}: four bits do not train")
         if self.optimizer.muon_lr_scale <= 0:
             raise UserError(f"--muon-lr-scale must be above 0, got {self.optimizer.muon_lr_scale}")
 

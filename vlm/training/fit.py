@@ -9,6 +9,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from vlm.training.learning_rates import (
 from vlm.training.mixture import Mixture, MixtureBatch, MixtureDataset
 from vlm.training.optimizers import MuonWithAdamW, hidden_matrices
 from vlm.training.parameter_updates import parameter_update_report, snapshot
+from vlm.training.quantization import quantize_decoder, require_quantization
 from vlm.training.resumption import (
     UNFINISHED,
     newest_complete_checkpoint,
@@ -293,9 +295,20 @@ def _train(trainer: VlmTrainer) -> None:
 def load_start(config: ModelConfig) -> PixelVLM:
     """Return the model of `init`; one of transformers' reads of its images what the configuration says."""
     assert config.init
-    return checkpoint.load(
-        config.init, image_tokens=config.image_tokens, history=config.history, dtype=config.torch_dtype
+    load = partial(
+        checkpoint.load,
+        config.init,
+        image_tokens=config.image_tokens,
+        history=config.history,
+        dtype=config.torch_dtype,
     )
+    if config.quantize == "none":
+        return load()
+    require_quantization()
+    vlm = load(torch.device("cpu"))
+    quantize_decoder(vlm, partial(load, torch.device("cpu")))
+    vlm.model.to(best_device())
+    return vlm
 
 
 def fit(
@@ -353,12 +366,11 @@ def _fit(
     )
     _train(trainer)
     trainer.require_finite()
-    lora.merge(vlm)
     metadata |= {"parameter_updates": parameter_update_report(before, vlm)}
     if finish:
         with autocast(vlm.device, required_autocast(vlm.model) or False):
             metadata |= finish()
-    checkpoint.save(vlm, config.run.out / "last", metadata, config.model.torch_dtype, export)
+    lora.save_plain(vlm, config.run.out / "last", metadata, config.model.torch_dtype, export)
     if is_main_process():
         save_auxiliary(module.auxiliary, config.run.out)
     return config.run.out / "last"

@@ -67,4 +67,5 @@ def auxiliary_group(modules: nn.Module, config: OptimizerConfig, weight_decay: f
 def set_dtypes(model: nn.Module, dtype: torch.dtype) -> None:
     """Keep what trains in float32, in which small steps are not lost, and the other parameters in another type."""
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
+        if parameter.is_floating_point():  # four bits come as whole numbers
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)

@@ -1,7 +1,7 @@
 """Which parameters a training changed, told by checksums: a copy of the weights would take their memory once more."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlm.model import PixelModel
 from vlm.training.learning_rates import role_parameters
+from vlm.training.lora import BASE, plain_weights
 
 SAMPLED = 4096  # values kept of a tensor, evenly spread
 PART = 2**24  # values hashed at a time
@@ -32,8 +33,8 @@ class TensorDigest:
 
 
 def snapshot(vlm: PixelModel) -> dict[str, TensorDigest]:
-    """Return the digest of every parameter by name; those of adapters, which are merged at the end, are left out."""
-    return {name: TensorDigest.of(tensor) for name, tensor in _plain_parameters(dict(vlm.model.named_parameters()))}
+    """Return the digest of every weight of the plain model by name, adapters folded in (`vlm.training.lora`)."""
+    return {name: TensorDigest.of(tensor) for name, tensor in plain_weights(vlm)}
 
 
 def parameter_update_report(before: Mapping[str, TensorDigest], vlm: PixelModel) -> dict[str, dict[str, float]]:
@@ -41,17 +42,10 @@ def parameter_update_report(before: Mapping[str, TensorDigest], vlm: PixelModel)
 
     That is the largest among the values that digests keep: 4,096 of each tensor.
     """
-    report = {}
+    after, report = snapshot(vlm), {}
     for role, parameters in role_parameters(vlm).items():
-        after = {name: TensorDigest.of(tensor) for name, tensor in parameters}
-        changed = [name for name, digest in after.items() if digest.checksum != before[name].checksum]
+        names = [name.replace(f"{BASE}.", ".") for name, _ in parameters if "lora_" not in name]
+        changed = [name for name in names if after[name].checksum != before[name].checksum]
         changes = [float((after[name].sample - before[name].sample).abs().max()) for name in changed]
-        report[role] = {"tensors": len(after), "changed": len(changed), "largest_change": max(changes, default=0.0)}
+        report[role] = {"tensors": len(names), "changed": len(changed), "largest_change": max(changes, default=0.0)}
     return report
-
-
-def _plain_parameters(parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters of a model with adapters as without them."""
-    for name, tensor in parameters.items():
-        if "lora_" not in name:
-            yield name.replace(".base_layer.", "."), tensor
