@@ -75,6 +75,8 @@ def pvp_mixture(vlm: PixelVLM, config: PvpConfig) -> Mixture:
 def train_pvp(config: PvpConfig, callbacks: Sequence[TrainerCallback] = (), vlm: PixelVLM | None = None) -> Path:
     """Train; return the directory of the last checkpoint. `vlm` is `start_model`'s, where a callback needs it."""
     mixture = pvp_mixture(vlm or start_model(config), config)
+    if config.validation.val_data and config.run.fsdp:
+        raise UserError("--fsdp: expected no --val-data, on which one process would answer while the others wait")
     if config.validation.val_data:
         data = config.data
         callbacks = [

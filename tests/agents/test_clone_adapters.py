@@ -1,6 +1,5 @@
 """Cloning with adapters or a frozen decoder: `best` and `last` are plain models that play as the trained one did."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -100,8 +100,10 @@ class RunConfig:
     """The seed of new weights and of data sampling."""
     trainer: tuple[str, ...] = ()
     """Options of transformers' TrainingArguments as NAME=VALUE: save_steps=200 warmup_steps=40 weight_decay=0.1
-    optim=adamw_torch gradient_accumulation_steps=4 dataloader_num_workers=2 bf16=false report_to=none
-    fsdp=full_shard."""
+    optim=adamw_torch gradient_accumulation_steps=4 dataloader_num_workers=2 bf16=false report_to=none."""
+    fsdp: bool = False
+    """Share weights, gradients and optimizer states among the processes of a launcher (`vlm.training.sharding`), where
+    each would hold all of them. Weight matrices then train by AdamW."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,10 @@ class TrainConfig:
         if self.model.quantize != "none" and self.optimizer.decoder != "lora":
             quantize, decoder = self.model.quantize, self.optimizer.decoder
             raise UserError(f"--quantize {quantize} needs --decoder lora, got {decoder}: four bits do not train")
+        if self.run.fsdp and world_size() == 1:
+            raise UserError("--fsdp shares a model among processes, expected several, got one: torchrun starts them")
+        if self.run.fsdp and self.model.quantize != "none":
+            raise UserError(f"--fsdp does not share four bits among processes, got --quantize {self.model.quantize}")
         if self.optimizer.muon_lr_scale <= 0:
             raise UserError(f"--muon-lr-scale must be above 0, got {self.optimizer.muon_lr_scale}")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.processes import is_main_process
 from vlm.model import PixelModel
 from vlm.training.learning_rates import role_parameters
 from vlm.training.lora import BASE, plain_weights
@@ -33,8 +34,11 @@ class TensorDigest:
 
 
 def snapshot(vlm: PixelModel) -> dict[str, TensorDigest]:
-    """Return the digest of every weight of the plain model by name, adapters folded in (`vlm.training.lora`)."""
-    return {name: TensorDigest.of(tensor) for name, tensor in plain_weights(vlm)}
+    """Return the digest of every weight of the plain model by name, adapters folded in (`vlm.training.lora`).
+
+    Every process calls it; only the main one gets them.
+    """
+    return {name: TensorDigest.of(tensor) for name, tensor in plain_weights(vlm) if is_main_process()}
 
 
 def parameter_update_report(before: Mapping[str, TensorDigest], vlm: PixelModel) -> dict[str, dict[str, float]]:
@@ -43,7 +47,7 @@ def parameter_update_report(before: Mapping[str, TensorDigest], vlm: PixelModel)
     That is the largest among the values that digests keep: 4,096 of each tensor.
     """
     after, report = snapshot(vlm), {}
-    for role, parameters in role_parameters(vlm).items():
+    for role, parameters in role_parameters(vlm).items() if after else ():
         names = [name.replace(f"{BASE}.", ".") for name, _ in parameters if "lora_" not in name]
         changed = [name for name in names if after[name].checksum != before[name].checksum]
         changes = [float((after[name].sample - before[name].sample).abs().max()) for name in changed]
