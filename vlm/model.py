@@ -33,6 +33,7 @@ Frames = np.ndarray | Tensor  # uint8[B, T, H, W, 3], which `preprocess` checks
 class PixelModel(ABC):
     """A model of transformers, its tokenizer and its image preprocessing."""
 
+    frame_processor: Callable[[Tensor], ImageInputs] | None = None  # what data workers do of `preprocess`
     kind: str  # its name in checkpoints
     auto_class: Any  # the class of transformers that loads it
 
