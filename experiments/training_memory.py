@@ -6,6 +6,7 @@ python -m experiments.training_memory        # the table of docs/training.md
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
@@ -45,7 +46,7 @@ def llava_7b() -> PixelVLM:
     config = LlavaConfig()  # the model's own, but for the padded vocabulary
     config.text_config.vocab_size = 32064
     with torch.device("meta"):
-        return PixelVLM(LlavaForConditionalGeneration(config), None, ImageConfig())  # type: ignore[arg-type]
+        return PixelVLM(LlavaForConditionalGeneration(config), None, ImageConfig())
 
 
 def memory_table(vlm: PixelVLM) -> str:
@@ -62,7 +63,7 @@ def memory_table(vlm: PixelVLM) -> str:
 
 def kept_activations(vlm: PixelVLM) -> float:
     """Return the bytes that activation checkpointing keeps of the decoder for `SEQUENCE` tokens, in bfloat16."""
-    config = vlm.decoder.config
+    config: Any = vlm.model.config.text_config
     return SEQUENCE * config.num_hidden_layers * config.hidden_size * torch.bfloat16.itemsize
 
 

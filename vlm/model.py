@@ -33,7 +33,6 @@ Frames = np.ndarray | Tensor  # uint8[B, T, H, W, 3], which `preprocess` checks
 class PixelModel(ABC):
     """A model of transformers, its tokenizer and its image preprocessing."""
 
-    frame_processor: Callable[[Tensor], ImageInputs] | None = None  # what data workers do of `preprocess`
     kind: str  # its name in checkpoints
     auto_class: Any  # the class of transformers that loads it
 
@@ -46,6 +45,11 @@ class PixelModel(ABC):
     @abstractmethod
     def encoder(self) -> nn.Module:
         """The vision encoder."""
+
+    @property
+    def frame_processor(self) -> Callable[[Tensor], ImageInputs] | None:
+        """What data workers do of `preprocess`, on the CPU and without the model; None: nothing."""
+        return None
 
     @property
     def history(self) -> int:

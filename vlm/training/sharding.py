@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as distributed_checkpoint
 from torch import Tensor, nn
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -17,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from common.processes import world_size
+from vlm.checkpoint_files import CheckpointError
 
 FOLDER = "sharded"  # in a checkpoint that a training resumes from: weights and optimizer states, in parts
 
@@ -45,9 +47,16 @@ def save_sharded(module: nn.Module, optimizer: torch.optim.Optimizer, directory:
 
 
 def load_sharded(module: nn.Module, optimizer: torch.optim.Optimizer, directory: Path) -> None:
-    """Load what `save_sharded` wrote, by as many processes or by others."""
-    state = _state(module, optimizer)
-    distributed_checkpoint.load(state, checkpoint_id=directory / FOLDER)
+    """Load what `save_sharded` wrote, by as many processes or by others; `CheckpointError` if weights are missing.
+
+    Parameters that had no gradient have no optimizer state.
+    """
+    state, stored = _state(module, optimizer), FileSystemReader(directory / FOLDER)
+    known = stored.read_metadata().state_dict_metadata
+    if missing := [name for name in state["model"] if f"model.{name}" not in known]:
+        raise CheckpointError(f"{directory / FOLDER} lacks {len(missing)} weights of its model: {missing[0]}")
+    planner = DefaultLoadPlanner(allow_partial_load=True)
+    distributed_checkpoint.load(state, storage_reader=stored, planner=planner)
     set_state_dict(module, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
 
 
