@@ -14,6 +14,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from common.command import command, run
 from vlm.image_input import ImageConfig
 from vlm.model import PixelVLM
+from vlm.tokenizer import build_tokenizer
 from vlm.training.config import ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from vlm.training.memory import training_memory
 
@@ -46,7 +47,7 @@ def llava_7b() -> PixelVLM:
     config = LlavaConfig()  # the model's own, but for the padded vocabulary
     config.text_config.vocab_size = 32064
     with torch.device("meta"):
-        return PixelVLM(LlavaForConditionalGeneration(config), None, ImageConfig())
+        return PixelVLM(LlavaForConditionalGeneration(config), build_tokenizer(), ImageConfig())
 
 
 def memory_table(vlm: PixelVLM) -> str:

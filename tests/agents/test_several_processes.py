@@ -142,9 +142,10 @@ def test_an_error_of_a_process_that_lost_another_is_one_line(monkeypatch, capsys
     assert ended_peer(ValueError("a defect")) is None
 
 
-def test_one_process_shares_with_none(place):
-    with pytest.raises(UserError, match="--fsdp shares a model among processes, expected several, got one"):
-        CONFIGS["default"].replace(out=place / "none", fsdp=True)
+def test_one_process_shares_with_none(tmp_path):
+    config = CONFIGS["default"].replace(out=tmp_path / "run", preset="tiny", synthetic=1, fsdp=True)
+    with pytest.raises(UserError, match="--fsdp: expected several processes, among which a model is shared, got one"):
+        pvp.train_pvp(config)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_one_process_shares_with_none(place):
     ],
 )
 def test_what_one_process_would_compute_alone_is_refused_under_fsdp(place, tmp_path, fields, message, monkeypatch):
-    monkeypatch.setattr("vlm.training.config.world_size", lambda: 2)
+    monkeypatch.setattr("vlm.training.fit.world_size", lambda: 2)
     config = CONFIGS["default"].replace(
         out=tmp_path / "run", preset="tiny", data=(str(place / "data"),), size=(64, 64), grid="8", images=2,
         questions=2, fsdp=True, **fields,

@@ -120,8 +120,6 @@ class TrainConfig:
         if self.model.quantize != "none" and self.optimizer.decoder != "lora":
             quantize, decoder = self.model.quantize, self.optimizer.decoder
             raise UserError(f"--quantize {quantize} needs --decoder lora, got {decoder}: four bits do not train")
-        if self.run.fsdp and world_size() == 1:
-            raise UserError("--fsdp shares a model among processes, expected several, got one: torchrun starts them")
         if self.run.fsdp and self.model.quantize != "none":
             raise UserError(f"--fsdp does not share four bits among processes, got --quantize {self.model.quantize}")
         if self.optimizer.muon_lr_scale <= 0:

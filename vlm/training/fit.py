@@ -314,7 +314,9 @@ def training_arguments(run: RunConfig) -> tuple[TrainingArguments, bool | None]:
 def require_shardable(mixture: Mixture, finish: Any) -> None:
     """Refuse under --fsdp what some processes would compute without the others, who would wait for them."""
     reason = None
-    if len(mixture.objectives) > 1 and not mixture.joint:
+    if world_size() == 1:
+        reason = "several processes, among which a model is shared, got one: torchrun starts them"
+    elif len(mixture.objectives) > 1 and not mixture.joint:
         reason = f"the same objective in every process, got {', '.join(mixture.names)} in turn; --joint trains all"
     elif names := list(mixture.auxiliary()):
         reason = f"a model without auxiliary modules, got {', '.join(names)}"
@@ -403,9 +405,9 @@ def _fit(
     finish: Callable[[], dict[str, Any]] | None,
     export: Callable[[Path], None] | None,
 ) -> Path:
-    arguments, bf16 = training_arguments(config.run)
     if config.run.fsdp:
         require_shardable(mixture, finish)
+    arguments, bf16 = training_arguments(config.run)
     require_same_run(config)
     vlm: PixelModel = mixture.vlm
     if isinstance(vlm, PretrainedVLM) and is_main_process():
