@@ -107,9 +107,11 @@ def clone(config: CloneTraining) -> Path:
     out, init, datasets = config.run.out, config.model.init, load_datasets(config)
     vlm = load_start(config.model) if init else build(config.model.preset, config.run.seed)
     mixture, metadata = clone_mixture(vlm, datasets, config), clone_metadata(config, datasets)
-    selection = CheckpointSelectionCallback(vlm, datasets, config.selection, out, {**config.metadata(), **metadata})
+    described, dtype = {**config.metadata(), **metadata}, config.model.torch_dtype
+    selection = CheckpointSelectionCallback(vlm, datasets, config.selection, out, described, dtype)
     heads = [one.head for one in mixture.objectives if isinstance(one, MaskHeadObjective)]
     last = fit(mixture, config, metadata, [selection], export=heads[0].save if heads else None)
+    selection.play_candidates()
     return out / "best" if (out / "best").exists() else last
 
 

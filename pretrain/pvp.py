@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from transformers import TrainerCallback
 
 from common.command import command, run
@@ -76,14 +75,15 @@ def pvp_mixture(vlm: PixelVLM, config: PvpConfig) -> Mixture:
 def train_pvp(config: PvpConfig, callbacks: Sequence[TrainerCallback] = (), vlm: PixelVLM | None = None) -> Path:
     """Train; return the directory of the last checkpoint. `vlm` is `start_model`'s, where a callback needs it."""
     mixture = pvp_mixture(vlm or start_model(config), config)
+    if config.validation.val_data and config.run.fsdp:
+        raise UserError("--fsdp: expected no --val-data, on which one process would answer while the others wait")
     if config.validation.val_data:
         data = config.data
         callbacks = [
             *callbacks,
             ValidationCallback(mixture.vlm, config.validation, data.grid, data.size, config.run.out),
         ]
-    dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else None
-    return fit(mixture, config, {"games": [], "images_of": sorted({*config.data.data})}, callbacks, dtype)
+    return fit(mixture, config, {"games": [], "images_of": sorted({*config.data.data})}, callbacks)
 
 
 def train_and_report(config: PvpConfig) -> Path:

@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,11 @@ class PixelModel(ABC):
     @abstractmethod
     def encoder(self) -> nn.Module:
         """The vision encoder."""
+
+    @property
+    def frame_processor(self) -> Callable[[Tensor], ImageInputs] | None:
+        """What data workers do of `preprocess`, on the CPU and without the model; None: nothing."""
+        return None
 
     @property
     def history(self) -> int:
@@ -104,6 +109,7 @@ class PixelVLM(PixelModel):
     kind, auto_class = "pvplay-vlm", AutoModelForImageTextToText
     traceable = True
     max_new_tokens = 8  # of an answer, unless more are asked for
+    unquantized: Callable[[], "PixelVLM"] | None = None  # loads a quantized model's start whole; None: is not quantized
 
     @property
     def encoder(self) -> nn.Module:
