@@ -1,6 +1,6 @@
-"""Agents around an agent: action repeat, random actions, labels by an expert."""
+"""Agents around an agent: action repeat, random actions, labels by an expert, changed frames."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -94,3 +94,19 @@ class ExpertLabelledAgent:
             for env_index in labelled:
                 values[env_index] = self.expert.values(env_index)
         return replace(actions, scores=values)
+
+
+class ChangedFramesAgent:
+    """Lets its agent see changed frames; nobody else does."""
+
+    def __init__(self, agent: Agent, change: Callable[[np.ndarray], np.ndarray]):
+        self.name = agent.name
+        self.agent, self.change = agent, change
+
+    def reset(self, seeds: Sequence[int | None]) -> None:
+        """See `agents.agent.Agent`."""
+        self.agent.reset(seeds)
+
+    def act(self, frames: np.ndarray) -> Actions:
+        """Return the agent's actions for the changed frames."""
+        return self.agent.act(self.change(frames))

@@ -19,7 +19,7 @@ from agents.model_limits import NO_LIMITS, ModelLimits
 from common.errors import UserError
 from common.text import printable
 from envs.atari import GameEnvs
-from envs.episodes import EpisodeDataset
+from envs.hub_sets import open_dataset
 from vlm.prompts import parse_action
 
 Chat = list[dict[str, Any]]
@@ -126,7 +126,7 @@ def read_examples(config: ApiConfig, envs: GameEnvs, text: str, history: int) ->
     """Return the chat of the examples: steps at even distances of a dataset of the same game and actions."""
     if not config.examples:
         return []
-    data = EpisodeDataset(config.examples)
+    data = open_dataset(config.examples)
     if (data.info.game, data.info.action_names) != (envs.game.name, envs.action_names):
         raise UserError(f"--examples: expected a dataset of {envs.game.name} and its actions, got {data.info.game}")
     if len(data) < config.few_shot:

@@ -1,7 +1,7 @@
 """Question a model about what it sees, on a small page in your browser.
 
     python -m agents.ask --game Carnival
-    python -m agents.ask --checkpoint vlm/weights/nano-refer --game MsPacman
+    python -m agents.ask --checkpoint vlm/weights/reader --game MsPacman
     python -m agents.ask --image photo.png
     python -m agents.ask --game MsPacman --html asked.html
 

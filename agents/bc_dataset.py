@@ -29,6 +29,11 @@ class LabelledDataset:
     targets: np.ndarray  # float32[N, A], distributions
     weights: np.ndarray  # float[N], in the loss
 
+    @property
+    def mean_score(self) -> float | None:
+        """Of the games; None if the data came without rewards."""
+        return float(np.mean(self.data.scores)) if self.data.info.is_scored else None
+
 
 def build_targets(
     data: EpisodeDataset, targets: str, target_temperature: float, argmax_weight: float
@@ -79,7 +84,9 @@ def load_labelled_datasets(
         if names.setdefault(data.info.game, data.info.action_names) != data.info.action_names:
             raise UserError(f"{path}: its legal actions differ from those of another dataset of {data.info.game}")
         datasets.append(build_targets(data, targets, target_temperature, argmax_weight))
-        summary = f"{len(data.seeds)} games, {len(datasets[-1].rows)} steps, mean score {np.mean(data.scores):.0f}"
+        score = datasets[-1].mean_score
+        told = "no scores" if score is None else f"mean score {score:.0f}"
+        summary = f"{len(data.seeds)} games, {len(datasets[-1].rows)} steps, {told}"
         print(f"{path}: {data.info.game}, {summary}")
     return datasets
 

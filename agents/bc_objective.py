@@ -13,7 +13,7 @@ from envs.games import find_game
 from vlm.decoding.candidate_scoring import CandidateScorer
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
-from vlm.training.objective import Losses, Objective, encode_frames
+from vlm.training.objective import Losses, Objective, encode_frames, images_of
 
 
 class BehaviorCloningObjective(Objective[PixelVLM, BCBatch]):
@@ -48,7 +48,7 @@ class BehaviorCloningObjective(Objective[PixelVLM, BCBatch]):
 
     def encode(self, batch: BCBatch) -> list[ImageFeatures]:
         """Return the features of each game's frames."""
-        return [encode_frames(self.vlm, part.frames) for part in batch.games]
+        return [self.vlm.encode_images(images_of(self.vlm, part)) for part in batch.games]
 
     def loss(self, features: list[ImageFeatures], batch: BCBatch) -> Losses:
         """Return the mean loss over games, and for each game its loss, its accuracy and its auxiliary loss."""

@@ -1,6 +1,7 @@
 """Choosing a checkpoint by play: action accuracy on recorded frames says little about scores."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ from agents.rollout import play_games
 from agents.vlm_agent import VlmAgent
 from common.command import require_at_least
 from common.files import write_text_atomically
+from common.processes import is_main_process, world_size
 from envs.atari import make_envs
 from envs.games import find_game
 from envs.protocol import Protocol, episode_seeds
 from envs.reference_scores import all_references
 from vlm import checkpoint
 from vlm.model import PixelVLM
+from vlm.precision import autocast, required_autocast
+from vlm.training.lora import save_plain
 
 SELECTION_SEED = 900
 EVAL_ENVS = 8  # environments whose games have ended keep the model busy until the last game has
@@ -64,12 +68,22 @@ def expert_normalized_score(scores: Mapping[str, Sequence[float]], experts: Mapp
     return float(np.mean(normalized))
 
 
-def best_scores(demonstrators: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Return the score of each game's best demonstrator, from pairs of game and mean score."""
-    best: dict[str, float] = {}
+def best_scores(demonstrators: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    """Return the score of each game's best demonstrator, from pairs of game and mean score.
+
+    Where no score is known, as of other people's data without rewards, a human's stands for it.
+    """
+    best: dict[str, float | None] = {}
     for game, score in demonstrators:
-        best[game] = max(score, best.get(game, score))
-    return best
+        known = best.get(game)
+        best[game] = score if known is None else known if score is None else max(score, known)
+    return {game: human_score(game) if score is None else score for game, score in best.items()}
+
+
+def human_score(game: str) -> float:
+    """Return a human's score in a game; 1 above random play where none is known."""
+    known = {reference.agent: reference.score for reference in all_references(find_game(game))}
+    return known.get("human", known.get("random", 0.0) + 1.0)
 
 
 def evaluate_games(
@@ -92,39 +106,65 @@ def evaluate_games(
 
 
 class CheckpointSelectionCallback(TrainerCallback):
-    """Plays at checkpoints and keeps the weights that play best in `best`."""
+    """Plays at checkpoints and keeps the weights that play best in `best`.
+
+    Several processes would wait for the one that plays. They save what is to be played in `candidates`, and the main
+    process plays it when the training is over (`play_candidates`).
+    """
 
     def __init__(
-        self, vlm: PixelVLM, datasets: list[LabelledDataset], config: SelectionConfig, out: Path, metadata: dict
+        self,
+        vlm: PixelVLM,
+        datasets: list[LabelledDataset],
+        config: SelectionConfig,
+        out: Path,
+        metadata: dict[str, Any],
+        dtype: torch.dtype = torch.float32,
     ):
-        self.vlm, self.config, self.out, self.metadata = vlm, config, out, metadata
-        self.file = out / "evaluations.json"
+        self.vlm, self.config, self.out, self.metadata, self.dtype = vlm, config, out, metadata, dtype
+        self.file, self.candidates = out / "evaluations.json", out / "candidates"
         self.evaluations: list[dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else []
-        self.experts = best_scores((one.data.info.game, float(np.mean(one.data.scores))) for one in datasets)
+        self.experts = best_scores((one.data.info.game, one.mean_score) for one in datasets)
         self.protocols = {dataset.data.info.game: dataset.data.info.protocol for dataset in datasets}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make up the evaluation of the checkpoint that is resumed, if it was interrupted."""
         if state.global_step and all(past["step"] != state.global_step for past in self.evaluations):
-            self._evaluate_if_due(state)
+            self._evaluate_if_due(state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Play if it is time, and keep the weights if none before played better; what is stopped plays when resumed."""
         if state.global_step == state.max_steps or not control.should_training_stop:
-            self._evaluate_if_due(state)
+            self._evaluate_if_due(state.global_step)
 
-    def _evaluate_if_due(self, state: Any) -> None:
-        step, config = state.global_step, self.config
-        if not config.eval_every or step % config.eval_every or not state.is_world_process_zero:
+    def _evaluate_if_due(self, step: int) -> None:
+        if not self.config.eval_every or step % self.config.eval_every:
             return
-        threads, was_training = torch.get_num_threads(), self.vlm.model.training
-        self.vlm.model.eval()
+        if world_size() > 1:
+            save_plain(self.vlm, self.candidates / str(step), self.metadata, self.dtype)
+        else:
+            self._evaluate(step, self.vlm)
+
+    def play_candidates(self) -> None:
+        """Play what several processes saved, in the order of steps, and keep the best; only the main process does."""
+        if not is_main_process():
+            return
+        for step in sorted(int(place.name) for place in self.candidates.glob("[0-9]*")):
+            if all(past["step"] != step for past in self.evaluations):
+                self._evaluate(step, checkpoint.load(self.candidates / str(step), dtype=self.dtype))
+            shutil.rmtree(self.candidates / str(step))
+
+    def _evaluate(self, step: int, vlm: PixelVLM) -> None:
+        config, threads, was_training = self.config, torch.get_num_threads(), vlm.model.training
+        vlm.model.eval()
         print(f"\nstep {step}, ", end="")
-        found = evaluate_games(self.vlm, self.protocols, self.experts, config.eval_episodes, config.eval_temperature)
-        self.vlm.model.train(was_training)
+        with autocast(vlm.device, required_autocast(vlm.model) or False):
+            found = evaluate_games(vlm, self.protocols, self.experts, config.eval_episodes, config.eval_temperature)
+        vlm.model.train(was_training)
         torch.set_num_threads(threads)
         earlier = [past for past in self.evaluations if past["step"] < step]
         self.evaluations = [*earlier, {"step": step, **found}]
         if all(found["expert_normalized_score"] > past["expert_normalized_score"] for past in earlier):
-            checkpoint.save(self.vlm, self.out / "best", {**self.metadata, "selected": self.evaluations[-1]})
+            metadata = {**self.metadata, "selected": self.evaluations[-1]}
+            save_plain(vlm, self.out / "best", metadata, self.dtype)
         write_text_atomically(self.file, json.dumps(self.evaluations, indent=1))  # after `best`: a kill repeats both

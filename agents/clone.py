@@ -3,6 +3,7 @@
     python -m agents.clone --data data/carnival data/mspacman --out runs/clone --steps 4000
     python -m agents.clone --config policy --data data/carnival data/mspacman --init runs/pvp/last --out runs/policy
     python -m agents.clone --config all-tasks --data data/carnival data/mspacman --init runs/pvp/last --out runs/all
+    python -m agents.clone --data hf://blanchon/atari_parquet:pong --out runs/pong --steps 4000
     python -m agents.clone --games Carnival MsPacman Pong Breakout SpaceInvaders Seaquest Qbert Freeway --out runs/eight
 
 With `--games` the demonstrations are recorded first, by each game's expert. With `--pvp-weight` pixel value prediction
@@ -14,8 +15,6 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from agents.bc_dataset import BCSampler, LabelledDataset, load_labelled_datasets
 from agents.bc_objective import BehaviorCloningObjective, new_action_head
@@ -41,7 +40,7 @@ from vlm.training.objective import Objective
 def load_datasets(config: CloneTraining) -> list[LabelledDataset]:
     """Open the datasets that a configuration names."""
     data = config.data
-    return load_labelled_datasets(data.data, data.targets, data.target_temperature, data.argmax_weight)
+    return load_labelled_datasets(config.directories(), data.targets, data.target_temperature, data.argmax_weight)
 
 
 def bc_objective(vlm: PixelVLM, datasets: list[LabelledDataset], config: CloneTraining) -> BehaviorCloningObjective:
@@ -63,7 +62,7 @@ def clone_mixture(vlm: PixelVLM, datasets: list[LabelledDataset], config: CloneT
     objectives: dict[str, tuple[Objective, float]] = {}
     objectives["play"] = bc_objective(vlm, datasets, config), 1 - data.pvp_weight - data.mask_weight
     if data.pvp_weight:
-        images = (*(str(place) for place in dict.fromkeys(data.data)), *data.pvp_data)
+        images = (*(str(place) for place in dict.fromkeys(config.directories())), *data.pvp_data)
         pvp = named_config(PVP_CONFIGS, data.pvp_config, "--pvp-config").replace(data=images)
         objectives["pvp"] = pvp_objective(vlm, pvp.data, config.run.steps), data.pvp_weight
     if data.mask_weight:
@@ -81,7 +80,7 @@ def clone_mixture(vlm: PixelVLM, datasets: list[LabelledDataset], config: CloneT
 def mask_objective(vlm: PixelVLM, config: CloneTraining) -> MaskHeadObjective:
     """Return referring segmentation by a mask head as an objective, on the games of `mask_data`."""
     data = named_config(REFERRING_CONFIGS, config.data.mask_config, "--mask-config").replace(
-        data=config.data.mask_data or tuple(dict.fromkeys(config.data.data)), init=config.model.init
+        data=config.data.mask_data or tuple(dict.fromkeys(config.directories())), init=config.model.init
     )
     source = open_referring_source(data.data, config.run.steps, vlm.history, config.run.seed)
     return MaskHeadObjective(vlm, start_head(data, vlm), MaskSampler(vlm.tokenizer, source, data.data))
@@ -92,8 +91,7 @@ def clone_metadata(config: CloneTraining, datasets: list[LabelledDataset]) -> di
     described = []
     for dataset in datasets:
         counts = {"games": len(dataset.data.seeds), "steps": len(dataset.rows)}
-        mean_score = float(np.mean(dataset.data.scores))
-        described.append({**dataset.data.info.to_dict(), **counts, "mean_score": mean_score})
+        described.append({**dataset.data.info.to_dict(), **counts, "mean_score": dataset.mean_score})
     started_from = checkpoint.read_training(config.model.init) if config.model.init else None
     games = sorted({info["game"] for info in described})
     return {"games": games, "datasets": described, "started_from": started_from}
@@ -109,9 +107,11 @@ def clone(config: CloneTraining) -> Path:
     out, init, datasets = config.run.out, config.model.init, load_datasets(config)
     vlm = load_start(config.model) if init else build(config.model.preset, config.run.seed)
     mixture, metadata = clone_mixture(vlm, datasets, config), clone_metadata(config, datasets)
-    selection = CheckpointSelectionCallback(vlm, datasets, config.selection, out, {**config.metadata(), **metadata})
+    described, dtype = {**config.metadata(), **metadata}, config.model.torch_dtype
+    selection = CheckpointSelectionCallback(vlm, datasets, config.selection, out, described, dtype)
     heads = [one.head for one in mixture.objectives if isinstance(one, MaskHeadObjective)]
     last = fit(mixture, config, metadata, [selection], export=heads[0].save if heads else None)
+    selection.play_candidates()
     return out / "best" if (out / "best").exists() else last
 
 

@@ -8,7 +8,9 @@ from agents.checkpoint_selection import SelectionConfig
 from agents.demonstrations import DemonstrationsConfig
 from common.command import require_at_least
 from common.errors import UserError
+from envs.column_map import HubOptions
 from envs.games import find_game
+from envs.hub_sets import local_datasets
 from vlm.training.config import UNSET_OUT, OptimizerConfig, RunConfig, TrainConfig
 
 
@@ -17,7 +19,7 @@ class CloneData:
     """Training data and losses."""
 
     data: tuple[Path, ...] = ()
-    """Dataset directories of `agents.record`, of one game or of several."""
+    """Dataset directories of `agents.record`, of one game or of several; datasets of the hub as hf://owner/set:split."""
     batch_size: int = 64
     """Examples of a batch, divided among the games."""
     game_weights: tuple[str, ...] = ()
@@ -80,7 +82,12 @@ class CloneTraining(TrainConfig):
     """Train a text policy on recorded games; `agents.dagger` trains so in each iteration."""
 
     data: CloneData = CloneData()
+    hub: HubOptions = HubOptions()
     selection: SelectionConfig = SelectionConfig()
+
+    def directories(self) -> tuple[Path, ...]:
+        """Return the directory of each dataset of `data`, those of the hub among them."""
+        return local_datasets(self.data.data, self.hub)
 
 
 @dataclass(frozen=True)

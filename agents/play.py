@@ -56,7 +56,7 @@ from envs.atari import GameEnvs, make_envs
 from envs.games import Game, find_game
 from envs.protocol import episode_seeds, find_protocol
 from envs.reference_scores import MissingReferenceError, all_references, reference
-from vlm.released_checkpoints import RELEASED_SEGMENTER
+from vlm.released_checkpoints import RELEASED_POLICY
 
 COMMITTED_SCORES = RESULTS / "shipped.json"
 MIN_FREE_BYTES = 64 * 2**20
@@ -154,7 +154,7 @@ class EpisodeRecorder:
         if args.highlight.strip():
             from vlm.segmentation.referring_segmenter import load_segmenter
 
-            self._overlay = MaskOverlay(load_segmenter(args.segmenter or RELEASED_SEGMENTER), args.highlight)
+            self._overlay = MaskOverlay(load_segmenter(args.segmenter or RELEASED_POLICY), args.highlight)
         self.reader = open_reader(args, agent) if args.see else None
         self._panel = Panel(envs.game.title, agent.name, envs.action_names, envs.protocol.frame_skip)
         self._window = Window(envs.game) if args.render == "human" else None

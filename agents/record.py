@@ -39,7 +39,7 @@ from common.command import command, require_at_least, run
 from common.errors import UserError
 from common.outputs import require_output_directory
 from common.processes import world_size
-from common.provenance import git_commit, package_versions
+from common.provenance import command_line, git_commit, package_versions
 from envs.atari import GameEnvs, make_envs
 from envs.episodes import INFO, DatasetInfo, Episode, EpisodeWriter, encode_png, read_info
 from envs.games import find_game
@@ -176,6 +176,7 @@ def record(args: Args) -> Path:
             labels=label_source(args),
             commit=git_commit(),
             versions=package_versions(),
+            command=command_line(),
         )
         writer = EpisodeWriter(args.out, with_recorded_names(info, args.out))
         missing = [seed for seed in episode_seeds(args.seed, args.episodes) if seed not in writer.seeds()]

@@ -79,13 +79,18 @@ def agent_settings(
     limits: ModelLimits = NO_LIMITS,
     api: ApiConfig = NO_ENDPOINT,
 ) -> dict[str, Any]:
-    """Return what a result row tells of how a VLM, here or behind an endpoint, plays; nothing for other agents.
+    """Return what a result row tells of how a VLM, here or behind an endpoint, or an SB3 archive plays; else nothing.
 
     A temperature of None is told as the one chosen for the checkpoint, the engine auto as the one that computes.
     """
-    if parse_agent_id(agent_id)[0] == "api":
+    agent_type, path = parse_agent_id(agent_id)
+    if agent_type == "api":
         return api.row_key(temperature, limits)
-    if parse_agent_id(agent_id)[0] != "vlm":
+    if agent_type == "sb3":
+        from agents.sb3_archive import archive_hash
+
+        return {"checkpoint": archive_hash(Path(str(path)))}
+    if agent_type != "vlm":
         return {}
     from agents.vlm_agent import chosen_engine, chosen_temperature
     from vlm.checkpoint import content_hash, read_training

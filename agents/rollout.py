@@ -6,7 +6,7 @@
 Scores, videos and datasets observe the transitions. Frames and rewards are the true ones of whole episodes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -59,15 +59,16 @@ def play_games(agent: Agent, envs: GameEnvs, seeds: Sequence[int]) -> Iterator[T
 def rollout_pipelined(groups: Sequence[tuple[Agent, GameEnvs]], seeds: Sequence[int]) -> Iterator[Transition]:
     """Do what `play_games` does with several groups of environments, each with an agent of its own.
 
-    One group's environments step in a thread while another group's agent computes.
+    One group's environments step in a thread while another group's agent computes; a single group takes no thread.
     """
     pending = list(enumerate(seeds))[::-1]
     env_groups = [_EnvGroup(agent, envs) for agent, envs in groups]
     with ThreadPoolExecutor(len(env_groups)) as pool:
+        start_step = pool.submit if len(env_groups) > 1 else _at_once
         while True:
             for group in env_groups:
                 yield from group.collect()
-                group.dispatch(pending, pool)
+                group.dispatch(pending, start_step)
             if not any(group.step_future for group in env_groups):
                 return
 
@@ -95,7 +96,7 @@ class _EnvGroup:
                     self.episodes[i] = None
                 yield transition
 
-    def dispatch(self, pending: list[tuple[int, int]], pool: ThreadPoolExecutor) -> None:
+    def dispatch(self, pending: list[tuple[int, int]], start_step: Callable[..., "Future[Step]"]) -> None:
         """Start episodes in idle environments, ask the agent for actions and start the step; nothing if all idle."""
         starts: list[int | None] = [None] * len(self.episodes)
         for i, episode in enumerate(self.episodes):
@@ -109,7 +110,13 @@ class _EnvGroup:
             self.agent.reset(starts)
         report_idle(self.agent, np.array([episode is None for episode in self.episodes]))
         self.actions = self.agent.act(self.frames)
-        self.step_future = pool.submit(self.envs.step, self.actions.indices)
+        self.step_future = start_step(self.envs.step, self.actions.indices)
+
+
+def _at_once(step: Callable[..., Step], actions: np.ndarray) -> "Future[Step]":
+    future: Future[Step] = Future()
+    future.set_result(step(actions))
+    return future
 
 
 def _transition(episode: _Episode, i: int, frames: np.ndarray, actions: Actions, step: Step) -> Transition:

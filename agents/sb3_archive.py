@@ -5,6 +5,7 @@ of `policy_kwargs` give the architecture; the pickles beside them are never open
 name are built.
 """
 
+import hashlib
 import io
 import re
 import zipfile
@@ -78,10 +79,21 @@ class Sb3Archive:
     weights: dict[str, Tensor]
 
 
-def read_archive(path: Path) -> Sb3Archive:
-    """Return what an archive holds; `UserError` names what is wrong with the file."""
+def _require_file(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"expected a stable-baselines3 archive (.zip), got {path}, which is not a file")
+
+
+def archive_hash(path: Path) -> str:
+    """Return the first 12 hexadecimal digits of the SHA-256 of an archive: its name in results."""
+    _require_file(path)
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+
+
+def read_archive(path: Path) -> Sb3Archive:
+    """Return what an archive holds; `UserError` names what is wrong with the file."""
+    _require_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             data = parse_json(_read_member(archive, "data"), "its data")

@@ -3,11 +3,15 @@
     python -m agents.score --agents vlm random --games Carnival MsPacman --episodes 30 --seeds 1000 1001 1002 \
         --out experiments/results/shipped.json
     python -m agents.score --agents vlm:runs/clone/best planner --games Carnival --episodes 5 --seeds 7 --out s.json
+    python -m agents.score --agents vlm --games Carnival --conditions all --seeds 7 --out robustness.json
+    python -m agents.score --verify experiments/results/shipped.json      play some of its games again (own --help)
 
 Every agent plays every game under the protocol. Each finished (agent, game, seed) is written to the JSON at once as a
 row of raw scores; the same command resumes an interrupted run, also within the row of a model behind an endpoint, and
 one with more episodes plays shorter rows anew. The table and the plot beside the JSON show the mean of all games with
 its 95 % bootstrap interval, the table also IQM and median. Seeds below 1000 are for development; publish 1000 to 1999.
+With --conditions, the same games are played with other colours, a shifted picture and so on, each in rows of its own; a
+second table shows the differences to plain play.
 """
 
 import itertools
@@ -24,31 +28,25 @@ import tyro
 from pydantic import BaseModel
 from tqdm import tqdm
 
+from agents import verification
+from agents.agent_wrappers import ChangedFramesAgent
 from agents.api_config import FEW_SHOT, ApiConfig
+from agents.eval_job import EvalJob
 from agents.model_limits import ModelLimits
-from agents.registry import (
-    EXPERTS,
-    agent_files,
-    agent_settings,
-    current_agent_name,
-    make_agent,
-    needs_emulator,
-    parse_agent_id,
-    result_protocol,
-)
+from agents.registry import EXPERTS, agent_files, current_agent_name, parse_agent_id, result_protocol
+from agents.robustness import format_robustness
 from agents.rollout import rollout_pipelined
-from agents.score_rows import distinct_rows
+from agents.score_rows import distinct_rows, identity
 from agents.score_table import format_table, plot
 from common.command import command, require_at_least, run
 from common.errors import UserError
 from common.json_file import checked
 from common.outputs import require_output_files
 from common.results import RESULTS, Finite, new_result, read_result, write_result
-from envs.atari import make_envs
-from envs.games import Game, find_game
+from envs.games import find_game
+from envs.play_conditions import UNCHANGED, game_conditions
 from envs.protocol import PUBLISHED_SEEDS, Protocol, episode_seeds, find_protocol
 
-MIN_PIPELINED_ENVS = 16  # from here on, a VLM computes for one half of the environments while the other half steps
 OLD_KEYS = {"decisions": "steps", "decisions_per_second": "steps_per_second"}
 
 
@@ -72,6 +70,8 @@ class Args:
     """scores: the exact probabilities of the legal actions; generate: free text, parsed."""
     temperatures: tuple[float, ...] = ()
     """Sampling temperatures of a VLM, each in a row of its own; by default the one chosen for the checkpoint."""
+    conditions: tuple[str, ...] = (UNCHANGED.name,)
+    """unchanged, palette-bgr, palette-rotated, shifted, score-hidden, sticky-0, sticky-0.5, noop-30; or all of them."""
     engine: Literal["auto", "torch", "openvino"] = "torch"
     """What computes a VLM's probabilities: torch (float32) or openvino (the default of play on a CPU; faster)."""
     limits: Annotated[ModelLimits, tyro.conf.arg(name="")] = ModelLimits()
@@ -88,39 +88,21 @@ class Args:
         self.api.check_agents([parse_agent_id(agent_id)[0] for agent_id in self.agents], self.limits)
 
 
-@dataclass(frozen=True)
-class EvalJob:
-    """The evaluation that fills one row."""
-
-    agent_id: str
-    game: Game
-    seed: int
-    temperature: float | None
-
-    def row_key(self, args: Args) -> dict[str, Any]:
-        """Return the entries that identify the row in the result file."""
-        key: dict[str, Any] = {"agent": self.agent_id, "game": self.game.name, "seed": self.seed}
-        num_envs = max(group_sizes(self.agent_id, args, args.episodes))
-        return key | agent_settings(
-            self.agent_id, args.decode, self.temperature, args.engine, num_envs, args.limits, args.api
-        )
-
-
-def group_sizes(agent_id: str, args: Args, games: int) -> list[int]:
-    """Return the number of environments of each pipelined group in which an agent plays so many games."""
-    num_envs = max(1, min(args.num_envs, games))
-    pipelined = num_envs >= MIN_PIPELINED_ENVS and parse_agent_id(agent_id)[0] == "vlm"
-    return [num_envs - num_envs // 2, num_envs // 2] if pipelined else [num_envs]
-
-
 def list_jobs(args: Args) -> list[EvalJob]:
     """Return the jobs of all rows; a VLM, here or behind an endpoint, has one for each temperature."""
     jobs = []
-    for name, agent_id in itertools.product(args.games, args.agents):
+    for game, agent_id in itertools.product(map(find_game, args.games), args.agents):
         temperatures = args.temperatures if parse_agent_id(agent_id)[0] in ("vlm", "api") else ()
-        for temperature, seed in itertools.product(temperatures or (None,), args.seeds):
-            jobs.append(EvalJob(agent_id, find_game(name), seed, temperature))
+        conditions = game_conditions(args.conditions, game)
+        for condition, temperature, seed in itertools.product(conditions, temperatures or (None,), args.seeds):
+            settings = (temperature, condition, args.decode, args.engine, args.limits, args.api)
+            jobs.append(EvalJob(agent_id, game, seed, *settings))
     return jobs
+
+
+def row_key(job: EvalJob, args: Args) -> dict[str, Any]:
+    """Return the entries that identify a job's row in the result file."""
+    return job.row_key(max(job.group_sizes(args.num_envs, args.episodes)))
 
 
 class JobProgress(BaseModel):
@@ -141,19 +123,16 @@ def play_job(
     job: EvalJob, args: Args, protocol: Protocol, progress: JobProgress, keep: Callable[[JobProgress], None]
 ) -> dict[str, Any]:
     """Play the episodes that a job lacks and return its row; `keep` is called after every game of an endpoint's."""
-    agent_type, row = parse_agent_id(job.agent_id)[0], job.row_key(args)  # hashes the weights before anything is played
+    row = row_key(job, args)  # hashes the weights before anything is played
     missing = [number for number in range(args.episodes) if number not in progress.games]
     seeds, invalid = episode_seeds(job.seed, args.episodes), dict.fromkeys(missing, 0)
     start, seconds = time.monotonic(), progress.seconds
     with ExitStack() as stack:
-        groups = []
-        for size in group_sizes(job.agent_id, args, len(missing)):
-            envs = stack.enter_context(make_envs(job.game, size, protocol, searchable=needs_emulator(job.agent_id)))
-            agent = make_agent(job.agent_id, envs, args.decode, job.temperature, args.engine, args.limits, args.api)
-            groups.append((agent, envs))
-        if agent_type == "api":
-            stack.callback(keep_usage, agent, progress.usage, progress, keep)
-        done, name = args.episodes - len(missing), f"{job.agent_id} {job.game.name} seed {job.seed}"
+        groups = job.open_groups(protocol, args.num_envs, len(missing), stack)
+        if job.agent_type == "api":
+            stack.callback(keep_usage, groups[0][0], progress.usage, progress, keep)
+        condition = "" if job.condition is UNCHANGED else f" {job.condition.name}"
+        done, name = args.episodes - len(missing), f"{job.agent_id} {job.game.name}{condition} seed {job.seed}"
         bar = stack.enter_context(tqdm(total=args.episodes, initial=done, desc=name, unit="game"))
         for transition in rollout_pipelined(groups, [seeds[number] for number in missing]):
             number = missing[transition.game_index]
@@ -162,9 +141,9 @@ def play_job(
                 progress.games[number] = (transition.score, transition.step + 1, invalid[number])
                 progress.seconds = seconds + time.monotonic() - start
                 bar.update()
-                if agent_type == "api":
+                if job.agent_type == "api":
                     keep(progress)
-    if agent_type in EXPERTS:
+    if job.agent_type in EXPERTS:
         row["note"] = "expert with access to the simulator"
     scores, steps, invalids = zip(*progress.first_games(args.episodes), strict=True)
     row |= {"episodes": len(scores), "scores": list(scores), "invalid": sum(invalids) / sum(steps)}
@@ -174,7 +153,8 @@ def play_job(
 
 def keep_usage(agent: Any, before: dict[str, Any], progress: JobProgress, keep: Callable[[JobProgress], None]) -> None:
     """Add what an endpoint's agent asked to a job's progress, and keep it; a cost may be unknown."""
-    now = agent.usage()
+    asked: Any = agent.agent if isinstance(agent, ChangedFramesAgent) else agent
+    now = asked.usage()
     unknown = {name for name in now if now[name] is None or before.get(name, 0) is None}
     progress.usage = {name: None if name in unknown else before.get(name, 0) + now[name] for name in now}
     keep(progress)
@@ -207,7 +187,7 @@ def require_publishable(args: Args) -> None:
 def read_progress(job: EvalJob, args: Args, result: dict[str, Any]) -> tuple[JobProgress, list[dict[str, Any]]]:
     """Return the progress of a job in a result, or a new one, and that of the other unfinished jobs."""
     found = checked(result.get("unfinished", []), list[JobProgress], args.out)
-    key = job.row_key(args)
+    key = row_key(job, args)
     own = [progress for progress in found if progress.key == key]
     others = [progress.model_dump(mode="json") for progress in found if progress.key != key]
     return (own or [JobProgress(key=key)])[0], others
@@ -227,8 +207,8 @@ def score(args: Args) -> dict[str, Any]:
     require_output_files([args.out, plot_file(args)], agent_files(args.agents), own=args.out)
     result = open_result(args, protocol)
     for number, job in enumerate(jobs, start=1):
-        rows, key = result["rows"], job.row_key(args)
-        finished = [row for row in rows if all(row.get(name) == value for name, value in key.items())]
+        rows, key = result["rows"], row_key(job, args)
+        finished = [row for row in rows if identity(row) == identity(key)]
         if any(len(row["scores"]) >= args.episodes for row in finished):
             continue
         print(f"row {number} of {len(jobs)}", file=sys.stderr)
@@ -250,13 +230,22 @@ def plot_file(args: Args) -> Path:
 
 
 def report(args: Args) -> str:
-    """Score, draw the plot and return the table, with the files' names."""
+    """Score, draw the plot and return the tables, with the files' names."""
     result = score(args)
     plot(result, plot_file(args))
-    return f"{format_table(result)}\n\nresult: {args.out}\nplot: {plot_file(args)}"
+    tables = "\n".join([format_table(result), *format_robustness(result["rows"])])
+    return f"{tables}\n\nresult: {args.out}\nplot: {plot_file(args)}"
 
 
-main = command(Args, report, __doc__, "{}")
+score_main = command(Args, report, __doc__, "{}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Score, or verify a result, as the command line says."""
+    words = sys.argv[1:] if argv is None else argv
+    verifies = any(word.partition("=")[0] == "--verify" for word in words)
+    return verification.main(argv) if verifies else score_main(argv)
+
 
 if __name__ == "__main__":
     sys.exit(run(main))

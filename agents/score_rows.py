@@ -1,19 +1,29 @@
 """Rows of scores that may be pooled: those of the seeds of one agent with the same settings in one game."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from common.errors import UserError
+from envs.play_conditions import UNCHANGED
 
 Row = dict[str, Any]
 LIMITS = ("image_tokens", "history", "max_new_tokens", "few_shot")
-SETTINGS = ("agent", "decode", "temperature", "engine", "checkpoint", *LIMITS)  # rows that differ in one are not pooled
+SETTINGS = (  # rows that differ in one are not pooled
+    *("agent", "decode", "temperature", "engine", "checkpoint", "condition"),
+    *LIMITS,
+)
+DEFAULTS = {"condition": UNCHANGED.name}  # of rows that do not name it
 
 
-def settings_of(row: Row) -> tuple:
-    """Return the values of `SETTINGS` of a row."""
-    return tuple(row.get(name) for name in SETTINGS)
+def settings_of(row: Row, names: Sequence[str] = SETTINGS) -> tuple:
+    """Return the values of settings of a row."""
+    return tuple(row.get(name, DEFAULTS.get(name)) for name in names)
+
+
+def identity(row: Row) -> tuple:
+    """Return what tells a row from others in a result: its game, seed and settings."""
+    return (row["game"], row.get("seed"), *settings_of(row))
 
 
 def distinct_rows(rows: Iterable[Row]) -> list[Row]:
@@ -23,7 +33,7 @@ def distinct_rows(rows: Iterable[Row]) -> list[Row]:
     """
     found: dict[tuple, Row] = {}
     for row in rows:
-        key = (row["game"], row.get("seed"), *settings_of(row))
+        key = identity(row)
         known = found.get(key, row)
         shorter, longer = sorted((known, row), key=lambda one: len(one["scores"]))
         if longer["scores"][: len(shorter["scores"])] != shorter["scores"]:
@@ -35,20 +45,28 @@ def distinct_rows(rows: Iterable[Row]) -> list[Row]:
     return list(found.values())
 
 
-def group_rows(rows: Iterable[Row], label: Callable[[Row], str]) -> dict[tuple[str, str], list[Row]]:
-    """Return the rows of several seeds that may be pooled, by game and label.
+def distinct_labels(
+    rows: Iterable[Row], label: Callable[[Row], str], names: Sequence[str] = SETTINGS
+) -> dict[tuple, str]:
+    """Return a label of each combination of settings.
 
-    Settings of one label get the values in which they differ behind it, so that no two share one.
+    Those of one label get the values in which they differ behind it, so that no two share one.
     """
-    rows = distinct_rows(rows)
-    labels = {settings_of(row): label(row) for row in rows}
-    for position, name in enumerate(SETTINGS):
+    labels = {settings_of(row, names): label(row) for row in rows}
+    for position, name in enumerate(names):
         sharing = {one for one, count in Counter(labels.values()).items() if count > 1}
         values = {one: {key[position] for key in labels if labels[key] == one} for one in sharing}
         labels = {
             key: f"{one}, {name} {key[position]}" if len(values.get(one, ())) > 1 else one
             for key, one in labels.items()
         }
+    return labels
+
+
+def group_rows(rows: Iterable[Row], label: Callable[[Row], str]) -> dict[tuple[str, str], list[Row]]:
+    """Return the rows of several seeds that may be pooled, by game and `distinct_labels`."""
+    rows = distinct_rows(rows)
+    labels = distinct_labels(rows, label)
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["game"], labels[settings_of(row)]), []).append(row)

@@ -23,7 +23,8 @@ def mean_interval(scores: SeedScores) -> tuple[float, float, float]:
     return pooled_interval(scores, np.mean, repetitions=2000)
 
 
-def _label(row: Row) -> str:
+def agent_label(row: Row) -> str:
+    """Return an agent's name for people: without folders, with how it decodes."""
     agent_type, path = parse_agent_id(row["agent"])
     agent = f"{agent_type}:{Path(path).name}" if path and agent_type != "api" else row["agent"]
     told = "" if row.get("temperature") is None else f" {row.get('decode')}, temperature {row['temperature']:g}"
@@ -33,7 +34,7 @@ def _label(row: Row) -> str:
 def summarize(rows: list[Row]) -> list[dict[str, Any]]:
     """Return one line for each agent on each game, with the games of all seeds pooled; the best of a game first."""
     table = []
-    for (game, agent), group in group_rows(rows, _label).items():
+    for (game, agent), group in group_rows(rows, agent_label).items():
         mean, low, high = mean_interval([row["scores"] for row in group])
         scores = np.sort(np.concatenate([row["scores"] for row in group]))
         steps = [row.get("steps", 1) for row in group]
@@ -99,7 +100,9 @@ def plot(result: dict[str, Any], file: Path) -> None:
 
     table = summarize(result["rows"])
     games = list(dict.fromkeys(line["game"] for line in table))
-    figure, axes = pyplot.subplots(1, len(games), figsize=(5.5 * len(games), 3.8), squeeze=False, layout="constrained")
+    most = max(sum(line["game"] == game for line in table) for game in games)
+    size = (5.5 * len(games), max(3.8, 2.0 + 0.25 * most))
+    figure, axes = pyplot.subplots(1, len(games), figsize=size, squeeze=False, layout="constrained")
     for axis, game in zip(axes[0], games, strict=True):
         lines = [line for line in table if line["game"] == game][::-1]
         means = [line["mean"] for line in lines]

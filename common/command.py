@@ -1,7 +1,7 @@
 """How a command runs and ends: alone in its output, with one line for a user's mistake and for a signal.
 
-The exit code is 2 after a mistake or at the end of memory or disk space, 130 after Ctrl-C and 143 after SIGTERM; a
-defect keeps its traceback.
+The exit code is 1 where a check finds a fault, 2 after a mistake and at the end of memory, of disk space or of another
+process of a launcher; it is 130 after Ctrl-C and 143 after SIGTERM. A defect keeps its traceback.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from common.errors import UserError
 from common.exhaustion import exhausted
 from common.interruption import exit_code, interruptible
 from common.output_lock import output_lock, output_of
+from common.processes import ended_peer, is_main_process
 from common.text import printable
 
 
@@ -46,7 +47,7 @@ def run(main: Callable[[], int]) -> int:
         print(printable(f"error: {error}".replace("\n", " ")), file=sys.stderr)
         return 2
     except Exception as error:
-        if (line := exhausted(error)) is None:
+        if (line := exhausted(error) or ended_peer(error)) is None:
             raise
         print(printable(f"error: {line}"), file=sys.stderr)
         return 2
@@ -112,7 +113,9 @@ def command(
         parsed = parse(args, argv, description) if isinstance(args, type) else args(argv)
         out = output(parsed)
         with output_lock(out) if out else contextlib.nullcontext():
-            print(printable(message.format(action(parsed)), keep="\n\t"))
+            done = action(parsed)
+            if is_main_process():
+                print(printable(message.format(done), keep="\n\t"))
         return 0
 
     return main

@@ -18,6 +18,7 @@ SIGNS = {
         "memoryerror",  # of a data loader's worker
         "killed by signal: killed",  # the same, by the system
         "can't start new thread",
+        "could not create a primitive",  # of oneDNN, which multiplies matrices on CPUs
     ),
     WRITING: (
         "no space left on device",

@@ -2,6 +2,14 @@
 
 import os
 
+SIGNS = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "remote process exited",
+    "gloo",
+    "nccl",
+)
+
 
 def world_size() -> int:
     """Return the number of processes that a launcher started; 1 without one."""
@@ -11,3 +19,12 @@ def world_size() -> int:
 def is_main_process() -> bool:
     """Return whether this is the first process of its run, the one that writes files."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def ended_peer(error: BaseException) -> str | None:
+    """Return one line if an error of one of several processes says that another has ended; None of any other error."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if world_size() == 1 or not any(sign in str(error).lower() for sign in SIGNS):
+        return None
+    rank = os.environ.get("RANK", "0")
+    return f"process {rank} of {world_size()} lost another one, which says why above or was killed: {reason:.200}"

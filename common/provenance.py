@@ -9,7 +9,10 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-PACKAGES = ("ale-py", "gymnasium", "torch", "transformers", "stable-baselines3", "sb3-contrib", "numpy")
+PACKAGES = (
+    *("ale-py", "gymnasium", "torch", "openvino", "transformers"),
+    *("stable-baselines3", "sb3-contrib", "numpy"),
+)
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -85,14 +85,20 @@ class DatasetInfo:
     labels: str | None
     commit: str
     versions: dict[str, str]
+    command: str = ""  # that recorded the first episode
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the rewards are the game's; those of other people's data may be missing, and are 0 then."""
+        return self.versions.get("rewards") != "unknown"
 
     def to_dict(self) -> dict:
         """Return plain values, for JSON."""
         return dataclasses.asdict(self) | {"action_names": list(self.action_names)}
 
     def same_data(self, other: "DatasetInfo") -> bool:
-        """Return whether episodes of both may share a dataset; commit and versions may differ."""
-        return self == dataclasses.replace(other, commit=self.commit, versions=self.versions)
+        """Return whether episodes of both may share a dataset; commit, versions and command may differ."""
+        return self == dataclasses.replace(other, commit=self.commit, versions=self.versions, command=self.command)
 
 
 def encode_png(frame: UInt8[np.ndarray, "height width 3"]) -> bytes:

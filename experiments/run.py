@@ -60,7 +60,7 @@ EXPERIMENTS = {
     "pvp-levers": Experiment(pvp_levers.prepare, pvp_levers.jobs),
     "pvp-nano": Experiment(pvp_nano.prepare, pvp_nano.jobs, pvp_nano.draw),
     "reader": Experiment(reader.prepare, reader.jobs, reader.draw),
-    "one-model": Experiment(one_model.prepare, one_model.jobs),
+    "one-model": Experiment(one_model.prepare, one_model.jobs, one_model.draw),
     "refer-nano": Experiment(refer_nano.prepare, refer_nano.jobs, refer_nano.draw),
     "games-nano": Experiment(games_nano.prepare, games_nano.jobs),
 }

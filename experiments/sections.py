@@ -10,14 +10,16 @@ from agents.score_rows import group_rows
 from common.errors import UserError
 from common.intervals import SeedScores
 from envs.games import find_game
+from envs.play_conditions import CONDITIONS, UNCHANGED
 from experiments import tables
 from experiments.charts import Chart, curve_chart, profile_chart
 from experiments.fault_tables import fault_tables
+from experiments.robustness_tables import robustness_tables
 from experiments.statistics import Row, filter_rows, games_of
 from experiments.tables import Table
 
 Result = dict[str, Any]
-POLICIES = {"nano-policy": "an earlier policy", "eight": "one policy for eight games"}
+POLICIES = {"eight": "one policy for eight games"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ def make_sections(results: Mapping[str, Result], folder: Path) -> list[Section]:
     if "shipped" in results:
         with rows_of("shipped"):
             found.append(released_section(results["shipped"], engine_differences(results.get("faults"))))
+    if "robustness" in results:
+        with rows_of("robustness"):
+            found.append(robustness_section(results["robustness"]))
     if "experts" in results:
         with rows_of("experts"):
             found.append(score_section([results["experts"]], "experts", "Experts", EXPERT_TEXT))
@@ -86,10 +91,8 @@ def make_sections(results: Mapping[str, Result], folder: Path) -> list[Section]:
                 found.append(section(results[name], sorted(folder.glob(f"{name}*.png"))))
     if "one-model" in results:
         with rows_of("one-model"):
-            found.append(one_model_section(results["one-model"], results.get("shipped")))
-    if "nano-refer" in results:
-        with rows_of("nano-refer"):
-            found.append(segmenter_section(results["nano-refer"]))
+            images = sorted(folder.glob("one-model*.png"))
+            found.append(one_model_section(results["one-model"], results.get("shipped"), images))
     if "faults" in results:
         with rows_of("faults"):
             found.append(faults_section(results["faults"]))
@@ -127,6 +130,20 @@ def released_section(result: Result, engines: str = "") -> Section:
         [result],
         [tables.released_table(result["rows"]), tables.all_scores_table(result["rows"])],
         lambda: score_charts(result["rows"]),
+    )
+
+
+def robustness_section(result: Result) -> Section:
+    """Return the scores under changed conditions of play beside those of plain play."""
+    changes = "; ".join(f"{one.name}: {one.meaning}" for one in CONDITIONS.values() if one is not UNCHANGED)
+    return Section(
+        "robustness",
+        "Robust scores",
+        "The same agents on the same seeds under changes that a human would hardly mind. Differences are of games of "
+        "the same seed and number, with paired 95 % bootstrap intervals. Where neither agent nor emulator draws, all "
+        f"games are one game. {changes}.",
+        [result],
+        robustness_tables(result["rows"]),
     )
 
 
@@ -185,12 +202,11 @@ def reader_section(result: Result, images: Sequence[Path]) -> Section:
         [result],
         [tables.reader_table(result["rows"])],
         images=images,
-        image_caption="each three: the original, its cells, the answers; and the released policy at play while the "
-        "reader answers for every cell (`agents.play --see`)",
+        image_caption="each three: the original, its cells, the answers",
     )
 
 
-def one_model_section(result: Result, scores: Result | None) -> Section:
+def one_model_section(result: Result, scores: Result | None, images: Sequence[Path]) -> Section:
     """Return what the one model does, with its scores if they are of the same weights."""
     hashes = {row["checkpoint"] for row in result["rows"]}
     played = [row for row in scores["rows"] if row.get("checkpoint") in hashes] if scores else []
@@ -202,6 +218,10 @@ def one_model_section(result: Result, scores: Result | None) -> Section:
         "images. Masks are of expressions about the last two recordings of each of ten games.",
         [result],
         [tables.one_model_table(result["rows"], played)],
+        images=images,
+        image_caption="photographs and games never seen: the original, its cells, the answers; below, masks of "
+        "expressions: the frame, the true mask, what is found; and the policy at play while it answers for every cell "
+        "(`agents.play --see`)",
     )
 
 
@@ -297,19 +317,6 @@ def segmentation_section(result: Result, images: Sequence[Path]) -> Section:
         ],
         images=images,
         image_caption="expressions: the truth, then the masks of each condition",
-    )
-
-
-def segmenter_section(result: Result) -> Section:
-    """Return the released segmenter's metrics."""
-    return Section(
-        "released-segmenter",
-        "The released segmenter",
-        "Masks of expressions about held-out games of random play, the last two recordings of each of its ten titles. "
-        "The interval is a 95 % bootstrap over expressions; n_acc is the accuracy on expressions that mean nothing in "
-        "the frame.",
-        [result],
-        [tables.segmenter_table(result["rows"])],
     )
 
 

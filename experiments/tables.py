@@ -149,13 +149,19 @@ def one_model_table(rows: list[Row], scores: list[Row]) -> Table:
     ]
     for row in filter_rows(rows, set="masks"):
         ciou, low, high = (f"{100 * row[name]:.1f}" for name in ("ciou", "ciou_low", "ciou_high"))
-        lines.append(("finds what words mean", {"measure": "cIoU, percent", "value": f"{ciou} [{low}, {high}]"}))
+        cells = {"measure": "cIoU, percent", "value": f"{ciou} [{low}, {high}]", "gIoU": f"{100 * row['giou']:.1f}"}
+        cells |= {"nothing is meant, nothing is found": f"{100 * row['n_acc']:.1f}"}
+        lines.append((f"finds what words mean ({row['n']} expressions)", cells))
     for row in rows:
         if row["set"] != "masks":
             low, high = row["mae_interval"]
             cells = {"measure": "error of 255", "value": f"{row['mae']:.2f} [{low:.2f}, {high:.2f}]"}
-            lines.append((f"reads {row['set']}", {**cells, "patch mean": f"{row['mae_patch_mean']:.1f}"}))
-    return Table("One model", ("measure", "value", "patch mean"), lines)
+            cells |= {"patch mean": f"{row['mae_patch_mean']:.1f}", "image mean": f"{row['mae_image_mean']:.1f}"}
+            if row.get("mae_small_objects") is not None:
+                cells["small objects"] = f"{row['mae_small_objects']:.1f}"
+            lines.append((f"reads {row['set']} ({row['images']} images)", cells))
+    columns = ("measure", "value", "gIoU", "nothing is meant, nothing is found", "patch mean", "image mean")
+    return Table("One model", (*columns, "small objects"), lines)
 
 
 def optimizers_table(rows: list[Row]) -> Table:
@@ -220,16 +226,6 @@ def segmentation_table(rows: list[Row], caption: str, method: str, name: str) ->
         if "baseline" in row
     ]
     return Table(caption, metrics, lines)
-
-
-def segmenter_table(rows: list[Row]) -> Table:
-    """Return cIoU with its interval, gIoU, precision and no-target accuracy, of `pretrain.referring.evaluation`."""
-    lines = []
-    for row in rows:
-        ciou, low, high = (f"{100 * row[name]:.1f}" for name in ("ciou", "ciou_low", "ciou_high"))
-        cells = {name: f"{100 * row[name]:.1f}" for name in ("giou", "p50", "n_acc")}
-        lines.append((row["method"], {"ciou": f"{ciou} [{low}, {high}]", **cells, "expressions": str(row["n"])}))
-    return Table("Referring segmentation, percent", ("ciou", "giou", "p50", "n_acc", "expressions"), lines)
 
 
 def pvp_before_play_table(rows: list[Row]) -> Table:

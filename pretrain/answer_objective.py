@@ -18,7 +18,7 @@ from vlm.training.attention_supervision import (
     supervised_weights_loss,
     target_patch_index,
 )
-from vlm.training.objective import Batch, Objective, Sampler, encode_frames
+from vlm.training.objective import Batch, Objective, Sampler, images_of
 
 IGNORE_INDEX = -100  # label of a token without loss
 
@@ -59,7 +59,7 @@ class AnswerObjective(Objective[PixelVLM, AnyAnswerBatch], Generic[AnyAnswerBatc
 
     def encode(self, batch: AnyAnswerBatch) -> ImageFeatures:
         """Return the features of the frames."""
-        return encode_frames(self.vlm, batch.frames)
+        return self.vlm.encode_images(images_of(self.vlm, batch))
 
     def answer_logits(self, states: Float[Tensor, "A D"]) -> Float[Tensor, "A V"]:
         """Return the float32 logits of the hidden states of tokens that have a label."""

@@ -13,13 +13,13 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from common.command import command, run
 from common.errors import UserError
 from envs.episodes import EpisodeDataset
+from envs.hub_sets import open_dataset
 from pretrain.contrastive_objective import ContrastiveData, ContrastiveObjective, ContrastiveSampler
 from pretrain.data.frame_captions import caption_tokenizer
 from pretrain.pvp_questions import parse_grid
@@ -39,8 +39,6 @@ class ClipModel(ModelConfig):
     patch_init_scale: float = 4.0
     """Factor on a new tower's initial patch embedding. Patches of frames start with a root mean square of 0.05 beside
     positions of 1; at a factor of 1 the tower told games apart and no objects (`docs/log/`)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """The type that the result's weights are stored in; bfloat16 halves its size."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,11 @@ def train_contrastive(config: ContrastiveConfig) -> Path:
     """Train; return the directory of the last checkpoint."""
     if not config.data.data:
         raise UserError("--data is missing: directories of recorded games")
-    datasets = [EpisodeDataset(path) for path in config.data.data]
+    datasets = [open_dataset(path) for path in config.data.data]
     clip = start_clip(config, datasets)
     sampler = ContrastiveSampler(datasets, clip, config.data, config.run.steps)
     games = sorted({dataset.info.game for dataset in datasets})
-    dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else None
-    return fit(Mixture({"contrastive": ContrastiveObjective(clip, sampler)}), config, {"images_of": games}, dtype=dtype)
+    return fit(Mixture({"contrastive": ContrastiveObjective(clip, sampler)}), config, {"images_of": games})
 
 
 main = command(partial(parse_config, CONFIGS, description=__doc__), train_contrastive, __doc__, "the CLIP is in {}")

@@ -17,12 +17,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from transformers import TrainerCallback
 
 from common.command import command, run
 from common.errors import UserError
-from envs.episodes import INFO
+from envs.hub_sets import is_dataset
 from pretrain.caption_objective import CaptionData, CaptionObjective
 from pretrain.data.images import open_image_source
 from pretrain.dense_colors import new_dense_head
@@ -67,7 +66,7 @@ def pvp_mixture(vlm: PixelVLM, config: PvpConfig) -> Mixture:
     pvp = pvp_objective(vlm, data, config.run.steps)
     if not data.caption_weight:
         return Mixture({"pvp": pvp})
-    games = tuple(place for place in data.data if (Path(place) / INFO).exists())
+    games = tuple(place for place in data.data if is_dataset(place))
     captions = CaptionData(games, data.val_episodes, data.size, data.images, CAPTIONS_PER_FRAME)
     objectives: dict[str, Objective] = {"pvp": pvp, "captions": CaptionObjective(vlm, captions)}
     return Mixture(objectives, [1 - data.caption_weight, data.caption_weight])
@@ -76,14 +75,15 @@ def pvp_mixture(vlm: PixelVLM, config: PvpConfig) -> Mixture:
 def train_pvp(config: PvpConfig, callbacks: Sequence[TrainerCallback] = (), vlm: PixelVLM | None = None) -> Path:
     """Train; return the directory of the last checkpoint. `vlm` is `start_model`'s, where a callback needs it."""
     mixture = pvp_mixture(vlm or start_model(config), config)
+    if config.validation.val_data and config.run.fsdp:
+        raise UserError("--fsdp: expected no --val-data, on which one process would answer while the others wait")
     if config.validation.val_data:
         data = config.data
         callbacks = [
             *callbacks,
             ValidationCallback(mixture.vlm, config.validation, data.grid, data.size, config.run.out),
         ]
-    dtype = torch.bfloat16 if config.model.dtype == "bfloat16" else None
-    return fit(mixture, config, {"games": [], "images_of": sorted({*config.data.data})}, callbacks, dtype)
+    return fit(mixture, config, {"games": [], "images_of": sorted({*config.data.data})}, callbacks)
 
 
 def train_and_report(config: PvpConfig) -> Path:

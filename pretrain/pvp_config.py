@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from common.command import require_at_least
 from common.errors import UserError
@@ -34,8 +33,6 @@ class PvpModel(ModelConfig):
     """Add the encoder's map of the cells' resolution to the expanded cells (Ronneberger et al. 2015, "U-Net")."""
     cell_position_amplitude: float = 0.0
     """Amplitude of the encoding in the positions of expanded cells; 0: cells start without."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """The type that the result's weights are stored in; bfloat16 halves its size."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,7 +26,7 @@ from pretrain.pvp_questions import PixelPromptFormat, cell_centers, downsample_g
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.training.attention_supervision import AttentionTargets
-from vlm.training.objective import Losses
+from vlm.training.objective import Losses, images_of
 
 STATIC_PROB = 0.5  # of showing a model of several frames the same frame, as in a still image
 
@@ -126,7 +126,7 @@ class PvpObjective(AnswerObjective[PvpBatch]):
 
     def encode(self, batch: PvpBatch) -> ImageFeatures:
         """Return the features of the frames, with a token for each cell where the model expands its tokens."""
-        return self.vlm.encode_cells(self.vlm.preprocess(batch.frames))
+        return self.vlm.encode_cells(images_of(self.vlm, batch))
 
     def loss(self, features: ImageFeatures, batch: PvpBatch) -> Losses:
         """Return the loss with the metrics of `answer_metrics`, `feature_variation` and attention weights."""

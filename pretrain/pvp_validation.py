@@ -26,6 +26,7 @@ from pretrain.pvp_questions import PixelPromptFormat, downsample_grid
 from pretrain.reconstruct import EvalImage, comparison_grid, prediction_metrics
 from pretrain.reconstruction_metrics import Metrics, cells_containing, mean_absolute_error, rare_color_mask
 from vlm.model import PixelVLM
+from vlm.precision import autocast, required_autocast
 
 SAMPLE_SEED = 20_000
 SHOWN = 4  # reconstructions of each set in TensorBoard
@@ -98,7 +99,8 @@ class ValidationCallback(TrainerCallback):
         prompts, found = PixelPromptFormat.from_model(self.vlm), {}
         with SummaryWriter(str(self.out / "validation")) as writer:
             for name, images in self.sets.items():
-                found[name], predictions = evaluate_images(self.vlm, images, self.grid, prompts)
+                with autocast(self.vlm.device, required_autocast(self.vlm.model) or False):
+                    found[name], predictions = evaluate_images(self.vlm, images, self.grid, prompts)
                 print(f"\nstep {step}, {summary(name, found[name])}", flush=True)
                 for metric, value in found[name].items():
                     if value is not None:

@@ -29,6 +29,7 @@ from common.outputs import require_output_files
 from common.results import new_result, write_result
 from envs.episodes import EpisodeDataset
 from envs.games import find_game
+from envs.hub_sets import open_dataset
 from pretrain.contrastive_objective import pad_to_square
 from pretrain.data.frame_captions import describe_frame, write_caption
 from pretrain.data.splits import split_rows
@@ -176,9 +177,9 @@ class Args:
 def load_probe_data(args: Args, clip: PixelClip) -> ProbeData:
     """Return the frames and captions that the arguments name, padded to the CLIP's input size."""
     assert clip.image_config.square_size is not None
-    size, seed, data = clip.image_config.square_size, args.seed, [EpisodeDataset(path) for path in args.data]
+    size, seed, data = clip.image_config.square_size, args.seed, [open_dataset(path) for path in args.data]
     train, val = ([split_rows(one, split, args.val_episodes) for one in data] for split in ("train", "val"))
-    ood = [EpisodeDataset(path) for path in args.held_out_games]
+    ood = [open_dataset(path) for path in args.held_out_games]
     per_game, ood_rows = -(-args.captions // max(1, len(ood))), [np.arange(len(one)) for one in ood]
     return ProbeData(
         train=sample_frames(data, train, args.train_frames, size, seed),

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
@@ -60,17 +61,20 @@ def save(
     training: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     export: Callable[[Path], None] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint atomically, replacing an existing one; only the main process writes.
 
-    `training` is the content of `training.json`. The weights are stored in `dtype`, by default the model's own; `load`
-    returns float32 in either case. `export` writes more files into the directory, before it appears.
+    `training` is the content of `training.json`. The weights are stored in `dtype`, by default the model's own.
+    `export` writes more files into the directory, before it appears. `weights` are those to store by name, where they
+    are not the model's own.
     """
     if not is_main_process():
         return
-    weights = vlm.model.state_dict()
+    weights = vlm.model.state_dict() if weights is None else weights
     if dtype is not None:
-        weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+        others = {name: tensor.to("cpu", dtype) for name, tensor in weights.items() if tensor.dtype != dtype}
+        weights = {**weights, **others}  # a GPU may have no room for another copy
     metadata = {"kind": vlm.kind, **dataclasses.asdict(vlm.image_config)}
     with atomic_directory(directory) as temporary:
         vlm.model.save_pretrained(temporary, state_dict=weights)
@@ -82,9 +86,13 @@ def save(
 
 
 def load(
-    directory: Path, device: torch.device | None = None, image_tokens: int | None = None, history: int | None = None
+    directory: Path,
+    device: torch.device | None = None,
+    image_tokens: int | None = None,
+    history: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> PixelVLM:
-    """Return a model in float32 and evaluation mode, on a device, by default a GPU if there is one.
+    """Return a model in a type and in evaluation mode, on a device, by default a GPU if there is one.
 
     `directory` is a checkpoint, a directory of transformers' own files, or the id of a model on the hub. `image_tokens`
     is the most that one of transformers' models may take for an image (`vlm.image_tokens`), and `history` the number of
@@ -100,7 +108,7 @@ def load(
     else:
         require_plain_config(directory)
         is_pretrained = (directory / "config.json").is_file()
-    vlm = load_pretrained(directory) if is_pretrained else load_as(PixelVLM, directory)
+    vlm = load_pretrained(directory, dtype) if is_pretrained else load_as(PixelVLM, directory, dtype)
     _require_same_tokens(vlm, directory)
     if isinstance(vlm, PretrainedVLM):
         vlm.image_config = dataclasses.replace(vlm.image_config, history=history or vlm.history)
@@ -129,12 +137,12 @@ def _snapshot(name: str) -> Path:
         raise CheckpointError(f"{expected}, got {name}, which is neither here nor to be had: {reason:.200}") from error
 
 
-def load_pretrained(directory: Path) -> PretrainedVLM:
-    """Return one of transformers' models in float32 on the CPU, with its processor; raises as `load` does."""
+def load_pretrained(directory: Path, dtype: torch.dtype = torch.float32) -> PretrainedVLM:
+    """Return one of transformers' models on the CPU, with its processor; raises as `load` does."""
     name = str(directory)
     require_plain_config(directory)
     damage = f"expected a vision-language model of transformers at {name}"
-    model, report = _from_pretrained(AutoModelForImageTextToText, name, damage)
+    model, report = _from_pretrained(AutoModelForImageTextToText, name, damage, dtype)
     with _damage(damage):
         processor = load_processor(directory)
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
@@ -147,8 +155,8 @@ def load_pretrained(directory: Path) -> PretrainedVLM:
     return PretrainedVLM(model.eval(), processor)
 
 
-def load_as(model_class: type[Model], directory: Path) -> Model:
-    """Return the model of a checkpoint of a given class, in float32 on the CPU; raises as `load` does."""
+def load_as(model_class: type[Model], directory: Path, dtype: torch.dtype = torch.float32) -> Model:
+    """Return the model of a checkpoint of a given class, on the CPU; raises as `load` does."""
     directory = resolve(directory)
     if (kind := read_kind(directory)) != model_class.kind:
         raise CheckpointError(f"{directory / METADATA}: expected a checkpoint of kind {model_class.kind}, got {kind}")
@@ -156,7 +164,7 @@ def load_as(model_class: type[Model], directory: Path) -> Model:
         raise CheckpointError(f"{directory} is incomplete: {WEIGHTS} is missing")
     require_plain_config(directory)
     image_config, damage = read_image_config(directory), f"{directory / WEIGHTS} or a file beside it is damaged"
-    model, report = _from_pretrained(model_class.auto_class, str(directory), damage, local_files_only=True)
+    model, report = _from_pretrained(model_class.auto_class, str(directory), damage, dtype, local_files_only=True)
     with _damage(damage):
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         unexpected = _load_expansion(model, directory / WEIGHTS, report["unexpected_keys"])
@@ -172,8 +180,10 @@ def load_as(model_class: type[Model], directory: Path) -> Model:
     return loaded
 
 
-def _from_pretrained(auto_class: Any, name: str, damage: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Return a model in float32 and transformers' report; code and pickles of the checkpoint are never run."""
+def _from_pretrained(
+    auto_class: Any, name: str, damage: str, dtype: torch.dtype, **options: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return a model and transformers' report; code and pickles of the checkpoint are never run."""
     with _damage(damage):
         if Path(name).is_dir():
             config = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
@@ -181,7 +191,7 @@ def _from_pretrained(auto_class: Any, name: str, damage: str, **options: Any) ->
                 require_enough_weights(getattr(auto_class, "from_config", auto_class)(config), Path(name))
         model, report = auto_class.from_pretrained(
             name,
-            dtype=torch.float32,
+            dtype=dtype,
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
@@ -258,8 +268,8 @@ def _load_expansion(model: PreTrainedModel, file: Path, unexpected: Collection[s
     names = {name for name in unexpected if name.startswith(f"{EXPANSION}.")}
     if names:
         with safe_open(file, "pt") as weights:
-            found = {name.removeprefix(f"{EXPANSION}."): weights.get_tensor(name).float() for name in names}
-        model.add_module(EXPANSION, expansion_of(found))
+            found = {name.removeprefix(f"{EXPANSION}."): weights.get_tensor(name) for name in names}
+        model.add_module(EXPANSION, expansion_of(found).to(model.dtype))
     return set(unexpected) - names
 
 

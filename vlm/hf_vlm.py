@@ -8,6 +8,7 @@ marker tokens in a prompt. Frames are padded first where it would cut or distort
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from jinja2 import TemplateError
 from PIL import Image
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from common.errors import UserError
@@ -26,6 +28,34 @@ from vlm.prompts import IMAGE, action_question
 
 HUB_SECONDS = 10  # that the hub may take to answer
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
+
+
+@dataclass(frozen=True)
+class FrameProcessor:
+    """Turns frames into a pretrained model's image inputs by its processor; data workers get it without the model."""
+
+    processor: Any
+    image_text: str  # what stands for an image in a prompt
+    history: int
+
+    def __call__(self, frames: Tensor) -> ImageInputs:
+        """Return the inputs of frames uint8[B, history, H, W, 3], on the CPU."""
+        if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[1] != self.history:
+            raise UserError(
+                f"expected frames uint8[B, {self.history}, H, W, 3], got {frames.dtype}{list(frames.shape)}"
+            )
+        images = [[self._image(frame) for frame in stack] for stack in frames.numpy()]
+        texts = [self.image_text * self.history] * len(images)
+        processed = self.processor(text=texts, images=images, return_tensors="pt", add_special_tokens=False)
+        inputs = ImageInputs({name: tensor for name, tensor in processed.items() if name not in TEXT_INPUTS})
+        inputs.image_ids, inputs.num_images = processed["input_ids"][0], len(images)
+        types = processed.get("token_type_ids")
+        inputs.types_prompts = types is not None and not bool(types.any())
+        return inputs
+
+    def _image(self, frame: np.ndarray) -> Image.Image:
+        ratio = input_aspect_ratio(self.processor.image_processor)
+        return Image.fromarray(frame if ratio is None else pad_to_aspect_ratio(frame, ratio))
 
 
 class PretrainedVLM(PixelVLM):
@@ -43,25 +73,14 @@ class PretrainedVLM(PixelVLM):
         self.processor = processor
         self._image_text = _image_text(model.config, processor)
 
+    @property
+    def frame_processor(self) -> "FrameProcessor":
+        """What `preprocess` computes on the CPU, without the model."""
+        return FrameProcessor(self.processor, self._image_text, self.history)
+
     def preprocess(self, frames: Frames) -> Any:
         """Return the `ImageInputs` of frames uint8[B, history, H, W, 3]; several frames are several images."""
-        frames = torch.as_tensor(frames).cpu()
-        if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[1] != self.history:
-            raise UserError(
-                f"expected frames uint8[B, {self.history}, H, W, 3], got {frames.dtype}{list(frames.shape)}"
-            )
-        images = [[self._image(frame) for frame in stack] for stack in frames.numpy()]
-        texts = [self._image_text * self.history] * len(images)
-        processed = self.processor(text=texts, images=images, return_tensors="pt", add_special_tokens=False)
-        inputs = ImageInputs({name: t.to(self.device) for name, t in processed.items() if name not in TEXT_INPUTS})
-        inputs.image_ids, inputs.num_images = processed["input_ids"][0].to(self.device), len(images)
-        types = processed.get("token_type_ids")
-        inputs.types_prompts = types is not None and not types.any()
-        return inputs
-
-    def _image(self, frame: np.ndarray) -> Image.Image:
-        ratio = input_aspect_ratio(self.processor.image_processor)
-        return Image.fromarray(frame if ratio is None else pad_to_aspect_ratio(frame, ratio))
+        return self.frame_processor(torch.as_tensor(frames).cpu()).to(self.device)
 
     @property
     def end_ids(self) -> list[int]:

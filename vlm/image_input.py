@@ -1,7 +1,7 @@
 """How frames become the encoder's input; training and play share this code."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -65,6 +65,13 @@ class ImageInputs(dict[str, Tensor]):
     image_ids: Int[Tensor, " P"]
     num_images: int
     types_prompts: bool = False
+
+    def to(self, device: torch.device, **options: Any) -> "ImageInputs":
+        """Return the inputs with all of their tensors on a device."""
+        moved = ImageInputs({name: tensor.to(device, **options) for name, tensor in self.items()})
+        moved.image_ids, moved.num_images = self.image_ids.to(device, **options), self.num_images
+        moved.types_prompts = self.types_prompts
+        return moved
 
 
 def preprocess_frames(

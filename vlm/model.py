@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,11 @@ class PixelModel(ABC):
     @abstractmethod
     def encoder(self) -> nn.Module:
         """The vision encoder."""
+
+    @property
+    def frame_processor(self) -> Callable[[Tensor], ImageInputs] | None:
+        """What data workers do of `preprocess`, on the CPU and without the model; None: nothing."""
+        return None
 
     @property
     def history(self) -> int:
@@ -89,7 +94,7 @@ class PixelModel(ABC):
     def token_grid(self, rows: int, columns: int) -> tuple[int, int]:
         """Return the rows and columns of image tokens of an encoder input of so many pixels."""
         config: Any = self.encoder.config
-        stages = getattr(config, "strides", None)  # of a hierarchical transformer, as in `nano-policy`
+        stages = getattr(config, "strides", None)  # of a hierarchical transformer
         stride = math.prod(stages) if stages else getattr(config, "patch_size", self.image_config.stride)
         height, width = (stride, stride) if isinstance(stride, int) else stride  # InternVL gives a pair
         return -(-rows // height), -(-columns // width)
@@ -104,6 +109,7 @@ class PixelVLM(PixelModel):
     kind, auto_class = "pvplay-vlm", AutoModelForImageTextToText
     traceable = True
     max_new_tokens = 8  # of an answer, unless more are asked for
+    unquantized: Callable[[], "PixelVLM"] | None = None  # loads a quantized model's start whole; None: is not quantized
 
     @property
     def encoder(self) -> nn.Module:

@@ -1,6 +1,7 @@
 """Whether to compute in bfloat16: several times as fast where it is native, half as fast where it is emulated."""
 
 import torch
+from torch import nn
 
 NATIVE = ("amx_bf16", "avx512_bf16", "bf16")  # its names on x86 and ARM processors
 
@@ -15,6 +16,11 @@ def native_bfloat16(device: torch.device) -> bool:
 def in_bfloat16(device: torch.device, bf16: bool | None) -> bool:
     """Return whether to compute in bfloat16: as requested, or for None where it is native."""
     return native_bfloat16(device) if bf16 is None else bf16
+
+
+def required_autocast(model: nn.Module) -> bool | None:
+    """Return True for a model with weights in bfloat16, which only autocast computes beside float32; else None."""
+    return any(parameter.dtype == torch.bfloat16 for parameter in model.parameters()) or None
 
 
 def autocast(device: torch.device, bf16: bool | None) -> torch.autocast:

@@ -28,7 +28,7 @@ from vlm import checkpoint
 from vlm.decoding.batched_generate import generate_batch
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
-from vlm.released_checkpoints import RELEASED_SEGMENTER
+from vlm.released_checkpoints import RELEASED_POLICY
 from vlm.segmentation.point_prediction import STRIDE, PointPromptFormat, PointSampler
 from vlm.segmentation.referring_segmenter import POINT_GRID, ReferringSegmenter, load_segmenter
 
@@ -40,7 +40,7 @@ EXPRESSIONS = ("the red ghost", "the pac-man", "the energizer at the top left", 
 class Args(BenchmarkArgs):
     """Time masks by the mask head and by points. The default model is the released segmenter."""
 
-    checkpoint: Path = RELEASED_SEGMENTER
+    checkpoint: Path = RELEASED_POLICY
     """A model with a mask head."""
     points: Path | None = None
     """A model trained on points (`pretrain.referring.train --mask points`), if it is another."""

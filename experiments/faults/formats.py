@@ -241,7 +241,7 @@ def read_expert(place: Path) -> object:
 def write_results(place: Path) -> None:
     """Copy small results of every kind."""
     place.mkdir()
-    for name in ("eight", "optimizers", "reader", "nano-refer", "shipped", "pvp_speed", "experts"):
+    for name in ("eight", "optimizers", "reader", "shipped", "pvp_speed", "experts"):
         shutil.copy(RESULTS / f"{name}.json", place)
 
 

@@ -113,7 +113,12 @@ def measure_set(config: ReaderConfig, name: str) -> list[dict[str, Any]]:
 
 
 def draw(seeds: Sequence[int] | None, work: Path, config: ReaderConfig = READER) -> Image.Image | None:
-    """Return photographs, of scikit-image where there are any, and frames of games beside their cells and the answers.
+    """Return photographs and frames of games beside their cells and the answers, on one sheet."""
+    return image_grid(comparisons(config))
+
+
+def comparisons(config: ReaderConfig) -> list[list[Image.Image]]:
+    """Return a row of photographs, of scikit-image where there are any, and one of games: cells and answers beside.
 
     The photographs of scikit-image may be shown by anyone; those of other packages have licences of their own.
     """
@@ -134,7 +139,7 @@ def draw(seeds: Sequence[int] | None, work: Path, config: ReaderConfig = READER)
             answers = found.colors.reshape(true.shape).astype(np.uint8)
             panels.append(comparison_grid({"original": image.frames[-1], "cells": true, "answers": answers}))
         rows.append(panels)
-    return image_grid(rows)
+    return rows
 
 
 def _picture(folder: ImageFolder, number: int, size: tuple[int, int], history: int) -> EvalImage:

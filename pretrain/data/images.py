@@ -1,6 +1,7 @@
 """Image sources: recorded games, folders of pictures and the synthetic generator.
 
     data/random-Pong            an episode dataset of `agents.record`, or one split of it
+    hf://owner/set:split        recorded games on the hub, see `envs.hub_sets`
     photos/                     a folder of PNG and JPEG files, at any depth
     synthetic                   the word itself: images of `pretrain.data.synthetic_images`
 
@@ -17,7 +18,7 @@ from jaxtyping import Bool, UInt8
 
 from common.images import ImageError, read_image
 from common.text import printable
-from envs.episodes import INFO, EpisodeDataset
+from envs.hub_sets import is_dataset, open_dataset
 from pretrain.data.splits import split_rows
 from pretrain.data.synthetic_images import synthetic_image
 
@@ -46,7 +47,7 @@ class EpisodeFrames(ImageSource):
     """The frames of one split (`split_rows`) of a dataset of `agents.record`."""
 
     def __init__(self, path: Path, split: str = "all", num_val: int = 0):
-        self.data = EpisodeDataset(path)
+        self.data = open_dataset(path)
         self.name = self.data.info.game
         self.rows = split_rows(self.data, split, num_val)
 
@@ -118,7 +119,7 @@ def open_image_source(location: str, split: str = "all", num_val: int = 0) -> Im
     """Return the source at a location: `synthetic`, a split of an episode dataset or a folder of pictures."""
     if location == SYNTHETIC:
         return SyntheticImages(0)
-    if (Path(location) / INFO).exists():
+    if is_dataset(location):
         return EpisodeFrames(Path(location), split, num_val)
     folder = ImageFolder(Path(location))
     if folder.skipped:

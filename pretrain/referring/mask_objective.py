@@ -20,7 +20,7 @@ from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.segmentation.encoder_maps import encoder_maps
 from vlm.segmentation.mask_head import MaskHead, expression_states, expression_tokens
-from vlm.training.objective import Batch, Losses, Objective, encode_frames
+from vlm.training.objective import Batch, Losses, Objective, images_of
 
 MIN_AREA = 64  # pixels that a mask counts as at least, in its cross-entropy
 DICE_SMOOTH = 1.0  # pixels added to both sides of Dice's fraction, so that an empty mask that is right costs nothing
@@ -65,7 +65,7 @@ class MaskHeadObjective(Objective[PixelVLM, MaskBatch]):
 
     def encode(self, batch: MaskBatch) -> ImageFeatures:
         """Return the features of the frames, with the encoder's hidden states."""
-        return encode_frames(self.vlm, batch.frames, output_hidden_states=True)
+        return self.vlm.encode_images(images_of(self.vlm, batch), output_hidden_states=True)
 
     def loss(self, features: ImageFeatures, batch: MaskBatch) -> Losses:
         """Return the loss, its two parts, and `iou`, the mean over expressions that have an object."""

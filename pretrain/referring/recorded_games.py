@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from envs.episodes import EpisodeDataset
 from envs.expressions import draw_expression, list_expressions
+from envs.hub_sets import open_dataset
 from envs.objects import find_objects
 from pretrain.data.splits import SPLITS, split_rows
 from pretrain.referring.samples import ReferringSample
@@ -46,7 +46,7 @@ class GameReferringDataset:
         if not paths:
             raise UserError("expected directories of recorded games, got none")
         self.name = f"games-{split}"
-        self.datasets = [EpisodeDataset(path) for path in paths]
+        self.datasets = [open_dataset(path) for path in paths]
         self.rows = [split_rows(data, split, val_episodes, val_episodes) for data in self.datasets]
         self.count, self.history, self.no_target_fraction = count, history, no_target_fraction
         self._seed = (seed, SPLITS.index(split))

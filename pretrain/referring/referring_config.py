@@ -20,8 +20,6 @@ class ReferringModel(ModelConfig):
 
     hidden_channels: int = HIDDEN_CHANNELS
     """The width of a new mask head's feature maps."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """The type that the model's weights are stored in; bfloat16 halves the file."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ from common.outputs import require_output_files
 from envs.atari import make_envs
 from envs.games import find_game
 from envs.protocol import MACHADO2018
-from vlm.released_checkpoints import RELEASED_SEGMENTER
+from vlm.released_checkpoints import RELEASED_POLICY
 from vlm.segmentation.mask_drawing import draw_mask
 from vlm.segmentation.referring_segmenter import load_segmenter
 
@@ -36,7 +36,7 @@ class Args:
     """The game whose frame is shown."""
     image: Path | None = None
     """A PNG or JPEG file in place of a game."""
-    init: Path = RELEASED_SEGMENTER
+    init: Path = RELEASED_POLICY
     """The checkpoint that predicts the mask."""
     points: bool = False
     """Predict the mask by points in text instead of the mask head."""

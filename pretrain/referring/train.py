@@ -91,7 +91,6 @@ def train_referring(config: ReferringConfig) -> Path:
         referring_mixture(vlm, head, source, data),
         config,
         {"started_from": checkpoint.read_training(init) if init else None},
-        dtype=torch.bfloat16 if config.model.dtype == "bfloat16" else None,
         finish=calibrate,
         export=head.save if head else None,
     )

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from envs.protocol import MACHADO2018
 from vlm import checkpoint
 from vlm.presets import build
 from vlm.training.fit import AUXILIARY
+from vlm.training.lora import save_plain
 
 NAMES = ("noop", "fire", "right", "left", "right fire", "left fire")
 
@@ -229,7 +229,7 @@ def test_evaluations_by_play_keep_the_best_weights(labelled, tmp_path, monkeypat
     assert checkpoint.read_training(tmp_path / "run" / "best")["selected"]["step"] == 2
 
 
-@pytest.mark.parametrize("killed", ["evaluate_policy", "checkpoint.save", "write_text_atomically"])
+@pytest.mark.parametrize("killed", ["evaluate_policy", "save_plain", "write_text_atomically"])
 def test_an_evaluation_that_was_killed_is_made_up(labelled, tmp_path, monkeypatch, killed):
     kills, scores = [], {1: 100.0, 2: 300.0, 3: 200.0}
 
@@ -245,11 +245,13 @@ def test_an_evaluation_that_was_killed_is_made_up(labelled, tmp_path, monkeypatc
 
         return wrapped
 
-    patched = {"evaluate_policy": lambda *_: [scores[newest_step()]], "write_text_atomically": write_text_atomically}
+    patched = {
+        "evaluate_policy": lambda *_: [scores[newest_step()]],
+        "save_plain": save_plain,
+        "write_text_atomically": write_text_atomically,
+    }
     for name, original in patched.items():
         monkeypatch.setattr(checkpoint_selection, name, kill_at_step_2(name, original))
-    saving = SimpleNamespace(save=kill_at_step_2("checkpoint.save", checkpoint.save))
-    monkeypatch.setattr(checkpoint_selection, "checkpoint", saving)
     arguments = ("--data", labelled, "--steps", 3, *trainer(save_steps=1), "--out", tmp_path / "run")
     assert command(*SMALL, *arguments, "--eval-every", 1) == 130
     assert command(*SMALL, *arguments, "--eval-every", 1) == 0

@@ -6,6 +6,7 @@ from agents import checkpoint_selection, export
 from common.command import run
 from vlm import checkpoint
 from vlm.presets import build
+from vlm.segmentation.mask_head import MaskHead
 
 
 def command(*arguments):
@@ -50,3 +51,15 @@ def test_a_checkpoint_that_was_not_trained_to_play_is_refused(tmp_path, capsys):
     assert command("--checkpoint", tmp_path / "model", "--out", tmp_path / "exported") == 2
     assert "was not trained to play" in capsys.readouterr().err
     assert not (tmp_path / "exported").exists()
+
+
+def test_a_mask_head_is_exported_with_the_policy(tmp_path, monkeypatch):
+    vlm = build("tiny", 1)
+    head = MaskHead.of(vlm)
+    training = {"datasets": [{"game": "Carnival", "mean_score": 1000.0}]}
+    checkpoint.save(vlm, tmp_path / "model", training, export=head.save)
+    monkeypatch.setattr(checkpoint_selection, "evaluate_policy", lambda *arguments: [1.0])
+    assert command("--checkpoint", tmp_path / "model", "--out", tmp_path / "exported", "--temperatures", 0) == 0
+    exported = MaskHead.load(tmp_path / "exported").state_dict()
+    assert exported
+    assert all((exported[name] == tensor).all() for name, tensor in head.state_dict().items())

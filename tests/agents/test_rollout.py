@@ -151,3 +151,16 @@ def test_one_group_steps_while_the_agent_of_another_acts():
     groups = [(TapedAgent(tape), Slow(tape, 1)), (Second(tape), TapedEnvs(tape, 1))]
     assert len(list(rollout_pipelined(groups, [1, 1]))) == 2
     assert order == ["acted", "stepped"]
+
+
+def test_a_single_group_takes_no_thread():
+    threads = set()
+
+    class Envs(TapedEnvs):
+        def step(self, actions):
+            threads.add(threading.get_ident())
+            return super().step(actions)
+
+    tape = []
+    assert len(list(play_games(TapedAgent(tape), Envs(tape), [2, 1]))) == 3
+    assert threads == {threading.get_ident()}

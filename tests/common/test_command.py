@@ -94,6 +94,10 @@ def out_of_memory_in_a_worker():
     raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
 
 
+def out_of_memory_of_matrix_products():
+    raise RuntimeError("could not create a primitive")
+
+
 @pytest.mark.parametrize(
     ("take", "reason"),
     [
@@ -102,6 +106,7 @@ def out_of_memory_in_a_worker():
         (lambda: torch.empty(2**50), "DefaultCPUAllocator: can't allocate memory"),
         (out_of_gpu_memory, "CUDA out of memory. Tried to allocate 2 GiB."),
         (out_of_memory_in_a_worker, "is killed by signal: Killed."),
+        (out_of_memory_of_matrix_products, "could not create a primitive"),
     ],
 )
 def test_memory_that_ends_is_one_line_and_other_defects_keep_their_traceback(take, reason, capsys):

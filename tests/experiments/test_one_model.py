@@ -4,8 +4,10 @@ from experiments.sections import one_model_section
 from experiments.studies.one_model import ONE_MODEL, jobs
 from experiments.tables import one_model_table
 
-PIXELS = {"set": "photographs", "mae": 3.0, "mae_interval": [2.5, 3.5], "mae_patch_mean": 11.0, "checkpoint": "abc"}
-MASKS = {"set": "masks", "ciou": 0.5, "ciou_low": 0.4, "ciou_high": 0.6, "checkpoint": "abc"}
+PIXELS = {"set": "photographs", "mae": 3.0, "mae_interval": [2.5, 3.5], "mae_patch_mean": 11.0}
+PIXELS |= {"mae_image_mean": 36.9, "images": 32, "checkpoint": "abc"}
+MASKS = {"set": "masks", "ciou": 0.5, "ciou_low": 0.4, "ciou_high": 0.6, "giou": 0.7, "n_acc": 0.9, "n": 400}
+MASKS |= {"checkpoint": "abc"}
 PLAYED = {
     "agent": "vlm",
     "game": "Carnival",
@@ -19,16 +21,20 @@ PLAYED = {
 
 def test_every_task_has_a_line():
     lines = dict(one_model_table([PIXELS, MASKS], [PLAYED]).rows)
-    assert list(lines) == ["plays Carnival", "finds what words mean", "reads photographs"]
+    masks, pixels = "finds what words mean (400 expressions)", "reads photographs (32 images)"
+    assert list(lines) == ["plays Carnival", masks, pixels]
     assert lines["plays Carnival"]["value"].startswith("150 [")
-    assert lines["finds what words mean"]["value"] == "50.0 [40.0, 60.0]"
-    assert lines["reads photographs"] == {"measure": "error of 255", "value": "3.00 [2.50, 3.50]", "patch mean": "11.0"}
+    assert lines[masks]["value"] == "50.0 [40.0, 60.0]"
+    assert lines[masks]["gIoU"] == "70.0"
+    assert lines[pixels]["value"] == "3.00 [2.50, 3.50]"
+    assert lines[pixels]["patch mean"] == "11.0"
+    assert "small objects" not in lines[pixels]
 
 
 def test_scores_of_other_weights_do_not_join():
     result = {"rows": [PIXELS, MASKS], "command": "c", "commit": "d", "date": "e"}
     for found, expected in (("abc", True), ("other", False)):
-        section = one_model_section(result, {"rows": [{**PLAYED, "checkpoint": found}]})
+        section = one_model_section(result, {"rows": [{**PLAYED, "checkpoint": found}]}, [])
         assert any(label == "plays Carnival" for label, _ in section.tables[0].rows) is expected
 
 

@@ -52,6 +52,20 @@ def test_a_result_is_given_with_protocol_seeds_commit_and_all_devices(results):
     assert provenance(study).endswith(f"; {study['machine']}, NVIDIA H200.")
 
 
+def test_scores_under_conditions_are_a_section_with_paired_differences(results, capsys):
+    result = json.loads((results / "shipped.json").read_text())
+    (plain, _) = result["rows"]
+    changed = {**plain, "condition": "shifted", "scores": [40.0, 240.0]}
+    write_result(results / "robustness.json", {**result, "name": "robustness", "rows": [plain, changed]})
+    assert command("--results", results, "--markdown") == 0
+    section = capsys.readouterr().out.partition("## Robust scores")[2].partition("\n## ")[0]
+    assert "**Carnival**" in section
+    assert "shifted: the picture moved by 4 pixels to the right and down" in section
+    assert "| vlm scores, temperature 0: unchanged | 200 [100, 300] | - | - | 2 |" in section
+    assert "| vlm scores, temperature 0: shifted | 140 [40, 240] | -60 [-60, -60] | 70% | 2 |" in section
+    assert "protocol machado2018" in section
+
+
 def test_scores_are_grouped_by_agent_and_temperature():
     rows = [
         {"agent": "vlm:some/where", "game": "Carnival", "temperature": 0.3, "scores": [1.0]},

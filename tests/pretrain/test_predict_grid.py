@@ -13,7 +13,7 @@ from pretrain.pvp_prediction import grid_coordinates, predict_grid, predict_pixe
 from pretrain.pvp_questions import PixelPromptFormat
 from vlm import checkpoint
 from vlm.presets import build
-from vlm.released_checkpoints import RELEASED_POLICY, RELEASED_PVP, RELEASED_SEGMENTER
+from vlm.released_checkpoints import RELEASED_POLICY, RELEASED_PVP
 
 
 def draw(vlm):
@@ -90,7 +90,7 @@ def test_the_grid_is_that_of_the_last_training_on_pixel_values(training, found):
 
 
 def test_released_checkpoints_tell_what_they_were_trained_on(tmp_path):
-    for released, grid in ((RELEASED_POLICY, "32"), (RELEASED_PVP, "9px"), (RELEASED_SEGMENTER, "32")):
+    for released, grid in ((RELEASED_POLICY, "8px"), (RELEASED_PVP, "9px")):
         assert PixelTraining.of_checkpoint(released) == PixelTraining(grid, size=(210, 160))
     checkpoint.save(build("tiny"), tmp_path / "plain", {})
     with pytest.raises(UserError, match="expected a checkpoint trained on pixel values"):

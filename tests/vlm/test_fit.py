@@ -338,9 +338,9 @@ def test_other_modules_than_those_of_a_run_are_refused(tmp_path):
 
 def test_the_last_checkpoint_tells_how_it_was_made_and_takes_in_more(token_objective, tmp_path):
     objective = token_objective(build("tiny"))
-    config = TrainConfig(RunConfig(tmp_path, 2, trainer=SHORT))
+    config = TrainConfig(RunConfig(tmp_path, 2, trainer=SHORT)).replace(dtype="bfloat16")
     last = fit(
-        Mixture({"tokens": objective}), config, {"games": ["Pong"]}, dtype=torch.bfloat16,
+        Mixture({"tokens": objective}), config, {"games": ["Pong"]},
         finish=lambda: {"trained": objective.vlm.model.training},
         export=lambda place: (place / "more.txt").write_text("more") and None,
     )  # fmt: skip

@@ -34,6 +34,7 @@ from vlm.prompts import IMAGE, PIXEL_PREFIX
 from vlm.segmentation.mask_head import MaskHead
 from vlm.segmentation.referring_segmenter import ReferringSegmenter
 from vlm.training.attention_supervision import require_attention_access
+from vlm.training.mixture import MixtureDataset
 
 TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "intermediate_size": 48, "initializer_range": 0.2}  # fmt: skip
@@ -96,7 +97,7 @@ def frames(count=2):
 
 def plain_logits(vlm, frames, words):
     """The class's own forward over one whole prompt, as its processor and tokenizer write it."""
-    images = [vlm._image(frame) for frame in frames[:, 0]]
+    images = [vlm.frame_processor._image(frame) for frame in frames[:, 0]]
     inputs = vlm.processor(text=[vlm._image_text], images=images, return_tensors="pt", add_special_tokens=False)
     ids = torch.tensor([[1, *inputs.pop("input_ids")[0].tolist(), *words]])
     inputs.pop("attention_mask")
@@ -207,3 +208,28 @@ def test_a_mistyped_checkpoint_is_one_line_at_once(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="expected a checkpoint directory, got models/x, which does not exist"):
         checkpoint.load("models/x")
     assert len(asked) == 1
+
+
+def test_data_workers_run_the_processor_and_get_no_model(model_dir, tmp_path, modules_in, monkeypatch):
+    config = CONFIGS["default"].replace(
+        init=model_dir, synthetic=1, size=(40, 30), grid="8", images=2, questions=3, steps=2,
+        trainer=("save_steps=9", "warmup_steps=0", "report_to=none", "dataloader_num_workers=0"),
+    )  # fmt: skip
+    mixture = pvp.pvp_mixture(checkpoint.load(model_dir), config)
+    dataset = MixtureDataset(mixture, 2, seed=0)
+    assert modules_in(dataset) == []
+    batch = dataset[0].batches[0]
+    expected = mixture.vlm.preprocess(batch.frames)
+    moved = batch.to(torch.device("cpu")).images
+    assert moved.keys() == expected.keys()
+    assert all(torch.equal(moved[name], expected[name]) for name in expected)
+    assert torch.equal(moved.image_ids, expected.image_ids)
+    assert moved.num_images == 2
+    alone = pvp.train_pvp(config.replace(out=tmp_path / "alone"))
+    monkeypatch.setattr(PretrainedVLM, "preprocess", lambda *_: pytest.fail("the training itself ran the processor"))
+    monkeypatch.setattr("vlm.training.fit.describe_image_input", lambda vlm: "")
+    trainer = ("save_steps=9", "warmup_steps=0", "report_to=none", "dataloader_num_workers=2")
+    helped = pvp.train_pvp(config.replace(out=tmp_path / "helped", trainer=trainer))
+    monkeypatch.undo()
+    one, other = (checkpoint.load(last).model.state_dict() for last in (alone, helped))
+    assert all(torch.equal(one[name], other[name]) for name in one)

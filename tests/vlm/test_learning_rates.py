@@ -6,10 +6,9 @@ from vlm.presets import build
 from vlm.training.learning_rates import (
     ModuleLearningRates,
     parameter_groups,
-    parameter_update_report,
     role_parameters,
-    snapshot,
 )
+from vlm.training.parameter_updates import parameter_update_report, snapshot
 
 
 def step(vlm, rates):

@@ -10,7 +10,7 @@ from common.errors import UserError
 from vlm import checkpoint
 from vlm.layers import StridedPointwiseConv2d
 from vlm.presets import build
-from vlm.released_checkpoints import RELEASED_POLICY, RELEASED_PVP, RELEASED_SEGMENTER
+from vlm.released_checkpoints import RELEASED_POLICY, RELEASED_PVP
 
 TINY = build("tiny")
 
@@ -60,7 +60,7 @@ def test_games_of_nearly_one_height_share_a_shape(height, rows):
     assert TINY.preprocess(noise((1, 2, height, 160, 3))).shape[2] == rows
 
 
-@pytest.mark.parametrize("directory", [RELEASED_POLICY, RELEASED_PVP, RELEASED_SEGMENTER], ids=lambda path: path.name)
+@pytest.mark.parametrize("directory", [RELEASED_POLICY, RELEASED_PVP], ids=lambda path: path.name)
 def test_a_prompt_has_a_placeholder_for_each_image_token_of_a_released_model(directory):
     vlm = checkpoint.load(directory)
     images = vlm.preprocess(np.zeros((1, vlm.history, 210, 160, 3), np.uint8))

@@ -27,6 +27,7 @@ from transformers import DynamicCache
 from common.errors import UserError
 from vlm.decoding.prefix import (
     additive_mask,
+    forbids_cache,
     forward_with_cache,
     prompt_position_ids,
     reason_against_sharing,
@@ -70,7 +71,8 @@ class CandidateTrie:
 class CandidateScorer:
     """Scores the same candidate answers to the same prompt for many images.
 
-    The text before the image is computed once a batch, or with `cache_prompt` once, while the weights are fixed.
+    The text before the image is computed once a batch, or with `cache_prompt` once, while the weights are fixed; in
+    trainings that forbid a cache, as under activation checkpointing, for each image anew.
     """
 
     def __init__(self, vlm: PixelVLM, prompt: str, candidates: Sequence[str], cache_prompt: bool = False):
@@ -98,7 +100,16 @@ class CandidateScorer:
         position_ids, mask = self._layout(features, int(image.shape[1]), device)
         mask = mask.to(embeddings.dtype).expand(batch, -1, -1, -1)
         position_ids = position_ids.expand(*position_ids.shape[:-2], batch, -1)
-        states = forward_with_cache(vlm, self._text_cache(batch), embeddings, position_ids, mask)
+        if forbids_cache(vlm.model):
+            before = vlm.embed(torch.tensor(self._before, device=device)).expand(batch, -1, -1)
+            embeddings = torch.cat([before.to(image.dtype), embeddings], dim=1)
+            states = vlm.decoder(
+                inputs_embeds=embeddings, position_ids=position_ids, attention_mask=mask, use_cache=False
+            ).last_hidden_state
+        else:
+            start = len(self._before)
+            cache, mask, position_ids = self._text_cache(batch), mask[:, :, start:], position_ids[..., start:]
+            states = forward_with_cache(vlm, cache, embeddings, position_ids, mask)
         states = states[:, -len(self.trie.tokens) - 1 :]  # of the prompt's last token and of the nodes
         log_probs = vlm.model.get_output_embeddings()(states).float().log_softmax(-1)
         return self._sum(log_probs), states[:, 0]
@@ -139,16 +150,16 @@ class CandidateScorer:
         return torch.stack([totals[node] + end[:, node + 1] for node in self.trie.ends], dim=1)
 
     def _layout(self, features: ImageFeatures, image_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return position ids and the additive mask, float[1, 1, T, all], of the tokens after the cached text."""
+        """Return position ids and the additive mask, float[1, 1, T, T], of prompt and nodes."""
         if image_tokens not in self._layouts:
-            start, prompt = len(self._before), len(self._before) + image_tokens + len(self._after)
+            prompt = len(self._before) + image_tokens + len(self._after)
             length = prompt + len(self.trie.tokens)
             visible = torch.ones(length, length, dtype=torch.bool).tril()
             visible[prompt:, prompt:] = torch.from_numpy(self.trie.ancestor_mask())
             before = torch.arange(prompt, device=device)[None]
             self._layouts[image_tokens] = (
                 self._with_nodes(before),
-                additive_mask(visible)[None, None, start:].to(device),
+                additive_mask(visible)[None, None].to(device),
             )
         position_ids, mask = self._layouts[image_tokens]
         if uses_mrope(self.vlm.model):  # images of other sides may have as many tokens
@@ -156,9 +167,9 @@ class CandidateScorer:
         return position_ids, mask
 
     def _with_nodes(self, prompt: Int[Tensor, "*dims P"]) -> Int[Tensor, "*dims T"]:
-        """Return the position ids after the cached text, those of the trie's nodes included, given the prompt's."""
+        """Return the position ids of prompt and nodes, given the prompt's."""
         nodes = prompt.amax(-1, keepdim=True) + torch.tensor(self.trie.depths, device=prompt.device)
-        return torch.cat([prompt[..., len(self._before) :], nodes], dim=-1)
+        return torch.cat([prompt, nodes], dim=-1)
 
     def _text_cache(self, batch: int) -> DynamicCache:
         """Return a cache of the text before the image for each row of a batch."""
@@ -175,8 +186,6 @@ class CandidateScorer:
         for layer, (keys, values) in zip(cache.layers, text_kv, strict=True):
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
-        if cache.get_seq_length() != len(self._before):
-            raise UserError("actions are scored with the decoder's cache, which gradient checkpointing turns off")
         return cache
 
 

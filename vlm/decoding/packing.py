@@ -22,7 +22,7 @@ from transformers import DynamicCache
 
 from common.errors import UserError
 from vlm.decoding.fused_llama import fused_answer_states, supports_fused_llama
-from vlm.decoding.prefix import SharedIds, additive_mask, causal_mask, embed_text, encode_prefix
+from vlm.decoding.prefix import SharedIds, additive_mask, causal_mask, embed_text, encode_prefix, forbids_cache
 from vlm.decoding.shared_prefix_attention import CachedPrefix, forward_with_shared_prefix
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
@@ -38,16 +38,15 @@ def forward_packed(
     """Return the decoder's last hidden states of K suffixes for each of B images; undefined at padding.
 
     `shared_ids` is the text before every suffix (`encode_prefix`). Suffixes are padded by `pad_token_lists`, and in
-    training hold their answers. `method` is cache, or mask, which is slower; by default cache, and mask under gradient
-    checkpointing.
+    training hold their answers. `method` is cache, or mask, which is slower; by default cache, and mask where a cache
+    is forbidden, as under activation checkpointing.
 
     Raises:
         UserError: the class cannot share a prefix, image tokens and placeholders do not match, or `cache` was requested
             under gradient checkpointing.
     """
     if method is None:
-        saves_memory = any(getattr(module, "gradient_checkpointing", False) for module in vlm.model.modules())
-        method = "mask" if saves_memory else "cache"
+        method = "mask" if forbids_cache(vlm.model) else "cache"
     if method == "cache":
         return _forward_suffixes(vlm, CachedPrefix.encode(vlm, features, shared_ids), suffixes)
     if method != "mask":

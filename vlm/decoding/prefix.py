@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
@@ -64,7 +65,7 @@ def encode_prefix(vlm: PixelVLM, features: ImageFeatures, shared_ids: SharedIds)
     is_image = ids == vlm.model.config.image_token_id
     text = vlm.embed(ids.masked_fill(is_image, 0))
     tokens = features.tokens.flatten(0, 1).to(text.dtype)
-    embeddings = text.masked_scatter(is_image[..., None], tokens).to(vlm.model.dtype)
+    embeddings = text.masked_scatter(is_image[..., None], tokens)
     return Prefix(embeddings, prompt_position_ids(vlm, features, ids))
 
 
@@ -95,6 +96,17 @@ def forward_with_cache(
     return vlm.decoder(
         inputs_embeds=embeddings, position_ids=position_ids, attention_mask=attention_mask, use_cache=True, **kwargs
     ).last_hidden_state
+
+
+def forbids_cache(model: PreTrainedModel) -> bool:
+    """Return whether a model in training keeps no keys and values of a layer for later passes.
+
+    Activation checkpointing computes them anew in the backward pass; weights that processes share (FSDP) are whole only
+    where a layer's own output is differentiated.
+    """
+    return model.training and any(
+        getattr(module, "gradient_checkpointing", False) or isinstance(module, FSDPModule) for module in model.modules()
+    )
 
 
 def additive_mask(visible: Bool[Tensor, "..."], dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, DynamicCache
 
 from common.errors import UserError
-from vlm.decoding.prefix import Offsets, Prefix, SharedIds, encode_prefix, forward_with_cache
+from vlm.decoding.prefix import Offsets, Prefix, SharedIds, encode_prefix, forbids_cache, forward_with_cache
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 
@@ -38,13 +38,12 @@ class CachedPrefix:
     def encode(
         cls, vlm: PixelVLM, features: ImageFeatures, shared_ids: SharedIds, recorded_layers: Sequence[int] = ()
     ) -> "CachedPrefix":
-        """Run the decoder over prefixes (`encode_prefix`); under gradient checkpointing it silently fills no cache."""
+        """Run the decoder over prefixes (`encode_prefix`); `UserError` where it would silently fill no cache."""
+        if forbids_cache(vlm.model):
+            reason = "activation checkpointing and FSDP forbid a cache; turn them off or pack by mask"
+            raise UserError(f"expected {type(vlm.decoder).__name__} to keep keys and values: {reason}")
         prefix, cache = encode_prefix(vlm, features, shared_ids), DynamicCache(config=vlm.decoder.config)
         forward_with_cache(vlm, cache, prefix.embeddings, prefix.position_ids)
-        if cache.get_seq_length() != prefix.length:
-            kept = f"to keep {prefix.length} tokens, it kept {cache.get_seq_length()}"
-            reason = "gradient checkpointing forbids a cache; turn it off or pack by mask"
-            raise UserError(f"expected {type(vlm.decoder).__name__} {kept}: {reason}")
         layers = tuple((layer.keys, layer.values) for layer in cache.layers)
         return cls(prefix, layers, dict.fromkeys(recorded_layers))
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
+import torch
 import tyro
 
 from common.command import parse, require_at_least
@@ -44,11 +45,24 @@ class ModelConfig:
     """With a model of transformers as --init, the most tokens that an image may take; by default one tile."""
     history: int | None = None
     """With a model of transformers as --init, the frames that it sees, each as an image; by default as before, or 1."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The type of the weights: of those that are loaded, of those that do not train, and of the result's. bfloat16 is
+    half as large. What trains is kept in float32, in which small steps are not lost."""
+    quantize: Literal["none", "nf4"] = "none"
+    """With a model of transformers as --init and --decoder lora, how the decoder's weights are kept while adapters
+    train: nf4 takes four bits for each, on a GPU, by bitsandbytes (QLoRA, Dettmers et al. 2023)."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "image_tokens", "history")
         if self.init is None and (self.image_tokens or self.history):
             raise UserError("--image-tokens and --history are for a model of transformers, expected --init with one")
+        if self.init is None and self.quantize != "none":
+            raise UserError(f"--quantize {self.quantize} is for a model of transformers, expected --init with one")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch's."""
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 
 @dataclass(frozen=True)
@@ -86,8 +100,10 @@ class RunConfig:
     """The seed of new weights and of data sampling."""
     trainer: tuple[str, ...] = ()
     """Options of transformers' TrainingArguments as NAME=VALUE: save_steps=200 warmup_steps=40 weight_decay=0.1
-    optim=adamw_torch gradient_accumulation_steps=4 dataloader_num_workers=2 bf16=false report_to=none
-    fsdp=full_shard."""
+    optim=adamw_torch gradient_accumulation_steps=4 dataloader_num_workers=2 bf16=false report_to=none."""
+    fsdp: bool = False
+    """Share weights, gradients and optimizer states among the processes of a launcher (`vlm.training.sharding`), where
+    each would hold all of them. Weight matrices then train by AdamW."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_at_least(self.run, 1, "steps")
         require_at_least(self.optimizer, 1, "lora_rank")
+        if self.model.quantize != "none" and self.optimizer.decoder != "lora":
+            quantize, decoder = self.model.quantize, self.optimizer.decoder
+            raise UserError(f"--quantize {quantize} needs --decoder lora, got {decoder}: four bits do not train")
+        if self.run.fsdp and self.model.quantize != "none":
+            raise UserError(f"--fsdp does not share four bits among processes, got --quantize {self.model.quantize}")
         if self.optimizer.muon_lr_scale <= 0:
             raise UserError(f"--muon-lr-scale must be above 0, got {self.optimizer.muon_lr_scale}")
 

@@ -9,6 +9,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 
 from common.errors import UserError, nearest
 from common.files import atomic_file, replace_directory
@@ -30,39 +32,53 @@ from vlm.device import best_device
 from vlm.hf_vlm import PretrainedVLM
 from vlm.image_tokens import describe_image_input
 from vlm.model import PixelModel, PixelVLM
-from vlm.precision import autocast
+from vlm.precision import autocast, required_autocast
 from vlm.training import lora
 from vlm.training.config import TRAINER_DEFAULTS, ModelConfig, RunConfig, TrainConfig
 from vlm.training.learning_rates import (
     auxiliary_group,
     module_learning_rates,
     parameter_groups,
-    parameter_update_report,
-    snapshot,
+    set_dtypes,
 )
 from vlm.training.mixture import Mixture, MixtureBatch, MixtureDataset
 from vlm.training.optimizers import MuonWithAdamW, hidden_matrices
+from vlm.training.parameter_updates import parameter_update_report, snapshot
+from vlm.training.quantization import quantize_decoder, require_quantization
 from vlm.training.resumption import (
     UNFINISHED,
     newest_complete_checkpoint,
     non_finite_error,
     remove_old_checkpoints,
 )
+from vlm.training.sharding import load_sharded, own_part, save_sharded, shard
 
 AUXILIARY = "auxiliary.safetensors"  # the modules that train beside the model, in a run and in its checkpoints
 MAX_UNCHECKED = 50  # losses on a GPU between two looks at them
-OWN_FLAGS = {"output_dir": "--out", "max_steps": "--steps", "seed": "--seed", "learning_rate": "--learning-rate"}
+OWN_FLAGS = {
+    "output_dir": "--out",
+    "max_steps": "--steps",
+    "seed": "--seed",
+    "learning_rate": "--learning-rate",
+    "fsdp": "--fsdp",
+    "fsdp_config": "--fsdp",
+}
 
 
 class TrainingModule(nn.Module):
-    """The model, the auxiliary modules and the mixture's loss as the one module that the Trainer trains."""
+    """The model, the auxiliary modules and the mixture's loss as the one module that the Trainer trains.
 
-    def __init__(self, mixture: Mixture, bf16: bool | None):
+    Weights of convolutions lie channels last in memory, by which they train a third faster, unless they are shared
+    among processes, which cut them along their first dimension.
+    """
+
+    def __init__(self, mixture: Mixture, bf16: bool | None, channels_last: bool = True):
         super().__init__()
         self.mixture, self.bf16 = mixture, bf16
         self.model, self.auxiliary = mixture.vlm.model, mixture.auxiliary()
-        if not any(parameter.ndim == 5 for parameter in self.model.parameters()):  # 3D convolutions have no such layout
-            self.model.to(memory_format=torch.channels_last)  # convolutions train a third faster
+        is_3d = any(parameter.ndim == 5 for parameter in self.model.parameters())  # which has no such layout
+        if channels_last and not is_3d:
+            self.model.to(memory_format=torch.channels_last)
 
     def forward(self, batch: MixtureBatch) -> dict[str, Any]:
         """Return `loss` and `metrics` of a batch."""
@@ -70,8 +86,12 @@ class TrainingModule(nn.Module):
             losses = self.mixture.loss(batch)
         return {"loss": losses.loss, "metrics": losses.metrics}
 
-    def gradient_checkpointing_enable(self, **options: Any) -> None:
+    def activation_checkpointing_enable(self, **options: Any) -> None:
         """Recompute activations in the backward pass, for the Trainer's option of that name."""
+        self.model.activation_checkpointing_enable(**options)
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Do so under the name that transformers before 5.24 calls."""
         self.model.gradient_checkpointing_enable(**options)
 
 
@@ -87,25 +107,34 @@ class VlmTrainer(Trainer):
     def __init__(
         self,
         module: TrainingModule,
-        groups: list[dict],
+        groups: Callable[[], list[dict]],
         metadata: dict[str, Any],
         muon_lr_scale: float | None = None,
+        fsdp: bool = False,
         **options: Any,
     ):
-        self.groups, self.metadata, self.muon_lr_scale = groups, metadata, muon_lr_scale
+        self.groups, self.metadata, self.muon_lr_scale, self.fsdp = groups, metadata, muon_lr_scale, fsdp
         self._metrics: dict[str, list[Tensor]] = defaultdict(list)
         self._unchecked: list[tuple[int, Tensor]] = []  # losses by step
         self._unfinished: Path | None = None
         super().__init__(model=module, data_collator=_only, **options)
+        if fsdp:  # else it would copy the gradients of what is shared already
+            prepare = self.accelerator.prepare_model
+            self.accelerator.prepare_model = lambda model, **_: prepare(model, False, evaluation_mode=True)
 
     def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
-        """Build Muon with AdamW, or the optimizer that `optim` names, over the parameter groups of the roles."""
-        if self.muon_lr_scale and not self.args.fsdp:  # Muon needs whole matrices
+        """Build Muon with AdamW, or the optimizer that `optim` names, over the parameter groups of the roles.
+
+        The model is shared among processes before: its parameters are others then. Muon needs whole matrices.
+        """
+        if self.fsdp:
+            shard(self.model, self.args.device)
+        if self.muon_lr_scale and not self.fsdp:
             matrices = hidden_matrices(self.model.mixture.vlm)
-            self.optimizer = MuonWithAdamW(self.groups, matrices, self.muon_lr_scale)
+            self.optimizer = MuonWithAdamW(self.groups(), matrices, self.muon_lr_scale)
             return self.optimizer
         build, options = self.get_optimizer_cls_and_kwargs(self.args)
-        self.optimizer = build(self.groups, **options)
+        self.optimizer = build(self.groups(), **options)
         return self.optimizer
 
     def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
@@ -142,7 +171,10 @@ class VlmTrainer(Trainer):
     def require_finite(self) -> None:
         """Check losses and weights before they are saved; raise `UserError` if they are not finite."""
         self._require_finite_losses()
-        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+        is_finite = all(own_part(parameter).isfinite().all() for parameter in self.model.parameters())
+        if world_size() > 1:  # all end, or none
+            is_finite = bool(self.accelerator.gather(torch.tensor([is_finite], device=self.args.device)).all())
+        if not is_finite:
             step, place = self.state.global_step, Path(str(self.args.output_dir))
             raise non_finite_error(f"the weights after step {step} are not finite", place)
 
@@ -171,15 +203,34 @@ class VlmTrainer(Trainer):
             remove_old_checkpoints(place, limit)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if is_main_process():
+        if is_main_process() and not self.fsdp:
             directory = Path(output_dir or str(self.args.output_dir))
             lora.save(self.model.mixture.vlm, directory, self.metadata)
             save_auxiliary(self.model.auxiliary, directory)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         directory = Path(resume_from_checkpoint)
-        lora.restore(self.model.mixture.vlm, directory)
-        load_auxiliary(self.model.auxiliary, directory)
+        if not self.fsdp:
+            lora.restore(self.model.mixture.vlm, directory)
+            load_auxiliary(self.model.auxiliary, directory)
+
+    def _unwrapped_optimizer(self) -> torch.optim.Optimizer:
+        return getattr(self.optimizer, "optimizer", self.optimizer)  # without accelerate's wrapper
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.fsdp:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save_sharded(self.model, self._unwrapped_optimizer(), Path(output_dir))
+        if is_main_process():
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.fsdp or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load_sharded(self.model, self._unwrapped_optimizer(), Path(checkpoint))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
 
 def save_auxiliary(modules: nn.Module, directory: Path) -> None:
@@ -260,6 +311,21 @@ def training_arguments(run: RunConfig) -> tuple[TrainingArguments, bool | None]:
     return arguments, bf16 == "true" if bf16 else None
 
 
+def require_shardable(mixture: Mixture, finish: Any) -> None:
+    """Refuse under --fsdp what some processes would compute without the others, who would wait for them."""
+    reason = None
+    if world_size() == 1:
+        reason = "several processes, among which a model is shared, got one: torchrun starts them"
+    elif len(mixture.objectives) > 1 and not mixture.joint:
+        reason = f"the same objective in every process, got {', '.join(mixture.names)} in turn; --joint trains all"
+    elif names := list(mixture.auxiliary()):
+        reason = f"a model without auxiliary modules, got {', '.join(names)}"
+    elif finish:
+        reason = "a training that ends with its last step, got one that calibrates points after it"
+    if reason:
+        raise UserError(f"--fsdp: expected {reason}")
+
+
 def require_same_run(config: TrainConfig, ignore: Sequence[str] = ()) -> None:
     """Write a run's configuration; raise `UserError` for a directory that holds a run with another one."""
     if is_main_process():
@@ -293,7 +359,20 @@ def _train(trainer: VlmTrainer) -> None:
 def load_start(config: ModelConfig) -> PixelVLM:
     """Return the model of `init`; one of transformers' reads of its images what the configuration says."""
     assert config.init
-    return checkpoint.load(config.init, image_tokens=config.image_tokens, history=config.history)
+    load = partial(
+        checkpoint.load,
+        config.init,
+        image_tokens=config.image_tokens,
+        history=config.history,
+        dtype=config.torch_dtype,
+    )
+    if config.quantize == "none":
+        return load()
+    require_quantization()
+    vlm = load(torch.device("cpu"))
+    quantize_decoder(vlm, partial(load, torch.device("cpu")))
+    vlm.model.to(best_device())
+    return vlm
 
 
 def fit(
@@ -301,7 +380,6 @@ def fit(
     config: TrainConfig,
     metadata: dict[str, Any] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-    dtype: torch.dtype | None = None,
     finish: Callable[[], dict[str, Any]] | None = None,
     export: Callable[[Path], None] | None = None,
 ) -> Path:
@@ -312,12 +390,11 @@ def fit(
         config: how to train, and in which directory.
         metadata: what `training.json` holds beside the configuration.
         callbacks: of transformers' Trainer.
-        dtype: of the weights in `last`, by default the model's own.
         finish: called after the training, before `last` is written; returns more metadata.
         export: writes more files into `last`.
     """
     with output_lock(config.run.out):
-        return _fit(mixture, config, metadata or {}, callbacks, dtype, finish, export)
+        return _fit(mixture, config, metadata or {}, callbacks, finish, export)
 
 
 def _fit(
@@ -325,35 +402,51 @@ def _fit(
     config: TrainConfig,
     metadata: dict[str, Any],
     callbacks: Sequence[TrainerCallback],
-    dtype: torch.dtype | None,
     finish: Callable[[], dict[str, Any]] | None,
     export: Callable[[Path], None] | None,
 ) -> Path:
+    if config.run.fsdp:
+        require_shardable(mixture, finish)
     arguments, bf16 = training_arguments(config.run)
     require_same_run(config)
     vlm: PixelModel = mixture.vlm
     if isinstance(vlm, PretrainedVLM) and is_main_process():
         print(describe_image_input(vlm))
-    before = snapshot(vlm)
     if config.optimizer.decoder == "lora":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             lora.add_lora(vlm, config.optimizer.lora_rank)
-    module = TrainingModule(mixture, bf16)
-    groups = parameter_groups(vlm, module_learning_rates(config.optimizer), arguments.weight_decay)
-    groups += auxiliary_group(module.auxiliary, config.optimizer, arguments.weight_decay)
+
+    def groups() -> list[dict[str, Any]]:
+        rates, decay = module_learning_rates(config.optimizer), arguments.weight_decay
+        return parameter_groups(vlm, rates, decay) + auxiliary_group(module.auxiliary, config.optimizer, decay)
+
+    parameter_groups(vlm, module_learning_rates(config.optimizer), arguments.weight_decay)  # freezes what is to stay
+    set_dtypes(vlm.model, config.model.torch_dtype)
+    if bf16 is False and required_autocast(vlm.model):
+        raise UserError("--dtype bfloat16 computes in bfloat16, got --trainer bf16=false; expected bf16=true")
+    before = snapshot(vlm)
+    module = TrainingModule(mixture, required_autocast(vlm.model) or bf16, channels_last=not config.run.fsdp)
     metadata = {**config.metadata(), **metadata}
     dataset = MixtureDataset(mixture, config.run.steps, config.run.seed)
     is_muon = config.optimizer.optimizer == "muon" and not any(o.startswith("optim=") for o in config.run.trainer)
-    muon = config.optimizer.muon_lr_scale if is_muon else None
     trainer = VlmTrainer(
-        module, groups, metadata, muon, args=arguments, train_dataset=dataset, callbacks=list(callbacks)
+        module,
+        groups,
+        metadata,
+        config.optimizer.muon_lr_scale if is_muon else None,
+        config.run.fsdp,
+        args=arguments,
+        train_dataset=dataset,
+        callbacks=list(callbacks),
     )
     _train(trainer)
     trainer.require_finite()
-    lora.merge(vlm)
-    metadata |= {"parameter_updates": parameter_update_report(before, vlm), **(finish() if finish else {})}
-    checkpoint.save(vlm, config.run.out / "last", metadata, dtype, export)
+    metadata |= {"parameter_updates": parameter_update_report(before, vlm)}
+    if finish:
+        with autocast(vlm.device, required_autocast(vlm.model) or False):
+            metadata |= finish()
+    lora.save_plain(vlm, config.run.out / "last", metadata, config.model.torch_dtype, export)
     if is_main_process():
         save_auxiliary(module.auxiliary, config.run.out)
     return config.run.out / "last"

@@ -1,9 +1,10 @@
-"""Which parts of a model train, at which learning rate, and a report of which parameters changed."""
+"""Which parts of a model train, at which learning rate."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from vlm.model import PixelModel, PixelVLM
 from vlm.training.config import OptimizerConfig
@@ -63,16 +64,8 @@ def auxiliary_group(modules: nn.Module, config: OptimizerConfig, weight_decay: f
     return [{"params": parameters, "lr": rate, "weight_decay": weight_decay, "role": "auxiliary"}] if parameters else []
 
 
-def snapshot(vlm: PixelModel) -> dict[str, Tensor]:
-    """Return a copy of every parameter by name."""
-    return {name: parameter.detach().clone() for name, parameter in vlm.model.named_parameters()}
-
-
-def parameter_update_report(before: dict[str, Tensor], vlm: PixelModel) -> dict[str, dict[str, float]]:
-    """Return, for each role, its number of tensors, how many changed since `snapshot`, and the largest change."""
-    report = {}
-    for role, parameters in role_parameters(vlm).items():
-        changes = [float((p.detach() - before[name].to(p.device)).abs().max()) for name, p in parameters]
-        changed = sum(change > 0 for change in changes)
-        report[role] = {"tensors": len(changes), "changed": changed, "largest_change": max(changes, default=0.0)}
-    return report
+def set_dtypes(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep what trains in float32, in which small steps are not lost, and the other parameters in another type."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():  # four bits come as whole numbers
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)

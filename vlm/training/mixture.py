@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from common.errors import UserError
-from vlm.training.objective import Batch, Losses, Objective
+from vlm.training.objective import Batch, Losses, Objective, with_images
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class MixtureDataset(Dataset):
     def __init__(self, mixture: Mixture, steps: int, seed: int):
         self.samplers = [(one.sampler, one.stream) for one in mixture.objectives]  # without the model: workers copy it
         self.probabilities, self.joint = mixture.probabilities, mixture.joint
-        self.steps, self.seed = steps, seed
+        self.steps, self.seed, self.frame_processor = steps, seed, mixture.vlm.frame_processor
 
     def __len__(self) -> int:
         return self.steps
@@ -86,7 +86,8 @@ class MixtureDataset(Dataset):
         which = range(len(self.samplers)) if self.joint else (self._drawn(step),)
         parts = (self.samplers[one] for one in which)
         batches = tuple(sampler(step, np.random.default_rng([self.seed, step, *stream])) for sampler, stream in parts)
-        return MixtureBatch(tuple(which), batches)
+        batch = MixtureBatch(tuple(which), batches)
+        return with_images(batch, self.frame_processor) if self.frame_processor else batch
 
     def _drawn(self, step: int) -> int:
         """Return the objective of a step."""

@@ -17,22 +17,40 @@ import torch
 from torch import Tensor, nn
 
 from vlm.image_features import ImageFeatures
+from vlm.image_input import ImageInputs
 from vlm.model import PixelModel, PixelVLM
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of one step. Fields of subclasses are tensors, nested batches, tuples of batches, or plain values."""
+    """Tensors of one step. Fields of subclasses are tensors, nested batches, tuples of batches, or plain values.
+
+    images: of a model whose processor runs in the data workers, what it made of the batch's `frames` (`with_images`).
+    """
+
+    images: ImageInputs | None = field(default=None, kw_only=True)
 
     def to(self, device: torch.device, **options: Any) -> Self:
         """Return the batch with all of its tensors on a device."""
 
         def move(value: Any) -> Any:
-            if isinstance(value, (Tensor, Batch)):
+            if isinstance(value, (Tensor, Batch, ImageInputs)):
                 return value.to(device, **options)
             return tuple(move(part) for part in value) if isinstance(value, tuple) else value
 
         return dataclasses.replace(self, **{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)})
+
+
+def with_images(value: Any, process: Callable[[Tensor], ImageInputs]) -> Any:
+    """Return a batch in which each batch of frames, itself or one inside it, has the images that a processor makes."""
+    if isinstance(value, tuple):
+        return tuple(with_images(part, process) for part in value)
+    if not isinstance(value, Batch):
+        return value
+    parts = {f.name: with_images(getattr(value, f.name), process) for f in dataclasses.fields(value)}
+    if isinstance(frames := parts.get("frames"), Tensor):
+        parts["images"] = process(frames)
+    return dataclasses.replace(value, **parts)
 
 
 @dataclass(frozen=True)
@@ -76,6 +94,11 @@ class Objective(ABC, Generic[Model, AnyBatch]):
     def rng(self, seed: int, step: int) -> np.random.Generator:
         """Return the generator that step number `step` of a run draws from."""
         return np.random.default_rng([seed, step, *self.stream])
+
+
+def images_of(vlm: PixelModel, batch: Any) -> Any:
+    """Return the images of a batch of frames, as its model reads them: those that a data worker made, if it did."""
+    return vlm.preprocess(batch.frames) if batch.images is None else batch.images
 
 
 def encode_frames(vlm: PixelVLM, frames: Tensor, output_hidden_states: bool = False) -> ImageFeatures:

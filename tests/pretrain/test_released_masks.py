@@ -1,4 +1,4 @@
-"""The released segmenter finds objects by their expressions, in frames that it never saw."""
+"""The released policy finds objects by their expressions, in frames that it never saw."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from envs.expressions import draw_expression
 from envs.games import find_game
 from envs.objects import find_objects
 from envs.protocol import MACHADO2018
-from vlm.released_checkpoints import RELEASED_SEGMENTER
+from vlm.released_checkpoints import RELEASED_POLICY
 from vlm.segmentation.referring_segmenter import load_segmenter
 
 
@@ -26,7 +26,7 @@ def frames_of(game_name, count, interval=15):
 
 
 def test_predicted_masks_overlap_their_targets():
-    segmenter, rng, intersection, union = load_segmenter(RELEASED_SEGMENTER), np.random.default_rng(0), 0, 0
+    segmenter, rng, intersection, union = load_segmenter(RELEASED_POLICY), np.random.default_rng(0), 0, 0
     for game in ("Carnival", "MsPacman"):
         for frame in frames_of(game, 8):
             objects = find_objects(frame, game)
