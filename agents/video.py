@@ -13,7 +13,7 @@ from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
-from imageio_ffmpeg import get_ffmpeg_exe
+from imageio_ffmpeg import count_frames_and_secs, get_ffmpeg_exe
 from PIL import Image, ImageDraw, ImageFont
 
 from agents.frame_stack import FrameStack
@@ -196,10 +196,9 @@ class VideoWriter:
 def check_video(file: Path, num_frames: int) -> None:
     """Decode a video and count its frames; `UserError` if it is incomplete."""
     try:
-        reader: Any = imageio.get_reader(file, format="FFMPEG")
-        with reader:
-            decoded = sum(1 for _ in reader.iter_data())
+        decoded, _ = count_frames_and_secs(str(file))  # imageio's reader gives up after ten seconds of any clock
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{file} does not decode: {error}") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise UserError(f"{file} does not decode: {reason}") from error
     if decoded != num_frames:
         raise UserError(f"{file} holds {decoded} frames where {num_frames} were written; is the disk full?")

@@ -1,8 +1,10 @@
 """Play films and scores true games, reports mistakes in one line and keeps what an interrupted run recorded."""
 
+import itertools
 import json
 import shutil
 import sys
+import time
 from dataclasses import replace
 from unittest.mock import MagicMock
 
@@ -332,6 +334,18 @@ def test_a_video_that_lacks_frames_is_refused(tmp_path):
     check_video(tmp_path / "v.mp4", 5)
     with pytest.raises(UserError, match="holds 5 frames where 6 were written"):
         check_video(tmp_path / "v.mp4", 6)
+
+
+def test_a_video_is_checked_whatever_the_clock_says(tmp_path, monkeypatch):
+    with imageio.get_writer(tmp_path / "v.mp4", fps=15) as writer:
+        for _ in range(5):
+            writer.append_data(np.zeros((32, 32, 3), np.uint8))
+    years = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: 3e7 * next(years))
+    check_video(tmp_path / "v.mp4", 5)
+    (tmp_path / "half.mp4").write_bytes((tmp_path / "v.mp4").read_bytes()[:300])
+    with pytest.raises(UserError, match=r"half.mp4 does not decode: [^\n]+$"):
+        check_video(tmp_path / "half.mp4", 5)
 
 
 def test_two_plays_do_not_write_one_result_at_once(tmp_path, capsys, monkeypatch):
