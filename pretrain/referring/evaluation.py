@@ -57,7 +57,7 @@ class Args:
     """Evaluate referring segmentation."""
 
     data: tuple[Path, ...]
-    """The folder of REFER's layout; with --dataset games, directories of recorded games."""
+    """The folder of REFER's layout; with --dataset games, directories of recorded games and of cut-outs."""
     out: Path = Path("runs/referring-evaluation")
     """The directory for predictions, metrics and images."""
     dataset: str = GAMES

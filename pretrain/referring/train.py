@@ -2,13 +2,15 @@
 
     python -m pretrain.referring --data data/random-Carnival data/random-MsPacman --init runs/pvp/last --out runs/refer
     python -m pretrain.referring --data data/random-* --init runs/pvp/last --encoder-learning-rate 0 --out runs/frozen
+    python -m pretrain.referring --data data/cutouts data/random-* --init runs/pvp/last --out runs/things
     python -m pretrain.referring --data data/refer --dataset refcoco --init runs/pvp/last --out runs/refcoco
     python -m pretrain.referring --data data/random-* --mask points --grid 32 --init runs/pvp/last --out runs/points
     python -m pretrain.referring.show --game MsPacman --expression "the red ghost" --init runs/refer/last
 
-Expressions are made from recorded games (`pretrain.referring.scene_dataset`), whose last games are held out, or are
-those of RefCOCO, RefCOCO+ or RefCOCOg (`pretrain.referring.refcoco`). Masks come from a head on the encoder's feature
-maps (`vlm.segmentation.mask_head`) or as points in text (`vlm.segmentation.point_prediction`), as in Gou et al. 2024.
+Expressions are made from recorded games, whose last games are held out, and from named cut-outs pasted on photographs
+(`pretrain.referring.scene_dataset`), or are those of RefCOCO, RefCOCO+ or RefCOCOg (`pretrain.referring.refcoco`).
+Masks come from a head on the encoder's feature maps (`vlm.segmentation.mask_head`) or as points in text
+(`vlm.segmentation.point_prediction`), as in Gou et al. 2024.
 The same command resumes a run that was killed.
 """
 
