@@ -1,4 +1,4 @@
-"""The Carnival expert shoots the wheel while it is green, then the sign, and knows the expected steps to a firing position."""
+"""The Carnival expert shoots the wheel while it is green, then the sign; it knows the steps to a firing position."""
 
 import numpy as np
 import pytest
