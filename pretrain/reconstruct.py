@@ -143,7 +143,8 @@ def prediction_metrics(
 
 def patch_size(vlm: PixelVLM) -> int:
     """Return the side in pixels of the encoder's patches, a default if it has none."""
-    return int(getattr(vlm.encoder.config, "patch_size", DEFAULT_PATCH_SIZE))
+    size = getattr(vlm.encoder.config, "patch_size", DEFAULT_PATCH_SIZE)
+    return int(size if isinstance(size, int) else size[0])  # InternVL gives a pair
 
 
 def comparison_grid(panels: dict[str, UInt8[np.ndarray, "_ _ 3"]]) -> Image.Image:
