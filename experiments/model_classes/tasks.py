@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
@@ -27,7 +27,7 @@ from agents.bc_objective import BehaviorCloningObjective
 from agents.clone import clone
 from agents.clone_config import CONFIGS as CLONE_CONFIGS
 from agents.model_limits import ModelLimits
-from agents.vlm_agent import DECODES, VlmAgent
+from agents.vlm_agent import VlmAgent
 from common.errors import UserError
 from common.results import read_result
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
@@ -207,18 +207,22 @@ def generation(trial: Trial) -> Figures:
 
 def played(trial: Trial) -> Figures:
     """Play the first frames of a game by the command, both ways; its result names the checkpoint."""
-    for decode in DECODES:
-        out = trial.work / f"play-{decode}"
-        args = play.Args(
-            checkpoint=trial.directory, decode=decode, max_frames=FRAMES_PLAYED, video=False, out=out,
-            limits=ModelLimits(max_new_tokens=NEW_TOKENS),
-        )  # fmt: skip
-        play.play(args)
-        (file,) = out.glob("*.json")
-        (row,) = read_result(file)["rows"]
-        require(row["checkpoint"] == checkpoint.content_hash(trial.directory), "the checkpoint's hash in the result")
-        require(row["steps"] == FRAMES_PLAYED // 4, f"a step in four frames, got {row['steps']}")
+    _play(trial, "scores")
+    _play(trial, "generate")
     return {}
+
+
+def _play(trial: Trial, decode: Literal["scores", "generate"]) -> None:
+    out = trial.work / f"play-{decode}"
+    args = play.Args(
+        checkpoint=trial.directory, decode=decode, max_frames=FRAMES_PLAYED, video=False, out=out,
+        limits=ModelLimits(max_new_tokens=NEW_TOKENS),
+    )  # fmt: skip
+    play.play(args)
+    (file,) = out.glob("*.json")
+    (row,) = read_result(file)["rows"]
+    require(row["checkpoint"] == checkpoint.content_hash(trial.directory), "the checkpoint's hash in the result")
+    require(row["steps"] == FRAMES_PLAYED // 4, f"a step in four frames, got {row['steps']}")
 
 
 def packed_loss(trial: Trial) -> Figures:
