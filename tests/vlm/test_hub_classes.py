@@ -27,7 +27,7 @@ from vlm.presets import build
 from vlm.prompts import action_prompt
 
 REFUSED = ("blip2", "instructblip")
-UNSHARED = ("llava-sliding", "qwen3-vl", "paligemma", "paligemma2", "gemma3")  # prompts cannot share a prefix
+UNSHARED = ("llava-sliding", "paligemma", "paligemma2", "gemma3")  # prompts cannot share a prefix
 ADMITTED = [
     pytest.param(name, marks=pytest.mark.skipif(bool(lacks_package(name)), reason=f"it needs {lacks_package(name)}"))
     for name in CLASSES
