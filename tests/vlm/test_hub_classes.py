@@ -24,7 +24,7 @@ from vlm.hf_processor import missing_package
 from vlm.image_tokens import describe_image_input, image_tokens
 from vlm.letterbox import pad_to_aspect_ratio, share_seen
 from vlm.presets import build
-from vlm.prompts import action_prompt
+from vlm.prompts import IMAGE, action_prompt
 
 REFUSED = ("blip2", "instructblip")
 UNSHARED = ("llava-sliding", "paligemma", "paligemma2", "gemma3")  # prompts cannot share a prefix
@@ -87,6 +87,18 @@ def test_a_graph_is_not_made_of_a_model_that_preprocesses_outside_of_torch(hub):
     vlm = checkpoint.load(hub("llava"))
     with pytest.raises(UserError, match="LlavaForConditionalGeneration brings its own preprocessing"):
         OpenVinoScorer(CandidateScorer(vlm, vlm.action_prompt("Pong", NAMES), NAMES), frames(1))
+
+
+@pytest.mark.parametrize("name", ADMITTED)
+def test_a_prompt_is_what_the_classs_processor_writes(hub, name):
+    vlm = checkpoint.load(hub(name))
+    stack, prompt = frames(1), vlm.action_prompt("Pong", NAMES)
+    found = prompt_ids(vlm, prompt, vlm.image_ids(vlm.preprocess(stack)))
+    before, after = (part.strip() for part in prompt.split(IMAGE))
+    if name.startswith("paligemma"):  # its processor takes text before an image, its training had none
+        prompt = f"{IMAGE}{before} {after}"
+    text, image = prompt.replace(IMAGE, vlm._image_text), vlm.frame_processor._image(stack[0, 0])
+    assert found == vlm.processor(text=[text], images=[[image]], return_tensors="pt")["input_ids"][0].tolist()
 
 
 @pytest.mark.parametrize("name", ADMITTED)
