@@ -28,7 +28,7 @@ def limit_image_tokens(vlm: Any, most: int | None) -> None:
     counts = []
     for choice in (*_tilings(pictures), *_sizes(pictures, most)) or ({},):
         _apply(vlm, choice)
-        counts.append((image_tokens(vlm), choice))
+        counts.append((image_tokens(vlm) // vlm.history, choice))
     allowed = [(count, number) for number, (count, _) in enumerate(counts) if count <= most]
     if not allowed:
         fewest = min(count for count, _ in counts)

@@ -261,6 +261,11 @@ def test_an_image_takes_one_tile_or_as_many_tokens_as_are_allowed(hub, name, mos
     assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize(("name", "each"), [("idefics3", 20), ("qwen2-vl", 35), ("internvl", 20)])
+def test_the_most_image_tokens_are_of_each_of_several_frames(hub, name, each):
+    assert image_tokens(checkpoint.load(hub(name), image_tokens=40, history=2)) == 2 * each
+
+
 def test_fewer_image_tokens_than_a_class_takes_are_refused(hub, tiny_preset):
     with pytest.raises(
         UserError, match="--image-tokens: LlavaForConditionalGeneration takes at least 16 a frame, got 6"
