@@ -44,6 +44,7 @@ from pretrain.reconstruction_metrics import (
 )
 from vlm import checkpoint
 from vlm.checkpoint import training_resolution
+from vlm.decoding.prefix import require_prefix_sharing
 from vlm.image_input import resize_image
 from vlm.model import PixelVLM
 from vlm.prompts import ORDERS
@@ -197,6 +198,8 @@ def reconstruct(args: Args) -> list[Metrics]:
     assert args.order
     started, named = time.monotonic(), name_checkpoints(args.checkpoint)
     vlms = {name: checkpoint.load(path) for name, path in named.items()}
+    for vlm in vlms.values():
+        require_prefix_sharing(vlm.model)
     inputs = {(vlm.history, image_size(named[name])) for name, vlm in vlms.items()}
     if len(inputs) > 1:
         found = sorted(map(str, inputs))

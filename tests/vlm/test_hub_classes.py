@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers.utils import is_torchvision_available
 
 from agents import play, score
@@ -16,6 +17,9 @@ from common.errors import UserError
 from envs.protocol import PROTOCOLS
 from experiments.model_classes.jobs import lacks_package
 from experiments.model_classes.tiny_checkpoints import CHAT, CLASSES, write
+from pretrain import reconstruct
+from pretrain.pvp import train_pvp
+from pretrain.pvp_config import CONFIGS as PVP_CONFIGS
 from vlm import checkpoint
 from vlm.decoding.candidate_scoring import CandidateScorer, generate_text, prompt_ids
 from vlm.decoding.openvino_scorer import OpenVinoScorer
@@ -117,6 +121,18 @@ def test_many_questions_about_an_image_equal_single_ones_or_are_refused(hub, nam
         ids = torch.tensor([*vlm.bos_ids, *vlm.image_ids(images), *shared, *question]).expand(2, -1)
         alone = vlm.model(**vlm.forward_inputs(ids, images)).logits[:, -1]
         assert torch.allclose(logits[:, number], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", UNSHARED)
+def test_what_shares_a_prefix_is_refused_before_an_output_is_touched(hub, name, tmp_path):
+    config = PVP_CONFIGS["default"].replace(init=hub(name), synthetic=1, grid="8", steps=1, out=tmp_path / "pvp")
+    Image.fromarray(frames(1)[0, 0]).save(tmp_path / "frame.png")
+    args = reconstruct.Args((hub(name),), tmp_path / "seen", (tmp_path / "frame.png",), grid="4")
+    for refused in (lambda: train_pvp(config), lambda: reconstruct.reconstruct(args)):
+        with pytest.raises(UserError, match="cannot share a prefix among prompts: ") as raised:
+            refused()
+        assert "\n" not in str(raised.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["frame.png"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
