@@ -17,6 +17,7 @@ from vlm.decoding.batched_generate import generate_batch
 from vlm.decoding.candidate_scoring import CandidateScorer, prompt_ids
 from vlm.decoding.packing import forward_packed, forward_packed_answers, forward_packed_tree, pad_token_lists
 from vlm.decoding.prefix import reason_against_sharing
+from vlm.image_tokens import image_tokens
 from vlm.segmentation.point_prediction import PointPromptFormat, PointSampler
 from vlm.training.lora import add_lora
 
@@ -49,10 +50,10 @@ def load(tmp_path_factory):
     """A function that loads a class's checkpoint, which is written once."""
     written = {}
 
-    def find(name):
+    def find(name, **options):
         if name not in written:
             written[name] = write(name, tmp_path_factory.mktemp(name) / "model")
-        return checkpoint.load(written[name])
+        return checkpoint.load(written[name], **options)
 
     return find
 
@@ -186,6 +187,38 @@ def test_answers_about_pixels_are_those_of_generation_one_by_one(load, name):
     prediction = predict_pixels(vlm, stack[0], coordinates, form, chunk=3)
     assert prediction.greedy.shape == (4, 3)
     assert np.isin(prediction.greedy, range(-1, 256)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "tokens"),
+    [
+        ("llava", 16, 32),
+        ("idefics3", 40, 40),
+        ("smolvlm2", 40, 40),
+        ("internvl", 20, 40),
+        ("llava-next", 72, 144),
+        ("llava-onevision", 72, 34),  # it takes several images whole, without tiles
+        ("qwen2-vl", 40, 70),
+        ("qwen2.5-vl", 40, 70),
+        ("qwen3-vl", 40, 70),
+    ],
+)
+@torch.no_grad()
+def test_several_frames_of_several_tiles_are_scored_and_asked_exactly(load, name, most, tokens):
+    vlm = load(name, history=2, image_tokens=most)
+    images, prompt = vlm.preprocess(noise_frames(2, history=2)), vlm.action_prompt(GAME, ACTIONS)
+    assert image_tokens(vlm) == tokens
+    features, scorer, end = vlm.encode_images(images), CandidateScorer(vlm, prompt, ACTIONS), vlm.tokenizer.eos_token_id
+    ids = prompt_ids(vlm, prompt, vlm.image_ids(images))
+    separate = torch.stack([answer_loss(vlm, images, ids, [*c, end]) for c in scorer.candidates], dim=1)
+    assert torch.allclose(-scorer.log_probs(features), separate, atol=1e-4)
+    states = forward_packed(vlm, features, torch.tensor(SHARED), torch.tensor([[[40, 41], [42, 43]]] * 2))
+    logits = vlm.model.get_output_embeddings()(states)[:, :, -1]
+    for number, question in enumerate(([40, 41], [42, 43])):
+        whole = torch.tensor(whole_prompt(vlm, images, SHARED, question)).expand(2, -1)
+        assert torch.allclose(
+            logits[:, number], vlm.model(**vlm.forward_inputs(whole, images)).logits[:, -1], atol=1e-4
+        )
 
 
 def test_a_decoder_that_reads_the_image_in_deeper_layers_otherwise_than_known_shares_no_prefix(load):
