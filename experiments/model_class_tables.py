@@ -4,7 +4,7 @@ from experiments.model_classes import TOLERANCE
 from experiments.statistics import Row, filter_rows
 from experiments.tables import Table
 
-IMAGE, PACKED = "image input", "packed loss"
+IMAGE, FIGURES = "image input", ("tokens", "seen")
 PLAY = ("scores", "generation", "OpenVINO", "play", "cloning")
 PIXELS = ("packed loss", "PVP", "PVP, frozen encoder", "PVP, LoRA", "reconstruction", "points")
 KEEP = ("resumed", "reloaded")
@@ -23,14 +23,14 @@ TEXT = (
 def model_class_tables(rows: list[Row]) -> list[Table]:
     """Return the tables of play, of pixel values, of what is kept, and the reasons of refusals."""
     reasons = list(dict.fromkeys(row["reason"] for row in rows if not row["done"]))
-    groups = (
-        ("Input and play", ("tokens", "seen"), PLAY),
-        ("Pixel values and masks", (), PIXELS),
-        ("Resumed where they were interrupted, reloaded by plain transformers", (), KEEP),
-    )
+    groups = {
+        "Input and play": (*FIGURES, *PLAY),
+        "Pixel values and masks": PIXELS,
+        "Resumed where they were interrupted, reloaded by plain transformers": KEEP,
+    }
     tables = [
-        Table(caption, (*figures, *tasks), [_line(own, tasks, reasons) for own in by_class(rows).values()])
-        for caption, figures, tasks in groups
+        Table(caption, columns, [_line(own, columns, reasons) for own in by_class(rows).values()])
+        for caption, columns in groups.items()
     ]
     refusals = [(str(number), {"the class": reason}) for number, reason in enumerate(reasons, 1)]
     return [*tables, Table("Why not", ("the class",), refusals)]
@@ -41,11 +41,12 @@ def by_class(rows: list[Row]) -> dict[str, list[Row]]:
     return {name: filter_rows(rows, tiny_checkpoint=name) for name in dict.fromkeys(r["tiny_checkpoint"] for r in rows)}
 
 
-def _line(rows: list[Row], tasks: tuple[str, ...], reasons: list[str]) -> tuple[str, dict[str, str]]:
+def _line(rows: list[Row], columns: tuple[str, ...], reasons: list[str]) -> tuple[str, dict[str, str]]:
     found = {row["task"]: row for row in rows}
-    cells = {task: _cell(found[task], reasons) for task in tasks if task in found}
-    if found[IMAGE]["done"]:
-        cells |= {"tokens": str(found[IMAGE]["image_tokens"]), "seen": f"{found[IMAGE]['share_seen']:.0%}"}
+    cells = {task: _cell(found[task], reasons) for task in columns if task in found}
+    if "image_tokens" in found[IMAGE]:
+        figures = {"tokens": str(found[IMAGE]["image_tokens"]), "seen": f"{found[IMAGE]['share_seen']:.0%}"}
+        cells |= {name: value for name, value in figures.items() if name in columns}
     return f"{rows[0]['model_class']} (`{rows[0]['tiny_checkpoint']}`)", cells
 
 
