@@ -22,9 +22,9 @@ from common.errors import UserError
 from common.processes import ended_peer
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.protocol import MACHADO2018
+from experiments.model_classes.tiny_checkpoints import write
 from pretrain import pvp
 from pretrain.pvp_config import CONFIGS
-from tests.hub_checkpoints import write
 from vlm import checkpoint
 
 NAMES = ("noop", "fire", "right", "left", "right fire", "left fire")

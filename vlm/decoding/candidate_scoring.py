@@ -27,6 +27,7 @@ from transformers import DynamicCache
 from common.errors import UserError
 from vlm.decoding.prefix import (
     additive_mask,
+    deep_inputs,
     forbids_cache,
     forward_with_cache,
     prompt_position_ids,
@@ -100,19 +101,28 @@ class CandidateScorer:
         position_ids, mask = self._layout(features, int(image.shape[1]), device)
         mask = mask.to(embeddings.dtype).expand(batch, -1, -1, -1)
         position_ids = position_ids.expand(*position_ids.shape[:-2], batch, -1)
+        start = len(self._before)
         if forbids_cache(vlm.model):
             before = vlm.embed(torch.tensor(self._before, device=device)).expand(batch, -1, -1)
             embeddings = torch.cat([before.to(image.dtype), embeddings], dim=1)
+            deep = self._deep_inputs(features, 0, int(embeddings.shape[1]))
             states = vlm.decoder(
-                inputs_embeds=embeddings, position_ids=position_ids, attention_mask=mask, use_cache=False
+                inputs_embeds=embeddings, position_ids=position_ids, attention_mask=mask, use_cache=False, **deep
             ).last_hidden_state
         else:
-            start = len(self._before)
+            deep = self._deep_inputs(features, start, int(embeddings.shape[1]))
             cache, mask, position_ids = self._text_cache(batch), mask[:, :, start:], position_ids[..., start:]
-            states = forward_with_cache(vlm, cache, embeddings, position_ids, mask)
+            states = forward_with_cache(vlm, cache, embeddings, position_ids, mask, **deep)
         states = states[:, -len(self.trie.tokens) - 1 :]  # of the prompt's last token and of the nodes
         log_probs = vlm.model.get_output_embeddings()(states).float().log_softmax(-1)
         return self._sum(log_probs), states[:, 0]
+
+    def _deep_inputs(self, features: ImageFeatures, start: int, length: int) -> dict[str, Any]:
+        """Return `deep_inputs` of `length` embeddings from one of the prompt's tokens on."""
+        if not features.deep_tokens:
+            return {}
+        is_image = self._prompt(features)[:1, start:] == self.vlm.model.config.image_token_id
+        return deep_inputs(features.deep_tokens, is_image, length)
 
     def _prompt(self, features: ImageFeatures) -> Int[Tensor, "B P"]:
         """Return the token ids of the prompt about each image."""
