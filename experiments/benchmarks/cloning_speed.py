@@ -7,8 +7,9 @@ Candidate: the training of `agents.clone`, whole (`vlm.training.fit`: sampler, o
 schedule). Baseline: TRL's SFTTrainer with its own collator for images and the loss of the completion alone, without the
 activation checkpointing that it has by default and that would slow it. Both decode the same lossless PNGs, begin with
 the same weights, and see the same batches of random play with the actions taken as answers: one game, one prompt. Each
-trains a few steps, in turns; a step lasts from the end of the one before to its own, data included. Loss and norm of
-the gradient of the first batch, in float32, stand in the rows. What differs:
+trains a few steps, in turns; a step lasts from the end of the one before to its own, data included. Its seconds are the
+processor's, which other processes do not lengthen; those of the clock stand beside them. Loss and norm of the gradient
+of the first batch, in float32, stand in the rows. What differs:
 
 - `nano`, the architecture of the released policy, has no processor of transformers, which knows none for several frames
   in one image: TRL reads it by one written here around the candidate's own image input. `llava`, of about that size and
@@ -71,7 +72,7 @@ class Args(TimingArgs):
     steps: int = 5
     """Timed steps of each training in each round."""
     workers: int = 0
-    """Data workers of each; with 0 a step pays for its data, and seconds of the processor count all of it."""
+    """Data workers of each, whose time is not counted; with 0 a step pays for its data."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -234,20 +235,19 @@ def precision_row(args: Args, cloning: Cloning, tuning: FineTuning, bf16: bool) 
         taken[name].append(sides[name].train(bf16, number))
 
     interleaved({name: partial(train, name) for name in sides}, args.rounds)
-    seconds, cpu_seconds = (
-        {name: float(np.median(np.concatenate(found)[:, column])) for name, found in taken.items()} for column in (0, 1)
+    clock, processor = (
+        {name: args.batch_size / float(np.median(np.concatenate(found)[:, column])) for name, found in taken.items()}
+        for column in (0, 1)
     )
-    rounds = [float(np.median(ours[:, 0])) for ours in taken["candidate"]]
-    theirs = [float(np.median(found[:, 0])) for found in taken["baseline"]]
+    ours, theirs = ([float(np.median(steps[:, 1])) for steps in taken[name]] for name in sides)
     return comparison(
         f"cloning, {args.batch_size} frames a step",
-        args.batch_size / seconds["candidate"],
-        args.batch_size / seconds["baseline"],
+        processor["candidate"],
+        processor["baseline"],
         f"TRL {_trl().__version__}, SFTTrainer without activation checkpointing, completion-only loss",
-        "frames per second, data included, median over steps",
-        ratio_of_rounds=[round(there / here, 3) for here, there in zip(rounds, theirs, strict=True)],
-        per_cpu_second={name: round(args.batch_size / spent, 2) for name, spent in cpu_seconds.items()},
-        cpu_ratio=round(cpu_seconds["baseline"] / cpu_seconds["candidate"], 3),
+        "frames per second of the processor, data included, median over steps",
+        ratio_of_rounds=[round(there / here, 3) for here, there in zip(ours, theirs, strict=True)],
+        frames_per_second_of_the_clock={name: round(rate, 2) for name, rate in clock.items()},
         precision="bf16" if bf16 else "f32",
         data_workers=args.workers,
         n=args.rounds * args.steps,
