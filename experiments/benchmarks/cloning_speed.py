@@ -1,6 +1,6 @@
 """Speed of cloning, beside TRL's SFTTrainer on the same model, frames, prompt and answers in the same run.
 
-    pip install -e '.[rivals]'
+    pip install -e '.[baselines]'
     python -m experiments.benchmarks.cloning_speed --out experiments/results/cloning_speed.json
 
 Candidate: the training of `agents.clone`, whole (`vlm.training.fit`: sampler, objective, gradient, clipping, AdamW,
@@ -54,7 +54,7 @@ from vlm.training.fit import TrainingModule, fit
 from vlm.training.mixture import Mixture, MixtureBatch, MixtureDataset
 
 CPU = torch.device("cpu")
-EXTRA = "pip install -e '.[rivals]'"
+EXTRA = "pip install -e '.[baselines]'"
 WARM_UP = 2  # untimed steps of each training
 RATE, DECAY, WARM_UP_STEPS = 3e-4, 0.05, 100
 

@@ -37,7 +37,7 @@ def sides(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["tiny", LLAVA])
 def test_loss_and_gradient_of_both_are_the_same(name, sides):
-    pytest.importorskip("trl", reason="pip install -e '.[rivals]'")
+    pytest.importorskip("trl", reason="pip install -e '.[baselines]'")
     cloning, tuning = sides(name)
     ours, theirs = cloning.first_step(), tuning.first_step()
     assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-3)
@@ -45,7 +45,7 @@ def test_loss_and_gradient_of_both_are_the_same(name, sides):
     assert ours["loss"] > 1
 
 
-def test_the_rival_gets_the_batches_of_the_candidate(sides):
+def test_the_baseline_gets_the_batches_of_the_candidate(sides):
     cloning, tuning = sides("tiny")
     batches, end = cloning.batches(), tuning.vlm.tokenizer.eos_token
     parts = [part for batch in batches for part in game_batches(batch)]
@@ -83,7 +83,7 @@ def test_a_clock_leaves_out_the_first_steps():
 
 @pytest.mark.slow
 def test_both_trainings_are_timed(benchmark_rows, monkeypatch):
-    pytest.importorskip("trl", reason="pip install -e '.[rivals]'")
+    pytest.importorskip("trl", reason="pip install -e '.[baselines]'")
     monkeypatch.setattr(dataset_speed, "EPISODE_STEPS", 20)
     arguments = ["--models", "tiny", "--batch-size", 4, "--steps", 2, "--rounds", 2]
     rows = benchmark_rows(cloning_speed.main, *arguments)
@@ -97,7 +97,7 @@ def test_without_trl_the_command_that_installs_it_is_named(refusal, monkeypatch)
     monkeypatch.setitem(sys.modules, "trl", None)
     said = refusal(cloning_speed.main, "--models", "tiny")
     assert "expected TRL" in said
-    assert "pip install -e '.[rivals]'" in said
+    assert "pip install -e '.[baselines]'" in said
 
 
 def test_zero_counts_are_refused(refusal):
