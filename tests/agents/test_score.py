@@ -18,7 +18,7 @@ from agents.score_table import (
 )
 from common.command import run
 from common.errors import UserError
-from tests.hub_checkpoints import write
+from experiments.model_classes.tiny_checkpoints import write
 from vlm import checkpoint
 from vlm.presets import build
 
