@@ -355,7 +355,9 @@ def reload(trial: Trial) -> Figures:
     except UserError:
         trained = [trial.cloned]
     for directory in trained:
-        plain, report = AutoModelForImageTextToText.from_pretrained(directory, output_loading_info=True)
+        plain, report = AutoModelForImageTextToText.from_pretrained(
+            directory, output_loading_info=True, trust_remote_code=False
+        )
         require(not report["missing_keys"] and not report["unexpected_keys"], f"all keys of {directory} and no other")
         own = checkpoint.load(directory).model.state_dict()
         require(all(torch.equal(own[name], tensor) for name, tensor in plain.state_dict().items()), "the same weights")
