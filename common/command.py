@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.exhaustion import exhausted
 from common.interruption import exit_code, interruptible
 from common.output_lock import output_lock, output_of
-from common.processes import ended_peer, is_main_process
+from common.processes import ended_peer, is_main_process, leave_group
 from common.text import printable
 
 
@@ -36,7 +36,9 @@ def run(main: Callable[[], int]) -> int:
     try:
         try:
             with interruptible():
-                return main()
+                code = main()
+            leave_group()
+            return code
         finally:
             sys.stdout.flush()  # here, where a pipe that was closed is an error like others
     except BrokenPipeError as error:

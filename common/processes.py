@@ -1,6 +1,7 @@
 """Which of several processes of a launcher (`torchrun`, `accelerate launch`) this one is."""
 
 import os
+import sys
 
 SIGNS = (
     "connection closed by peer",
@@ -19,6 +20,13 @@ def world_size() -> int:
 def is_main_process() -> bool:
     """Return whether this is the first process of its run, the one that writes files."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def leave_group() -> None:
+    """End the connections to the other processes of a launcher: their threads may abort a process that exits first."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def ended_peer(error: BaseException) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
@@ -140,6 +141,13 @@ def test_an_error_of_a_process_that_lost_another_is_one_line(monkeypatch, capsys
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: process 1 of 2 lost another one, which says why above or was killed: ")
     assert ended_peer(ValueError("a defect")) is None
+
+
+def test_a_command_leaves_the_group_of_its_launch_before_it_ends():
+    """Else the threads of the group may abort the process as it exits, after all its work."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    assert run(lambda: 0) == 0
+    assert not torch.distributed.is_initialized()
 
 
 def test_one_process_shares_with_none(tmp_path):
