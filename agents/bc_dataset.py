@@ -123,7 +123,7 @@ class FrameAugmentation:
     Args:
         flipped: games that are mirrored left to right half of the time, with their actions.
         shift: pixels by which an example is moved at most, up or down and left or right.
-        swapped_colors: the share of examples whose channels are put in another order.
+        swapped_colors: the share of examples whose channels are put in a random order.
     """
 
     flipped: Collection[str] = ()

@@ -39,7 +39,7 @@ class CloneData:
     """Pixels by which frames are moved at random, up or down and left or right (DrQ, Yarats et al. 2021): rules are
     learned where the picture is moved too."""
     swapped_colors: float = 0.0
-    """Share of the examples whose red, green and blue are put in another order: rules are learned in other colors."""
+    """Share of the examples whose red, green and blue are put in a random order: rules are learned in other colors."""
     aux_loss_weight: float | None = None
     """Weight of the auxiliary action head's loss; None is 1 for a new model and 0 with --init."""
     aux_warmup_fraction: float = 0.0

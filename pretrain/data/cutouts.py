@@ -10,8 +10,8 @@ pictures without a name, symbols, and what is too small or not cut out. `OUT/sou
 licences and counts and the nouns of each picture, the most special first; `OUT/copyright` holds the copyright files.
 `OUT/backgrounds` holds photographs in the same two splits (`pretrain.data.photographs`).
 
-apt-get and dpkg are needed, but not root; about 320 MB are downloaded and 60 MB kept.
-`pretrain.referring.pasted_objects` makes scenes and expressions of them.
+apt-get and dpkg are needed, but not root; about 270 MB are downloaded and 15 MB kept.
+`pretrain.referring.pasted_scenes` makes scenes and expressions of them.
 """
 
 import re

@@ -19,7 +19,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from common.errors import UserError
-from envs.colors import COLORS, color_word
+from envs.colors import color_word
 from envs.objects import GameObject
 from pretrain.data.cutouts import BACKGROUNDS, OPAQUE, resize_cutout
 from pretrain.data.images import ImageFolder
@@ -153,7 +153,6 @@ def main_color(pixels: UInt8[np.ndarray, "N 3"]) -> str:
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
         shares[color_word(value)] += count
     word, most = shares.most_common(1)[0]
-    assert word in COLORS
     return word if most >= MIN_COLOR_SHARE * len(pixels) else ""
 
 
