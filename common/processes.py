@@ -1,7 +1,9 @@
 """Which of several processes of a launcher (`torchrun`, `accelerate launch`) this one is."""
 
+import atexit
 import os
 import sys
+from typing import NoReturn
 
 SIGNS = (
     "connection closed by peer",
@@ -22,11 +24,26 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def leave_group() -> None:
-    """End the connections to the other processes of a launcher: their threads may abort a process that exits first."""
+def is_in_group() -> bool:
+    """Return whether this process has joined the others of a launcher."""
     distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return False
+    return distributed.get_world_size() > 1
+
+
+def end_process(code: int) -> NoReturn:
+    """End a process of a group with `code`, without Python's own end.
+
+    Threads of gloo let go of their tensors for a moment after a sum is there. Where Python has ended by then, they abort
+    the process; `destroy_process_group` waits for them only if nothing holds the group, and FSDP does.
+    """
+    if code == 0:
+        sys.modules["torch.distributed"].destroy_process_group()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def ended_peer(error: BaseException) -> str | None:
