@@ -22,7 +22,7 @@ GUN_OFFSET = -4  # pixels from the gun's coordinate to its left edge on the fram
 FIRING_POSITIONS = ((69, 70), (95, 96))  # first and last left edge of the gun from which a bullet hits the wheel
 MUZZLE_OFFSET = 2  # pixels from the gun's left edge to its bullet
 SIGN_POSITIONS = (30, 40)  # from which one hits the sign
-MIN_SIGN = 100  # points of a sign worth a bullet; it shows up to 500, or as much to lose
+MIN_SIGN = 100  # points that tell a hit of the sign, which shows up to 500 to win or to lose
 GREEN = (26, 102, 26)
 WHEEL = (slice(14, 27), slice(66, 104))  # its part of the frame
 AIRSPACE = (slice(106, 180), slice(8, 160))  # below the rows of targets, where ducks fly
@@ -99,7 +99,7 @@ class CarnivalExpert:
         if shot.bullets > 0:
             value += self.bullet_cost * min(shot.bullets, MAX_BULLETS - int(ram[BULLETS]))
         if not ram[PIPES]:
-            return value + (shot.points if shot.points >= MIN_SIGN else 0)
+            return value + (shot.points if abs(shot.points) >= MIN_SIGN else 0)
         if shot.points in (200, 800):
             return value + (self.pipe_value if shot.wheel_color == GREEN else -self.pipe_value)
         return value
