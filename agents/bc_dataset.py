@@ -15,6 +15,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from envs.episodes import EpisodeDataset
+from envs.play_conditions import shift_frames
 from vlm.training.objective import Batch
 
 MIN_WEIGHT, MAX_WEIGHT = 0.1, 4.0  # of a row's advantage, relative to the dataset's mean
@@ -115,12 +116,39 @@ class BCBatch(Batch):
     aux_only: bool
 
 
+@dataclass(frozen=True)
+class FrameAugmentation:
+    """Changes of examples that leave the rules of a game as they are; the frames of an example change alike.
+
+    Args:
+        flipped: games that are mirrored left to right half of the time, with their actions.
+        shift: pixels by which an example is moved at most, up or down and left or right.
+        swapped_colors: the share of examples whose channels are put in a random order.
+    """
+
+    flipped: Collection[str] = ()
+    shift: int = 0
+    swapped_colors: float = 0.0
+
+    def apply(
+        self, frames: UInt8[np.ndarray, "B history H W 3"], rng: np.random.Generator
+    ) -> UInt8[np.ndarray, "B history H W 3"]:
+        """Return examples that are moved and recolored."""
+        if self.shift:
+            moves = rng.integers(-self.shift, self.shift + 1, (len(frames), 2)).tolist()
+            frames = np.stack([shift_frames(example, *move) for example, move in zip(frames, moves, strict=True)])
+        if self.swapped_colors:
+            for index in np.flatnonzero(rng.random(len(frames)) < self.swapped_colors):
+                frames[index] = frames[index][..., rng.permutation(3)]
+        return frames
+
+
 class BCSampler:
     """Samples the batch of a step.
 
     A batch has a part for each game, by `game_weights`: with one game a batch, every step would pull the model towards
-    the habits of another game. Within a game, a dataset's share is by its size. The games in `flipped` are mirrored
-    left to right half of the time. The first `aux_steps` batches train the auxiliary head alone.
+    the habits of another game. Within a game, a dataset's share is by its size. The first `aux_steps` batches train the
+    auxiliary head alone.
     """
 
     def __init__(
@@ -129,13 +157,13 @@ class BCSampler:
         history: int,
         batch_size: int,
         game_weights: Mapping[str, float] | None = None,
-        flipped: Collection[str] = (),
+        augmentation: FrameAugmentation = FrameAugmentation(),
         aux_steps: int = 0,
     ):
         self.datasets: dict[str, list[LabelledDataset]] = {}
         for dataset in sorted(datasets, key=lambda one: one.data.info.game):
             self.datasets.setdefault(dataset.data.info.game, []).append(dataset)
-        self.history, self.flipped, self.aux_steps = history, flipped, aux_steps
+        self.history, self.augmentation, self.aux_steps = history, augmentation, aux_steps
         weights = {**dict.fromkeys(self.datasets, 1.0), **(game_weights or {})}
         if unknown := set(weights) - set(self.datasets):
             raise UserError(f"expected weights of {', '.join(self.datasets)}, got one of {', '.join(sorted(unknown))}")
@@ -154,8 +182,9 @@ class BCSampler:
         frames = np.stack([dataset.data.frames(int(dataset.rows[row]), self.history) for dataset, row in rows])
         targets = np.stack([dataset.targets[row] for dataset, row in rows])
         flip = rng.random(count) < 0.5
-        if game in self.flipped:
+        if game in self.augmentation.flipped:
             frames[flip] = frames[flip][:, :, :, ::-1]
             targets[flip] = targets[flip][:, flipped_actions(datasets[0].data.info.action_names)]
+        frames = self.augmentation.apply(frames, rng)
         weights = np.array([dataset.weights[row] for dataset, row in rows], dtype=np.float32)
         return GameBatch(game, torch.from_numpy(frames), torch.from_numpy(targets), torch.from_numpy(weights))

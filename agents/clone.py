@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agents.bc_dataset import BCSampler, LabelledDataset, load_labelled_datasets
+from agents.bc_dataset import BCSampler, FrameAugmentation, LabelledDataset, load_labelled_datasets
 from agents.bc_objective import BehaviorCloningObjective, new_action_head
 from agents.checkpoint_selection import CheckpointSelectionCallback
 from agents.clone_config import CONFIGS, CloneConfig, CloneTraining
@@ -51,7 +51,8 @@ def bc_objective(vlm: PixelVLM, datasets: list[LabelledDataset], config: CloneTr
     head = new_action_head(vlm, datasets, config.run.seed) if weight else None
     flipped = {find_game(name).name for name in data.horizontal_flip}
     aux_steps = round(data.aux_warmup_fraction * config.run.steps) if head else 0
-    sampler = BCSampler(datasets, vlm.history, data.batch_size, data.weights_by_game(), flipped, aux_steps)
+    augmentation = FrameAugmentation(flipped, data.shift, data.swapped_colors)
+    sampler = BCSampler(datasets, vlm.history, data.batch_size, data.weights_by_game(), augmentation, aux_steps)
     distilled = checkpoint.load(data.distill_from) if data.distill_from else None
     return BehaviorCloningObjective(vlm, sampler, head, weight, distilled)
 

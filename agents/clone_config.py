@@ -35,6 +35,11 @@ class CloneData:
     2015): it passes its play on to a model that learns something else as well."""
     horizontal_flip: tuple[str, ...] = ()
     """Games that are mirrored left to right half of the time: both sides of the screen must obey the same rules."""
+    shift: int = 0
+    """Pixels by which frames are moved at random, up or down and left or right (DrQ, Yarats et al. 2021): rules are
+    learned where the picture is moved too."""
+    swapped_colors: float = 0.0
+    """Share of the examples whose red, green and blue are put in a random order: rules are learned in other colors."""
     aux_loss_weight: float | None = None
     """Weight of the auxiliary action head's loss; None is 1 for a new model and 0 with --init."""
     aux_warmup_fraction: float = 0.0
@@ -56,8 +61,8 @@ class CloneData:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "batch_size")
-        require_at_least(self, 0, "aux_loss_weight")
-        for name in ("aux_warmup_fraction", "pvp_weight", "mask_weight"):
+        require_at_least(self, 0, "aux_loss_weight", "shift")
+        for name in ("aux_warmup_fraction", "pvp_weight", "mask_weight", "swapped_colors"):
             if not 0 <= getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} must be at least 0 and less than 1, got {getattr(self, name)}")

@@ -23,6 +23,7 @@ from agents.clone import clone
 from agents.clone_config import CloneTraining
 from agents.dagger_config import CONFIGS, SECTIONS, DaggerConfig, DaggerOptions
 from agents.expert_self_agreement import expert_self_agreement
+from agents.model_limits import NO_LIMITS, ModelLimits
 from common.command import command, run
 from common.errors import UserError
 from common.files import write_text_atomically
@@ -52,12 +53,13 @@ def run_dagger(config: DaggerConfig) -> Path:
     options, out, current = config.dagger, config.run.out, config.model.init
     require_same_run(config, ignore=("iterations",))
     games, data = games_of(options.games, current), list(config.data.data)
+    limits = ModelLimits(config.model.image_tokens, config.model.history)  # as in training
     noise = {game: expert_self_agreement(out, game, options.expert_of(game)) for game in games}
     rows: list[dict[str, Any]] = [{"label_noise_of": game, **found} for game, found in noise.items()]
     with SummaryWriter(str(out)) as writer:
         for number in range(options.iterations):
             place = out / f"iteration-{number}"
-            recordings = {game: collect_iteration(options, game, current, place, number) for game in games}
+            recordings = {game: collect_iteration(options, game, current, place, number, limits) for game in games}
             for game, recording in recordings.items():
                 row = {"iteration": number, "game": game, "checkpoint": checkpoint.content_hash(current)}
                 row |= rollout_metrics(EpisodeDataset(recording))
@@ -71,7 +73,9 @@ def run_dagger(config: DaggerConfig) -> Path:
     return current
 
 
-def collect_iteration(options: DaggerOptions, game: str, policy: Path, place: Path, number: int) -> Path:
+def collect_iteration(
+    options: DaggerOptions, game: str, policy: Path, place: Path, number: int, limits: ModelLimits = NO_LIMITS
+) -> Path:
     """Record an iteration's games of the policy with the expert's labels, or what is missing; return the dataset."""
     args = record.Args(
         game=game,
@@ -82,6 +86,7 @@ def collect_iteration(options: DaggerOptions, game: str, policy: Path, place: Pa
         episodes=options.episodes,
         seed=options.rollout_seed + number,
         temperature=options.rollout_temperature,
+        limits=limits,
     )
     return record.record(args)
 

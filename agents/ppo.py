@@ -61,7 +61,7 @@ def run_ppo(config: PPOConfig) -> Path:
     game, out, arguments = find_game(config.game), config.out / "last", to_json(config)
     initial = checkpoint.read_training(config.init)
     require_same_arguments(config.out, arguments)
-    vlm = checkpoint.load(config.init)
+    vlm = checkpoint.load(config.init, image_tokens=config.image_tokens, history=config.history)
     with make_envs(game, config.num_envs, MACHADO2018) as envs:
         train(PPOTrainer(vlm, envs, config), config.out)
     games = sorted({*(initial.get("games") or []), game.name})

@@ -18,6 +18,10 @@ class PPOConfig:
     """The checkpoint of the policy to improve, which is also the reference of the divergence penalty."""
     out: Path
     """The run directory: TensorBoard, result JSON, training state and the checkpoint `last`."""
+    image_tokens: int | None = None
+    """With a model of transformers as --init, the most tokens that an image may take; by default one tile."""
+    history: int | None = None
+    """With a model of transformers as --init, the frames that it sees, each as an image; by default as before, or 1."""
     num_iterations: int = 200
     """Iterations, each of a rollout and its optimizer steps."""
     num_envs: int = 8
@@ -57,7 +61,7 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "num_iterations", "num_envs", "num_steps", "num_epochs")
-        require_at_least(self, 1, "minibatch_size", "save_every")
+        require_at_least(self, 1, "minibatch_size", "save_every", "image_tokens", "history")
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} must be from 0 to 1, got {getattr(self, name)}")

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,23 @@ def agent_settings(
     checkpoint = content_hash(directory)
     settings = {"checkpoint": checkpoint, "decode": decode, "temperature": temperature, "engine": engine}
     return settings | {name: value for name, value in asdict(limits).items() if value is not None}
+
+
+def limits_of(agent_id: str, limits: ModelLimits) -> ModelLimits:
+    """Return those of the limits that an agent takes.
+
+    A preset reads images as its checkpoint says, a model behind an endpoint takes what tokens it needs.
+    """
+    agent_type, _ = parse_agent_id(agent_id)
+    if agent_type == "api":
+        return replace(limits, image_tokens=None)
+    if agent_type != "vlm":
+        return NO_LIMITS
+    from vlm.checkpoint import is_preset
+
+    if limits in (NO_LIMITS, ModelLimits(max_new_tokens=limits.max_new_tokens)):
+        return limits
+    return replace(limits, image_tokens=None, history=None) if is_preset(checkpoint_path(agent_id)) else limits
 
 
 def result_protocol(protocol: Protocol, agent_ids: Iterable[str], api: ApiConfig) -> dict[str, Any]:

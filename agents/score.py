@@ -33,7 +33,7 @@ from agents.agent_wrappers import ChangedFramesAgent
 from agents.api_config import FEW_SHOT, ApiConfig
 from agents.eval_job import EvalJob
 from agents.model_limits import ModelLimits
-from agents.registry import EXPERTS, agent_files, current_agent_name, parse_agent_id, result_protocol
+from agents.registry import EXPERTS, agent_files, current_agent_name, limits_of, parse_agent_id, result_protocol
 from agents.robustness import format_robustness
 from agents.rollout import rollout_pipelined
 from agents.score_rows import distinct_rows, identity
@@ -90,14 +90,25 @@ class Args:
 
 def list_jobs(args: Args) -> list[EvalJob]:
     """Return the jobs of all rows; a VLM, here or behind an endpoint, has one for each temperature."""
-    jobs = []
+    jobs, limits = [], taken_limits(args)
     for game, agent_id in itertools.product(map(find_game, args.games), args.agents):
         temperatures = args.temperatures if parse_agent_id(agent_id)[0] in ("vlm", "api") else ()
         conditions = game_conditions(args.conditions, game)
         for condition, temperature, seed in itertools.product(conditions, temperatures or (None,), args.seeds):
-            settings = (temperature, condition, args.decode, args.engine, args.limits, args.api)
+            settings = (temperature, condition, args.decode, args.engine, limits[agent_id], args.api)
             jobs.append(EvalJob(agent_id, game, seed, *settings))
     return jobs
+
+
+def taken_limits(args: Args) -> dict[str, ModelLimits]:
+    """Return the limits of each agent; `UserError` for one that none of them takes."""
+    limits = {agent_id: limits_of(agent_id, args.limits) for agent_id in args.agents}
+    for name in ("image_tokens", "history"):
+        if getattr(args.limits, name) and not any(getattr(taken, name) for taken in limits.values()):
+            flag, models = f"--{name.replace('_', '-')}", "a model of transformers"
+            expected = models if name == "image_tokens" else f"{models} or behind an endpoint"
+            raise UserError(f"{flag}: expected {expected} among --agents, got {', '.join(args.agents)}")
+    return limits
 
 
 def row_key(job: EvalJob, args: Args) -> dict[str, Any]:

@@ -38,14 +38,15 @@ def summarize(rows: list[Row]) -> list[dict[str, Any]]:
         mean, low, high = mean_interval([row["scores"] for row in group])
         scores = np.sort(np.concatenate([row["scores"] for row in group]))
         steps = [row.get("steps", 1) for row in group]
+        invalid = sum(row["invalid"] * count for row, count in zip(group, steps, strict=True))
         table.append(
             {
                 "game": game, "agent": agent, "mean": mean, "low": low, "high": high,
                 "median": float(np.median(scores)), "iqm": float(trim_mean(scores, 0.25)),
                 "min": float(scores[0]), "max": float(scores[-1]), "games": len(scores), "seeds": len(group),
-                "invalid": float(np.average([row["invalid"] for row in group], weights=steps)),
+                "invalid": invalid / sum(steps), "invalid_answers": round(invalid), "steps": sum(steps),
                 "steps_per_second": float(np.mean([row["steps_per_second"] for row in group])),
-                "note": group[0].get("note", ""), "unequal": games_a_seed(group),
+                "note": group[0].get("note", ""), "unequal": games_a_seed(group), "usage": format_usage(group),
             }
         )  # fmt: skip
     return sorted(table, key=lambda line: (line["game"], -line["mean"]))
@@ -67,9 +68,25 @@ def format_table(result: dict[str, Any]) -> str:
 def _format_line(line: dict[str, Any]) -> str:
     bounds = f"[{line['low']:,.0f}, {line['high']:,.0f}]"
     figures = f"{line['mean']:>8,.0f}{bounds:>18}{line['iqm']:>8,.0f}{line['median']:>8,.0f}"
-    invalid = f"  {line['invalid']:.1%} invalid answers" if line["invalid"] else ""
-    notes = "  ".join(note for note in (line["note"], line["unequal"]) if note)
-    return f"  {line['agent']:<32}{figures}{line['games']:>7}{line['steps_per_second']:>9.0f}  {notes}{invalid}"
+    invalid = ""
+    if line["invalid"]:
+        invalid = f"{line['invalid_answers']:,} of {line['steps']:,} answers invalid ({line['invalid']:.1%})"
+    notes = "  ".join(note for note in (line["note"], line["unequal"], invalid, line["usage"]) if note)
+    return f"  {line['agent']:<32}{figures}{line['games']:>7}{line['steps_per_second']:>9.0f}  {notes}".rstrip()
+
+
+def format_usage(rows: list[Row]) -> str:
+    """Return what an endpoint was asked for some rows, in tokens and dollars where it counts them; else nothing."""
+    asked = [row for row in rows if "requests" in row]
+    if not asked:
+        return ""
+    total = {name: sum(row[name] for row in asked) for name in ("requests", "prompt_tokens", "completion_tokens")}
+    told = f"{total['requests']:,} requests"
+    if sum(row["answers_without_token_counts"] for row in asked):
+        return f"{told}, tokens not counted"
+    told += f", {total['prompt_tokens']:,} + {total['completion_tokens']:,} tokens"
+    costs = [row["cost"] for row in asked]
+    return told if None in costs else f"{told}, ${sum(costs):,.2f}"
 
 
 def human_normalized_scores(table: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

@@ -21,15 +21,24 @@ from common.errors import UserError
 from common.exhaustion import exhausted
 from common.interruption import exit_code, interruptible
 from common.output_lock import output_lock, output_of
-from common.processes import ended_peer, is_main_process
+from common.processes import end_process, ended_peer, is_in_group, is_main_process
 from common.text import printable
 
 
 def run(main: Callable[[], int]) -> int:
     """Run a command's `main` and return its exit code; a `UserError` or `OSError` becomes one line on stderr.
 
-    So does the end of memory or disk space. What a terminal cannot show is printed as an escape.
+    So does the end of memory or disk space. What a terminal cannot show is printed as an escape. One of several processes
+    of a launcher ends here.
     """
+    code = _run(main)
+    if is_in_group():
+        end_process(code)
+    return code
+
+
+def _run(main: Callable[[], int]) -> int:
+    """Run `main` and return its exit code, with one line for what is no defect."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -44,7 +44,8 @@ def nouns_of(obj: GameObject) -> tuple[str, ...]:
     """Return the nouns of an object, the simplest first."""
     if obj.name:
         first, _, rest = obj.name.partition(" ")
-        return (obj.name, rest if first in COLORS else f"{obj.color} {obj.name}")
+        colored = (rest if first in COLORS else f"{obj.color} {obj.name}",) if obj.color else ()
+        return (obj.name, *colored, *obj.categories)
     size = "large " if obj.size >= MIN_LARGE else "small " if obj.size <= MAX_SMALL else ""
     noun = f"{obj.color} object"
     return (noun, f"{size}{noun}") if size else (noun,)
@@ -68,6 +69,7 @@ def draw_expression(
     rng: np.random.Generator,
     no_target: float = 0.0,
     candidates: Sequence[Expression] | None = None,
+    absent_nouns: Sequence[str] | None = None,
 ) -> Expression | None:
     """Return a random expression, each kind equally likely, or None where no object can be singled out.
 
@@ -76,9 +78,10 @@ def draw_expression(
         rng: random generator.
         no_target: the probability of an expression that matches none of the objects.
         candidates: of `list_expressions`, to draw several expressions of one frame.
+        absent_nouns: what to ask for in vain; by default the classes of all games.
     """
     if rng.random() < no_target:
-        return _without_target(objects, rng)
+        return _without_target(objects, rng, absent_nouns)
     candidates = list_expressions(objects) if candidates is None else candidates
     kinds = sorted({expression.kind for expression in candidates})
     if not kinds:
@@ -162,11 +165,14 @@ def _by_relation(
         yield Expression(f"the {noun} nearest to the {anchor}", "relation", members[order[0]])
 
 
-def _without_target(objects: Sequence[GameObject], rng: np.random.Generator) -> Expression:
-    """Return an expression of no object: a present name in another color, or a class of any game."""
+def _without_target(
+    objects: Sequence[GameObject], rng: np.random.Generator, absent_nouns: Sequence[str] | None = None
+) -> Expression:
+    """Return an expression of no object: a present name in another color, or a noun that is absent."""
     present = {noun for obj in objects for noun in nouns_of(obj)}
-    class_names = sorted({cls.name for classes in OBJECT_CLASSES.values() for cls in classes})
-    names = sorted({obj.name for obj in objects if obj.name}) or ["object"]
+    if absent_nouns is None:
+        absent_nouns = sorted({cls.name for classes in OBJECT_CLASSES.values() for cls in classes})
+    names = sorted({obj.name for obj in objects if obj.name and obj.color}) or ["object"]
     recolored = [f"{color} {name}" for color in COLORS for name in names if not name.startswith(tuple(COLORS))]
-    missing = [noun for noun in (*recolored, *class_names) if noun not in present]
+    missing = [noun for noun in (*recolored, *absent_nouns) if noun not in present]
     return Expression(f"the {missing[rng.integers(len(missing))]}", "no_target", None)

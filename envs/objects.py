@@ -45,10 +45,11 @@ class GameObject:
     """One object of a frame."""
 
     name: str | None  # of its class ("rabbit"), None where it is unknown
-    color: str  # the word of `envs.colors.COLORS` for most of its pixels
+    color: str  # the word of `envs.colors.COLORS` for most of its pixels, empty where no color has most
     box: Box
     patch: Bool[np.ndarray, "box_height box_width"] = field(repr=False)  # its pixels within the box
     frame_size: tuple[int, int]  # height, width
+    categories: tuple[str, ...] = ()  # more general nouns than its name
 
     @property
     def size(self) -> int:

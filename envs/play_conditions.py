@@ -38,10 +38,12 @@ def permute_channels(frames: Frames, order: tuple[int, int, int]) -> Frames:
     return np.ascontiguousarray(frames[..., order])
 
 
-def shift_frames(frames: Frames, pixels: int) -> Frames:
-    """Return frames moved to the right and down; their first column and row fill what is uncovered."""
+def shift_frames(frames: Frames, down: int, right: int) -> Frames:
+    """Return frames moved down and to the right, by less than 0 for up and left; their edges fill what is uncovered."""
     _, height, width, _ = frames.shape
-    return np.pad(frames, ((0, 0), (pixels, 0), (pixels, 0), (0, 0)), mode="edge")[:, :height, :width]
+    margins = ((0, 0), *((max(pixels, 0), max(-pixels, 0)) for pixels in (down, right)), (0, 0))
+    top, left = max(-down, 0), max(-right, 0)
+    return np.pad(frames, margins, mode="edge")[:, top : top + height, left : left + width]
 
 
 def hide_box(frames: Frames, box: tuple[int, int, int, int]) -> Frames:
@@ -114,7 +116,7 @@ CONDITIONS = {
         PlayCondition(
             "shifted",
             f"the picture moved by {SHIFT} pixels to the right and down",
-            frame_change=_in_every_game(partial(shift_frames, pixels=SHIFT)),
+            frame_change=_in_every_game(partial(shift_frames, down=SHIFT, right=SHIFT)),
         ),
         PlayCondition("score-hidden", "no points on the screen", frame_change=_hide_score),
         PlayCondition("sticky-0", "no sticky actions", {"repeat_action_probability": 0.0}),

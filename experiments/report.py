@@ -1,9 +1,9 @@
-"""One page, or docs/results.md, from the committed results: the paper's claims, our verdicts, all tables, all commands.
+"""One page, or pages of docs/, from the committed results: the paper's claims, our verdicts, all tables and commands.
 
     python -m experiments.report --out report
     python -m experiments.report --out report --videos videos/frozen.mp4 videos/adapted.mp4
     python -m experiments.report --markdown                        print docs/results.md
-    python -m experiments.report --write-docs                      write it
+    python -m experiments.report --write-docs                      write it, and docs/model-classes.md
 
 All numbers come from `experiments/results/*.json`. The page loads nothing from a network: styles, charts and images are
 inside it, videos beside it. A study without a result file is marked as not measured.
@@ -28,11 +28,14 @@ from common.provenance import ROOT
 from common.results import RESULTS, read_result
 from experiments.charts import effect_chart
 from experiments.findings import Finding, headline_findings
+from experiments.model_class_tables import TEXT, model_class_tables
 from experiments.sections import Result, Section, make_sections, provenance, rows_of
 from experiments.tables import table_markdown
 
 TITLE = "<title>pvplay: does pixel value prediction help?</title>"  # by which the page is known
 DOCS = ROOT / "docs" / "results.md"
+CLASSES, CLASSES_DOCS = "model-classes", ROOT / "docs" / "model-classes.md"
+GENERATED = "Generated from `experiments/results/{}.json` by `python -m experiments.report --write-docs`."
 
 
 @dataclass
@@ -48,7 +51,7 @@ class Args:
     markdown: bool = False
     """Print docs/results.md instead."""
     write_docs: bool = False
-    """Write docs/results.md instead."""
+    """Write docs/results.md, and docs/model-classes.md, instead."""
 
 
 def read_results(folder: Path) -> dict[str, Result]:
@@ -109,9 +112,17 @@ def results_markdown(folder: Path = RESULTS) -> str:
     sections = make_sections(results, folder)
     with rows_of(str(folder)):
         findings = {finding.section: finding for finding in headline_findings(results)}
-    parts = ["# Results\n\nGenerated from `experiments/results/*.json` by `python -m experiments.report --write-docs`."]
+    parts = [f"# Results\n\n{GENERATED.format('*')}"]
     parts += [section_markdown(section, findings.get(section.name)) for section in sections]
     return "\n\n".join(parts) + "\n"
+
+
+def classes_markdown(folder: Path = RESULTS) -> str:
+    """Return docs/model-classes.md: which classes of transformers do which tasks."""
+    result = read_result(folder / f"{CLASSES}.json")
+    with rows_of(CLASSES):
+        section = Section(CLASSES, "Tasks", TEXT, [result], model_class_tables(result["rows"]))
+    return f"# Model classes of transformers\n\n{GENERATED.format(CLASSES)}\n\n{section_markdown(section, None)}\n"
 
 
 def section_markdown(section: Section, finding: Finding | None) -> str:
@@ -143,7 +154,8 @@ def write(args: Args) -> str:
             return results_markdown(args.results).removesuffix("\n")
         if args.write_docs:
             write_text_atomically(DOCS, results_markdown(args.results))
-            return f"wrote {DOCS}"
+            write_text_atomically(CLASSES_DOCS, classes_markdown(args.results))
+            return f"wrote {DOCS} and {CLASSES_DOCS}"
         return f"the page is {write_page(args)}"
 
 

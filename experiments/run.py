@@ -7,6 +7,7 @@
     python -m experiments.run one-model
     python -m experiments.run refer-nano
     python -m experiments.run games-nano
+    python -m experiments.run model-classes --processes 1
     python -m experiments.run pvp-nano --seeds 0 --out runs/try.json
 
 An experiment is a list of jobs. A key (its condition and seed, say) identifies a job, and a job gives one row or more.
@@ -41,6 +42,7 @@ from common.output_lock import output_lock
 from common.outputs import require_output_files
 from common.provenance import changed, git_commit
 from common.results import RESULTS, new_result, read_result, write_result
+from experiments.model_classes import jobs as model_classes
 from experiments.studies import games_nano, one_model, optimizers, pvp_levers, pvp_nano, reader, refer_nano
 from experiments.studies.jobs import Job
 from vlm.device import best_device, device_name
@@ -63,6 +65,7 @@ EXPERIMENTS = {
     "one-model": Experiment(one_model.prepare, one_model.jobs, one_model.draw),
     "refer-nano": Experiment(refer_nano.prepare, refer_nano.jobs, refer_nano.draw),
     "games-nano": Experiment(games_nano.prepare, games_nano.jobs),
+    "model-classes": Experiment(model_classes.prepare, model_classes.jobs),
 }
 
 
@@ -71,7 +74,7 @@ class Args:
     """Run a named experiment, or resume it."""
 
     name: tyro.conf.Positional[str]
-    """The experiment: optimizers, pvp-levers, pvp-nano, reader, one-model, refer-nano or games-nano."""
+    """The experiment: optimizers, pvp-levers, pvp-nano, reader, one-model, refer-nano, games-nano or model-classes."""
     out: Path | None = None
     """The result file; experiments/results/NAME.json by default."""
     work: Path | None = None

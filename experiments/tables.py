@@ -343,7 +343,7 @@ def benchmark_table(rows: list[Row]) -> Table:
     figures = ("candidate", "baseline", "ratio")
     lines = [
         (
-            row["benchmark"],
+            ", ".join(filter(None, (row["benchmark"], row.get("precision")))),
             {name: f"{row[name]:g}" for name in figures}
             | {"unit": row["unit"], "the baseline is": row["baseline_name"]}
             | {"model": row["model"], "device": row.get("device", "cpu")},

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from vlm.decoding.packing import forward_packed_answers, pad_token_lists
+from vlm.decoding.prefix import require_prefix_sharing
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 from vlm.training.attention_supervision import (
@@ -45,12 +46,15 @@ def pad_answers(rows: Sequence[Sequence[tuple[list[int], list[int]]]], pad: int)
 class AnswerObjective(Objective[PixelVLM, AnyAnswerBatch], Generic[AnyAnswerBatch]):
     """A loss on the tokens of answers about frames; `attention_supervision` weighs the supervised attention.
 
+    `UserError` for a model whose questions about an image cannot share a prefix.
+
     reads_cells: whether `encode` returns the features of `PixelVLM.encode_cells`.
     """
 
     reads_cells = False
 
     def __init__(self, vlm: PixelVLM, sampler: Sampler[AnyAnswerBatch], attention_supervision: float = 0.0):
+        require_prefix_sharing(vlm.model)
         super().__init__(vlm, sampler)
         self.attention_supervision = attention_supervision
         self._edges: dict[torch.Size, tuple[Tensor, Tensor]] = {}  # of patches, by the size of frames

@@ -44,6 +44,7 @@ from pretrain.reconstruction_metrics import (
 )
 from vlm import checkpoint
 from vlm.checkpoint import training_resolution
+from vlm.decoding.prefix import require_prefix_sharing
 from vlm.image_input import resize_image
 from vlm.model import PixelVLM
 from vlm.prompts import ORDERS
@@ -143,7 +144,8 @@ def prediction_metrics(
 
 def patch_size(vlm: PixelVLM) -> int:
     """Return the side in pixels of the encoder's patches, a default if it has none."""
-    return int(getattr(vlm.encoder.config, "patch_size", DEFAULT_PATCH_SIZE))
+    size = getattr(vlm.encoder.config, "patch_size", DEFAULT_PATCH_SIZE)
+    return int(size if isinstance(size, int) else size[0])  # InternVL gives a pair
 
 
 def comparison_grid(panels: dict[str, UInt8[np.ndarray, "_ _ 3"]]) -> Image.Image:
@@ -196,6 +198,8 @@ def reconstruct(args: Args) -> list[Metrics]:
     assert args.order
     started, named = time.monotonic(), name_checkpoints(args.checkpoint)
     vlms = {name: checkpoint.load(path) for name, path in named.items()}
+    for vlm in vlms.values():
+        require_prefix_sharing(vlm.model)
     inputs = {(vlm.history, image_size(named[name])) for name, vlm in vlms.items()}
     if len(inputs) > 1:
         found = sorted(map(str, inputs))

@@ -83,6 +83,12 @@ def kill_at_step(monkeypatch):
 
 
 @pytest.fixture
+def spelled_numbers(monkeypatch):
+    """SmolVLM's processor asks for a package that spells numbers, in questions about videos; go without."""
+    monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", str)
+
+
+@pytest.fixture
 def write_refcoco(tmp_path):
     """A function that writes RefCOCO in REFER's layout and returns its folder.
 

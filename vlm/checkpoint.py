@@ -120,6 +120,12 @@ def load(
     return vlm
 
 
+def is_preset(directory: Path) -> bool:
+    """Return whether a checkpoint is of a preset, whose image input is its own, and not one of transformers' models."""
+    directory = resolve(directory)
+    return (directory / METADATA).is_file() and read_kind(directory) != PretrainedVLM.kind
+
+
 def resolve(name: Path) -> Path:
     """Return the directory of a checkpoint: its own, or that of a model on the hub, downloaded where it is not yet."""
     name = Path(name)

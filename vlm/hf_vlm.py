@@ -18,13 +18,14 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PaliGemmaProcessor, PreTrainedModel
 
 from common.errors import UserError
 from vlm.image_input import ImageConfig, ImageInputs
 from vlm.letterbox import input_aspect_ratio, pad_to_aspect_ratio
 from vlm.model import Frames, PixelVLM
 from vlm.prompts import IMAGE, action_question
+from vlm.tokenizer import token_ids
 
 HUB_SECONDS = 10  # that the hub may take to answer
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
@@ -48,10 +49,17 @@ class FrameProcessor:
         texts = [self.image_text * self.history] * len(images)
         processed = self.processor(text=texts, images=images, return_tensors="pt", add_special_tokens=False)
         inputs = ImageInputs({name: tensor for name, tensor in processed.items() if name not in TEXT_INPUTS})
-        inputs.image_ids, inputs.num_images = processed["input_ids"][0], len(images)
+        inputs.image_ids, inputs.num_images = self._without_end(processed["input_ids"][0]), len(images)
         types = processed.get("token_type_ids")
         inputs.types_prompts = types is not None and not bool(types.any())
         return inputs
+
+    def _without_end(self, ids: Tensor) -> Tensor:
+        """Return the ids of images in a prompt without those that end a prompt."""
+        if not puts_images_first(self.processor):
+            return ids
+        begins = (ids == self.processor.tokenizer.bos_token_id).nonzero()
+        return ids[: int(begins.max()) + 1]
 
     def _image(self, frame: np.ndarray) -> Image.Image:
         ratio = input_aspect_ratio(self.processor.image_processor)
@@ -118,11 +126,24 @@ class PretrainedVLM(PixelVLM):
         except (TemplateError, TypeError):
             return ""
 
+    @property
+    def bos_ids(self) -> list[int]:
+        """See `PixelVLM`; none where the text begins behind the image, which then has that token among its markers."""
+        return [] if puts_images_first(self.processor) else super().bos_ids
+
     def prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
         """Return the token ids before and after the image of a prompt, with one token that begins the text."""
+        if puts_images_first(self.processor) and IMAGE in prompt:
+            text = " ".join(part.strip() for part in prompt.split(IMAGE, 1)).strip()
+            return [], [*token_ids(self.tokenizer, f"{text}\n")]
         before, after = super().prompt_ids(prompt)
         repeated = self.bos_ids and before[len(self.bos_ids) :][:1] == self.bos_ids  # a chat template writes it too
         return before[1:] if repeated else before, after
+
+
+def puts_images_first(processor: Any) -> bool:
+    """Whether a prompt is the image, the token that begins a text, the text and the end of a line, as PaliGemma's."""
+    return isinstance(processor, PaliGemmaProcessor)
 
 
 def _image_text(config: Any, processor: Any) -> str:

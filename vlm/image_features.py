@@ -17,6 +17,8 @@ class ImageFeatures:
     tokens: Float[Tensor, "B N D"]  # the connector's output, which the decoder reads at an image's placeholders
     inputs: Mapping[str, Tensor]  # of the class, by name; M-RoPE positions and dense patch embeddings need them
     hidden_states: tuple[Tensor, ...] = ()  # of the encoder, if they were requested
+    # what the decoder adds at the placeholders after each of its first layers (DeepStack, Meng et al. 2024)
+    deep_tokens: tuple[Float[Tensor, "B N D"], ...] = ()
     image_ids: Int[Tensor, " P"] | None = None  # one image in a prompt, markers included; None: N placeholders
 
     def with_markers(self, embed: Callable[[Tensor], Tensor], image_token_id: int) -> Float[Tensor, "B P D"]:

@@ -28,7 +28,7 @@ def limit_image_tokens(vlm: Any, most: int | None) -> None:
     counts = []
     for choice in (*_tilings(pictures), *_sizes(pictures, most)) or ({},):
         _apply(vlm, choice)
-        counts.append((image_tokens(vlm), choice))
+        counts.append((image_tokens(vlm) // vlm.history, choice))
     allowed = [(count, number) for number, (count, _) in enumerate(counts) if count <= most]
     if not allowed:
         fewest = min(count for count, _ in counts)
@@ -42,14 +42,19 @@ def image_tokens(vlm: Any) -> int:
     return vlm.image_ids(inputs).count(vlm.model.config.image_token_id)
 
 
-def describe_image_input(vlm: Any) -> str:
-    """Return how many tokens a frame takes, and what part of it is seen."""
+def frame_share_seen(vlm: Any) -> float:
+    """Return the share of a frame's pixels on which the model's input depends."""
 
     def pixels(frame: np.ndarray) -> np.ndarray:
         return vlm.preprocess(frame[None, None].repeat(vlm.history, 1))["pixel_values"].cpu().numpy()
 
+    return share_seen(pixels, *FRAME_SIZE)
+
+
+def describe_image_input(vlm: Any) -> str:
+    """Return how many tokens a frame takes, and what part of it is seen."""
     height, width = FRAME_SIZE
-    seen = f"{share_seen(pixels, height, width):.0%} of a frame of {height} x {width} is seen"
+    seen = f"{frame_share_seen(vlm):.0%} of a frame of {height} x {width} is seen"
     return f"{type(vlm.model).__name__}: {image_tokens(vlm)} image tokens a decision, {seen}"
 
 

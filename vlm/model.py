@@ -209,9 +209,12 @@ class PixelVLM(PixelModel):
             return ImageFeatures(fused_clip_tokens(self.model, images), inputs)
         options = {"output_hidden_states": True} if output_hidden_states else {}
         output = self.model.get_image_features(**inputs, **options)
-        tokens = stack_image_tokens(output.pooler_output, getattr(images, "num_images", len(output.pooler_output)))
+        batch = getattr(images, "num_images", len(output.pooler_output))
+        tokens = stack_image_tokens(output.pooler_output, batch)
+        deep = output.deepstack_features if adds_deep_tokens(self.model) else ()
+        deep_tokens = tuple(stack_image_tokens(layer, batch) for layer in deep)
         hidden_states = tuple(output.hidden_states) if output_hidden_states else ()
-        return ImageFeatures(tokens, inputs, hidden_states, getattr(images, "image_ids", None))
+        return ImageFeatures(tokens, inputs, hidden_states, deep_tokens, getattr(images, "image_ids", None))
 
     def encode_cells(self, images: Float[Tensor, "B C H W"] | Mapping[str, Tensor]) -> ImageFeatures:
         """Return the features of images with a token for each cell; without patch expansion, those of `encode_images`.
@@ -253,6 +256,11 @@ def types_prompts(images: Any) -> bool:
 def base_model(model: PreTrainedModel) -> Any:
     """Return a model without peft's wrapper."""
     return getattr(model, "get_base_model", lambda: model)()
+
+
+def adds_deep_tokens(model: PreTrainedModel) -> bool:
+    """Whether the decoder adds features of the image to its first layers too, in the way known here (Qwen3-VL)."""
+    return base_model(model).config.model_type == "qwen3_vl"
 
 
 def uses_mrope(model: PreTrainedModel) -> bool:

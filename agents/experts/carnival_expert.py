@@ -1,4 +1,4 @@
-"""Action values for Carnival from shots played out on the emulator (docs/experts.md: why green pipes).
+"""Action values for Carnival from shots played out on the emulator (docs/experts.md: why green pipes, and the sign).
 
 A shot has the value of what it hits, found by playing it out. No player could, but the positions of bullets and targets
 follow from rows and speeds, which two frames show. A move has minus the expected number of steps to the nearest firing
@@ -21,6 +21,8 @@ BULLETS, PIPES, GUN = 3, 5, 2  # addresses: bullets left, pipes left, the gun's 
 GUN_OFFSET = -4  # pixels from the gun's coordinate to its left edge on the frame
 FIRING_POSITIONS = ((69, 70), (95, 96))  # first and last left edge of the gun from which a bullet hits the wheel
 MUZZLE_OFFSET = 2  # pixels from the gun's left edge to its bullet
+SIGN_POSITIONS = (30, 40)  # from which one hits the sign
+MIN_SIGN = 100  # points that tell a hit of the sign, which shows up to 500 to win or to lose
 GREEN = (26, 102, 26)
 WHEEL = (slice(14, 27), slice(66, 104))  # its part of the frame
 AIRSPACE = (slice(106, 180), slice(8, 160))  # below the rows of targets, where ducks fly
@@ -53,7 +55,6 @@ class CarnivalExpert:
     pipe_value: float = 400.0  # of a green one; one in another color costs as much, so the gun waits
     bullet_cost: float = 60.0
     duck_value: float = 300.0  # in flight
-    target_value: float = 150.0  # once the pipes are gone
     step_cost: float = 30.0
     _observations: tuple[tuple[bytes, Position | None], ...] = ()  # the last two: memory, and the flying duck if any
 
@@ -88,7 +89,7 @@ class CarnivalExpert:
             return center - 4, center + 4
         if ram[PIPES]:
             return min(FIRING_POSITIONS, key=lambda interval: abs(interval[0] - gun))
-        return gun, gun
+        return SIGN_POSITIONS
 
     def _shot_value(self, shot: ShotOutcome, ram: Ram) -> float:
         """Return the value of a shot beyond that of a no-op."""
@@ -97,9 +98,11 @@ class CarnivalExpert:
         value = self.duck_value * shot.hit_duck - self.bullet_cost
         if shot.bullets > 0:
             value += self.bullet_cost * min(shot.bullets, MAX_BULLETS - int(ram[BULLETS]))
+        if not ram[PIPES]:
+            return value + (shot.points if abs(shot.points) >= MIN_SIGN else 0)
         if shot.points in (200, 800):
             return value + (self.pipe_value if shot.wheel_color == GREEN else -self.pipe_value)
-        return value + (self.target_value if shot.points and not ram[PIPES] else 0)
+        return value
 
 
 def find_duck(frame: Frame) -> Position | None:

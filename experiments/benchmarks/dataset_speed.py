@@ -47,7 +47,7 @@ from envs.episode_file import read_episode_file
 from envs.episodes import DatasetInfo, Episode, EpisodeDataset, EpisodeWriter, encode_png, episode_files, read_info
 from envs.games import action_names, find_game
 from envs.protocol import MACHADO2018
-from experiments.benchmarks.harness import Row, TimingArgs, benchmark_main, comparison
+from experiments.benchmarks.harness import Row, TimingArgs, benchmark_main, comparison, rounded
 
 SEED = 600
 EPISODE_STEPS = 1000
@@ -277,7 +277,7 @@ def figure_rows(found: dict[str, dict[str, float]], name: str, first_open: float
     both = {"candidate": found["candidate"], "baseline": found[name]}
     after_reads = {f"{who}_after_reads": round(one["after_reads"]) for who, one in both.items()}
     units: dict[str, tuple[str, str, dict]] = {
-        "open": ("open a dataset", "seconds, median", {"candidate_first_open": round(first_open, 2)}),
+        "open": ("open a dataset", "seconds, median", {"candidate_first_open": rounded(first_open)}),
         "memory": ("resident memory of an open dataset", "MiB, median", after_reads),
         "random": ("random frames", "frames per second, median", {}),
         "whole": ("frames of whole episodes", "frames per second, median", {}),

@@ -73,12 +73,17 @@ def median_seconds(functions: Functions, rounds: int) -> dict[str, float]:
     return {name: float(np.median(times)) for name, times in interleaved(functions, rounds).items()}
 
 
+def rounded(figure: float) -> float:
+    """Return a figure with two decimals, or below 1 with three digits, so that none is 0."""
+    return round(figure, 2) if abs(figure) >= 1 else float(f"{figure:.3g}")
+
+
 def comparison(benchmark: str, candidate: float, baseline: float, baseline_name: str, unit: str, **details: Any) -> Row:
     """Return a row: a candidate's figure beside its baseline's, and their ratio."""
     return {
         "benchmark": benchmark,
-        "candidate": round(candidate, 2),
-        "baseline": round(baseline, 2),
+        "candidate": rounded(candidate),
+        "baseline": rounded(baseline),
         "baseline_name": baseline_name,
         "ratio": round(candidate / baseline, 3),
         "unit": unit,

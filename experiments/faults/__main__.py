@@ -27,8 +27,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from common.command import command, require_at_least, run
 from common.errors import UserError, nearest
 from common.output_lock import output_lock
@@ -112,9 +110,8 @@ PARTS: dict[str, Callable[[Args], Iterator[Job]]] = {
 
 def measure_faults(args: Args) -> Path:
     """Measure what the result file lacks; return the file."""
-    torch.set_num_threads(1)  # a fork of a process with other threads may hang
     require_output_files([args.out])
-    args = replace(args, work=args.work.resolve())  # the forks change their directory
+    args = replace(args, work=args.work.resolve())  # the children change their directory
     with output_lock(args.work):
         for part in args.parts or PARTS:
             for row in run_jobs("faults", PARTS[part](args), args.out, [args.seed]):

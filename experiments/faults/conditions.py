@@ -73,9 +73,9 @@ def _run(*words: str) -> None:
     raise OSError(errno.EBUSY, f"{words[0]} failed", words[-1])
 
 
-def memory(name: str) -> int:
-    """Return a figure of this process's memory in bytes: VmSize, VmPeak, VmRSS or VmHWM, its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def memory(name: str, process: int | None = None) -> int:
+    """Return bytes of memory of a process, by default this one: VmSize, VmPeak, VmRSS or VmHWM, its peak."""
+    lines = Path(f"/proc/{process or 'self'}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 

@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def run_in_envs(command: TinyCommand, work: Path, num_envs: int) -> Path:
     place = work / f"{command.name.replace(' ', '-')}-{num_envs}"
     shutil.rmtree(place, ignore_errors=True)
     words = (*command.words, "--num-envs", str(num_envs))
-    if (ended := run_in_child(TinyCommand(command.name, command.module, words).run, place)).code:
+    if (ended := run_in_child(replace(command, words=words).run, place)).code:
         raise RuntimeError(f"{command.name}: {last_line(ended)}")
     return place
 

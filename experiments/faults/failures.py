@@ -6,21 +6,18 @@ those of an unbroken run.
 """
 
 import errno
-import importlib
-import multiprocessing
 import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from agents import play
 from agents.score_table import format_table
@@ -47,6 +44,8 @@ DISK_CASES = 3  # sizes of a disk, and file events from which on it is full
 MEMORY_SHARES = (0.3, 0.8)  # of the memory that an unbroken run takes
 FAULTS = ("untold", "torn", "hurt", "stuck", "lost", "doubled", "different", "left", "older", "unread")
 OLDER = "an older checkpoint was chosen"
+WAITING = "waiting"  # a file beside a run that waits for the other one
+POLL_SECONDS = 0.005
 PATIENT = Kill(seconds=MAX_SECONDS)
 Case = tuple[str, Ended, dict[str, list[str]]]  # what was done, how the command ended, the paths of each fault
 Row = dict[str, Any]
@@ -159,17 +158,18 @@ def forbid_writing(trial: Trial) -> Iterator[Case]:
 
 def run_twice(trial: Trial) -> Iterator[Case]:
     """Start the command again while it runs: the second is refused, or waits for nothing; the first is unhurt."""
-    event, context = trial.unbroken.events // 2, multiprocessing.get_context("fork")
+    event = trial.unbroken.events // 2
     shutil.rmtree(trial.directory, ignore_errors=True)
-    here, there = context.Pipe()
-    first = context.Process(target=_run_first, args=(trial, event, there))
-    first.start()
-    here.recv()  # the first waits before its event
     beside = trial.directory.with_name(f"{trial.directory.name}-second")
-    second = run_in_child(partial(_run_in, trial), beside)
-    here.send("go on")
-    ended: Ended = here.recv()
-    first.join()
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(trial.run, partial(_wait_before, event, trial.directory, beside))
+        while not ((beside / WAITING).exists() or first.done()):
+            time.sleep(POLL_SECONDS)
+        second = run_in_child(partial(_run_in, trial), beside)
+        (beside / WAITING).unlink(missing_ok=True)
+        ended = first.result()
     faults = {"untold": untold(second) if second.code else ["it was not refused"]}
     faults["hurt"] = [last_line(ended)] if ended.code else []
     yield f"event {event}", second, faults | differences(trial.whole, contents(trial.directory))
@@ -180,13 +180,16 @@ def _run_in(trial: Trial) -> int:
     return trial.command.run()
 
 
-def _run_first(trial: Trial, event: int, parent: Connection) -> None:
+def _wait_before(event: int, directory: Path, beside: Path) -> None:
+    """Let this process wait before a file event until the other run has ended."""
+
     def wait(count: int) -> None:
         if count == event:
-            parent.send("waiting")
-            parent.recv()
+            (beside / WAITING).touch()
+            while (beside / WAITING).exists():
+                time.sleep(POLL_SECONDS)
 
-    parent.send(trial.run(_hook(FileEvents(trial.directory, None, wait))))
+    sys.addaudithook(FileEvents(directory, None, wait))
 
 
 def let_clocks_jump(trial: Trial) -> Iterator[Case]:
@@ -236,22 +239,19 @@ def limit_memories(trial: Trial) -> Iterator[Case]:
 def read_while_appending(trial: Trial, read: Callable[[Path], int | None]) -> Row:
     """Read the output again and again while its command runs; return the row."""
     shutil.rmtree(trial.directory, ignore_errors=True)
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe()
-    writer = context.Process(target=lambda: there.send(trial.run()))
-    writer.start()
     reads, longest, errors = 0, 0, []
-    while not here.poll():
-        try:
-            found = read(trial.directory)
-        except Exception as error:  # all that a reader may raise is a fault
-            errors.append(f"read {reads}: {type(error).__name__}: {error}")
-            found = None
-        if found is not None and found < longest:
-            errors.append(f"read {reads}: {found} entries after {longest}")
-        reads, longest = reads + 1, max(longest, found or 0)
-    ended: Ended = here.recv()
-    writer.join()
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(trial.run)
+        while not writer.done():
+            try:
+                found = read(trial.directory)
+            except Exception as error:  # all that a reader may raise is a fault
+                errors.append(f"read {reads}: {type(error).__name__}: {error}")
+                found = None
+            if found is not None and found < longest:
+                errors.append(f"read {reads}: {found} entries after {longest}")
+            reads, longest = reads + 1, max(longest, found or 0)
+        ended = writer.result()
     row = {"fault": "reading while appending", "command": trial.command.name, "how": "real", "cases": reads}
     counts = {"unread": len(errors), "hurt": int(ended.code != 0), "entries": longest}
     return row | counts | {"examples": errors[:MAX_EXAMPLES]}
@@ -318,10 +318,7 @@ def measure_failure(fault: str, trial: Trial) -> Row:
 
 def measure_failures(work: Path, seed: int, names: tuple[str, ...] = COMMANDS) -> Iterator[Row]:
     """Yield a row for each command and failure; the seed is not used, since nothing is drawn."""
-    torch.set_num_threads(1)  # a fork of a process with other threads may hang
     commands, mounts = tiny_commands(prepare(work / "inputs")), can_mount(work / "mounted")
-    for command in commands.values():
-        importlib.import_module(command.module)  # not in each child
     for name in names:
         trial = Trial.of(commands[name], work / name, mounts)
         for fault in FAILURES if mounts else FAILURES.keys() - {"disk full"}:

@@ -8,23 +8,23 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 
+from experiments.faults.conditions import memory
 from experiments.faults.corruption import CANARY, CLEAR, TITLE
 from experiments.faults.formats import TARGET, Format
-from experiments.faults.processes import CHANGES, WRITING
+from experiments.faults.processes import CHANGES, WRITING, redirect, start_child, wait_or_kill
 
 FAULTS = ("executions", "escapes", "tracebacks", "slow", "memory", "control_sequences")
 RUNNING = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "os.startfile")
@@ -33,6 +33,7 @@ MAX_BYTES = 2**30  # more than the undamaged file takes
 MAX_EXAMPLES = 5
 RAW = tuple(text.encode() for text in (TITLE[:4], CLEAR, TITLE[-1]))
 DEVICES = ("/dev/", "/proc/")
+PEAK = "peak "  # before the bytes of memory that a child took at most
 
 
 @dataclass(frozen=True)
@@ -77,60 +78,35 @@ class Watch:
 
 
 def open_in_child(form: Format, folder: Path) -> Opened:
-    """Open the example in a folder by a forked child, which is killed after `MAX_SECONDS`."""
+    """Open the example in a folder by a child process, which is killed after `MAX_SECONDS`."""
     logs = folder.with_name(f"{folder.name}.out"), folder.with_name(f"{folder.name}.err")
-    read, write = os.pipe()
-    started, child = time.monotonic(), os.fork()
-    if not child:
-        os.close(read)
-        _become_child(form, folder, logs, write)
-    os.close(write)
-    try:
-        status, usage = _wait(child, MAX_SECONDS)
-    except BaseException:
-        os.kill(child, signal.SIGKILL)
-        raise
-    with os.fdopen(read, "rb") as pipe:
-        events = tuple(dict.fromkeys(pipe.read().decode().splitlines()))
-    code, seconds = os.waitstatus_to_exitcode(status), time.monotonic() - started
+    child, told = start_child(partial(_open, form, folder, logs))
+    started, peaks = time.monotonic(), list[int]()
+    code = wait_or_kill(child, MAX_SECONDS, lambda: peaks.append(memory("VmHWM", child.pid)))
+    seconds, events = time.monotonic() - started, tuple(dict.fromkeys(told().decode().splitlines()))
+    peaks += [int(event.removeprefix(PEAK)) for event in events if event.startswith(PEAK)]
+    events = tuple(event for event in events if not event.startswith(PEAK))
     output, errors = (log.read_bytes() for log in logs)
-    return Opened(code, seconds, usage.ru_maxrss * 1024, events, output, errors, (folder / CANARY).exists())
+    return Opened(code, seconds, max(peaks, default=0), events, output, errors, (folder / CANARY).exists())
 
 
-def _wait(child: int, seconds: float) -> tuple[int, Any]:
-    """Return the status and the usage of a child; it is killed after some seconds."""
-    end = time.monotonic() + seconds
-    while True:
-        ended, status, usage = os.wait4(child, os.WNOHANG)
-        if ended:
-            return status, usage
-        if time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-            end = float("inf")
-        time.sleep(0.002)
-
-
-def _become_child(form: Format, folder: Path, logs: tuple[Path, Path], pipe: int) -> None:
-    code = 70
+def _open(form: Format, folder: Path, logs: tuple[Path, Path], pipe: int) -> int:
+    """Open the example in a folder in this process; tell the pipe what is amiss, and at last the peak of memory."""
+    redirect(*logs)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(folder)
+    tempfile.tempdir = datasets.config.HF_DATASETS_CACHE = str(folder / "temporary")
+    sys.dont_write_bytecode = True
+    sys.addaudithook(Watch(folder, pipe))
     try:
-        for stream, log in enumerate(logs, 1):
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
-        os.chdir(folder)
-        tempfile.tempdir = datasets.config.HF_DATASETS_CACHE = str(folder / "temporary")
-        sys.dont_write_bytecode = True
-        sys.addaudithook(Watch(folder, pipe))
-        code = form.open(Path(TARGET))
+        return form.open(Path(TARGET))
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
+        return end.code if isinstance(end.code, int) else 1
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
-        os._exit(code)
+        os.write(pipe, f"{PEAK}{memory('VmHWM')}\n".encode())
 
 
 def faults_of(opened: Opened, normal_bytes: int) -> set[str]:

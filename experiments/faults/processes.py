@@ -1,22 +1,32 @@
-"""A command in a forked child of a process that has imported everything: it starts at once, and may be killed."""
+"""A command in a child process that starts at once, since it is a fork of a server that has imported everything.
+
+The server runs nothing itself. A fork of the process that measures would lack its threads, those of OpenVINO and of
+Arrow among them, and crash now and then.
+"""
 
 import contextlib
+import faulthandler
+import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+import cloudpickle
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink")
 UNCOUNTED = "tfevents"  # logs are written by a thread, at any moment
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["experiments.faults.formats", "experiments.faults.tiny_commands"])
 
 
 @dataclass(frozen=True)
@@ -68,51 +78,69 @@ class Ended:
 
 
 def run_in_child(main: Callable[[], int], directory: Path, kill: Kill = Kill()) -> Ended:
-    """Run a command in a child process in a directory, which is made if it is missing; events are those below it."""
+    """Run a command in a child process in a directory, which is made if it is missing; events are those below it.
+
+    The child has this process's environment and a copy of what `main` refers to.
+    """
     directory = directory.resolve()  # the child changes its own
     directory.mkdir(parents=True, exist_ok=True)
     log = directory.with_name(f"{directory.name}.log")
-    read, write = os.pipe()
-    started, child = time.monotonic(), os.fork()
-    if not child:
-        os.close(read)
-        _become_child(main, directory, log, kill, write)
-    os.close(write)
+    child, told = start_child(partial(_run_watched, main, directory, log, kill.event))
+    started = time.monotonic()
+    code = wait_or_kill(child, kill.seconds)
+    return Ended(code, len(told()), time.monotonic() - started, log.read_text(errors="replace"))
+
+
+def start_child(main: Callable[[int], int]) -> tuple[BaseProcess, Callable[[], bytes]]:
+    """Run a function in a child, which gets a file descriptor; return the child, and what returns the bytes written."""
+    read, write = SERVER.Pipe(duplex=False)
+    child = SERVER.Process(target=_call_and_exit, args=(cloudpickle.dumps(main), dict(os.environ), write))
+    child.start()
+    write.close()
+
+    def told() -> bytes:
+        with os.fdopen(os.dup(read.fileno()), "rb") as pipe:
+            return pipe.read()
+
+    return child, told
+
+
+def wait_or_kill(child: BaseProcess, seconds: float | None, before_kill: Callable[[], object] = lambda: None) -> int:
+    """Return the exit code of a child; it is killed after some seconds, and when this process is to end."""
     try:
-        if kill.seconds is not None:
-            _kill_after(child, kill.seconds)
-        status = os.waitpid(child, 0)[1]
-    except BaseException:  # this process is to end, and its child with it
-        os.kill(child, signal.SIGKILL)
-        raise
-    with os.fdopen(read, "rb") as pipe:
-        events = len(pipe.read())
-    return Ended(os.waitstatus_to_exitcode(status), events, time.monotonic() - started, log.read_text(errors="replace"))
+        child.join(seconds)
+        if child.exitcode is None:
+            before_kill()
+    finally:
+        child.kill()
+        child.join()
+    assert child.exitcode is not None
+    return child.exitcode
 
 
-def _become_child(main: Callable[[], int], directory: Path, log: Path, kill: Kill, write: int) -> None:
-    """Run the command and end the process, whatever happens."""
+def _call_and_exit(main: bytes, environment: dict[str, str], write: Connection) -> None:
+    """Call a function and end the process, whatever happens."""
     code = 70
     try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for stream in (1, 2):
-            os.dup2(output, stream)
-        sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
-        os.chdir(directory)
-        tqdm.set_lock(threading.RLock())  # its own is shared with later children, who would wait for a killed one
-        sys.addaudithook(FileEvents(directory, kill.event, lambda _: os.write(write, b".")))
-        code = main()
+        faulthandler.enable()  # a crash of native code tells where
+        os.environ.update(environment)
+        code = cloudpickle.loads(main)(write.fileno())
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(code)
 
 
-def _kill_after(child: int, seconds: float) -> None:
-    """Kill a child after some seconds, unless it has ended by then."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            return
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
+def _run_watched(main: Callable[[], int], directory: Path, log: Path, kill_at: int | None, pipe: int) -> int:
+    redirect(log, log)
+    os.chdir(directory)
+    sys.addaudithook(FileEvents(directory, kill_at, lambda _: os.write(pipe, b".")))
+    return main()
+
+
+def redirect(output: Path, errors: Path) -> None:
+    """Write what this process prints to files, which may be one, line by line."""
+    files = {path: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in (output, errors)}
+    for stream, path in enumerate((output, errors), 1):
+        os.dup2(files[path], stream)
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))

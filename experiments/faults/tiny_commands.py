@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
+
 from agents import record
 from common.command import run
 from envs.protocol import Protocol
@@ -54,6 +56,7 @@ class TinyCommand:
 
     def run(self) -> int:
         """Run the command in this process."""
+        torch.set_num_threads(1)  # the same numbers bit for bit, on a busy machine too
         module = importlib.import_module(self.module)
         with small_numbers():
             return run(lambda: module.main(list(self.words)))
@@ -104,11 +107,10 @@ def prepare(inputs: Path) -> dict[str, str]:
 
 
 def tiny_commands(inputs: dict[str, str]) -> dict[str, TinyCommand]:
-    """Return the commands by name, whose inputs are those of `prepare`; import their modules, for forks to share."""
+    """Return the commands by name, whose inputs are those of `prepare`."""
     found = {}
     for name, line in LINES.items():
         module, *words = line.format(**inputs).split()
-        importlib.import_module(module)
         out = "out.json" if name in RESULT_FILES else "out"
         found[name] = TinyCommand(name, module, (*words, "--out", out), name not in INEXACT)
     return found

@@ -22,7 +22,7 @@ from experiments.studies.jobs import Job
 from experiments.studies.reader import ReaderConfig
 from pretrain.reconstruct import comparison_grid
 from pretrain.referring import evaluation
-from pretrain.referring.recorded_games import GameReferringDataset
+from pretrain.referring.scene_dataset import SceneDataset
 from vlm import checkpoint
 from vlm.released_checkpoints import RELEASED_POLICY
 from vlm.segmentation.mask_drawing import draw_mask
@@ -89,7 +89,7 @@ def draw(seeds: Sequence[int] | None, work: Path, config: OneModelConfig = ONE_M
 
 def _masks(config: OneModelConfig, game: str, segmenter: ReferringSegmenter) -> Image.Image:
     """Return a frame of a game, the true mask of the first expression that means an object, and what is found."""
-    test = GameReferringDataset(
+    test = SceneDataset(
         [config.data_dir / f"random-{game}"],
         "test",
         val_episodes=config.mask_episodes,

@@ -30,9 +30,9 @@ from experiments.studies.jobs import Job
 from experiments.studies.pvp_nano import frame_dataset
 from pretrain.reconstruct import comparison_grid
 from pretrain.referring.point_objective import grid_mask
-from pretrain.referring.recorded_games import GameReferringDataset
 from pretrain.referring.referring_config import CONFIGS, ReferringConfig
 from pretrain.referring.samples import ReferringSample
+from pretrain.referring.scene_dataset import SceneDataset
 from pretrain.referring.segmentation_metrics import Confusion, confusion, segmentation_metrics
 from pretrain.referring.train import train_referring
 from vlm import checkpoint
@@ -99,15 +99,15 @@ def jobs(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NAN
     return found
 
 
-def load_test_sets(config: ExperimentConfig, method: MaskMethod, history: int = 1) -> dict[str, GameReferringDataset]:
+def load_test_sets(config: ExperimentConfig, method: MaskMethod, history: int = 1) -> dict[str, SceneDataset]:
     """Return the test expressions of all conditions by the name of their set."""
     seen, unseen = (
         [frame_dataset(config.pretraining, game) for game in games] for games in (config.games, config.held_out_games)
     )
     fixed = {"count": method.test_expressions, "history": history, "seed": TEST_SEED}
     return {
-        "test": GameReferringDataset(seen, "test", val_episodes=config.pretraining.training.data.val_episodes, **fixed),
-        "held-out games": GameReferringDataset(unseen, "all", **fixed),
+        "test": SceneDataset(seen, "test", val_episodes=config.pretraining.training.data.val_episodes, **fixed),
+        "held-out games": SceneDataset(unseen, "all", **fixed),
     }
 
 
@@ -163,7 +163,7 @@ def draw(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NAN
     )
 
 
-def _compare(test: GameReferringDataset, name: str, index: int, runs: dict[str, Path]) -> Image.Image:
+def _compare(test: SceneDataset, name: str, index: int, runs: dict[str, Path]) -> Image.Image:
     item = test[index]
     masks = {item.expressions[0]: item.masks[0]}
     masks |= {condition: np.load(run / f"{name}-{index}.npy") for condition, run in runs.items()}

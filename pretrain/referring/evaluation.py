@@ -37,10 +37,10 @@ from common.run_arguments import require_same_arguments, to_json
 from pretrain.referring.answers import Answer, open_answers, read_answers, remove_answers
 from pretrain.referring.coco_masks import COMPAT_MODES, MaskError, decode_mask, encode_mask
 from pretrain.referring.mask_predictions import MaskPrediction, read_predictions, write_predictions
-from pretrain.referring.recorded_games import GameReferringDataset
 from pretrain.referring.refcoco import RefCocoDataset
 from pretrain.referring.referring_config import GAMES
 from pretrain.referring.samples import ReferringSample, ReferringTestSet
+from pretrain.referring.scene_dataset import SceneDataset
 from pretrain.referring.segmentation_metrics import ciou_interval, confusion, segmentation_metrics
 from vlm import checkpoint
 from vlm.device import best_device
@@ -57,7 +57,7 @@ class Args:
     """Evaluate referring segmentation."""
 
     data: tuple[Path, ...]
-    """The folder of REFER's layout; with --dataset games, directories of recorded games."""
+    """The folder of REFER's layout; with --dataset games, directories of recorded games and of cut-outs."""
     out: Path = Path("runs/referring-evaluation")
     """The directory for predictions, metrics and images."""
     dataset: str = GAMES
@@ -93,7 +93,7 @@ class Args:
 def load_test_set(args: Args, history: int) -> ReferringTestSet:
     """Return the expressions to evaluate on."""
     if args.dataset == GAMES:
-        return GameReferringDataset(
+        return SceneDataset(
             args.data, args.split, args.count, history, args.val_episodes, args.no_target_fraction, args.seed
         )
     data = RefCocoDataset(args.data[0], args.dataset, args.split, compat=args.compat)

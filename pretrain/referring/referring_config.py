@@ -31,9 +31,9 @@ class ReferringData:
     """Frames, expressions and how masks are predicted."""
 
     data: tuple[Path, ...] = ()
-    """Directories of recorded games; with another --dataset, the folder of REFER's layout."""
+    """Directories of recorded games and of cut-outs; with another --dataset, the folder of REFER's layout."""
     dataset: str = GAMES
-    """games, refcoco, refcoco+ or refcocog."""
+    """games, also for cut-outs; refcoco, refcoco+ or refcocog."""
     split: str = "train"
     """The split to train on."""
     size: tuple[int, int] | None = None

@@ -2,13 +2,15 @@
 
     python -m pretrain.referring --data data/random-Carnival data/random-MsPacman --init runs/pvp/last --out runs/refer
     python -m pretrain.referring --data data/random-* --init runs/pvp/last --encoder-learning-rate 0 --out runs/frozen
+    python -m pretrain.referring --data data/cutouts data/random-* --init runs/pvp/last --out runs/things
     python -m pretrain.referring --data data/refer --dataset refcoco --init runs/pvp/last --out runs/refcoco
     python -m pretrain.referring --data data/random-* --mask points --grid 32 --init runs/pvp/last --out runs/points
     python -m pretrain.referring.show --game MsPacman --expression "the red ghost" --init runs/refer/last
 
-Expressions are made from recorded games (`pretrain.referring.recorded_games`), whose last games are held out, or are
-those of RefCOCO, RefCOCO+ or RefCOCOg (`pretrain.referring.refcoco`). Masks come from a head on the encoder's feature
-maps (`vlm.segmentation.mask_head`) or as points in text (`vlm.segmentation.point_prediction`), as in Gou et al. 2024.
+Expressions are made from recorded games, whose last games are held out, and from named cut-outs pasted on photographs
+(`pretrain.referring.scene_dataset`), or are those of RefCOCO, RefCOCO+ or RefCOCOg (`pretrain.referring.refcoco`).
+Masks come from a head on the encoder's feature maps (`vlm.segmentation.mask_head`) or as points in text
+(`vlm.segmentation.point_prediction`), as in Gou et al. 2024.
 The same command resumes a run that was killed.
 """
 
@@ -23,10 +25,10 @@ from common.command import command
 from common.errors import UserError
 from pretrain.referring.mask_objective import MaskHeadObjective, MaskSampler
 from pretrain.referring.point_objective import PointObjective, PointQuestionSampler, calibrate_logit_bias
-from pretrain.referring.recorded_games import GameReferringDataset
 from pretrain.referring.refcoco import RefCocoDataset, RefCocoSampler
 from pretrain.referring.referring_config import CONFIGS, GAMES, PHOTOGRAPH_SIZE, ReferringConfig, ReferringData
 from pretrain.referring.samples import ReferringSource
+from pretrain.referring.scene_dataset import SceneDataset
 from vlm import checkpoint
 from vlm.model import PixelVLM
 from vlm.presets import build
@@ -51,9 +53,7 @@ def start_head(config: ReferringConfig, vlm: PixelVLM) -> MaskHead:
 def open_referring_source(data: ReferringData, steps: int, history: int, seed: int) -> ReferringSource:
     """Return what frames and expressions are drawn from."""
     if data.dataset == GAMES:
-        return GameReferringDataset(
-            data.data, data.split, steps, history, data.val_episodes, data.no_target_fraction, seed
-        )
+        return SceneDataset(data.data, data.split, steps, history, data.val_episodes, data.no_target_fraction, seed)
     dataset = RefCocoDataset(data.data[0], data.dataset, data.split)
     if dataset.note:
         print(dataset.note, file=sys.stderr)

@@ -33,6 +33,8 @@ from envs.atari import make_envs
 from envs.episodes import EpisodeDataset
 from envs.games import action_names, find_game
 from envs.protocol import MACHADO2018, PROTOCOLS
+from vlm import checkpoint
+from vlm.presets import build
 from vlm.prompts import parse_action
 from vlm.released_checkpoints import RELEASED_POLICY
 
@@ -430,3 +432,26 @@ def test_a_whole_game_on_video_has_the_score_of_the_local_agent(tmp_path):
     assert [served["rows"][0][name] for name in names] == [local["rows"][0][name] for name in names]
     assert served["rows"][0]["scores"][0] > 0
     assert next((tmp_path / "served").glob("*.mp4")).stat().st_size > 10_000
+
+
+def test_one_table_holds_models_behind_an_endpoint_and_policies_here_each_with_the_limits_it_takes(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setitem(PROTOCOLS, "machado2018", replace(MACHADO2018, max_episode_frames=40))
+    checkpoint.save(build("tiny"), tmp_path / "tiny")
+    agents = ("api:m", f"vlm:{tmp_path / 'tiny'}", "random")
+    games, out = ("Carnival", "MsPacman"), tmp_path / "s.json"
+    with endpoint(lambda number, _: "fire" if number % 4 else "What a game!") as server:
+        asked = ("--history", 2, "--image-tokens", 9, "--base-url", server.url, "--price", 1000, 5000)
+        assert command(score, "--agents", *agents, "--games", *games, "--episodes", 1, *asked, "--out", out) == 2
+        assert "--image-tokens: expected a model of transformers among --agents, got api:m" in capsys.readouterr().err
+        assert not server.bodies
+        asked = [one for one in asked if one not in ("--image-tokens", 9)]
+        assert command(score, "--agents", *agents, "--games", *games, "--episodes", 1, *asked, "--out", out) == 0
+    result, table = json.loads(out.read_text()), capsys.readouterr().out
+    assert [(row["agent"], row["game"], row.get("history")) for row in result["rows"]] == [
+        (agent, game, 2 if agent == "api:m" else None) for game in games for agent in agents
+    ]
+    assert result["protocol"]["paused"]
+    (line,) = [line for line in table.split("Ms. Pac-Man")[0].splitlines() if "api:m" in line]
+    assert "2 of 10 answers invalid (20.0%)  10 requests, 1,000 + 20 tokens, $1.10" in line

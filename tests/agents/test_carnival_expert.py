@@ -1,4 +1,4 @@
-"""The Carnival expert shoots the wheel while it is green, and knows the expected steps to a firing position."""
+"""The Carnival expert shoots the wheel while it is green, then the sign; it knows the steps to a firing position."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,9 @@ import pytest
 from agents.experts.carnival_expert import (
     FRAME_SKIP,
     MAX_OFFSET,
+    MIN_SIGN,
     MOVES,
+    PIPES,
     STICKY_PROBABILITY,
     CarnivalExpert,
     cost_to_go,
@@ -30,6 +32,28 @@ def test_it_shoots_green_pipes_one_after_the_other():
     assert len(pipes) >= 3
     assert pipes[0] == 200
     assert set(pipes[1:]) == {800}  # the pipe before had the same colour
+
+
+@pytest.mark.slow
+def test_once_the_pipes_are_gone_it_waits_below_the_sign_and_shoots_at_what_it_gives():
+    """The sign of this seed gives 500 points at decision 809, and takes 500 before: a shot then is worth as little."""
+    with EmulatorEnvs(find_game("Carnival"), 1) as envs:
+        agent = SearchAgent(envs, make_search("carnival-expert", envs), "carnival-expert")
+        gone, rewards, worst = None, [], 0.0
+        noop, fire = (envs.action_names.index(name) for name in ("noop", "fire"))
+        for transition in play_games(agent, envs, [611]):
+            if gone is None and not envs.emulators[0].ram[PIPES]:
+                gone = transition.step
+            if gone is not None:
+                worst = min(worst, transition.scores[fire] - transition.scores[noop])
+                if transition.reward:
+                    rewards.append(transition.reward)
+            if transition.step >= 900:
+                break
+    assert gone is not None
+    assert 500 in rewards
+    assert worst <= -500
+    assert sum(reward >= MIN_SIGN for reward in rewards) >= len(rewards) / 2  # others crossed a shot's way
 
 
 def test_evaluating_actions_leaves_the_emulator_unchanged_and_repeats_the_values_of_moves():

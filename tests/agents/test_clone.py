@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ import torch
 
 from agents import checkpoint_selection, clone
 from agents.auxiliary_action_head import AuxiliaryActionHead
-from agents.bc_dataset import BCSampler, build_targets, flipped_actions, load_labelled_datasets
+from agents.bc_dataset import BCSampler, FrameAugmentation, build_targets, flipped_actions, load_labelled_datasets
 from agents.bc_objective import BehaviorCloningObjective
 from agents.clone_config import CONFIGS
 from common.command import run
 from common.errors import UserError
 from common.files import write_text_atomically
 from envs.episodes import DatasetInfo, Episode, EpisodeDataset, EpisodeWriter
+from envs.play_conditions import shift_frames
 from envs.protocol import MACHADO2018
 from vlm import checkpoint
 from vlm.presets import build
@@ -106,7 +108,7 @@ def test_a_flip_swaps_left_and_right_in_frames_and_in_actions(labelled):
     assert flipped_actions(NAMES) == [0, 1, 3, 2, 5, 4]
     dataset = build_targets(EpisodeDataset(labelled), "soft", 0.25, 0.3)
     (plain,) = batch_of(BCSampler([dataset], 2, 100), 0).games
-    (turned,) = batch_of(BCSampler([dataset], 2, 100, flipped={"Carnival"}), 0).games
+    (turned,) = batch_of(BCSampler([dataset], 2, 100, augmentation=FrameAugmentation({"Carnival"})), 0).games
     flipped = 0
     for row in range(100):
         if torch.equal(plain.frames[row], turned.frames[row]):
@@ -116,6 +118,38 @@ def test_a_flip_swaps_left_and_right_in_frames_and_in_actions(labelled):
         assert torch.equal(plain.frames[row].flip(2), turned.frames[row])
         assert torch.equal(plain.targets[row, [0, 1, 3, 2, 5, 4]], turned.targets[row])
     assert 30 < flipped < 70
+
+
+def test_frames_of_an_example_are_moved_and_recolored_alike_and_its_targets_stay(labelled):
+    dataset = build_targets(EpisodeDataset(labelled), "soft", 0.25, 0.3)
+    (plain,) = batch_of(BCSampler([dataset], 2, 60), 0).games
+    (moved,) = batch_of(BCSampler([dataset], 2, 60, augmentation=FrameAugmentation(shift=3)), 0).games
+    (swapped,) = batch_of(BCSampler([dataset], 2, 60, augmentation=FrameAugmentation(swapped_colors=0.5)), 0).games
+    assert torch.equal(plain.targets, moved.targets)
+    assert torch.equal(plain.targets, swapped.targets)
+    moves = set()
+    for before, after in zip(plain.frames.numpy(), moved.frames.numpy(), strict=True):
+        found = [
+            (down, right)
+            for down, right in product(range(-3, 4), repeat=2)
+            if np.array_equal(shift_frames(before, down, right), after)
+        ]
+        assert found
+        moves |= set(found[:1])
+    assert len(moves) > 20
+    orders = {
+        next(order for order in permutations(range(3)) if np.array_equal(before[..., list(order)], after))
+        for before, after in zip(plain.frames.numpy(), swapped.frames.numpy(), strict=True)
+    }
+    assert len(orders) > 3
+    unchanged = (plain.frames == swapped.frames).flatten(1).all(1).float().mean()
+    assert 0.4 < unchanged < 0.8
+
+
+def test_moved_frames_are_filled_by_their_edges():
+    frame = np.arange(12, dtype=np.uint8).reshape(1, 3, 4, 1).repeat(3, axis=-1)
+    assert shift_frames(frame, 1, -2)[0, :, :, 0].tolist() == [[2, 3, 3, 3], [2, 3, 3, 3], [6, 7, 7, 7]]
+    assert np.array_equal(shift_frames(frame, 0, 0), frame)
 
 
 def test_hard_targets_are_the_experts_best_action_or_the_players(tmp_path):

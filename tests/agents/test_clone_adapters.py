@@ -11,7 +11,7 @@ from agents.clone import clone
 from agents.clone_config import CONFIGS
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.protocol import MACHADO2018
-from tests.hub_checkpoints import write
+from experiments.model_classes.tiny_checkpoints import write
 from vlm import checkpoint
 from vlm.decoding.candidate_scoring import CandidateScorer
 

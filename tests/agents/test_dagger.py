@@ -14,11 +14,14 @@ from agents.expert_self_agreement import expert_self_agreement
 from common.command import run
 from common.errors import UserError
 from envs.episodes import EpisodeDataset
+from experiments.model_classes.tiny_checkpoints import write
 from vlm import checkpoint
 from vlm.presets import build
 
 SMALL = ("--iterations", "2", "--episodes", "1", "--steps", "2", "--batch-size", "8",
          "--trainer", "save_steps=1", "dataloader_num_workers=0")  # fmt: skip
+
+ACCURACY = {"action_accuracy": 0.5}
 
 
 def command(*arguments):
@@ -88,6 +91,21 @@ def test_an_iteration_trains_from_the_current_policy_at_decayed_rates(tmp_path, 
     assert (used.run.steps, used.model.init, used.data.data) == (7, tmp_path / "start", (tmp_path,))
     assert used.optimizer.learning_rate == 0.25 * config.optimizer.learning_rate
     assert used.optimizer.auxiliary_learning_rate == pytest.approx(0.1)
+
+
+def test_the_policy_that_is_recorded_reads_as_many_frames_and_tokens_as_it_is_trained_on(tmp_path, monkeypatch):
+    recorded, trained = [], []
+    monkeypatch.setattr(dagger, "expert_self_agreement", lambda *_: {"agreement": 1.0})
+    monkeypatch.setattr(dagger.record, "record", lambda args: recorded.append(args.limits) or tmp_path / "recorded")
+    monkeypatch.setattr(dagger, "clone", lambda config: trained.append(config.model) or tmp_path / "made")
+    monkeypatch.setattr(dagger, "EpisodeDataset", lambda _: None)
+    monkeypatch.setattr(dagger, "rollout_metrics", lambda _: {"expert": "", "scores": [1], "labels": 1} | ACCURACY)
+    monkeypatch.setattr(dagger.checkpoint, "content_hash", lambda _: "abc")
+    init = write("idefics3", tmp_path / "init")
+    words = ("--games", "mspacman", "--init", init, *SMALL, "--out", tmp_path / "run")
+    assert command(*words, "--image-tokens", "40", "--history", "2") == 0
+    assert [(limits.image_tokens, limits.history) for limits in recorded] == [(40, 2)] * 2
+    assert [(model.image_tokens, model.history) for model in trained] == [(40, 2)] * 2
 
 
 def test_games_are_those_asked_for_or_all_that_were_trained_on(tiny, tmp_path):

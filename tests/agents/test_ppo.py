@@ -20,7 +20,9 @@ from common.errors import UserError
 from envs.atari import AtariEnvs, Step
 from envs.games import find_game
 from envs.protocol import MACHADO2018
+from experiments.model_classes.tiny_checkpoints import write
 from vlm import checkpoint
+from vlm.image_tokens import image_tokens
 from vlm.presets import build
 
 
@@ -40,6 +42,19 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tiny, tmp_pat
     assert command("--game", "Pong", "--init", tiny, "--out", tmp_path / "run", *arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_model_of_transformers_learns_with_as_many_frames_and_image_tokens_as_asked_for(tmp_path):
+    init = write("idefics3", tmp_path / "init")
+    small = ("--num-iterations", 1, "--num-envs", 2, "--num-steps", 2, "--num-epochs", 1, "--minibatch-size", 4)
+    words = ("--game", "Pong", "--init", init, *small, "--image-tokens", 40, "--history", 2)
+    assert command(*words, "--out", tmp_path / "run") == 0
+    learned = checkpoint.load(tmp_path / "run" / "last")
+    assert learned.history == 2
+    assert image_tokens(learned) == 2 * 20
+    own, first = learned.model.state_dict(), checkpoint.load(init).model.state_dict()
+    assert not all(torch.equal(own[name], first[name]) for name in own)
 
 
 def test_a_collector_restores_its_environments_with_their_sticky_actions():

@@ -105,7 +105,7 @@ class Watcher:
 
 def test_the_agent_alone_sees_changed_frames(short_games):
     game, agents, frames = find_game("Carnival"), [], []
-    for change in (None, partial(shift_frames, pixels=4)):
+    for change in (None, partial(shift_frames, down=4, right=4)):
         with make_envs(game, 1, CONDITIONS["unchanged"].protocol(score.find_protocol("machado2018"))) as envs:
             watcher = Watcher(envs.action_names)
             agent = ChangedFramesAgent(watcher, change) if change else watcher
@@ -114,7 +114,7 @@ def test_the_agent_alone_sees_changed_frames(short_games):
     plain, changed = (np.concatenate(agent.seen) for agent in agents)
     assert np.array_equal(frames[0], frames[1])  # the loop keeps the true ones
     assert np.array_equal(plain, frames[0])
-    assert np.array_equal(changed, shift_frames(frames[0], 4))
+    assert np.array_equal(changed, shift_frames(frames[0], 4, 4))
     assert agents[0].started == agents[1].started
 
 

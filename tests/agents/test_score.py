@@ -4,11 +4,23 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from agents import score
-from agents.score_table import format_human_normalized, format_table, human_normalized_scores, mean_interval, summarize
+from agents.model_limits import ModelLimits
+from agents.score_table import (
+    format_human_normalized,
+    format_table,
+    format_usage,
+    human_normalized_scores,
+    mean_interval,
+    summarize,
+)
 from common.command import run
 from common.errors import UserError
+from experiments.model_classes.tiny_checkpoints import write
+from vlm import checkpoint
+from vlm.presets import build
 
 
 def command(*arguments):
@@ -244,3 +256,40 @@ def test_models_that_read_or_write_more_are_not_pooled(name):
     row = {"game": "Pong", "agent": "vlm:hub", "seed": 1, "invalid": 0.0, "steps_per_second": 1.0}
     lines = summarize([{**row, name: n, "scores": [float(n)]} for n in (1, 4)])
     assert [(line["agent"], line["mean"]) for line in lines] == [(f"vlm:hub, {name} {n}", n) for n in (4, 1)]
+
+
+def test_what_an_endpoint_was_asked_stands_in_the_table_and_an_unknown_cost_is_not_made_up():
+    asked = {"requests": 1000, "prompt_tokens": 90_000, "completion_tokens": 2000, "answers_without_token_counts": 0}
+    priced, unpriced, uncounted = {"cost": 0.25}, {"cost": None}, {"cost": None, "answers_without_token_counts": 3}
+    assert format_usage([row(1, [1.0])]) == ""
+    usages = [[row(1, [1.0], **asked | own), row(2, [1.0], **asked | priced)] for own in (priced, unpriced, uncounted)]
+    assert [format_usage(rows) for rows in usages] == [
+        "2,000 requests, 180,000 + 4,000 tokens, $0.50",
+        "2,000 requests, 180,000 + 4,000 tokens",
+        "2,000 requests, tokens not counted",
+    ]
+
+
+def test_answers_that_name_no_action_are_counted_over_the_seeds():
+    rows = [row(1, [1.0], invalid=0.5), row(2, [1.0, 2.0], invalid=0.1)]  # of 10 and of 20 answers
+    table = format_table({"protocol": {"name": "machado2018"}, "rows": rows})
+    assert "7 of 30 answers invalid (23.3%)" in table
+
+
+def test_a_limit_reaches_the_models_of_transformers_and_not_the_presets_beside_them(tmp_path):
+    hub, preset = write("llava", tmp_path / "llava"), tmp_path / "preset"
+    checkpoint.save(build("tiny"), preset)
+    saved = tmp_path / "saved"
+    checkpoint.save(checkpoint.load(hub, torch.device("cpu")), saved)
+    agents = (f"vlm:{hub}", f"vlm:{preset}", f"vlm:{saved}", "random")
+    limits = ModelLimits(image_tokens=16, history=2, max_new_tokens=5)
+    jobs = score.list_jobs(score.Args(agents, ("Pong",), tmp_path / "s.json", limits=limits))
+    assert [job.limits for job in jobs] == [limits, ModelLimits(max_new_tokens=5), limits, ModelLimits()]
+
+
+@pytest.mark.parametrize("flag", ["--history", "--image-tokens"])
+def test_a_limit_that_no_agent_takes_is_refused_before_anything_is_played(flag, tmp_path, capsys):
+    arguments = ("--agents", "random", "vlm", "--games", "Pong", flag, 2, "--out", tmp_path / "s.json")
+    assert command(*arguments) == 2
+    assert f"{flag}: expected a model of transformers" in capsys.readouterr().err
+    assert not (tmp_path / "s.json").exists()

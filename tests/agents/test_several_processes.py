@@ -22,9 +22,9 @@ from common.errors import UserError
 from common.processes import ended_peer
 from envs.episodes import DatasetInfo, Episode, EpisodeWriter
 from envs.protocol import MACHADO2018
+from experiments.model_classes.tiny_checkpoints import write
 from pretrain import pvp
 from pretrain.pvp_config import CONFIGS
-from tests.hub_checkpoints import write
 from vlm import checkpoint
 
 NAMES = ("noop", "fire", "right", "left", "right fire", "left fire")
@@ -140,6 +140,35 @@ def test_an_error_of_a_process_that_lost_another_is_one_line(monkeypatch, capsys
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: process 1 of 2 lost another one, which says why above or was killed: ")
     assert ended_peer(ValueError("a defect")) is None
+
+
+COMMAND = """
+import sys
+import torch
+from common.command import run
+torch.distributed.init_process_group("gloo")
+HELD = torch.distributed.group.WORLD
+def main():
+    for _ in range(30):
+        HELD.allreduce([torch.ones(200_000)])
+    print("done")
+    return 0
+sys.exit(run(main))
+"""
+
+
+@pytest.mark.slow
+def test_a_command_ends_while_threads_of_its_group_hold_tensors(tmp_path):
+    """Python's own end lets them abort the process, in five of six launches of this command."""
+    (tmp_path / "command.py").write_text(COMMAND)
+    for _ in range(2):
+        launched = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "command.py"],
+            capture_output=True, text=True, cwd=tmp_path, timeout=100,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        )  # fmt: skip
+        assert launched.returncode == 0, launched.stderr
+        assert launched.stdout == "done\n" * 2
 
 
 def test_one_process_shares_with_none(tmp_path):

@@ -42,3 +42,8 @@ def test_zero_counts_are_refused(option, tmp_path, capsys):
     arguments = ["--out", str(tmp_path / "b.json"), option, "0"]
     assert run(lambda: benchmark_main(Args, lambda _: [], [], "")(arguments)) == 2
     assert f"{option} must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_a_small_figure_is_not_rounded_to_nothing():
+    row = comparison("open", 0.00042, 123.456, "rest", "seconds")
+    assert (row["candidate"], row["baseline"]) == (0.00042, 123.46)

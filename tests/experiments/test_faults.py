@@ -1,10 +1,13 @@
 """Kills are made before every file event, and what they do to a command is counted."""
 
+import ctypes
 import json
 import os
 import runpy
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -134,6 +137,31 @@ def test_a_child_killed_amid_a_progress_bar_stops_no_later_one(tmp_path):
 
     assert run_in_child(die_amid_a_bar, tmp_path / "killed").code == -signal.SIGKILL
     assert run_in_child(show_a_bar, tmp_path / "next", Kill(seconds=10)).code == 0
+
+
+def test_a_child_is_no_fork_of_this_process(tmp_path):
+    """It would lack this process's threads, for which native libraries wait or crash."""
+
+    def tell_parent():
+        print(os.getppid(), threading.active_count())
+        return 0
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(time.sleep, 0).result()
+        parent, threads = run_in_child(tell_parent, tmp_path / "child").log.split()
+    assert int(parent) not in (os.getpid(), 1)
+    assert threads == "1"
+    names = [task.read_text().strip() for task in Path(f"/proc/{parent}/task").glob("*/comm")]
+    assert len([name for name in names if name.startswith("python")]) == 1, names
+
+
+def test_a_crash_of_native_code_tells_where(tmp_path):
+    def crash():
+        ctypes.string_at(0)
+
+    ended = run_in_child(crash, tmp_path / "child")
+    assert ended.code == -signal.SIGSEGV
+    assert "in crash" in ended.log
 
 
 def test_files_that_cannot_be_read_are_torn(tmp_path):

@@ -50,14 +50,17 @@ def test_films_differ_by_frames_and_by_length(tmp_path):
     assert compare_films(one, tmp_path / "short.mp4") == (3, 1)
 
 
-def test_games_that_differ_with_the_number_of_environments_are_named(tmp_path, monkeypatch):
-    def score(words):
-        num_envs = int(words[words.index("--num-envs") + 1])
+class ScoreByEnvs(TinyCommand):
+    """Scores three games, the last of them by the number of environments."""
+
+    def run(self):
+        num_envs = int(self.words[self.words.index("--num-envs") + 1])
         Path("scores.json").write_text(json.dumps({"rows": [{"seed": 0, "scores": [1, 2, num_envs]}]}))
         return 0
 
-    monkeypatch.setattr("agents.score.main", score)
-    row = compare_envs(TinyCommand("score", "agents.score", ()), tmp_path, scored_games)
+
+def test_games_that_differ_with_the_number_of_environments_are_named(tmp_path):
+    row = compare_envs(ScoreByEnvs("score", "agents.score", ()), tmp_path, scored_games)
     assert (row["games"], row["different"], row["examples"]) == (3, 1, ["seed 0 game 2"])
 
 

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
-from pretrain.data import debian_packages, photographs
+from pretrain.data import debian_packages, package_pictures
 from pretrain.data.debian_packages import PackageNotFoundError, download_package, licenses
 from pretrain.data.images import open_image_source
-from pretrain.data.photographs import Args, Thumbnails, fetch, is_held_out, main, to_photograph
+from pretrain.data.package_pictures import is_held_out
+from pretrain.data.photographs import Args, Thumbnails, fetch, main, to_photograph
 from pretrain.data.qt_resources import read_resources
 from pretrain.data.scikit_image_photographs import EVALUATION_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS
 
@@ -89,10 +90,10 @@ def packages(monkeypatch, unpacked):
             raise PackageNotFoundError(f"E: Unable to locate package {name}")
         return folder / f"{name}_1.0_all.deb"
 
-    monkeypatch.setattr(photographs, "require_debian_tools", lambda: None)
-    monkeypatch.setattr(photographs, "download_package", download)
-    monkeypatch.setattr(photographs, "unpack_package", lambda file, folder: unpacked.rename(folder))
-    monkeypatch.setattr(photographs, "package_version", lambda file: "1.0")
+    monkeypatch.setattr(package_pictures, "require_debian_tools", lambda: None)
+    monkeypatch.setattr(package_pictures, "download_package", download)
+    monkeypatch.setattr(package_pictures, "unpack_package", lambda file, folder: unpacked.rename(folder))
+    monkeypatch.setattr(package_pictures, "package_version", lambda file: "1.0")
     return downloaded
 
 

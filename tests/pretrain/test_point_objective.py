@@ -14,14 +14,14 @@ from pretrain.referring.point_objective import (
     grid_mask,
     sample_points,
 )
-from pretrain.referring.recorded_games import GameReferringDataset
 from pretrain.referring.referring_config import ReferringData
+from pretrain.referring.scene_dataset import SceneDataset
 from vlm.presets import build
 from vlm.segmentation.point_prediction import PointPromptFormat, predict_points
 
 
 def point_objective(vlm, data, expressions, grid, points, attention_supervision=0.0, no_target=0.0):
-    source = GameReferringDataset(data, "train", 1, vlm.history, no_target_fraction=no_target)
+    source = SceneDataset(data, "train", 1, vlm.history, no_target_fraction=no_target)
     prompts = PointPromptFormat.of(vlm)
     data = ReferringData(images=2, expressions=expressions, grid=grid, points=points)
     sampler = PointQuestionSampler(prompts, source, data)
@@ -104,7 +104,7 @@ def test_a_model_overfits_one_batch_and_predicts_its_points(two_games):
 
 def test_calibrated_logits_predict_1_as_often_as_it_is_true_of_an_image(two_games):
     vlm = build("tiny", seed=1)
-    source = GameReferringDataset(two_games, "train", 1, vlm.history, no_target_fraction=0)
+    source = SceneDataset(two_games, "train", 1, vlm.history, no_target_fraction=0)
     bias = calibrate_logit_bias(vlm, source, 16, seed=0, images=24, points=32)
     rng, predicted, true = np.random.default_rng(5), [], []
     for _ in range(24):

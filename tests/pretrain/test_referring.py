@@ -15,9 +15,9 @@ from pretrain.referring.mask_objective import (
     area_normalized_bce,
     dice_loss,
 )
-from pretrain.referring.recorded_games import GameReferringDataset
 from pretrain.referring.referring_config import CONFIGS, ReferringData
 from pretrain.referring.samples import pad_stack
+from pretrain.referring.scene_dataset import SceneDataset
 from pretrain.referring.train import open_referring_source, train_referring
 from vlm import checkpoint
 from vlm.checkpoint import CheckpointError
@@ -35,7 +35,7 @@ def small(data, out, **changes):
 
 def test_batches_are_drawn_from_seed_and_step_alone_and_hold_true_masks(two_games):
     vlm = build("tiny")
-    source = GameReferringDataset(two_games, "train", 1, vlm.history)
+    source = SceneDataset(two_games, "train", 1, vlm.history)
     objective = MaskHeadObjective(
         vlm, MaskHead.of(vlm, 8), MaskSampler(vlm.tokenizer, source, ReferringData(images=2, expressions=3))
     )
@@ -74,7 +74,7 @@ def test_a_model_overfits_one_batch_and_reports_the_iou_of_its_targets(two_games
     vlm = build("tiny", seed=1)
     torch.manual_seed(0)
     head = MaskHead.of(vlm, 16)
-    source = GameReferringDataset(two_games, "train", 1, vlm.history, no_target_fraction=0)
+    source = SceneDataset(two_games, "train", 1, vlm.history, no_target_fraction=0)
     objective = MaskHeadObjective(vlm, head, MaskSampler(vlm.tokenizer, source, ReferringData(images=2, expressions=1)))
     batch = objective.sampler(0, objective.rng(0, 0))
     optimizer = torch.optim.AdamW([*vlm.model.parameters(), *head.parameters()], lr=5e-3)

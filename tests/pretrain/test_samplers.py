@@ -9,8 +9,8 @@ from pretrain.data.frame_captions import caption_tokenizer
 from pretrain.pvp import pvp_objective
 from pretrain.pvp_config import PvpData
 from pretrain.referring.point_objective import PointQuestionSampler
-from pretrain.referring.recorded_games import GameReferringDataset
 from pretrain.referring.referring_config import ReferringData
+from pretrain.referring.scene_dataset import SceneDataset
 from vlm.clip import build_clip
 from vlm.presets import build
 from vlm.segmentation.point_prediction import PointPromptFormat
@@ -30,7 +30,7 @@ def contrast(vlm, games):
 
 
 def points(vlm, games):
-    source = GameReferringDataset(games, "train", 1, vlm.history)
+    source = SceneDataset(games, "train", 1, vlm.history)
     return PointQuestionSampler(PointPromptFormat.of(vlm), source, ReferringData())
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.hub_checkpoints import write
+from experiments.model_classes.tiny_checkpoints import write
 from vlm import checkpoint
 from vlm.decoding.candidate_scoring import CandidateScorer
 from vlm.decoding.packing import forward_packed

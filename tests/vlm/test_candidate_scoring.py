@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from common.errors import UserError
+from vlm.decoding import candidate_scoring
 from vlm.decoding.candidate_scoring import CandidateScorer, CandidateTrie, generate_text, prompt_ids
+from vlm.precision import autocast
 from vlm.presets import build
 from vlm.prompts import action_prompt
 
@@ -107,3 +109,48 @@ def test_candidates_that_are_empty_or_repeated_are_refused(answers):
 def test_a_prompt_without_an_image_is_refused():
     with pytest.raises(UserError, match="<image>"):
         CandidateScorer(build("tiny"), "action :", PACMAN)
+
+
+def trained(preset, prompt, bf16=False):
+    """Log-probabilities and gradients of a model in training, which is fixed by its preset."""
+    vlm = build(preset)
+    frames = np.random.default_rng(0).integers(0, 256, (3, vlm.history, 210, 160, 3), dtype=np.uint8)
+    vlm.set_attn_implementation("eager")
+    vlm.model.train()
+    with autocast(vlm.device, bf16):
+        scores, state = CandidateScorer(vlm, prompt, FULL).forward(vlm.encode_images(vlm.preprocess(frames)))
+    (scores[:, ::2].sum() + state.float().square().sum()).backward()
+    return scores.detach(), {name: p.grad for name, p in vlm.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, "<image> action :"])
+@pytest.mark.parametrize("preset", ["tiny-clip", "micro"])
+def test_a_llama_that_trains_on_a_cpu_is_computed_otherwise_to_the_same_scores_and_gradients(
+    preset, prompt, monkeypatch
+):
+    monkeypatch.setattr(CandidateScorer, "_forward_decoder", None)  # is not called
+    scores, gradients = trained(preset, prompt)
+    monkeypatch.undo()
+    monkeypatch.setattr(candidate_scoring, "supports_fused_llama", lambda _: False)
+    expected_scores, expected = trained(preset, prompt)
+    assert (scores - expected_scores).abs().max() < 1e-4
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        assert float((gradient - expected[name]).norm()) <= 1e-4 * float(expected[name].norm()) + 1e-6, name
+
+
+def test_in_bfloat16_scores_are_as_near_to_those_of_float32_as_the_classes_own(monkeypatch):
+    exact, _ = trained("micro", PROMPT)
+    fused, _ = trained("micro", PROMPT, bf16=True)
+    monkeypatch.setattr(candidate_scoring, "supports_fused_llama", lambda _: False)
+    plain, _ = trained("micro", PROMPT, bf16=True)
+    assert not torch.equal(fused, exact)  # it did compute in bfloat16
+    assert (fused - exact).abs().max() < max(0.05, 2 * (plain - exact).abs().max())
+
+
+def test_a_prompt_may_begin_with_the_image():
+    vlm = build("tiny", seed=1)
+    pixels, prompt = images(vlm, 2), "<image> action :"
+    with torch.no_grad():
+        scores = CandidateScorer(vlm, prompt, PACMAN).log_probs(vlm.encode_images(pixels))
+    assert (scores[:, 1] - score_alone(vlm, pixels, prompt, PACMAN[1])).abs().max() < 1e-4

@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import load_file
 
 from common.errors import UserError
+from experiments.model_classes.tiny_checkpoints import write
 from pretrain import pvp
 from pretrain.pvp_config import CONFIGS
 from pretrain.pvp_objective import PvpObjective
-from tests.hub_checkpoints import write
 from vlm import checkpoint
 
 SHORT = ("save_steps=9", "warmup_steps=0", "dataloader_num_workers=0", "report_to=none")

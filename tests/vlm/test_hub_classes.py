@@ -7,22 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from PIL import Image
 from transformers.utils import is_torchvision_available
 
 from agents import play, score
-from agents.bc_objective import BehaviorCloningObjective
-from agents.clone import clone
-from agents.clone_config import CONFIGS as CLONE_CONFIGS
 from agents.vlm_agent import VlmAgent
 from common.command import run
 from common.errors import UserError
-from envs.episodes import DatasetInfo, Episode, EpisodeWriter
-from envs.protocol import MACHADO2018, PROTOCOLS
+from envs.protocol import PROTOCOLS
+from experiments.model_classes.jobs import lacks_package
+from experiments.model_classes.tiny_checkpoints import CHAT, CLASSES, write
+from pretrain import reconstruct
 from pretrain.pvp import train_pvp
-from pretrain.pvp_config import CONFIGS
-from pretrain.pvp_objective import PvpObjective
-from tests.hub_checkpoints import CHAT, CLASSES, write
+from pretrain.pvp_config import CONFIGS as PVP_CONFIGS
 from vlm import checkpoint
 from vlm.decoding.candidate_scoring import CandidateScorer, generate_text, prompt_ids
 from vlm.decoding.openvino_scorer import OpenVinoScorer
@@ -31,21 +28,16 @@ from vlm.hf_processor import missing_package
 from vlm.image_tokens import describe_image_input, image_tokens
 from vlm.letterbox import pad_to_aspect_ratio, share_seen
 from vlm.presets import build
-from vlm.prompts import action_prompt
+from vlm.prompts import IMAGE, action_prompt
 
 REFUSED = ("blip2", "instructblip")
-UNSHARED = ("llava-sliding", "qwen3-vl", "paligemma", "paligemma2", "gemma3")  # prompts cannot share a prefix
-NEEDS_TORCHVISION = ("pixtral", "mistral3")
+UNSHARED = ("llava-sliding", "paligemma", "paligemma2", "gemma3")  # prompts cannot share a prefix
 ADMITTED = [
-    pytest.param(
-        name,
-        marks=pytest.mark.skipif(
-            name in NEEDS_TORCHVISION and not is_torchvision_available(), reason="its processor needs torchvision"
-        ),
-    )
+    pytest.param(name, marks=pytest.mark.skipif(bool(lacks_package(name)), reason=f"it needs {lacks_package(name)}"))
     for name in CLASSES
     if name not in REFUSED
 ]
+pytestmark = pytest.mark.usefixtures("spelled_numbers")
 TEXT_CHAT = "{% for one in messages %}{{ one['role'].upper() + ': ' + one['content'] }}{% endfor %} ASSISTANT:"
 NAMES = ("noop", "fire", "up", "up right")
 
@@ -61,12 +53,6 @@ def hub(tmp_path_factory):
         return written[name]
 
     return find
-
-
-@pytest.fixture(autouse=True)
-def _num2words(monkeypatch):
-    """SmolVLM asks for a package that spells numbers, in questions about videos."""
-    monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", str)
 
 
 def frames(count, history=1, seed=0):
@@ -101,24 +87,22 @@ def test_actions_get_the_log_probabilities_of_the_classs_own_generation(hub, nam
     assert len(generate_text(vlm, images, prompt, 2)) == 3
 
 
-@pytest.mark.parametrize("name", ADMITTED)
-def test_every_engine_sees_every_frame_and_engines_agree(hub, name):
-    vlm, played = checkpoint.load(hub(name)), {}
-    for engine in ("torch", "auto"):
-        agent = VlmAgent(vlm, "Pong", NAMES, engine=engine)
-        agent.reset([1])
-        scores = [agent.act(frames(1, seed=seed)[:, 0]).scores for seed in range(3)]
-        played[engine] = np.log(np.concatenate(scores).astype(float) + 1e-30)
-        assert np.abs(np.diff(played[engine], axis=0)).max(1).min() > 1e-4, "two frames have one score"
-    assert np.array_equal(played["torch"], played["auto"])
-    with pytest.raises(UserError, match="brings its own preprocessing and computes in torch; expected --engine torch"):
-        VlmAgent(vlm, "Pong", NAMES, engine="openvino")
-
-
 def test_a_graph_is_not_made_of_a_model_that_preprocesses_outside_of_torch(hub):
     vlm = checkpoint.load(hub("llava"))
     with pytest.raises(UserError, match="LlavaForConditionalGeneration brings its own preprocessing"):
         OpenVinoScorer(CandidateScorer(vlm, vlm.action_prompt("Pong", NAMES), NAMES), frames(1))
+
+
+@pytest.mark.parametrize("name", ADMITTED)
+def test_a_prompt_is_what_the_classs_processor_writes(hub, name):
+    vlm = checkpoint.load(hub(name))
+    stack, prompt = frames(1), vlm.action_prompt("Pong", NAMES)
+    found = prompt_ids(vlm, prompt, vlm.image_ids(vlm.preprocess(stack)))
+    before, after = (part.strip() for part in prompt.split(IMAGE))
+    if name.startswith("paligemma"):  # its processor takes text before an image, its training had none
+        prompt = f"{IMAGE}{before} {after}"
+    text, image = prompt.replace(IMAGE, vlm._image_text), vlm.frame_processor._image(stack[0, 0])
+    assert found == vlm.processor(text=[text], images=[[image]], return_tensors="pt")["input_ids"][0].tolist()
 
 
 @pytest.mark.parametrize("name", ADMITTED)
@@ -137,6 +121,18 @@ def test_many_questions_about_an_image_equal_single_ones_or_are_refused(hub, nam
         ids = torch.tensor([*vlm.bos_ids, *vlm.image_ids(images), *shared, *question]).expand(2, -1)
         alone = vlm.model(**vlm.forward_inputs(ids, images)).logits[:, -1]
         assert torch.allclose(logits[:, number], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", UNSHARED)
+def test_what_shares_a_prefix_is_refused_before_an_output_is_touched(hub, name, tmp_path):
+    config = PVP_CONFIGS["default"].replace(init=hub(name), synthetic=1, grid="8", steps=1, out=tmp_path / "pvp")
+    Image.fromarray(frames(1)[0, 0]).save(tmp_path / "frame.png")
+    args = reconstruct.Args((hub(name),), tmp_path / "seen", (tmp_path / "frame.png",), grid="4")
+    for refused in (lambda: train_pvp(config), lambda: reconstruct.reconstruct(args)):
+        with pytest.raises(UserError, match="cannot share a prefix among prompts: ") as raised:
+            refused()
+        assert "\n" not in str(raised.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["frame.png"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -160,61 +156,6 @@ def test_several_frames_are_several_images(hub, name):
     if name == "llava-sliding":  # its window ends before the earlier frame
         return
     assert not torch.allclose(scorer.log_probs(vlm.encode_images(vlm.preprocess(stacks))), log_probs, atol=1e-4)
-
-
-def same_weights(one, two):
-    first, second = one.model.state_dict(), two.model.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [param for param in ADMITTED if param.values[0] not in UNSHARED])
-@pytest.mark.parametrize("decoder", ["full", "lora"])
-def test_pixel_training_resumes_to_the_same_weights(hub, name, decoder, tmp_path, kill_at_step):
-    config = CONFIGS["default"].replace(
-        init=hub(name), synthetic=1, size=(42, 32), grid="8", images=2, questions=2, decoder=decoder, lora_rank=2,
-        steps=2, trainer=("save_steps=1", "warmup_steps=0", "dataloader_num_workers=0", "report_to=none"),
-    )  # fmt: skip
-    whole = train_pvp(config.replace(out=tmp_path / "whole"))
-    assert train_pvp(config.replace(out=tmp_path / "whole")) == whole, "repeating a finished command"
-    kill_at_step(PvpObjective, 2)
-    with pytest.raises(KeyboardInterrupt):
-        train_pvp(config.replace(out=tmp_path / "killed"))
-    resumed = train_pvp(config.replace(out=tmp_path / "killed"))
-    assert same_weights(checkpoint.load(resumed), checkpoint.load(whole))
-    assert not same_weights(checkpoint.load(resumed), checkpoint.load(hub(name)))
-    _, report = AutoModelForImageTextToText.from_pretrained(resumed, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    """A dataset of one game whose frames are noise."""
-    path, rng = tmp_path_factory.mktemp("data") / "carnival", np.random.default_rng(1)
-    info = DatasetInfo("Carnival", NAMES, MACHADO2018, "test", None, "abc", {})
-    frames, rewards = rng.integers(0, 256, (8, 214, 160, 3), dtype=np.uint8), np.ones(8, np.float32)
-    episode = Episode(frames, rng.integers(len(NAMES), size=8), rewards, None, terminated=True, truncated=False, seed=1)
-    EpisodeWriter(path, info).append(episode)
-    return path
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ADMITTED)
-def test_cloning_resumes_to_the_same_weights(hub, name, dataset, tmp_path, kill_at_step):
-    config = CLONE_CONFIGS["default"].replace(
-        init=hub(name), data=(dataset,), batch_size=2, eval_every=0, steps=2,
-        trainer=("save_steps=1", "warmup_steps=0", "dataloader_num_workers=0", "report_to=none"),
-    )  # fmt: skip
-    whole = clone(config.replace(out=tmp_path / "whole"))
-    assert clone(config.replace(out=tmp_path / "whole")) == whole, "repeating a finished command"
-    kill_at_step(BehaviorCloningObjective, 2)
-    with pytest.raises(KeyboardInterrupt):
-        clone(config.replace(out=tmp_path / "killed"))
-    resumed = clone(config.replace(out=tmp_path / "killed"))
-    assert same_weights(checkpoint.load(resumed), checkpoint.load(whole))
-    updates = checkpoint.read_training(resumed)["parameter_updates"]
-    assert all(updates[role]["changed"] for role in ("encoder", "connector", "decoder"))
 
 
 @pytest.fixture
@@ -334,6 +275,11 @@ def test_an_image_takes_one_tile_or_as_many_tokens_as_are_allowed(hub, name, mos
     with torch.no_grad():
         one, two = (model.encode_images(model.preprocess(frames(1))).tokens for model in (vlm, again))
     assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(("name", "each"), [("idefics3", 20), ("qwen2-vl", 35), ("internvl", 20)])
+def test_the_most_image_tokens_are_of_each_of_several_frames(hub, name, each):
+    assert image_tokens(checkpoint.load(hub(name), image_tokens=40, history=2)) == 2 * each
 
 
 def test_fewer_image_tokens_than_a_class_takes_are_refused(hub, tiny_preset):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from experiments.model_classes.tiny_checkpoints import write
 from pretrain import pvp
 from pretrain.pvp_config import CONFIGS
-from tests.hub_checkpoints import write
 from vlm import checkpoint
 from vlm.training.memory import training_memory
 

@@ -1,5 +1,9 @@
 """The compiled graph gives the log-probabilities of the model, in every precision, for every preset."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -53,3 +57,16 @@ def test_the_compiled_graph_reads_new_frames_every_time():
     first = compiled.log_probs(frames)
     assert not np.array_equal(compiled.log_probs(np.zeros_like(frames)), first)
     assert np.array_equal(compiled.log_probs(frames), first)
+
+
+def test_openvino_sends_no_usage_data_and_leaves_no_file_in_the_home(tmp_path):
+    """By default its import starts a thread that sends an event, with a client's number that it keeps in the home."""
+    code = (
+        "import threading, agents.vlm_agent, openvino.tools.ovc as ovc; print(threading.active_count(), ovc.telemetry)"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    threads, *telemetry = ended.stdout.split()
+    assert threads == "1"
+    assert "telemetry_stub" in telemetry[0]
+    assert not (tmp_path / "intel").exists()

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from common.errors import UserError
+from experiments.model_classes.tiny_checkpoints import write
 from pretrain import pvp
 from pretrain.pvp_config import CONFIGS
 from pretrain.pvp_objective import PvpObjective
-from tests.hub_checkpoints import write
 from vlm import checkpoint
 from vlm.training import quantization
 from vlm.training.lora import TRAINED, add_lora

@@ -109,7 +109,7 @@ def test_no_loader_may_run_code():
         for call in file.read_text().split(".from_pretrained(")[1:]
         if not call.startswith(("DIR)", "`"))  # prose
     ]
-    assert len(calls) == 6
+    assert len(calls) == 7
     for file, call in calls:
         assert "trust_remote_code=False" in call[:200], file
 

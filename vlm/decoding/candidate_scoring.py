@@ -25,8 +25,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from common.errors import UserError
+from vlm.decoding.fused_llama import fused_last_states, supports_fused_llama
 from vlm.decoding.prefix import (
     additive_mask,
+    deep_inputs,
     forbids_cache,
     forward_with_cache,
     prompt_position_ids,
@@ -98,21 +100,48 @@ class CandidateScorer:
         ids = torch.tensor([*self._after, *self.trie.tokens], device=device)
         embeddings = torch.cat([image, vlm.embed(ids).expand(batch, -1, -1).to(image.dtype)], dim=1)
         position_ids, mask = self._layout(features, int(image.shape[1]), device)
-        mask = mask.to(embeddings.dtype).expand(batch, -1, -1, -1)
-        position_ids = position_ids.expand(*position_ids.shape[:-2], batch, -1)
-        if forbids_cache(vlm.model):
-            before = vlm.embed(torch.tensor(self._before, device=device)).expand(batch, -1, -1)
-            embeddings = torch.cat([before.to(image.dtype), embeddings], dim=1)
-            states = vlm.decoder(
-                inputs_embeds=embeddings, position_ids=position_ids, attention_mask=mask, use_cache=False
-            ).last_hidden_state
+        read = len(self.trie.tokens) + 1  # the prompt's last token and the nodes
+        if not forbids_cache(vlm.model) and supports_fused_llama(vlm.decoder):
+            before, rows = vlm.embed(self._ids_before(device)), mask[0, 0]
+            states = fused_last_states(vlm, before, embeddings, position_ids[0], rows[len(before) :], read)
         else:
-            start = len(self._before)
-            cache, mask, position_ids = self._text_cache(batch), mask[:, :, start:], position_ids[..., start:]
-            states = forward_with_cache(vlm, cache, embeddings, position_ids, mask)
-        states = states[:, -len(self.trie.tokens) - 1 :]  # of the prompt's last token and of the nodes
+            states = self._forward_decoder(features, embeddings, position_ids, mask)[:, -read:]
         log_probs = vlm.model.get_output_embeddings()(states).float().log_softmax(-1)
         return self._sum(log_probs), states[:, 0]
+
+    def _forward_decoder(
+        self,
+        features: ImageFeatures,
+        embeddings: Float[Tensor, "B T D"],
+        position_ids: Int[Tensor, "*_ P"],
+        mask: Float[Tensor, "_ _ P P"],
+    ) -> Float[Tensor, "B _ D"]:
+        """Return the last hidden states of sequences after the text before the image, by the class's own decoder."""
+        vlm, batch, device = self.vlm, len(embeddings), embeddings.device
+        mask = mask.to(embeddings.dtype).expand(batch, -1, -1, -1)
+        position_ids = position_ids.expand(*position_ids.shape[:-2], batch, -1)
+        start = len(self._before)
+        if forbids_cache(vlm.model):
+            before = vlm.embed(self._ids_before(device)).expand(batch, -1, -1)
+            embeddings = torch.cat([before.to(embeddings.dtype), embeddings], dim=1)
+            deep = self._deep_inputs(features, 0, int(embeddings.shape[1]))
+            return vlm.decoder(
+                inputs_embeds=embeddings, position_ids=position_ids, attention_mask=mask, use_cache=False, **deep
+            ).last_hidden_state
+        deep = self._deep_inputs(features, start, int(embeddings.shape[1]))
+        cache, mask, position_ids = self._text_cache(batch), mask[:, :, start:], position_ids[..., start:]
+        return forward_with_cache(vlm, cache, embeddings, position_ids, mask, **deep)
+
+    def _ids_before(self, device: torch.device) -> Int[Tensor, " S"]:
+        """Return the token ids of the text before the image, of which there may be none."""
+        return torch.tensor(self._before, dtype=torch.long, device=device)
+
+    def _deep_inputs(self, features: ImageFeatures, start: int, length: int) -> dict[str, Any]:
+        """Return `deep_inputs` of `length` embeddings from one of the prompt's tokens on."""
+        if not features.deep_tokens:
+            return {}
+        is_image = self._prompt(features)[:1, start:] == self.vlm.model.config.image_token_id
+        return deep_inputs(features.deep_tokens, is_image, length)
 
     def _prompt(self, features: ImageFeatures) -> Int[Tensor, "B P"]:
         """Return the token ids of the prompt about each image."""
@@ -174,9 +203,11 @@ class CandidateScorer:
     def _text_cache(self, batch: int) -> DynamicCache:
         """Return a cache of the text before the image for each row of a batch."""
         cache = DynamicCache(config=self.vlm.decoder.config)
+        if not self._before:
+            return cache
         text_kv = self._text_kv
         if text_kv is None:
-            ids = torch.tensor([self._before], device=self.vlm.device)
+            ids = self._ids_before(self.vlm.device)[None]
             text = DynamicCache(config=self.vlm.decoder.config)
             position_ids = torch.arange(ids.shape[1], device=ids.device)[None]
             forward_with_cache(self.vlm, text, self.vlm.embed(ids), position_ids)

@@ -1,14 +1,14 @@
-"""The packed pass of a Llama decoder for training on a CPU: the states and gradients of its class, to rounding.
+"""Passes of a Llama decoder for training on a CPU: the states and gradients of its class, to rounding.
 
-Other than the class's own forward pass it
+Other than the class's own forward pass they
 
-    casts each weight once a step, for prefix and suffixes, with the weights of the norms multiplied in
-    projects queries, keys and values by one product, and gate and up by one
-    ends the prefix at the last layer's keys and values: nothing else of it is read
-    computes the last layer only from the first token that has a label on
-    keeps attention weights only where they are read, without gradients full of zeros
+    cast each weight once a step, with the weights of the norms multiplied in
+    project queries, keys and values by one product, and gate and up by one
+    end what is shared, a prefix or a text, at the last layer's keys and values: nothing else of it is read
+    compute the last layer only for the tokens whose states are read
+    keep attention weights only where they are read, without gradients full of zeros
 
-Classes and settings that it does not know take `vlm.decoding.shared_prefix_attention`, with the same result.
+Classes and settings that they do not know take the class's own pass, with the same result.
 """
 
 from collections.abc import Mapping
@@ -94,7 +94,8 @@ class _Layer:
         bias = None if self.qkv_bias is None else self.qkv_bias[first:]
         normalized = rms_normalize(states, self.eps, self.qkv.dtype)
         projected = functional.linear(normalized, self.qkv[first:], bias)
-        return split_heads(projected.view(*rows, parts, self.heads, -1), *rotary)
+        width = self.output.shape[1] // self.heads  # not -1: there may be no tokens
+        return split_heads(projected.view(*rows, parts, self.heads, width), *rotary)
 
     def finish(self, states: Float[Tensor, "N D"], attended: Float[Tensor, "N H"]) -> Float[Tensor, "N D"]:
         """Return the layer's output, given its input and the output of its heads."""
@@ -115,13 +116,75 @@ def fused_answer_states(
     In the last layer, weights before the first labelled token are 0.
     """
     decoder: Any = vlm.decoder
-    device = embeddings.device.type
-    autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else prefix.embeddings.dtype
-    with torch.autocast(device, enabled=False):
-        layers = [_Layer.of(index, layer, dtype) for index, layer in enumerate(decoder.layers)]
-        states, weights = _Pass(decoder, layers, prefix, dtype).suffixes(embeddings, labelled, reads)
+    dtype = _computed_dtype(prefix.embeddings)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        states, weights = _Pass(decoder, _layers(decoder, dtype), prefix, dtype).suffixes(embeddings, labelled, reads)
         return decoder.norm(states), weights
+
+
+def fused_last_states(
+    vlm: PixelVLM,
+    text: Float[Tensor, "S D"],
+    embeddings: Float[Tensor, "B T D"],
+    position_ids: Int[Tensor, " S_and_T"],
+    mask: Float[Tensor, "T S_and_T"],
+    last: int,
+) -> Float[Tensor, "B last D"]:
+    """Return the last hidden states of the last tokens of B sequences that begin with one text.
+
+    `mask` is additive, over the text's tokens, which are read once, and a sequence's own.
+    """
+    decoder: Any = vlm.decoder
+    dtype = _computed_dtype(embeddings)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        layers, cos_sin = _layers(decoder, dtype), decoder.rotary_emb(decoder.norm.weight, position_ids[None])
+        cos, sin = (part[0].to(dtype) for part in cos_sin)
+        shared = _shared_kv(layers, text, (cos[: len(text)], sin[: len(text)]), dtype)
+        rotary, mask = (cos[len(text) :], sin[len(text) :]), mask.to(dtype)
+        batch, length, width = embeddings.shape
+        states = embeddings.flatten(0, 1)
+        for layer, common in zip(layers, shared, strict=True):
+            first = length - last if layer is layers[-1] else 0
+            query, *own = (part[:, :, 0] for part in layer.project(states, (batch, 1, length), rotary))
+            key, value = (
+                torch.cat([before.expand(batch, -1, -1, -1), after], dim=2).flatten(0, 1)
+                for before, after in zip(common, own, strict=True)
+            )
+            if first:
+                states = states.view(batch, length, width)[:, first:].flatten(0, 1)
+            attended, _ = attend(query[:, :, first:].flatten(0, 1), key, value, mask=mask[first:])
+            states = layer.finish(states, _merge(attended, batch))
+        return decoder.norm(states).view(batch, last, width)
+
+
+def _shared_kv(
+    layers: list[_Layer], text: Float[Tensor, "S D"], rotary: tuple[Tensor, Tensor], dtype: torch.dtype
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the keys and values [heads, S, width] of a text in each layer."""
+    length, found = len(text), []
+    mask = additive_mask(torch.ones(length, length, dtype=torch.bool, device=text.device).tril(), dtype)
+    for layer in layers:
+        query, key, value = (part[0, :, 0] for part in layer.project(text, (1, 1, length), rotary))
+        found.append((key, value))
+        if length and layer is not layers[-1]:
+            attended, _ = attend(query, key, value, mask=mask)
+            text = layer.finish(text, _merge(attended, 1))
+    return found
+
+
+def _computed_dtype(states: Tensor) -> torch.dtype:
+    """Return the type to compute in: autocast's where it is on."""
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+
+
+def _layers(decoder: Any, dtype: torch.dtype) -> list[_Layer]:
+    return [_Layer.of(index, layer, dtype) for index, layer in enumerate(decoder.layers)]
+
+
+def _merge(attended: Float[Tensor, "G N width"], batch: int) -> Float[Tensor, "BN H"]:
+    """Return the heads' outputs of each token side by side."""
+    return attended.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 class _Pass:
@@ -138,7 +201,7 @@ class _Pass:
             query, key, value = (part.flatten(0, 1)[:, 0] for part in layer.project(states, rows, rotary))
             self.cached.append((key, value))
             attended, _ = attend(query, key, value, mask=mask)
-            states = layer.finish(states, self._merge(attended))
+            states = layer.finish(states, _merge(attended, self.batch))
         key, value = layers[-1].project(states, rows, rotary, parts=2)
         self.cached.append((key.flatten(0, 1)[:, 0], value.flatten(0, 1)[:, 0]))
 
@@ -164,16 +227,13 @@ class _Pass:
             if read is not None:
                 read = read.view(self.batch, layer.heads, count, length - first, -1).permute(0, 2, 3, 1, 4)
                 found[layer.index] = functional.pad(read, (0, 0, 0, 0, first, 0))
-            states = layer.finish(states, self._merge(attended))
+            states = layer.finish(states, _merge(attended, self.batch))
         return states[labelled[:, :, first:].flatten()], found
 
     def _rotary(self, start: int, end: int) -> tuple[Tensor, Tensor]:
         positions = torch.arange(start, end, device=self.decoder.device)[None]
         cos, sin = self.decoder.rotary_emb(self.decoder.norm.weight, positions)
         return cos[0].to(self.dtype), sin[0].to(self.dtype)
-
-    def _merge(self, attended: Float[Tensor, "G N width"]) -> Float[Tensor, "BN H"]:
-        return attended.unflatten(0, (self.batch, -1)).transpose(1, 2).flatten(2).flatten(0, 1)
 
     def _index(self, tokens: Int[Tensor, "B K L M"], first: int, heads: int) -> Int[Tensor, "G N M"]:
         rows = tokens[:, :, first:].flatten(1, 2)[:, None]

@@ -22,7 +22,15 @@ from transformers import DynamicCache
 
 from common.errors import UserError
 from vlm.decoding.fused_llama import fused_answer_states, supports_fused_llama
-from vlm.decoding.prefix import SharedIds, additive_mask, causal_mask, embed_text, encode_prefix, forbids_cache
+from vlm.decoding.prefix import (
+    SharedIds,
+    additive_mask,
+    causal_mask,
+    deep_inputs,
+    embed_text,
+    encode_prefix,
+    forbids_cache,
+)
 from vlm.decoding.shared_prefix_attention import CachedPrefix, forward_with_shared_prefix
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
@@ -145,6 +153,7 @@ def forward_packed_tree(
         position_ids=torch.cat([root.position_ids, root.position_ids_after(layout.offsets())], dim=-1),
         attention_mask=layout.mask(embeddings.dtype).expand(len(embeddings), -1, -1, -1),
         use_cache=False,
+        **deep_inputs(root.deep_tokens, root.is_image, embeddings.shape[1]),
     ).last_hidden_state
     return states[:, root.length + prefixes[0].numel() :].unflatten(1, suffixes.shape[1:])
 

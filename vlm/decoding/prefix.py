@@ -5,6 +5,8 @@ A prefix can be shared if the decoder is causal: then none of its states depends
 """
 
 import inspect
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +14,18 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.nn import functional
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from common.errors import UserError
 from vlm.image_features import ImageFeatures
-from vlm.model import PixelVLM, base_model, uses_mrope
+from vlm.model import PixelVLM, adds_deep_tokens, base_model, uses_mrope
 
 SharedIds = Int[Tensor, " S"] | Int[Tensor, "_ S"]
 Offsets = Int[Tensor, " T"] | Int[Tensor, "_ T"]
+DEEP_MASK, DEEP_TOKENS = "visual_pos_masks", "deepstack_visual_embeds"  # arguments of Qwen3-VL's decoder
+DEEP = re.compile("deepstack|visual|vision|image")  # in names of arguments of decoders that read more than tokens
 PositionIds = Int[Tensor, "_ _"] | Int[Tensor, "3 _ _"]
 
 
@@ -34,6 +39,8 @@ class Prefix:
 
     embeddings: Float[Tensor, "B P D"]
     position_ids: PositionIds
+    is_image: Bool[Tensor, "B P"]  # which tokens are the image's
+    deep_tokens: tuple[Float[Tensor, "B N D"], ...] = ()  # of `ImageFeatures`
 
     @property
     def length(self) -> int:
@@ -66,7 +73,20 @@ def encode_prefix(vlm: PixelVLM, features: ImageFeatures, shared_ids: SharedIds)
     text = vlm.embed(ids.masked_fill(is_image, 0))
     tokens = features.tokens.flatten(0, 1).to(text.dtype)
     embeddings = text.masked_scatter(is_image[..., None], tokens)
-    return Prefix(embeddings, prompt_position_ids(vlm, features, ids))
+    return Prefix(embeddings, prompt_position_ids(vlm, features, ids), is_image, features.deep_tokens)
+
+
+def deep_inputs(
+    deep_tokens: Sequence[Float[Tensor, "B N D"]], is_image: Bool[Tensor, "_ P"], length: int
+) -> dict[str, Any]:
+    """Return what a decoder that reads images in its first layers too takes with `length` embeddings, else nothing.
+
+    The first P of them hold the image where `is_image`.
+    """
+    if not deep_tokens:
+        return {}
+    mask = functional.pad(is_image.expand(len(deep_tokens[0]), -1), (0, length - is_image.shape[1]))
+    return {DEEP_MASK: mask, DEEP_TOKENS: [tokens.flatten(0, 1) for tokens in deep_tokens]}
 
 
 def prompt_position_ids(vlm: PixelVLM, features: ImageFeatures, ids: Int[Tensor, "B P"]) -> PositionIds:
@@ -144,7 +164,7 @@ def reason_against_sharing(model: PreTrainedModel) -> str | None:
     decoder = base.get_decoder()
     if "token_type_ids" in inspect.signature(base.forward).parameters or _builds_masks(base):
         return "its image and prompt attend in both directions, so that a prefix depends on what follows"
-    if {"deepstack_visual_embeds", "visual_pos_masks"} & set(inspect.signature(decoder.forward).parameters):
+    if not adds_deep_tokens(base) and any(DEEP.search(name) for name in inspect.signature(decoder.forward).parameters):
         return "its decoder reads the image in deeper layers too, not as tokens only"
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=decoder.config).layers):
         return "not every layer of its decoder attends to all earlier tokens"

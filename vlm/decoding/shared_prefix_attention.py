@@ -17,7 +17,15 @@ from torch.nn import functional
 from transformers import AttentionInterface, DynamicCache
 
 from common.errors import UserError
-from vlm.decoding.prefix import Offsets, Prefix, SharedIds, encode_prefix, forbids_cache, forward_with_cache
+from vlm.decoding.prefix import (
+    Offsets,
+    Prefix,
+    SharedIds,
+    deep_inputs,
+    encode_prefix,
+    forbids_cache,
+    forward_with_cache,
+)
 from vlm.image_features import ImageFeatures
 from vlm.model import PixelVLM
 
@@ -43,7 +51,8 @@ class CachedPrefix:
             reason = "activation checkpointing and FSDP forbid a cache; turn them off or pack by mask"
             raise UserError(f"expected {type(vlm.decoder).__name__} to keep keys and values: {reason}")
         prefix, cache = encode_prefix(vlm, features, shared_ids), DynamicCache(config=vlm.decoder.config)
-        forward_with_cache(vlm, cache, prefix.embeddings, prefix.position_ids)
+        deep = deep_inputs(prefix.deep_tokens, prefix.is_image, prefix.length)
+        forward_with_cache(vlm, cache, prefix.embeddings, prefix.position_ids, **deep)
         layers = tuple((layer.keys, layer.values) for layer in cache.layers)
         return cls(prefix, layers, dict.fromkeys(recorded_layers))
 

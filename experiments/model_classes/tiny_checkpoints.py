@@ -4,6 +4,7 @@ import json
 import string
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers as hf
@@ -257,6 +258,23 @@ def _blip2(config_class, model_class, processor, words, qformer, vision):
     return model_class(config), processor
 
 
+def fastvlm():
+    """FastVLM: its tower, convolutions and a last stage of attention, is timm's."""
+    words = tokenizer("<image>", bos=False, image_token="<image>")
+    pictures = hf.CLIPImageProcessor(
+        size={"shortest_edge": 128}, crop_size={"height": 128, "width": 128}, image_mean=[0, 0, 0], image_std=[1, 1, 1]
+    )
+    stages = {"layers": [1] * 5, "embed_dims": [8, 8, 16, 32, 64], "mlp_ratios": [2] * 5, "inference_mode": True}
+    vision = {"model_type": "timm_wrapper", "architecture": "fastvit_mci3", "hidden_size": 128, "do_pooling": True,
+              "global_pool": "avg", "model_args": stages, "initializer_range": 0.2}  # fmt: skip
+    config = hf.FastVlmConfig(
+        vision_config=vision, text_config=text_config(words, "qwen2"), image_seq_length=4,
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    options = {"patch_size": 64, "vision_feature_select_strategy": "full", "num_additional_image_tokens": 0}
+    return hf.FastVlmForConditionalGeneration(config), hf.LlavaProcessor(pictures, words, **options)
+
+
 def blip2():
     """BLIP-2: queries between a frozen tower and a frozen decoder."""
     words = tokenizer("<image>", image_token="<image>")
@@ -276,13 +294,16 @@ def instructblip():
     return _blip2(hf.InstructBlipConfig, model, processor, words, "instructblip_qformer", "instructblip_vision_model")
 
 
-Build = Callable[[], tuple[hf.PreTrainedModel, object]]
+Build = Callable[[], tuple[hf.PreTrainedModel, Any]]
 CLASSES: dict[str, Build] = {
     "llava": llava, "llava-sliding": llava_sliding, "llava-next": llava_next, "llava-onevision": llava_onevision,
     "idefics3": idefics3, "smolvlm2": smolvlm, "qwen2-vl": qwen2_vl, "qwen2.5-vl": qwen2_5_vl, "qwen3-vl": qwen3_vl,
     "paligemma": paligemma, "paligemma2": paligemma2, "gemma3": gemma3, "internvl": internvl, "pixtral": pixtral,
-    "mistral3": mistral3, "blip2": blip2, "instructblip": instructblip,
+    "mistral3": mistral3, "fastvlm": fastvlm, "blip2": blip2, "instructblip": instructblip,
 }  # fmt: skip
+
+
+PACKAGES = {"pixtral": "torchvision", "mistral3": "torchvision", "fastvlm": "timm"}  # that a class is not made without
 
 
 def write(name: str, directory: Path) -> Path:

@@ -6,11 +6,11 @@ import pytest
 from common.errors import UserError
 from envs.expressions import list_expressions
 from envs.objects import find_objects
-from pretrain.referring.recorded_games import GameReferringDataset
+from pretrain.referring.scene_dataset import SceneDataset
 
 
 def test_the_mask_is_that_of_the_target(two_games):
-    data = GameReferringDataset(two_games, "train", 40, history=2, no_target_fraction=0.25)
+    data = SceneDataset(two_games, "train", 40, history=2, no_target_fraction=0.25)
     kinds, games = set(), set()
     for sample in (data[index] for index in range(len(data))):
         assert sample.frames.shape == (2, 210, 160, 3)
@@ -27,7 +27,7 @@ def test_the_mask_is_that_of_the_target(two_games):
 
 def test_items_depend_on_seed_split_and_index_alone(two_games):
     def expressions(**changes):
-        data = GameReferringDataset(two_games, **{"split": "train", "count": 12, "seed": 3, **changes})
+        data = SceneDataset(two_games, **{"split": "train", "count": 12, "seed": 3, **changes})
         return [data[index].expressions for index in range(12)]
 
     assert expressions() == expressions()
@@ -36,8 +36,8 @@ def test_items_depend_on_seed_split_and_index_alone(two_games):
 
 
 def test_games_without_objects_are_refused_by_name(two_games, monkeypatch):
-    monkeypatch.setattr("pretrain.referring.recorded_games.find_objects", lambda *_: [])
-    with pytest.raises(UserError, match="no object can be singled out in 50 of its frames"):
-        GameReferringDataset(two_games, "all", 1, no_target_fraction=0.0)[0]
+    monkeypatch.setattr("pretrain.referring.scenes.find_objects", lambda *_: [])
+    with pytest.raises(UserError, match="no object can be singled out in 50 of its scenes"):
+        SceneDataset(two_games, "all", 1, no_target_fraction=0.0)[0]
     with pytest.raises(UserError, match="expected directories of recorded games, got none"):
-        GameReferringDataset([], "all", 1)
+        SceneDataset([], "all", 1)
