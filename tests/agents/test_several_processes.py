@@ -149,6 +149,7 @@ from common.command import run
 torch.distributed.init_process_group("gloo")
 HELD = torch.distributed.group.WORLD
 def main():
+    torch.distributed.barrier()  # else one may end before the other has joined
     for _ in range(30):
         HELD.allreduce([torch.ones(200_000)])
     print("done")
