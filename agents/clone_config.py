@@ -146,6 +146,6 @@ CONFIGS = {
     ),
     # the study games-nano
     "games-nano": _TWO_GAMES.replace(
-        steps=800, game_weights=("MsPacman=2",), trainer=("warmup_steps=40", "save_steps=200")
+        steps=500, game_weights=("MsPacman=2",), trainer=("warmup_steps=40", "save_steps=125")
     ),
 }

@@ -63,9 +63,9 @@ class ExperimentConfig:
     num_heldout_episodes: int = 3  # of each demonstrator
     num_heldout_steps: int = 1024  # agent steps of them that are evaluated
     cloning: CloneConfig = CLONE_CONFIGS["games-nano"]
-    clone_steps: tuple[int, ...] = (800, 300)  # with each fraction
+    clone_steps: tuple[int, ...] = (500, 200)  # with each fraction
     temperature: float = 1.0  # of play: the learned distribution as it is
-    episodes: int = 30  # of evaluation, of each policy in each game
+    episodes: int = 20  # of evaluation, of each policy in each game
     num_envs: int = 6  # in parallel on a CPU; few, since ended games cost compute until the last ends
     engine: Engine = "openvino"  # of play on a CPU
     protocol: Protocol = MACHADO2018
@@ -106,11 +106,14 @@ def jobs(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NAN
     """Return the jobs: random play, then every condition with every seed and fraction of the demonstrations."""
     found = [Job({"condition": "random"}, 60, partial(measure_random, config))]
     steps_of = dict(zip(config.data_fractions, config.clone_steps, strict=True))
-    for seed, (fraction, steps), (encoder, pvp) in product(seeds or SEEDS, steps_of.items(), CONDITIONS):
+    pretrained = set()  # by an earlier job
+    runs = [(*condition, seed) for seed in seeds or SEEDS for condition in CONDITIONS]
+    waits = {run: pretraining_seconds(config.pretraining, *run, config.pretraining_dir) for run in runs}
+    for run, (fraction, steps) in product(sorted(runs, key=waits.__getitem__), steps_of.items()):
+        encoder, pvp, seed = run  # those that need pre-training come last
         key = {"encoder": encoder, "pvp": pvp, "data_fraction": fraction, "seed": seed}
-        seconds = steps * 0.8 + 360
-        if fraction == config.data_fractions[0]:  # the others share its pre-training
-            seconds += pretraining_seconds(config.pretraining, encoder, pvp, seed, config.pretraining_dir)
+        seconds = steps * 0.5 + 270 + (0 if run in pretrained else waits[run])
+        pretrained.add(run)
         found.append(Job(key, seconds, partial(measure_condition, config, encoder, pvp, fraction, steps, seed, work)))
     return found
 
