@@ -28,8 +28,8 @@ from common.text import printable
 def run(main: Callable[[], int]) -> int:
     """Run a command's `main` and return its exit code; a `UserError` or `OSError` becomes one line on stderr.
 
-    So does the end of memory or disk space. What a terminal cannot show is printed as an escape. One of several processes
-    of a launcher ends here.
+    So does the end of memory or disk space. What a terminal cannot show is printed as an escape. One of several
+    processes of a launcher ends here.
     """
     code = _run(main)
     if is_in_group():

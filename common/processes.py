@@ -35,8 +35,8 @@ def is_in_group() -> bool:
 def end_process(code: int) -> NoReturn:
     """End a process of a group with `code`, without Python's own end.
 
-    Threads of gloo let go of their tensors for a moment after a sum is there. Where Python has ended by then, they abort
-    the process; `destroy_process_group` waits for them only if nothing holds the group, and FSDP does.
+    Threads of gloo let go of their tensors a moment after a sum is there. If Python has ended by then, they abort the
+    process; `destroy_process_group` waits for them only if nothing holds the group, and FSDP does.
     """
     if code == 0:
         sys.modules["torch.distributed"].destroy_process_group()

@@ -29,7 +29,7 @@ from common.results import RESULTS, read_result
 from experiments.charts import effect_chart
 from experiments.findings import Finding, headline_findings
 from experiments.model_class_tables import TEXT, model_class_tables
-from experiments.sections import Result, Section, make_sections, provenance, rows_of
+from experiments.sections import Result, Section, commands, make_sections, provenance, rows_of
 from experiments.tables import table_markdown
 
 TITLE = "<title>pvplay: does pixel value prediction help?</title>"  # by which the page is known
@@ -97,7 +97,7 @@ def write_page(args: Args) -> Path:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters.update(embed_png=embed_png, provenance=provenance)
+    environment.filters.update(embed_png=embed_png, provenance=provenance, commands=commands)
     sections, videos = make_sections(results, args.results), copy_videos(args.videos, args.out)
     with rows_of(str(args.results)):
         cards = [(finding, effect_chart(finding.effects, finding.axis)) for finding in headline_findings(results)]
@@ -133,7 +133,8 @@ def section_markdown(section: Section, finding: Finding | None) -> str:
     parts += [table_markdown(table) for table in section.tables]
     parts += [f"![{section.image_caption}]({os.path.relpath(image, DOCS.parent)})" for image in section.images]
     for result in section.results:
-        parts += [f"```bash\n{result['command'].replace('; ', chr(10))}\n```", provenance(result)]
+        lines = "\n".join(commands(result)).replace("; ", "\n")
+        parts += [f"```bash\n{lines}\n```", provenance(result)]
     return "\n\n".join(parts)
 
 

@@ -37,6 +37,12 @@ class Section:
     image_caption: str = ""
 
 
+def commands(result: Result) -> list[str]:
+    """Return the commands of a result: those of its rows of scores, which several may have made, or its own."""
+    found = [row["command"] for row in result["rows"] if "scores" in row and "command" in row]
+    return list(dict.fromkeys(found or [result["command"]]))
+
+
 def provenance(result: Result) -> str:
     """Return a result's protocol, seeds, commits, date and machines in words."""
     commits = sorted({str(row.get("commit") or result["commit"])[:7] for row in result["rows"]})

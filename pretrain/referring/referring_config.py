@@ -85,6 +85,7 @@ CONFIGS = {
     "default": _DEFAULT,
     # beside play: few frames, since every step may have some
     "with-play": _DEFAULT.replace(images=3, expressions=8, val_episodes=2),
+    "things-with-play": _DEFAULT.replace(images=6, expressions=8, val_episodes=2),  # named things are many
     "refer-nano-head": _STUDY.replace(steps=1500, expressions=12, trainer=("warmup_steps=50", "save_steps=375")),
     "refer-nano-points": _STUDY.replace(
         mask="points",

@@ -14,7 +14,7 @@ from common.command import run
 from common.results import new_result, write_result
 from envs.protocol import MACHADO2018
 from experiments import report
-from experiments.sections import agent_scores, provenance
+from experiments.sections import agent_scores, commands, provenance
 from experiments.tables import released_table
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
@@ -229,3 +229,9 @@ def test_rows_that_lack_what_the_report_reads_end_in_one_line(results, tmp_path,
     (results / "shipped.json").write_text(json.dumps({**content, "rows": [row]}))
     assert command("--results", results, "--out", tmp_path / "page") == 2
     assert re.fullmatch(r"error: .*\n", capsys.readouterr().err)
+
+
+def test_a_result_of_several_commands_names_them_all():
+    rows = [{"scores": [1.0], "command": "a"}, {"scores": [2.0], "command": "b"}, {"scores": [3.0], "command": "b"}]
+    assert commands({"rows": rows, "command": "b"}) == ["a", "b"]
+    assert commands({"rows": [{"command": "record", "kills": 3}], "command": "c"}) == ["c"]
