@@ -6,8 +6,8 @@ from experiments.tables import one_model_table
 
 PIXELS = {"set": "photographs", "mae": 3.0, "mae_interval": [2.5, 3.5], "mae_patch_mean": 11.0}
 PIXELS |= {"mae_image_mean": 36.9, "images": 32, "checkpoint": "abc"}
-MASKS = {"set": "expressions about games", "ciou": 0.5, "ciou_low": 0.4, "ciou_high": 0.6, "giou": 0.7, "n_acc": 0.9, "n": 400}
-MASKS |= {"checkpoint": "abc", "ciou_of_all": 0.02}
+MASKS = {"set": "expressions about games", "ciou": 0.5, "ciou_low": 0.4, "ciou_high": 0.6, "giou": 0.7, "n_acc": 0.9}
+MASKS |= {"checkpoint": "abc", "ciou_of_all": 0.02, "n": 400}
 PLAYED = {
     "agent": "vlm",
     "game": "Carnival",
