@@ -86,6 +86,8 @@ def collect_iteration(
         episodes=options.episodes,
         seed=options.rollout_seed + number,
         temperature=options.rollout_temperature,
+        engine=options.rollout_engine,
+        num_envs=options.rollout_num_envs,
         limits=limits,
     )
     return record.record(args)

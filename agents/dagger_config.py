@@ -1,11 +1,12 @@
 """The configuration of DAgger, and its named configs."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from agents.checkpoint_selection import SELECTION_SEED
 from agents.clone_config import CONFIGS as CLONE_CONFIGS
 from agents.clone_config import CloneTraining
-from agents.registry import EXPERTS, default_expert
+from agents.registry import default_expert, parse_experts, require_labeller
 from common.command import require_at_least
 from common.errors import UserError
 from vlm.training.config import UNSET_OUT, OptimizerConfig, RunConfig
@@ -22,11 +23,17 @@ class DaggerOptions:
     episodes: int = 20
     """Episodes per game that the policy plays in an iteration."""
     expert: str = ""
-    """The expert that labels: planner or NAME-expert of a game; by default the expert of each game."""
+    """The agent that labels, as --expert of agents.record; by default the expert of each game."""
+    experts: tuple[str, ...] = ()
+    """Agents that label single games, as in `--experts Pong=sb3:runs/pong.zip`; the games are among --games."""
     label_every: int = 4
     """Steps between labels."""
     rollout_temperature: float = 0.3
     """Sampling temperature of recorded play; higher values visit more mistakes."""
+    rollout_engine: Literal["auto", "torch", "openvino"] = "torch"
+    """What computes the policy's play: torch, or openvino (faster on a CPU)."""
+    rollout_num_envs: int = 1
+    """Games that the policy plays in parallel."""
     recording_weight: int = 1
     """Times each recording is repeated in the training data."""
     lr_decay: float = 0.7
@@ -35,13 +42,12 @@ class DaggerOptions:
     """The seed of the first iteration's games; each iteration uses the next."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "episodes", "label_every", "recording_weight")
+        require_at_least(self, 1, "episodes", "label_every", "recording_weight", "rollout_num_envs")
         require_at_least(self, 0, "iterations")
         if not 0 < self.lr_decay <= 1:
             raise UserError(f"--lr-decay must be above 0 and at most 1, got {self.lr_decay}")
-        if self.expert and self.expert not in EXPERTS:
-            known = ", ".join(EXPERTS)
-            raise UserError(f"expected --expert {known}, got {self.expert!r}; agents.record takes others too")
+        for labeller in filter(None, (self.expert, *parse_experts(self.experts, self.games).values())):
+            require_labeller(labeller)
         if self.rollout_seed + self.iterations > SELECTION_SEED:
             raise UserError(
                 f"--rollout-seed and its iterations must stay below {SELECTION_SEED}, which checkpoint selection uses"
@@ -49,7 +55,7 @@ class DaggerOptions:
 
     def expert_of(self, game: str) -> str:
         """Return who labels a game."""
-        return self.expert or default_expert(game)
+        return parse_experts(self.experts, self.games).get(game) or self.expert or default_expert(game)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents import record
-from agents.registry import default_expert, parse_agent_id
+from agents.registry import default_expert, parse_agent_id, parse_experts
 from common.command import require_at_least
-from common.errors import UserError
 from envs.games import find_game
 
 
@@ -29,23 +28,11 @@ class DemonstrationsConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "demo_episodes", "demo_max_frames")
-        if unused := sorted(set(self.named_experts()) - {find_game(game).name for game in self.games}):
-            raise UserError(f"--experts names {', '.join(unused)}, which is not among --games")
-
-    def named_experts(self) -> dict[str, str]:
-        """Return the expert of each game that `experts` names."""
-        found = {}
-        for given in self.experts:
-            game, _, agent_id = given.partition("=")
-            if not agent_id:
-                raise UserError(f"--experts: expected GAME=AGENT, as in Pong=sb3:runs/pong.zip, got {given!r}")
-            parse_agent_id(agent_id)
-            found[find_game(game).name] = agent_id
-        return found
+        parse_experts(self.experts, self.games)
 
     def record(self) -> tuple[Path, ...]:
         """Record what is missing; return the dataset of each game."""
-        found, named = [], self.named_experts()
+        found, named = [], parse_experts(self.experts, self.games)
         for game in dict.fromkeys(find_game(game).name for game in self.games):
             expert = named.get(game, default_expert(game))
             agent_type, path = parse_agent_id(expert)

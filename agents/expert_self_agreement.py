@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from agents.checkpoint_selection import SELECTION_SEED
-from agents.registry import make_agent
+from agents.registry import make_agent, needs_emulator
 from common.files import write_text_atomically
 from envs.atari import make_envs
 from envs.games import find_game
@@ -22,10 +22,14 @@ NUM_STATES, STATE_INTERVAL = 40, 15  # states that are labelled twice, and steps
 def expert_self_agreement(out: Path, game_name: str, expert: str) -> dict[str, Any]:
     """Return how far an expert agrees with itself over states of random play, measured once for a directory.
 
+    A network gives each state the same labels.
+
     Returns:
         `agreement`, the share of states that get the same best action twice; `correlation`, the median over states of
         the correlation of the two labels; `n`, the number of states.
     """
+    if not needs_emulator(expert):
+        return {"game": game_name, "expert": expert, "agreement": 1.0, "correlation": 1.0, "n": 0}
     file = out / f"label-noise-{game_name}.json"
     if file.exists():
         return json.loads(file.read_text())

@@ -26,13 +26,13 @@ from agents.agent_wrappers import ActionRepeatAgent, ExpertLabelledAgent, Random
 from agents.api_config import ApiConfig
 from agents.model_limits import ModelLimits
 from agents.registry import (
-    EXPERTS,
     agent_files,
     checkpoint_path,
     current_agent_name,
     make_agent,
     needs_emulator,
     parse_agent_id,
+    require_labeller,
 )
 from agents.rollout import Transition, play_games
 from common.command import command, require_at_least, run
@@ -59,7 +59,7 @@ class Args:
     agent: str = "planner"
     """planner, mspacman-expert, carnival-expert, paddle-expert, vlm, vlm:DIR, sb3:PATH, api:MODEL, random or human."""
     expert: str | None = None
-    """The agent that values every action, if not the player: an expert, or vlm:DIR by its probabilities."""
+    """The agent that values every action, if not the player: an expert; vlm:DIR or sb3:PATH by their networks."""
     episodes: int = 10
     """Number of whole games of this seed in the dataset."""
     seed: int = 0
@@ -90,9 +90,8 @@ class Args:
         if not 0 <= self.random_action_prob < 1:
             raise UserError(f"--random-action-prob must be at least 0 and below 1, got {self.random_action_prob}")
         self.api.check_agents(parse_agent_id(self.agent)[:1], self.limits)
-        if self.expert and parse_agent_id(self.expert)[0] not in (known := (*EXPERTS, "vlm")):
-            choices = ", ".join(known)
-            raise UserError(f"--expert must be an agent that values every action ({choices}), got {self.expert!r}")
+        if self.expert:
+            require_labeller(self.expert)
         if self.label_every > 1 and self.expert is None:
             raise UserError("--label-every needs an --expert")
         if self.action_repeat > 1 and self.num_envs > 1:
@@ -138,11 +137,16 @@ def make_player(args: Args, envs: GameEnvs) -> Agent:
 
 
 def label_source(args: Args) -> str | None:
-    """Return the agent whose action values the dataset holds; a VLM is named by its weights' hash."""
+    """Return the agent whose action values the dataset holds; a network is named by its weights' hash."""
     if args.expert is None:
         return args.agent if needs_emulator(args.agent) else None
+    agent_type, path = parse_agent_id(args.expert)
     if needs_emulator(args.expert):
-        return parse_agent_id(args.expert)[0]
+        return agent_type
+    if agent_type == "sb3":
+        from agents.sb3_archive import archive_hash
+
+        return f"sb3 {archive_hash(Path(str(path)))}"
     from vlm.checkpoint import content_hash  # imports transformers, which a search does not need
 
     return f"vlm {content_hash(checkpoint_path(args.expert))}"

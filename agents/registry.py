@@ -13,6 +13,7 @@ from agents.model_limits import NO_LIMITS, ModelLimits
 from agents.random_agent import RandomAgent
 from common.errors import UserError
 from envs.atari import EmulatorEnvs, GameEnvs
+from envs.games import find_game
 from envs.protocol import Protocol
 from vlm.released_checkpoints import RELEASED_POLICY
 
@@ -23,6 +24,7 @@ EXPERT_GAMES: dict[str, tuple[str, ...]] = {  # the games of each expert; the pl
     "paddle-expert": ("Pong", "Breakout"),
 }
 EXPERTS = tuple(EXPERT_GAMES)
+LABELLERS = (*EXPERTS, "vlm", "sb3")  # agents that value every action
 AGENT_TYPES = ("vlm", "random", *EXPERTS, "sb3", "api", "human")
 OLD_AGENT_IDS = {"pathfinder": "mspacman-expert", "marksman": "carnival-expert", "tracker": "paddle-expert"}
 OLD_WRAPPER_NAMES = {
@@ -57,6 +59,27 @@ def parse_agent_id(agent_id: str) -> tuple[str, str | None]:
 def default_expert(game: str) -> str:
     """Return the expert of a game where no other one is named."""
     return next((expert for expert, games in EXPERT_GAMES.items() if game in games), "planner")
+
+
+def parse_experts(given: Iterable[str], games: Iterable[str]) -> dict[str, str]:
+    """Return the agent of each game that `--experts` names as GAME=AGENT; all must be among `games`."""
+    found = {}
+    for one in given:
+        game, _, agent_id = one.partition("=")
+        if not agent_id:
+            raise UserError(f"--experts: expected GAME=AGENT, as in Pong=sb3:runs/pong.zip, got {one!r}")
+        parse_agent_id(agent_id)
+        found[find_game(game).name] = agent_id
+    if unused := sorted(set(found) - {find_game(game).name for game in games}):
+        raise UserError(f"--experts names {', '.join(unused)}, which is not among --games")
+    return found
+
+
+def require_labeller(agent_id: str) -> None:
+    """Raise `UserError` for the id of an agent that does not value every action."""
+    if parse_agent_id(agent_id)[0] not in LABELLERS:
+        choices = ", ".join(LABELLERS)
+        raise UserError(f"--expert must be an agent that values every action ({choices}), got {agent_id!r}")
 
 
 def checkpoint_path(agent_id: str) -> Path:

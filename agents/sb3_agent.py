@@ -6,6 +6,7 @@ and in play. An archive is read as data (`agents.sb3_archive`): nothing in it is
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -72,6 +73,18 @@ def _with_own_extractors(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights | prefixed
 
 
+def action_scores(policy: BasePolicy, stacks: np.ndarray) -> np.ndarray:
+    """Return float32[n, A] for stacks uint8[n, 4, 84, 84]: an actor's probabilities, or the values of a Q-network."""
+    observations, _ = policy.obs_to_tensor(stacks)
+    if isinstance(policy, ActorCriticCnnPolicy):
+        scores = cast(Any, policy.get_distribution(observations).distribution).probs
+    elif isinstance(policy, QrdqnPolicy):
+        scores = policy.quantile_net(observations).mean(dim=1)
+    else:
+        scores = cast(Any, policy).q_net(observations)
+    return scores.float().numpy()
+
+
 class Sb3Agent:
     """Plays an SB3 or sb3-contrib archive greedily."""
 
@@ -88,7 +101,7 @@ class Sb3Agent:
 
     @torch.inference_mode()
     def act(self, frames: np.ndarray) -> Actions:
-        """Return the greedy action of every environment."""
+        """Return the greedy action of every environment, and the scores of all."""
         stacks = self._frame_stack.add(shrink(frames)[..., None])[..., 0]  # [n, 4, 84, 84]
-        indices, _ = self._policy.predict(stacks, deterministic=True)
-        return Actions.legal(np.asarray(indices), self.action_names)
+        scores = action_scores(self._policy, stacks)
+        return Actions.legal(scores.argmax(axis=1), self.action_names, scores)

@@ -221,7 +221,8 @@ def one_model_section(result: Result, scores: Result | None, images: Sequence[Pa
         "one-model: plays, reads and segments",
         "One directory of weights does all three. Scores are those of the released policy above. Errors are of greedy "
         "answers at every cell of the grid; no training saw the held-out games, the photographs or these synthetic "
-        "images. Masks are of expressions about the last two recordings of each of ten games.",
+        "images. Masks are of expressions about the last two recordings of each of ten games, about objects and "
+        "photographs that no training saw, and about games whose masks were never trained on.",
         [result],
         [tables.one_model_table(result["rows"], played)],
         images=images,

@@ -147,21 +147,21 @@ def one_model_table(rows: list[Row], scores: list[Row]) -> Table:
         for line in summarize(scores)
         if line["agent"] != "random"
     ]
-    for row in filter_rows(rows, set="masks"):
-        ciou, low, high = (f"{100 * row[name]:.1f}" for name in ("ciou", "ciou_low", "ciou_high"))
-        cells = {"measure": "cIoU, percent", "value": f"{ciou} [{low}, {high}]", "gIoU": f"{100 * row['giou']:.1f}"}
+    for row in (row for row in rows if "ciou" in row):
+        ciou, low, high, everything = (100 * row[name] for name in ("ciou", "ciou_low", "ciou_high", "ciou_of_all"))
+        cells = {"measure": "cIoU, percent", "value": f"{ciou:.1f} [{low:.1f}, {high:.1f}]"}
+        cells |= {"gIoU": f"{100 * row['giou']:.1f}", "whole picture": f"{everything:.1f}"}
         cells |= {"nothing is meant, nothing is found": f"{100 * row['n_acc']:.1f}"}
-        lines.append((f"finds what words mean ({row['n']} expressions)", cells))
-    for row in rows:
-        if row["set"] != "masks":
-            low, high = row["mae_interval"]
-            cells = {"measure": "error of 255", "value": f"{row['mae']:.2f} [{low:.2f}, {high:.2f}]"}
-            cells |= {"patch mean": f"{row['mae_patch_mean']:.1f}", "image mean": f"{row['mae_image_mean']:.1f}"}
-            if row.get("mae_small_objects") is not None:
-                cells["small objects"] = f"{row['mae_small_objects']:.1f}"
-            lines.append((f"reads {row['set']} ({row['images']} images)", cells))
-    columns = ("measure", "value", "gIoU", "nothing is meant, nothing is found", "patch mean", "image mean")
-    return Table("One model", (*columns, "small objects"), lines)
+        lines.append((f"finds what words mean ({row['n']} {row['set']})", cells))
+    for row in (row for row in rows if "mae" in row):
+        low, high = row["mae_interval"]
+        cells = {"measure": "error of 255", "value": f"{row['mae']:.2f} [{low:.2f}, {high:.2f}]"}
+        cells |= {"patch mean": f"{row['mae_patch_mean']:.1f}", "image mean": f"{row['mae_image_mean']:.1f}"}
+        if row.get("mae_small_objects") is not None:
+            cells["small objects"] = f"{row['mae_small_objects']:.1f}"
+        lines.append((f"reads {row['set']} ({row['images']} images)", cells))
+    columns = ("measure", "value", "gIoU", "whole picture", "nothing is meant, nothing is found")
+    return Table("One model", (*columns, "patch mean", "image mean", "small objects"), lines)
 
 
 def optimizers_table(rows: list[Row]) -> Table:

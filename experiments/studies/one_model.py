@@ -3,13 +3,16 @@
     python -m experiments.run one-model
 
 The sets of `experiments.studies.reader`, but with the games that this model plays apart from those that no training of
-it saw, and `pretrain.referring.evaluation` on held-out recordings. Its scores are those of `agents.score`; the report
-puts all of them into one table. The picture shows its answers for pixels, and its masks beside the true ones.
+it saw, and `pretrain.referring.evaluation` on held-out recordings, on new objects on new photographs (`python -m
+pretrain.data.cutouts --out data/cutouts` fetches them) and in games whose masks were never trained on. Its scores are
+those of `agents.score`; the report puts all of them into one table. The picture shows its answers for pixels, and its
+masks beside the true ones.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from vlm.released_checkpoints import RELEASED_POLICY
 from vlm.segmentation.mask_drawing import draw_mask
 from vlm.segmentation.referring_segmenter import ReferringSegmenter, load_segmenter
 
-MASKS = "masks"  # the set of the row of referring segmentation
+MaskSets = dict[str, tuple[tuple[Path, ...], str]]  # the folders of each set, and their split
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class OneModelConfig(ReaderConfig):
         "SpaceInvaders",
     )  # fmt: skip
     mask_episodes: int = 2  # the last recordings of each, which no training of masks saw
+    cutouts: Path = Path("data/cutouts")
     expressions: int = 400
     mask_seed: int = 10_000
 
@@ -58,48 +62,73 @@ def prepare(config: OneModelConfig = ONE_MODEL) -> None:
 
 
 def jobs(seeds: Sequence[int] | None, work: Path, config: OneModelConfig = ONE_MODEL) -> list[Job]:
-    """Return a job for each set of pixels, and one for the masks."""
-    key = {"checkpoint": checkpoint.content_hash(config.checkpoint), "set": MASKS}
-    return [*reader.jobs(seeds, work, config), Job(key, 60, partial(measure_masks, config, work))]
+    """Return a job for each set of pixels, and one for each of masks."""
+    key = {"checkpoint": checkpoint.content_hash(config.checkpoint)}
+    masks = [Job({**key, "set": name}, 60, partial(measure_masks, config, name, work)) for name in mask_sets(config)]
+    return [*reader.jobs(seeds, work, config), *masks]
 
 
-def measure_masks(config: OneModelConfig, work: Path) -> list[dict[str, Any]]:
-    """Return the row of referring segmentation."""
-    row = evaluation.evaluate(
-        evaluation.Args(
-            data=tuple(config.data_dir / f"random-{game}" for game in config.mask_games),
-            out=work / MASKS,
-            checkpoint=config.checkpoint,
-            count=config.expressions,
-            val_episodes=config.mask_episodes,
-            seed=config.mask_seed,
-            num_images=0,
-        )
+def mask_sets(config: OneModelConfig) -> MaskSets:
+    """Return the sets of referring segmentation."""
+    known, unknown = (
+        tuple(config.data_dir / f"random-{game}" for game in games)
+        for games in (config.mask_games, config.held_out_games)
     )
+    return {
+        "expressions about games": (known, "test"),
+        "expressions about photographs": ((config.cutouts,), "test"),
+        "expressions about held-out games": (unknown, "all"),
+    }
+
+
+def measure_masks(config: OneModelConfig, name: str, work: Path) -> list[dict[str, Any]]:
+    """Return the row of a set of referring segmentation; `ciou_of_all` is that of masks of the whole picture."""
+    places, split = mask_sets(config)[name]
+    args = evaluation.Args(
+        data=places,
+        split=split,
+        out=work / name.replace(" ", "-"),
+        checkpoint=config.checkpoint,
+        count=config.expressions,
+        val_episodes=config.mask_episodes,
+        seed=config.mask_seed,
+        num_images=0,
+    )
+    row = evaluation.evaluate(args)
     assert row
+    test = evaluation.load_test_set(args, history=1)
+    masks = [test[index].masks[0] for index in range(len(test))]
+    row["ciou_of_all"] = sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks)
     return [{name: value for name, value in row.items() if name != "checkpoint"}]
 
 
 def draw(seeds: Sequence[int] | None, work: Path, config: OneModelConfig = ONE_MODEL) -> Image.Image | None:
-    """Return photographs and games beside the answers for pixels, and below them frames with their masks."""
+    """Return photographs and games beside the answers for pixels, and below them pictures with their masks."""
     segmenter = load_segmenter(config.checkpoint)
-    shown = [_masks(config, game, segmenter) for game in config.mask_games[: reader.IMAGES_DRAWN]]
-    return image_grid([*reader.comparisons(config), shown])
+    games = [
+        _masks(config, segmenter, config.data_dir / f"random-{game}", find_game(game).title)
+        for game in config.mask_games[: reader.IMAGES_DRAWN]
+    ]
+    things = [_masks(config, segmenter, config.cutouts, "new objects", n) for n in range(reader.IMAGES_DRAWN)]
+    return image_grid([*reader.comparisons(config), games, things])
 
 
-def _masks(config: OneModelConfig, game: str, segmenter: ReferringSegmenter) -> Image.Image:
-    """Return a frame of a game, the true mask of the first expression that means an object, and what is found."""
+def _masks(
+    config: OneModelConfig, segmenter: ReferringSegmenter, place: Path, title: str, number: int = 0
+) -> Image.Image:
+    """Return a picture, the true mask of expression `number` of those that mean an object, and what is found."""
     test = SceneDataset(
-        [config.data_dir / f"random-{game}"],
+        [place],
         "test",
         val_episodes=config.mask_episodes,
         count=config.expressions,
         history=segmenter.vlm.history,
         seed=config.mask_seed,
     )
-    item = next(item for item in map(test.__getitem__, range(len(test))) if item.masks[0].any())
+    meant = (item for item in map(test.__getitem__, range(len(test))) if item.masks[0].any())
+    item = next(islice(meant, number, None))
     frame, expression = item.frames[-1], item.expressions[0]
     found = segmenter.predict(item.frames, item.expressions)[0] > 0.5
     masks = {expression: item.masks[0], "found": found}
     drawn = {name: draw_mask(frame, mask, scale=1) for name, mask in masks.items()}
-    return comparison_grid({find_game(game).title: frame, **drawn})
+    return comparison_grid({title: frame, **drawn})

@@ -5,15 +5,21 @@ import json
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import PPO
 
 from agents import dagger
 from agents.bc_objective import BehaviorCloningObjective
 from agents.dagger import games_of, rollout_metrics, train_iteration
 from agents.dagger_config import CONFIGS
 from agents.expert_self_agreement import expert_self_agreement
+from agents.experts.expert_envs import ExpertEnvs
+from agents.sb3_archive import archive_hash
 from common.command import run
 from common.errors import UserError
+from envs.atari import make_envs
 from envs.episodes import EpisodeDataset
+from envs.games import find_game
+from envs.protocol import MACHADO2018
 from experiments.model_classes.tiny_checkpoints import write
 from vlm import checkpoint
 from vlm.presets import build
@@ -82,6 +88,21 @@ def test_an_experts_agreement_with_itself_is_measured_once(tmp_path, short_games
     assert expert_self_agreement(tmp_path, "Carnival", "planner") == {"agreement": 0.5}
 
 
+@pytest.mark.slow
+def test_a_network_of_sb3_labels_the_game_that_it_is_named_for(tiny, tmp_path, short_games):
+    with make_envs(find_game("Pong"), 1, MACHADO2018) as envs:
+        PPO("CnnPolicy", ExpertEnvs(envs, 0), n_steps=4, batch_size=4).save(tmp_path / "ppo.zip")
+    words = ("--games", "Pong", "Breakout", "--experts", f"Pong=sb3:{tmp_path / 'ppo.zip'}", "--init", tiny)
+    assert command(*words, *SMALL, "--iterations", "1", "--rollout-num-envs", "2", "--out", tmp_path / "run") == 0
+    pong, breakout = (
+        EpisodeDataset(tmp_path / "run" / "iteration-0" / f"recorded-{game}") for game in ("Pong", "Breakout")
+    )
+    assert pong.info.labels == f"sb3 {archive_hash(tmp_path / 'ppo.zip')}"
+    assert breakout.info.labels == "paddle-expert"
+    labelled = ~np.isnan(pong.action_values).all(axis=1)
+    np.testing.assert_allclose(pong.action_values[labelled].sum(axis=1), 1, rtol=1e-3)
+
+
 def test_an_iteration_trains_from_the_current_policy_at_decayed_rates(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(dagger, "clone", lambda config: seen.append(config) or tmp_path / "made")
@@ -130,7 +151,10 @@ def test_iterations_can_be_added_to_a_run_and_nothing_else_changed(tiny, tmp_pat
         (("--episodes", "0"), "--episodes must be at least 1, got 0"),
         (("--lr-decay", "0"), "--lr-decay must be above 0 and at most 1, got 0.0"),
         (("--rollout-seed", "899"), "must stay below 900"),
-        (("--expert", "vlm:runs/a"), "paddle-expert, got 'vlm:runs/a'"),
+        (("--expert", "human"), "paddle-expert, vlm, sb3), got 'human'"),
+        (("--games", "Pong", "--experts", "Pong=random"), "must be an agent that values every action"),
+        (("--games", "Pong", "--experts", "Breakout=planner"), "--experts names Breakout, which is not among --games"),
+        (("--rollout-num-envs", "0"), "--rollout-num-envs must be at least 1, got 0"),
     ],
 )
 def test_settings_of_no_use_are_refused(words, message, tiny, tmp_path, capsys):

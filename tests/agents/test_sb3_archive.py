@@ -18,7 +18,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from agents.experts.sb3_callbacks import BestModelCallback
-from agents.sb3_agent import OBSERVATIONS, read_policy
+from agents.sb3_agent import OBSERVATIONS, action_scores, read_policy
 from common.command import run
 from common.errors import UserError
 
@@ -65,7 +65,12 @@ def assert_same_actions(model, path, at_least=2):
     frames[:32] = frames[:32, :, :1, :1]  # flat ones, so that the actions differ
     expected = model.predict(frames, deterministic=True)[0]
     assert len(set(expected.tolist())) >= at_least  # else equal by accident
-    assert np.array_equal(read_policy(path, ACTIONS).predict(frames, deterministic=True)[0], expected)
+    policy = read_policy(path, ACTIONS)
+    assert np.array_equal(policy.predict(frames, deterministic=True)[0], expected)
+    with torch.inference_mode():
+        scores = action_scores(policy, frames)
+    assert scores.shape == (64, ACTIONS)
+    assert np.array_equal(scores.argmax(axis=1), expected)
 
 
 def rewrite(path, **members):

@@ -6,8 +6,8 @@ from experiments.tables import one_model_table
 
 PIXELS = {"set": "photographs", "mae": 3.0, "mae_interval": [2.5, 3.5], "mae_patch_mean": 11.0}
 PIXELS |= {"mae_image_mean": 36.9, "images": 32, "checkpoint": "abc"}
-MASKS = {"set": "masks", "ciou": 0.5, "ciou_low": 0.4, "ciou_high": 0.6, "giou": 0.7, "n_acc": 0.9, "n": 400}
-MASKS |= {"checkpoint": "abc"}
+MASKS = {"set": "expressions about games", "ciou": 0.5, "ciou_low": 0.4, "ciou_high": 0.6, "giou": 0.7, "n_acc": 0.9}
+MASKS |= {"checkpoint": "abc", "ciou_of_all": 0.02, "n": 400}
 PLAYED = {
     "agent": "vlm",
     "game": "Carnival",
@@ -21,11 +21,12 @@ PLAYED = {
 
 def test_every_task_has_a_line():
     lines = dict(one_model_table([PIXELS, MASKS], [PLAYED]).rows)
-    masks, pixels = "finds what words mean (400 expressions)", "reads photographs (32 images)"
+    masks, pixels = "finds what words mean (400 expressions about games)", "reads photographs (32 images)"
     assert list(lines) == ["plays Carnival", masks, pixels]
     assert lines["plays Carnival"]["value"].startswith("150 [")
     assert lines[masks]["value"] == "50.0 [40.0, 60.0]"
     assert lines[masks]["gIoU"] == "70.0"
+    assert lines[masks]["whole picture"] == "2.0"
     assert lines[pixels]["value"] == "3.00 [2.50, 3.50]"
     assert lines[pixels]["patch mean"] == "11.0"
     assert "small objects" not in lines[pixels]
@@ -38,7 +39,7 @@ def test_scores_of_other_weights_do_not_join():
         assert any(label == "plays Carnival" for label, _ in section.tables[0].rows) is expected
 
 
-def test_there_is_a_job_for_each_set_and_one_for_masks(tmp_path):
+def test_there_is_a_job_for_each_set(tmp_path):
     names = [job.key["set"] for job in jobs(None, tmp_path, ONE_MODEL)]
-    assert names[-1] == "masks"
-    assert len(set(names)) == len(names) == 5
+    assert [name for name in names if name.startswith("expressions about")] == names[-3:]
+    assert len(set(names)) == len(names) == 7
