@@ -43,6 +43,7 @@ ENCODERS = ("adapted", "frozen")
 REFERENCE = ("adapted", "none")  # of the probability of improvement
 EFFECTS = (
     ("PVP, encoder adapted", ("adapted", "pvp"), ("adapted", "none")),
+    ("PVP's encoder, new decoder", ("adapted", "encoder_only"), ("adapted", "none")),
     ("PVP over its control with shuffled colours", ("adapted", "pvp"), ("adapted", "shuffled")),
     ("PVP, encoder frozen", ("frozen", "pvp"), ("frozen", "none")),
     ("unfreezing, with PVP", ("adapted", "pvp"), ("frozen", "pvp")),

@@ -1,6 +1,7 @@
 """The conditions of the paper's claims: the encoder frozen or adapted; pre-trained with PVP, without it, or a control.
 
-A frozen encoder stays frozen in all trainings of its condition, an adapted one trains in all. The control is pixel
+A frozen encoder stays frozen in all trainings of its condition, an adapted one trains in all. One condition keeps the
+encoder and connector that PVP has adapted and takes a new decoder, since PVP's decoder has learned to look at places. The control is pixel
 value prediction with the colours shuffled among images: it trains the coordinate interface and no detail. PVP is that
 of the first regime of a config of `experiments.studies.pvp_nano`.
 """
@@ -16,7 +17,8 @@ from vlm import checkpoint
 NO_PVP, PVP, SHUFFLED = "none", "pvp", "shuffled"
 ENCODER_ONLY = "encoder_only"  # PVP's encoder and connector with a new decoder
 CONDITIONS = (  # (encoder, PVP); the most different ones come first
-    ("adapted", PVP), ("adapted", NO_PVP), ("frozen", PVP), ("frozen", NO_PVP), ("adapted", SHUFFLED),
+    ("adapted", PVP), ("adapted", NO_PVP), ("frozen", PVP), ("frozen", NO_PVP), ("adapted", ENCODER_ONLY),
+    ("adapted", SHUFFLED),
 )  # fmt: skip
 
 

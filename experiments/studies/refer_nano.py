@@ -2,7 +2,7 @@
 
     python -m experiments.run refer-nano
 
-The conditions of `experiments.studies.conditions`, and PVP's encoder with a new decoder, x three seeds. All start from
+The conditions of `experiments.studies.conditions` x three seeds. All start from
 the semantic encoder that ships and see the same frames and expressions in the same order for the same number of steps.
 PVP is that of `pvp-nano`, whose models are reused. Masks are trained on some of its games and on Carnival and Ms.
 Pac-Man, whose objects have names, by the mask head. (`POINTS` is the way of text. It takes five hours more and learnt
@@ -25,7 +25,7 @@ from envs.colors import COLORS
 from envs.objects import find_objects
 from experiments.image_grid import image_grid
 from experiments.studies import pvp_nano
-from experiments.studies.conditions import CONDITIONS, ENCODER_ONLY, pretrain_condition, pretraining_seconds, run_dir
+from experiments.studies.conditions import CONDITIONS, pretrain_condition, pretraining_seconds, run_dir
 from experiments.studies.jobs import Job
 from experiments.studies.pvp_nano import frame_dataset
 from pretrain.reconstruct import comparison_grid
@@ -55,7 +55,7 @@ class MaskMethod:
     conditions: tuple[tuple[str, str], ...] = CONDITIONS
 
 
-HEAD = MaskMethod("head", CONFIGS["refer-nano-head"], 400, 0.5, 60, (*CONDITIONS, ("adapted", ENCODER_ONLY)))
+HEAD = MaskMethod("head", CONFIGS["refer-nano-head"], 400, 0.5, 60)
 POINTS = MaskMethod("points", CONFIGS["refer-nano-points"], 200, 2.4, 360)
 
 
