@@ -1,9 +1,9 @@
 """The conditions of the paper's claims: the encoder frozen or adapted; pre-trained with PVP, without it, or a control.
 
 A frozen encoder stays frozen in all trainings of its condition, an adapted one trains in all. One condition keeps the
-encoder and connector that PVP has adapted and takes a new decoder, since PVP's decoder has learned to look at places. The control is pixel
-value prediction with the colours shuffled among images: it trains the coordinate interface and no detail. PVP is that
-of the first regime of a config of `experiments.studies.pvp_nano`.
+encoder and connector that PVP has adapted and takes a new decoder, since PVP's decoder has learned to look at places.
+The control is pixel value prediction with the colours shuffled among images: it trains the coordinate interface and no
+detail. PVP is that of the first regime of a config of `experiments.studies.pvp_nano`.
 """
 
 from pathlib import Path

@@ -2,11 +2,10 @@
 
     python -m experiments.run refer-nano
 
-The conditions of `experiments.studies.conditions` x three seeds. All start from
-the semantic encoder that ships and see the same frames and expressions in the same order for the same number of steps.
-PVP is that of `pvp-nano`, whose models are reused. Masks are trained on some of its games and on Carnival and Ms.
-Pac-Man, whose objects have names, by the mask head. (`POINTS` is the way of text. It takes five hours more and learnt
-next to nothing in as many steps.)
+The conditions of `experiments.studies.conditions` x three seeds. All start from the semantic encoder that ships and see
+the same frames and expressions in the same order for the same number of steps. PVP is that of `pvp-nano`, whose models
+are reused. Masks are trained on some of its games and on Carnival and Ms. Pac-Man, whose objects have names, by the
+mask head. (`POINTS` is the way of text. It takes five hours more and learnt next to nothing in as many steps.)
 Rows: cIoU, gIoU and precision on the test split and on held-out games; baselines that read no words or one; and the
 upper bound of points on a grid.
 """
@@ -52,7 +51,6 @@ class MaskMethod:
     test_expressions: int
     seconds_per_step: float  # of one core
     eval_seconds: float
-    conditions: tuple[tuple[str, str], ...] = CONDITIONS
 
 
 HEAD = MaskMethod("head", CONFIGS["refer-nano-head"], 400, 0.5, 60)
@@ -87,7 +85,7 @@ def jobs(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NAN
     found = [Job({"condition": "baselines"}, 60, partial(measure_baselines, config))]
     pretrained = set()  # by an earlier job
     for method in config.methods:
-        runs = [(*condition, seed) for seed in seeds or SEEDS for condition in method.conditions]
+        runs = [(*condition, seed) for seed in seeds or SEEDS for condition in CONDITIONS]
         waits = {run: pretraining_seconds(config.pretraining, *run, config.pretraining_dir) for run in runs}
         for run in sorted(runs, key=waits.__getitem__):  # those that need PVP come last
             key = {"encoder": run[0], "pvp": run[1], "mask": method.name, "seed": run[2]}
@@ -154,7 +152,7 @@ def draw(seeds: Sequence[int] | None, work: Path, config: ExperimentConfig = NAN
     """
     method, best = config.methods[0], dict[str, Path]()
     for seed in seeds or SEEDS:
-        runs = {f"{encoder}, {pvp}": masks_dir(work, encoder, pvp, method, seed) for encoder, pvp in method.conditions}
+        runs = {f"{encoder}, {pvp}": masks_dir(work, encoder, pvp, method, seed) for encoder, pvp in CONDITIONS}
         runs = {name: run for name, run in runs.items() if any(run.glob("*.npy"))}
         best = runs if len(runs) > len(best) else best
     tests = load_test_sets(config, method).items() if best else ()

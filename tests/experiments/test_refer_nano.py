@@ -13,7 +13,7 @@ from envs.protocol import MACHADO2018
 from experiments import run
 from experiments.run import Experiment, main
 from experiments.studies import pvp_nano
-from experiments.studies.conditions import ENCODER_ONLY, pretrain_condition
+from experiments.studies.conditions import CONDITIONS, ENCODER_ONLY, pretrain_condition
 from experiments.studies.pvp_nano import OUT_OF_DISTRIBUTION
 from experiments.studies.refer_nano import (
     HEAD,
@@ -87,12 +87,12 @@ def test_every_condition_is_trained_and_evaluated_on_seen_and_on_held_out_games(
     assert main([*command, "--processes", "1"]) == 0
     rows = [row for row in json.loads((tmp_path / "r.json").read_text())["rows"] if "baseline" not in row]
     done = {(row["encoder"], row["pvp"], row["mask"]) for row in rows}
-    assert done == {(*condition, method.name) for method in (HEAD, POINTS) for condition in method.conditions}
+    assert done == {(*condition, method.name) for method in (HEAD, POINTS) for condition in CONDITIONS}
     assert {row["set"] for row in rows} == {"test", "held-out games"}
     assert all(row["n"] == 6 and 0 <= row["ciou"] <= 1 for row in rows)
     updates = {
         (encoder, pvp): checkpoint.read_training(tmp_path / "work" / f"masks-{encoder}-{pvp}-head-0" / "last")
-        for encoder, pvp in HEAD.conditions
+        for encoder, pvp in CONDITIONS
     }
     for (encoder, _), training in updates.items():
         assert (training["parameter_updates"]["encoder"]["changed"] > 0) == (encoder == "adapted")
