@@ -28,10 +28,13 @@ class BestModelCallback(BaseCallback):
     def _on_step(self) -> bool:
         self.save_state()
         scores = self.evaluate(self.out / "last.zip")
-        self.logger.record("eval/mean_score", float(np.mean(scores)))
-        if all(np.mean(scores) > np.mean(evaluation["scores"]) for evaluation in self.evaluations):
+        mean = float(np.mean(scores))
+        if is_best := all(mean > np.mean(evaluation["scores"]) for evaluation in self.evaluations):
             self._save(self.out / "best.zip")
         self.evaluated_steps = self.model.num_timesteps
+        self.logger.record("eval/mean_score", mean)
+        self.logger.dump(self.evaluated_steps)
+        print(f"after {self.evaluated_steps:,} steps: {mean:,.0f} points{', the best so far' if is_best else ''}")
         self.evaluations.append({"steps": self.evaluated_steps, "scores": scores})
         write_text_atomically(self.file, json.dumps(self.evaluations, indent=1))
         return True

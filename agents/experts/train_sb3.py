@@ -108,13 +108,14 @@ def train(args: Args) -> Path:
     periodic = EveryNTimesteps(args.eval_every, evaluation)
     periodic.last_time_trigger = evaluation.evaluated_steps
     evaluation.init_callback(model)
-    model.set_logger(Logger(None, []))  # of an evaluation without training
     if (remaining := args.steps - model.num_timesteps) > 0:
         with deferred_interruption() as is_asked_to_stop:
             stop = StopCallback(is_asked_to_stop)
             model.learn(remaining, callback=[periodic, stop], reset_num_timesteps=False, progress_bar=args.progress)
             if is_asked_to_stop():
                 evaluation.save_state()
+    else:
+        model.set_logger(Logger(None, []))  # which SB3 would take for training as well
     if evaluation.evaluated_steps < model.num_timesteps:  # a kill may have come between a checkpoint and its score
         evaluation.on_step()
     envs.close()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.experts import train_sb3
 from agents.experts.expert_envs import ExpertEnvs
@@ -76,14 +77,26 @@ def quick(monkeypatch):
     monkeypatch.setattr(train_sb3, "find_protocol", lambda _: SHORT)
 
 
+def logged_scores(directory):
+    found = {}
+    for folder in {file.parent for file in directory.rglob("events.*")}:
+        events = EventAccumulator(str(folder)).Reload()
+        found |= {event.step: event.value for event in events.Scalars("eval/mean_score")}
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["qrdqn", "ppo"])
-def test_an_expert_trains_resumes_and_plays(tmp_path, quick, algo):
+def test_an_expert_trains_resumes_and_plays(tmp_path, quick, algo, capsys):
     arguments = ("--game", "carnival", "--algo", algo, "--num-envs", 2, "--buffer-size", 100, "--eval-every", 256)
     arguments = (*arguments, "--eval-episodes", 1, "--no-progress", "--out", tmp_path)
     assert command(*arguments, "--steps", 256) == 0
     assert command(*arguments, "--steps", 512) == 0
     evaluations = json.loads((tmp_path / "evaluations.json").read_text())
+    assert logged_scores(tmp_path / "tensorboard") == {
+        evaluation["steps"]: np.float32(np.mean(evaluation["scores"])) for evaluation in evaluations
+    }
+    assert "after 256 steps: 0 points, the best so far" in capsys.readouterr().out
     (tmp_path / "evaluations.json").write_text(json.dumps(evaluations[:1]))  # killed before the last one was written
     assert command(*arguments, "--steps", 512) == 0
     assert json.loads((tmp_path / "evaluations.json").read_text()) == evaluations
