@@ -144,6 +144,16 @@ CONFIGS = {
         connector_learning_rate=1e-3,
         trainer=("warmup_steps=60", "save_steps=200"),
     ),
+    # the study eight-games, from the released policy
+    "eight-games": _TWO_GAMES.replace(
+        steps=3000,
+        batch_size=128,
+        aux_loss_weight=None,
+        learning_rate=5e-4,
+        encoder_learning_rate=5e-4,
+        connector_learning_rate=5e-4,
+        trainer=("warmup_steps=60", "save_steps=200"),
+    ),
     # the study games-nano
     "games-nano": _TWO_GAMES.replace(
         steps=500, game_weights=("MsPacman=2",), trainer=("warmup_steps=40", "save_steps=125")

@@ -70,10 +70,20 @@ _DEFAULT = DaggerConfig(
     RunConfig(UNSET_OUT, steps=1500),
     optimizer=OptimizerConfig(1e-4, connector_learning_rate=3e-4, encoder_learning_rate=3e-4),
 ).replace(eval_every=0)
+
+
+def _after_cloning(name: str) -> DaggerConfig:
+    return DaggerConfig(**{section: getattr(CLONE_CONFIGS[name], section) for section in SECTIONS})
+
+
 CONFIGS = {
     "default": _DEFAULT,
     # after `agents.clone --config policy`
-    "policy": DaggerConfig(**{name: getattr(CLONE_CONFIGS["policy"], name) for name in SECTIONS}).replace(
+    "policy": _after_cloning("policy").replace(
         steps=1500, learning_rate=2.8e-4, connector_learning_rate=4.8e-4, encoder_learning_rate=4.8e-4
+    ),
+    # the study eight-games
+    "eight-games": _after_cloning("eight-games").replace(
+        steps=2500, iterations=2, episodes=6, rollout_engine="openvino", rollout_num_envs=6
     ),
 }

@@ -8,6 +8,7 @@
     python -m experiments.run refer-nano
     python -m experiments.run games-nano
     python -m experiments.run model-classes --processes 1
+    python -m experiments.run eight-games --processes 1
     python -m experiments.run pvp-nano --seeds 0 --out runs/try.json
 
 An experiment is a list of jobs. A key (its condition and seed, say) identifies a job, and a job gives one row or more.
@@ -43,7 +44,7 @@ from common.outputs import require_output_files
 from common.provenance import changed, git_commit
 from common.results import RESULTS, new_result, read_result, write_result
 from experiments.model_classes import jobs as model_classes
-from experiments.studies import games_nano, one_model, optimizers, pvp_levers, pvp_nano, reader, refer_nano
+from experiments.studies import eight_games, games_nano, one_model, optimizers, pvp_levers, pvp_nano, reader, refer_nano
 from experiments.studies.jobs import Job
 from vlm.device import best_device, device_name
 
@@ -66,6 +67,7 @@ EXPERIMENTS = {
     "refer-nano": Experiment(refer_nano.prepare, refer_nano.jobs, refer_nano.draw),
     "games-nano": Experiment(games_nano.prepare, games_nano.jobs),
     "model-classes": Experiment(model_classes.prepare, model_classes.jobs),
+    "eight-games": Experiment(eight_games.prepare, eight_games.jobs),
 }
 
 
@@ -74,7 +76,8 @@ class Args:
     """Run a named experiment, or resume it."""
 
     name: tyro.conf.Positional[str]
-    """The experiment: optimizers, pvp-levers, pvp-nano, reader, one-model, refer-nano, games-nano or model-classes."""
+    """The experiment: optimizers, pvp-levers, pvp-nano, reader, one-model, refer-nano, games-nano, model-classes or
+    eight-games."""
     out: Path | None = None
     """The result file; experiments/results/NAME.json by default."""
     work: Path | None = None

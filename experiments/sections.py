@@ -19,7 +19,7 @@ from experiments.statistics import Row, filter_rows, games_of
 from experiments.tables import Table
 
 Result = dict[str, Any]
-POLICIES = {"eight": "one policy for eight games"}
+POLICIES = {"eight": "one policy for eight games", "eight-games": "one policy for eight games, with DAgger"}
 
 
 @dataclass(frozen=True)

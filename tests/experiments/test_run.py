@@ -193,7 +193,18 @@ def test_unknown_names_are_refused_and_durations_are_formatted():
     assert format_duration(2 * 3600 + 300) == "2 h 05 min"
 
 
-@pytest.mark.parametrize("name", sorted(run.EXPERIMENTS))
+TAKES_A_DAY = {"eight-games"}  # not run in full yet, as docs/concepts.md says
+
+
+def test_a_study_without_a_result_is_called_so_in_the_docs():
+    lines = (ROOT / "docs" / "concepts.md").read_text().splitlines()
+    for name in TAKES_A_DAY:
+        assert not (run.RESULTS / f"{name}.json").exists()
+        (line,) = (line for line in lines if line.startswith(f"| `python -m experiments.run {name}"))
+        assert "not run in full yet" in line
+
+
+@pytest.mark.parametrize("name", sorted(run.EXPERIMENTS.keys() - TAKES_A_DAY))
 def test_the_committed_results_hold_every_job_of_their_experiment(name, tmp_path):
     rows = json.loads((run.RESULTS / f"{name}.json").read_text())["rows"]
     missing = [job.title for job in run.EXPERIMENTS[name].jobs(None, tmp_path) if not run.is_done(job, rows)]
