@@ -70,9 +70,10 @@ def make_sections(results: Mapping[str, Result], folder: Path) -> list[Section]:
     if "shipped" in results:
         with rows_of("shipped"):
             found.append(released_section(results["shipped"], engine_differences(results.get("faults"))))
-    if "robustness" in results:
+    robustness = [result for name, result in results.items() if name.partition("-")[0] == "robustness"]  # one a game
+    if robustness:
         with rows_of("robustness"):
-            found.append(robustness_section(results["robustness"]))
+            found.append(robustness_section(robustness))
     if "experts" in results:
         with rows_of("experts"):
             found.append(score_section([results["experts"]], "experts", "Experts", EXPERT_TEXT))
@@ -139,7 +140,7 @@ def released_section(result: Result, engines: str = "") -> Section:
     )
 
 
-def robustness_section(result: Result) -> Section:
+def robustness_section(results: Sequence[Result]) -> Section:
     """Return the scores under changed conditions of play beside those of plain play."""
     changes = "; ".join(f"{one.name}: {one.meaning}" for one in CONDITIONS.values() if one is not UNCHANGED)
     return Section(
@@ -148,8 +149,8 @@ def robustness_section(result: Result) -> Section:
         "The same agents on the same seeds under changes that a human would hardly mind. Differences are of games of "
         "the same seed and number, with paired 95 % bootstrap intervals. Where neither agent nor emulator draws, all "
         f"games are one game. {changes}.",
-        [result],
-        robustness_tables(result["rows"]),
+        results,
+        robustness_tables(all_rows(results)),
     )
 
 

@@ -1,11 +1,10 @@
-"""One policy for eight games, from nothing but the released policy: experts, demonstrations, cloning, DAgger, scores.
+"""One policy for eight games, from the released policy on: demonstrations, cloning, DAgger, scores.
 
     python -m experiments.run eight-games --processes 1
 
-Prepared first: an SB3 expert of Pong, whose search expert hardly wins a point, and demonstrations of every game. Then
-one policy is cloned from all of them, improves on its own games by DAgger, and is scored beside random play on
-published seeds. Every part resumes, so that the command may be killed and repeated; in all it is about a day on two
-cores. Rows are those of `agents.score`; the report sums them up as human-normalized scores.
+Each game's expert demonstrates; then one policy is cloned from all of them, improves on its own games by DAgger, and
+is scored beside random play on published seeds. Every part resumes, so that the command may be killed and repeated; in
+all it is about a day on two cores. Rows are those of `agents.score`, which the report sums up by human scores.
 """
 
 from collections.abc import Sequence
@@ -22,14 +21,10 @@ from agents.dagger import run_dagger
 from agents.dagger_config import CONFIGS as DAGGER_CONFIGS
 from agents.dagger_config import DaggerConfig
 from agents.demonstrations import DemonstrationsConfig
-from agents.experts import train_sb3
-from common.output_lock import output_lock
 from experiments.studies.jobs import Job
 from vlm.released_checkpoints import RELEASED_POLICY
 
 GAMES = ("Carnival", "MsPacman", "Pong", "Breakout", "SpaceInvaders", "Seaquest", "Qbert", "Freeway")
-PONG_EXPERT = train_sb3.Args(game="Pong", out=Path("runs/eight-games-Pong"), algo="ppo", progress=False)
-EXPERTS = (f"Pong=sb3:{PONG_EXPERT.out / 'best.zip'}",)
 SEEDS = (0,)
 
 
@@ -37,14 +32,13 @@ SEEDS = (0,)
 class EightGamesConfig:
     """All settings of the study."""
 
-    sb3_experts: tuple[train_sb3.Args, ...] = (PONG_EXPERT,)
     demonstrations: tuple[DemonstrationsConfig, ...] = (
-        DemonstrationsConfig(GAMES[:4], EXPERTS, demo_episodes=12, demo_dir=Path("data/eight-games")),
+        DemonstrationsConfig(GAMES[:4], demo_episodes=12, demo_dir=Path("data/eight-games")),
         # the planner makes seven decisions a second
         DemonstrationsConfig(GAMES[4:], demo_episodes=3, demo_max_frames=6000, demo_dir=Path("data/eight-games")),
     )
     cloning: CloneConfig = CLONE_CONFIGS["eight-games"].replace(init=RELEASED_POLICY)
-    dagger: DaggerConfig = DAGGER_CONFIGS["eight-games"].replace(games=GAMES, experts=EXPERTS)
+    dagger: DaggerConfig = DAGGER_CONFIGS["eight-games"].replace(games=GAMES)
     scores: score.Args = field(
         default_factory=lambda: score.Args(("random",), GAMES, Path("unset"), 30, (1000,), engine="openvino")
     )
@@ -55,10 +49,7 @@ EIGHT_GAMES = EightGamesConfig()
 
 
 def prepare(config: EightGamesConfig = EIGHT_GAMES) -> None:
-    """Train the SB3 experts and record the demonstrations that are missing."""
-    for expert in config.sb3_experts:
-        with output_lock(expert.out, wait=True):
-            train_sb3.train(expert)
+    """Record the demonstrations that are missing."""
     demonstration_datasets(config)
 
 

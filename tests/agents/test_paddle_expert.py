@@ -28,3 +28,21 @@ def test_it_serves_while_no_ball_is_in_play_and_leaves_the_emulator_unchanged(na
         assert np.array_equal(emulator.ram, before)
         assert np.isfinite(values).sum() == 3
         assert values.max() <= 0
+
+
+@pytest.mark.slow
+def test_it_wins_points_of_pong_by_the_part_of_the_paddle_that_meets_the_ball():
+    with EmulatorEnvs(find_game("Pong"), 1) as envs:
+        envs.reset([6])
+        emulator, rng = envs.emulators[0], np.random.default_rng(0)
+        expert = PaddleExpert(RAM_LAYOUTS["Pong"], envs.action_names)
+        rewards = []
+        while not any(rewards):
+            rewards.append(emulator.act(int(expert.values(emulator, rng).argmax())))
+            assert len(rewards) < 400, "from the middle of the paddle alone a point takes a thousand steps"
+        assert rewards[-1] == 1
+
+
+def test_breakout_is_played_from_the_middle_of_the_paddle():
+    assert RAM_LAYOUTS["Breakout"].aims == ()
+    assert RAM_LAYOUTS["Pong"].center_offset in RAM_LAYOUTS["Pong"].aims

@@ -1,4 +1,4 @@
-"""The recipe of eight games, rehearsed from nothing in tiny: experts, demonstrations, cloning, DAgger, scores."""
+"""The recipe of eight games, rehearsed from nothing in tiny: demonstrations, cloning, DAgger, scores."""
 
 import json
 from dataclasses import replace
@@ -7,13 +7,12 @@ import pytest
 
 from agents.bc_objective import BehaviorCloningObjective
 from agents.demonstrations import DemonstrationsConfig
-from agents.experts import train_sb3
 from common.interruption import interruptible
 from envs import protocol
 from envs.protocol import MACHADO2018
 from experiments import run
 from experiments.run import Experiment, main
-from experiments.studies.eight_games import EIGHT_GAMES, EXPERTS, GAMES, EightGamesConfig, jobs, prepare
+from experiments.studies.eight_games import EIGHT_GAMES, GAMES, EightGamesConfig, jobs, prepare
 from vlm import checkpoint
 from vlm.presets import build
 
@@ -22,31 +21,26 @@ LAST_CLONING_STEP = 2
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """A study of seconds: three games of 20 steps, of the three kinds of experts."""
+    """A study of seconds: three games of 20 steps, whose experts are fast."""
     monkeypatch.setitem(protocol.PROTOCOLS, "machado2018", replace(MACHADO2018, max_episode_frames=80))
     monkeypatch.setattr("agents.expert_self_agreement.NUM_STATES", 2)
     monkeypatch.setattr("agents.expert_self_agreement.STATE_INTERVAL", 4)
     checkpoint.save(build("tiny", seed=7), tmp_path / "tiny", {"games": ["Carnival"], "play": {"temperature": 0.0}})
-    expert = train_sb3.Args(
-        game="Pong", out=tmp_path / "expert", algo="ppo", steps=256, num_envs=2, eval_every=256, eval_episodes=1,
-        progress=False,
-    )  # fmt: skip
-    games, experts = ("Pong", "MsPacman", "Breakout"), (f"Pong=sb3:{expert.out / 'best.zip'}",)
-    demonstrations = DemonstrationsConfig(games, experts, demo_episodes=1, demo_dir=tmp_path / "data")
+    games = ("Pong", "MsPacman", "Breakout")
+    demonstrations = DemonstrationsConfig(games, demo_episodes=1, demo_dir=tmp_path / "data")
     short = {"batch_size": 6, "trainer": ("dataloader_num_workers=0", "warmup_steps=1", "save_steps=1")}
     return EightGamesConfig(
-        (expert,),
         (demonstrations,),
         EIGHT_GAMES.cloning.replace(init=tmp_path / "tiny", steps=LAST_CLONING_STEP, **short),
-        EIGHT_GAMES.dagger.replace(
-            games=games, experts=experts, iterations=2, episodes=1, steps=2, rollout_engine="torch", **short
-        ),
+        EIGHT_GAMES.dagger.replace(games=games, iterations=2, episodes=1, steps=2, rollout_engine="torch", **short),
         replace(EIGHT_GAMES.scores, games=games, episodes=2, engine="torch"),
     )
 
 
 @pytest.mark.slow
-def test_one_command_goes_from_experts_to_scores_and_resumes_after_a_kill(config, tmp_path, monkeypatch, kill_at_step):
+def test_one_command_goes_from_demonstrations_to_scores_and_resumes_after_a_kill(
+    config, tmp_path, monkeypatch, kill_at_step
+):
     small = Experiment(lambda: prepare(config), lambda seeds, work: jobs(seeds, work, config))
     monkeypatch.setitem(run.EXPERIMENTS, "eight-games", small)
     work, file = tmp_path / "work", tmp_path / "r.json"
@@ -73,4 +67,3 @@ def test_every_game_has_demonstrations_and_is_scored():
     assert (
         sorted(recorded) == sorted(GAMES) == sorted(EIGHT_GAMES.scores.games) == sorted(EIGHT_GAMES.dagger.dagger.games)
     )
-    assert EIGHT_GAMES.dagger.dagger.experts == EXPERTS == EIGHT_GAMES.demonstrations[0].experts
