@@ -70,7 +70,7 @@ class Args:
     game: str = "Carnival"
     """The game, in any reasonable spelling: Carnival, "Ms. Pac-Man", ALE/Pong-v5."""
     agent: str = "vlm"
-    """vlm, vlm:DIR, random, sb3:PATH, api:MODEL, human, planner, mspacman-expert, carnival-expert or paddle-expert."""
+    """vlm, vlm:DIR, random, sb3:PATH, api:MODEL, human, planner or an expert of the game (docs/experts.md)."""
     checkpoint: Path | None = None
     """The VLM that plays; by default the released policy."""
     episodes: int = 1

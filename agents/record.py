@@ -57,7 +57,7 @@ class Args:
     out: Path
     """The dataset directory; an existing one of the same game, protocol and agent is continued."""
     agent: str = "planner"
-    """planner, mspacman-expert, carnival-expert, paddle-expert, vlm, vlm:DIR, sb3:PATH, api:MODEL, random or human."""
+    """planner or an expert of the game (docs/experts.md), vlm, vlm:DIR, sb3:PATH, api:MODEL, random or human."""
     expert: str | None = None
     """The agent that values every action, if not the player: an expert; vlm:DIR or sb3:PATH by their networks."""
     episodes: int = 10

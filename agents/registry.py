@@ -22,6 +22,7 @@ EXPERT_GAMES: dict[str, tuple[str, ...]] = {  # the games of each expert; the pl
     "mspacman-expert": ("MsPacman",),
     "carnival-expert": ("Carnival",),
     "paddle-expert": ("Pong", "Breakout"),
+    "freeway-expert": ("Freeway",),
 }
 EXPERTS = tuple(EXPERT_GAMES)
 LABELLERS = (*EXPERTS, "vlm", "sb3")  # agents that value every action

@@ -55,7 +55,7 @@ class Args:
     """Score agents on whole games, with intervals."""
 
     agents: tuple[str, ...]
-    """The agents: vlm, vlm:DIR, api:MODEL, random, sb3:PATH, planner, mspacman-, carnival- or paddle-expert."""
+    """The agents: vlm, vlm:DIR, api:MODEL, random, sb3:PATH, planner or an expert (docs/experts.md)."""
     games: tuple[str, ...]
     """The games, in any reasonable spelling."""
     out: Path

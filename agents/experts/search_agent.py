@@ -11,6 +11,7 @@ import numpy as np
 
 from agents.agent import Actions, Rngs, reset_rngs, reset_states
 from agents.experts.carnival_expert import CarnivalExpert
+from agents.experts.freeway_expert import FreewayExpert
 from agents.experts.mspacman_expert import MsPacmanExpert
 from agents.experts.paddle_expert import RAM_LAYOUTS, PaddleExpert
 from agents.experts.search import ActionValues, FireLookahead, RandomRolloutSearch, RewardShaping, Search
@@ -62,6 +63,8 @@ def make_search(agent_type: str, envs: EmulatorEnvs) -> Search:
         raise UserError(f"expected {' or '.join(games)} for {agent_type}, got {game.name}; nearest agent: planner")
     if agent_type == "paddle-expert":
         return PaddleExpert(RAM_LAYOUTS[game.name], names)
+    if agent_type == "freeway-expert":
+        return FreewayExpert(names)
     return CarnivalExpert(names) if agent_type == "carnival-expert" else MsPacmanExpert(names)
 
 

@@ -33,9 +33,9 @@ class EightGamesConfig:
     """All settings of the study."""
 
     demonstrations: tuple[DemonstrationsConfig, ...] = (
-        DemonstrationsConfig(GAMES[:4], demo_episodes=12, demo_dir=Path("data/eight-games")),
+        DemonstrationsConfig((*GAMES[:4], GAMES[-1]), demo_episodes=12, demo_dir=Path("data/eight-games")),
         # the planner makes seven decisions a second
-        DemonstrationsConfig(GAMES[4:], demo_episodes=3, demo_max_frames=6000, demo_dir=Path("data/eight-games")),
+        DemonstrationsConfig(GAMES[4:-1], demo_episodes=3, demo_max_frames=6000, demo_dir=Path("data/eight-games")),
     )
     cloning: CloneConfig = CLONE_CONFIGS["eight-games"].replace(init=RELEASED_POLICY)
     dagger: DaggerConfig = DAGGER_CONFIGS["eight-games"].replace(games=GAMES)

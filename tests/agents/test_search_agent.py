@@ -134,6 +134,7 @@ def score_after(agent_id, game_name, seed, steps):
         ("mspacman-expert", "MsPacman", 3, 600, 1000),
         ("paddle-expert", "Pong", 3, 200, 3),
         ("paddle-expert", "Breakout", 3, 200, 5),
+        ("freeway-expert", "Freeway", 3, 120, 2),
     ],
 )
 def test_an_expert_outscores_random_play(expert, game_name, seed, steps, gain):
@@ -146,6 +147,7 @@ def test_an_expert_outscores_random_play(expert, game_name, seed, steps, gain):
         ("carnival-expert", "Carnival", "Pong"),
         ("mspacman-expert", "MsPacman", "Pong"),
         ("paddle-expert", "Pong or Breakout", "Tennis"),
+        ("freeway-expert", "Freeway", "Pong"),
     ],
 )
 def test_a_game_that_an_expert_does_not_play_is_refused(expert, games, other):
