@@ -151,7 +151,7 @@ def test_iterations_can_be_added_to_a_run_and_nothing_else_changed(tiny, tmp_pat
         (("--episodes", "0"), "--episodes must be at least 1, got 0"),
         (("--lr-decay", "0"), "--lr-decay must be above 0 and at most 1, got 0.0"),
         (("--rollout-seed", "899"), "must stay below 900"),
-        (("--expert", "human"), "paddle-expert, vlm, sb3), got 'human'"),
+        (("--expert", "human"), "freeway-expert, vlm, sb3), got 'human'"),
         (("--games", "Pong", "--experts", "Pong=random"), "must be an agent that values every action"),
         (("--games", "Pong", "--experts", "Breakout=planner"), "--experts names Breakout, which is not among --games"),
         (("--rollout-num-envs", "0"), "--rollout-num-envs must be at least 1, got 0"),
