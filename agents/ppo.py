@@ -11,6 +11,7 @@ The training state is saved every few iterations and at Ctrl-C; the same command
 """
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,10 @@ def train(trainer: PPOTrainer, out: Path) -> None:
     bar = tqdm(total=config.num_iterations, initial=trainer.iteration, desc="ppo", unit="iteration")
     with SummaryWriter(str(out)) as writer, bar, deferred_interruption() as is_asked_to_stop:
         while trainer.iteration < config.num_iterations and not is_asked_to_stop():
+            started = time.monotonic()
+            seconds = result["rows"][-1].get("seconds", 0.0) if result["rows"] else 0.0
             row = trainer.train_step()
+            row["seconds"] = seconds + time.monotonic() - started  # of training so far
             result["rows"].append(row)
             for name, value in row.items():
                 if isinstance(value, float):

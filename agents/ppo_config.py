@@ -41,7 +41,7 @@ class PPOConfig:
     ent_coef: float = 0.01
     """Weight of the entropy of the answers."""
     kl_coef: float = 0.1
-    """Weight of the divergence from the initial policy; 0 turns the penalty off."""
+    """Weight of the divergence from the initial policy; 0 turns the penalty off, which takes less time."""
     vf_coef: float = 0.5
     """Weight of the value's squared error."""
     reward_transform: Literal["clip", "sqrt", "none"] = "clip"

@@ -32,7 +32,7 @@ class PPOBatch:
 
     actions: Tensor  # int64[B]
     old_log_probs: Tensor  # float32[B, A], of the policy that acted
-    reference_log_probs: Tensor  # float32[B, A], of the reference policy
+    reference_log_probs: Tensor  # float32[B, A], of the reference policy, or of the one that acted if there is none
     advantages: Tensor  # float32[B]
     returns: Tensor  # float32[B]
 

@@ -47,7 +47,9 @@ class PPOTrainer:
     def __init__(self, vlm: PixelVLM, envs: GameEnvs, config: PPOConfig):
         self.vlm, self.config, self.iteration = vlm, config, 0
         title, names = envs.game.title, tuple(envs.action_names)
-        self.reference = TextPolicy(copy.deepcopy(vlm), title, names).eval().requires_grad_(False)
+        self.reference: TextPolicy | None = None  # which no penalty needs
+        if config.kl_coef:
+            self.reference = TextPolicy(copy.deepcopy(vlm), title, names).eval().requires_grad_(False)
         self.policy = TextPolicy(vlm, title, names)
         encoder_rate, rate = config.encoder_learning_rate, config.learning_rate
         rates = ModuleLearningRates(encoder=encoder_rate or None, connector=encoder_rate or rate, decoder=rate)
@@ -71,7 +73,7 @@ class PPOTrainer:
         with autocast(self.vlm.device, self.config.bf16):
             on_device = torch.from_numpy(obs).to(self.vlm.device)
             log_probs, values = self.policy(on_device)
-            reference, _ = self.reference(on_device)
+            reference = self.reference(on_device)[0] if self.reference else log_probs
         log_probs = log_probs.float().cpu()
         rng = np.random.default_rng([self.config.seed, self.iteration, step])
         actions = np.array([rng.choice(len(p), p=p) for p in log_probs.double().softmax(-1).numpy()])

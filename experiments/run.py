@@ -9,6 +9,7 @@
     python -m experiments.run games-nano
     python -m experiments.run model-classes --processes 1
     python -m experiments.run eight-games --processes 1
+    python -m experiments.run from-rewards --processes 1
     python -m experiments.run pvp-nano --seeds 0 --out runs/try.json
 
 An experiment is a list of jobs. A key (its condition and seed, say) identifies a job, and a job gives one row or more.
@@ -44,7 +45,17 @@ from common.outputs import require_output_files
 from common.provenance import changed, git_commit
 from common.results import RESULTS, new_result, read_result, write_result
 from experiments.model_classes import jobs as model_classes
-from experiments.studies import eight_games, games_nano, one_model, optimizers, pvp_levers, pvp_nano, reader, refer_nano
+from experiments.studies import (
+    eight_games,
+    from_rewards,
+    games_nano,
+    one_model,
+    optimizers,
+    pvp_levers,
+    pvp_nano,
+    reader,
+    refer_nano,
+)
 from experiments.studies.jobs import Job
 from vlm.device import best_device, device_name
 
@@ -68,6 +79,7 @@ EXPERIMENTS = {
     "games-nano": Experiment(games_nano.prepare, games_nano.jobs),
     "model-classes": Experiment(model_classes.prepare, model_classes.jobs),
     "eight-games": Experiment(eight_games.prepare, eight_games.jobs),
+    "from-rewards": Experiment(from_rewards.prepare, from_rewards.jobs, from_rewards.draw),
 }
 
 
@@ -76,8 +88,8 @@ class Args:
     """Run a named experiment, or resume it."""
 
     name: tyro.conf.Positional[str]
-    """The experiment: optimizers, pvp-levers, pvp-nano, reader, one-model, refer-nano, games-nano, model-classes or
-    eight-games."""
+    """The experiment: optimizers, pvp-levers, pvp-nano, reader, one-model, refer-nano, games-nano, model-classes,
+    eight-games or from-rewards."""
     out: Path | None = None
     """The result file; experiments/results/NAME.json by default."""
     work: Path | None = None

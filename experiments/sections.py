@@ -14,6 +14,7 @@ from envs.play_conditions import CONDITIONS, UNCHANGED
 from experiments import tables
 from experiments.charts import Chart, curve_chart, profile_chart
 from experiments.fault_tables import fault_tables
+from experiments.learning_curves import learning_tables
 from experiments.robustness_tables import robustness_tables
 from experiments.statistics import Row, filter_rows, games_of
 from experiments.tables import Table
@@ -91,6 +92,7 @@ def make_sections(results: Mapping[str, Result], folder: Path) -> list[Section]:
         "pvp-nano": pvp_section,
         "games-nano": games_section,
         "refer-nano": segmentation_section,
+        "from-rewards": rewards_section,
     }
     for name, section in studies.items():
         if name in results:
@@ -325,6 +327,23 @@ def segmentation_section(result: Result, images: Sequence[Path]) -> Section:
         ],
         images=images,
         image_caption="expressions: the truth, then the masks of each condition",
+    )
+
+
+def rewards_section(result: Result, images: Sequence[Path]) -> Section:
+    """Return the study of learning from rewards alone."""
+    return Section(
+        "from-rewards",
+        "from-rewards: PPO on text answers beside SB3's PPO",
+        "A game without an expert of its own, learned from rewards clipped to their sign. The text policy starts from "
+        "the released policy, which never saw the game, and SB3's convolutional policy from random weights; both "
+        "played and trained on the same cores in one run. Minutes are of play and optimizer steps, evaluations apart. "
+        "The last games of training are those of its last fifth; scores are of published seeds, without a choice "
+        "among checkpoints. One training of each tells little of another's luck.",
+        [result],
+        learning_tables(result["rows"]),
+        images=images,
+        image_caption="the score of the games of training over time and over frames",
     )
 
 

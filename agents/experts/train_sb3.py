@@ -104,7 +104,7 @@ def train(args: Args) -> Path:
     write_text_atomically(args.out / "expert.json", json.dumps(run_metadata(to_json(args)), indent=1))
     envs = ExpertEnvs(make_envs(find_game(args.game), args.num_envs, find_protocol(args.protocol)), args.seed)
     model = make_algorithm(args, envs)
-    evaluation = BestModelCallback(args.out, partial(evaluate, args), has_replay_buffer=args.algo != "ppo")
+    evaluation = BestModelCallback(args.out, partial(evaluate, args), args.algo != "ppo", envs.take_scores)
     periodic = EveryNTimesteps(args.eval_every, evaluation)
     periodic.last_time_trigger = evaluation.evaluated_steps
     evaluation.init_callback(model)

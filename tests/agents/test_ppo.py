@@ -158,6 +158,9 @@ def test_a_killed_training_of_a_real_game_resumes_to_the_same_checkpoint(tiny, t
     one, other = (checkpoint.load(tmp_path / run / "last").model.state_dict() for run in ("whole", "killed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     rows = [json.loads((tmp_path / run / "ppo.json").read_text())["rows"] for run in ("whole", "killed")]
+    for run_rows in rows:
+        seconds = [row.pop("seconds") for row in run_rows]
+        assert 0 < seconds[0] < seconds[1] < seconds[2]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 3
     assert checkpoint.read_training(tmp_path / "whole" / "last")["games"] == ["Carnival"]

@@ -65,6 +65,8 @@ def test_training_has_the_observations_of_play_and_clips_rewards():
         assert np.array_equal(infos[0]["terminal_observation"], expected[0])
         assert infos[0]["TimeLimit.truncated"]
         assert [info["episode"]["r"] for info in infos] == total.tolist()
+        assert envs.take_scores() == total.tolist()
+        assert envs.take_scores() == []
         assert (observations[:, :1] == observations).all()  # a new episode: its first frame, four times
 
 
@@ -99,7 +101,14 @@ def test_an_expert_trains_resumes_and_plays(tmp_path, quick, algo, capsys):
     assert "after 256 steps: 0 points, the best so far" in capsys.readouterr().out
     (tmp_path / "evaluations.json").write_text(json.dumps(evaluations[:1]))  # killed before the last one was written
     assert command(*arguments, "--steps", 512) == 0
-    assert json.loads((tmp_path / "evaluations.json").read_text()) == evaluations
+    again = json.loads((tmp_path / "evaluations.json").read_text())
+    seconds = [evaluation.pop("seconds") for evaluation in evaluations]
+    assert 0 < seconds[0] < seconds[1] <= again[1].pop("seconds")
+    assert again[0].pop("seconds") == seconds[0]
+    assert [len(evaluation.pop("training_scores")) for evaluation in evaluations] == [2 * 4, 2 * 4]  # of 30 steps
+    assert again[0].pop("training_scores")
+    assert again[1].pop("training_scores") == []  # forgotten by the kill
+    assert again == evaluations
     assert [evaluation["steps"] for evaluation in evaluations] == [256, 512]
     agent = Sb3Agent(tmp_path / "best.zip", ("noop", "fire", "right", "left", "right fire", "left fire"))
     agent.reset([1])
