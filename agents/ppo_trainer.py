@@ -65,7 +65,8 @@ class PPOTrainer:
         rewards = REWARD_TRANSFORMS[self.config.reward_transform](rollout.rewards).astype(np.float32)
         losses = self._optimize(torch.from_numpy(rollout.obs).flatten(0, 1), self._batch(rollout, rewards))
         self.iteration += 1
-        return {"iteration": self.iteration, "scores": rollout.scores, "reward": float(rewards.mean()), **losses}
+        mean_rewards = {"reward": float(rewards.mean()), "raw_reward": float(rollout.rewards.mean())}
+        return {"iteration": self.iteration, "scores": rollout.scores, **mean_rewards, **losses}
 
     @torch.no_grad()
     def _act(self, obs: np.ndarray, step: int) -> PolicyOutput:

@@ -9,7 +9,7 @@
     python -m experiments.run games-nano
     python -m experiments.run model-classes --processes 1
     python -m experiments.run eight-games --processes 1
-    python -m experiments.run from-rewards --processes 1
+    python -m experiments.run from-rewards
     python -m experiments.run pvp-nano --seeds 0 --out runs/try.json
 
 An experiment is a list of jobs. A key (its condition and seed, say) identifies a job, and a job gives one row or more.

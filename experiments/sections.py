@@ -336,14 +336,14 @@ def rewards_section(result: Result, images: Sequence[Path]) -> Section:
         "from-rewards",
         "from-rewards: PPO on text answers beside SB3's PPO",
         "A game without an expert of its own, learned from rewards clipped to their sign. The text policy starts from "
-        "the released policy, which never saw the game, and SB3's convolutional policy from random weights; both "
-        "played and trained on the same cores in one run. Minutes are of play and optimizer steps, evaluations apart. "
-        "The last games of training are those of its last fifth; scores are of published seeds, without a choice "
-        "among checkpoints. One training of each tells little of another's luck.",
+        "the released policy, which never saw the game, and SB3's convolutional policy from random weights; they "
+        "trained side by side, on a core each. Minutes are of play and optimizer steps, evaluations apart. Scores are "
+        "of whole games on published seeds by what each training ended with. One training of each tells nothing of "
+        "another's luck.",
         [result],
         learning_tables(result["rows"]),
         images=images,
-        image_caption="the score of the games of training over time and over frames",
+        image_caption="what was earned in training over time and over frames",
     )
 
 

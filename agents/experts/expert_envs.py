@@ -19,7 +19,7 @@ class ExpertEnvs(VecEnv):
     def __init__(self, envs: GameEnvs, seed: int):
         self.envs, self._rng = envs, np.random.default_rng(seed)
         self._scores, self._lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, int)
-        self._final_scores: list[float] = []
+        self._points, self._final_scores = 0.0, list[float]()
         super().__init__(envs.num_envs, OBSERVATIONS, spaces.Discrete(len(envs.action_names)))
 
     def _start(self, started: np.ndarray) -> np.ndarray:
@@ -45,6 +45,7 @@ class ExpertEnvs(VecEnv):
         ended = step.terminated | step.truncated
         observations = np.concatenate([self._observations[:, 1:], shrink(step.frames)[:, None]], axis=1)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        self._points += float(step.rewards.sum())
         self._final_scores += self._scores[ended].tolist()
         for i in np.flatnonzero(ended):
             infos[i] = {
@@ -57,10 +58,11 @@ class ExpertEnvs(VecEnv):
         self._observations = observations
         return observations, np.sign(step.rewards), ended, infos
 
-    def take_scores(self) -> list[float]:
-        """Return the raw scores of the episodes that ended since the last call."""
-        scores, self._final_scores = self._final_scores, []
-        return scores
+    def take_progress(self) -> tuple[float, list[float]]:
+        """Return the raw rewards' sum, and the raw scores of the episodes that ended, since the last call."""
+        points, scores = self._points, self._final_scores
+        self._points, self._final_scores = 0.0, []
+        return points, scores
 
     def close(self) -> None:
         """Free the emulators."""

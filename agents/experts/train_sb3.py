@@ -20,7 +20,7 @@ from stable_baselines3.common.callbacks import EveryNTimesteps
 from stable_baselines3.common.logger import Logger
 
 from agents.experts.expert_envs import ExpertEnvs
-from agents.experts.sb3_callbacks import BestModelCallback, StopCallback
+from agents.experts.sb3_callbacks import BestModelCallback, CurveCallback, StopCallback, TrainingClock
 from agents.rollout import play_games
 from agents.sb3_agent import Sb3Agent
 from common.command import command, require_at_least, run
@@ -59,11 +59,13 @@ class Args:
     """Agent steps between checkpoints, each with an evaluation."""
     eval_episodes: int = 5
     """Whole episodes of an evaluation."""
+    curve_every: int = 10_000
+    """Agent steps between rows of `curve.json`: the seconds, rewards and scores of training."""
     progress: bool = True
     """Show a progress bar with an estimate."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "steps", "num_envs", "buffer_size", "eval_every", "eval_episodes")
+        require_at_least(self, 1, "steps", "num_envs", "buffer_size", "eval_every", "eval_episodes", "curve_every")
 
 
 def evaluate(args: Args, archive: Path) -> list[float]:
@@ -104,14 +106,18 @@ def train(args: Args) -> Path:
     write_text_atomically(args.out / "expert.json", json.dumps(run_metadata(to_json(args)), indent=1))
     envs = ExpertEnvs(make_envs(find_game(args.game), args.num_envs, find_protocol(args.protocol)), args.seed)
     model = make_algorithm(args, envs)
-    evaluation = BestModelCallback(args.out, partial(evaluate, args), args.algo != "ppo", envs.take_scores)
+    clock = TrainingClock()
+    curve = EveryNTimesteps(args.curve_every, CurveCallback(args.out / "curve.json", clock, envs.take_progress))
+    evaluation = BestModelCallback(args.out, partial(evaluate, args), args.algo != "ppo", clock)
     periodic = EveryNTimesteps(args.eval_every, evaluation)
-    periodic.last_time_trigger = evaluation.evaluated_steps
+    curve.last_time_trigger, periodic.last_time_trigger = model.num_timesteps, evaluation.evaluated_steps
     evaluation.init_callback(model)
     if (remaining := args.steps - model.num_timesteps) > 0:
         with deferred_interruption() as is_asked_to_stop:
             stop = StopCallback(is_asked_to_stop)
-            model.learn(remaining, callback=[periodic, stop], reset_num_timesteps=False, progress_bar=args.progress)
+            model.learn(
+                remaining, callback=[curve, periodic, stop], reset_num_timesteps=False, progress_bar=args.progress
+            )
             if is_asked_to_stop():
                 evaluation.save_state()
     else:

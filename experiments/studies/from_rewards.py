@@ -1,23 +1,22 @@
 """Improvement from rewards alone in a game without an expert: PPO on text answers beside stable-baselines3's PPO.
 
-    python -m experiments.run from-rewards --processes 1
+    python -m experiments.run from-rewards
 
-Both play the same game under the same protocol with rewards clipped to their sign, one after the other on the same
-cores. The text policy starts from the released one, which never saw the game, and all of its weights train; SB3's
-convolutional policy starts from random weights with the settings of `agents.experts.train_sb3`. Rows of curves hold
-the scores of the games that ended in each part of a training, with the frames and seconds so far; rows of scores are
-those of `agents.score` for what each ended with, and for random play.
+Both play the same game under the same protocol with rewards clipped to their sign, side by side on a core each. The
+text policy starts from the released one, which never saw the game, and all of its weights train; SB3's convolutional
+policy starts from random weights with the settings of `agents.experts.train_sb3`. Rows of curves hold what was earned
+since the row before, with the frames and seconds so far, evaluations apart; rows of scores are those of `agents.score`
+for what each training ended with, and for random play. The text policy draws its actions, as it did in training, and
+SB3's plays greedily, as everywhere here.
 """
 
 import io
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from agents import score
@@ -31,9 +30,8 @@ from experiments.learning_curves import learning_figure
 from experiments.studies.jobs import Job
 from vlm.released_checkpoints import RELEASED_POLICY
 
-GAME = "UpNDown"
+GAME = "CrazyClimber"
 SEEDS = (0,)
-POINTS = 20  # of a curve
 TEXT, SB3 = "text PPO", "SB3 PPO"
 
 
@@ -46,23 +44,31 @@ class FromRewardsConfig:
             game=GAME,
             init=RELEASED_POLICY,
             out=Path("unset"),
-            num_iterations=100,
+            num_iterations=55,
             num_envs=16,
             num_steps=32,
-            num_epochs=1,
-            learning_rate=3e-4,
+            num_epochs=2,
+            learning_rate=2e-4,
+            ent_coef=0.001,
             kl_coef=0.0,  # the initial policy is no good player of this game
             save_every=5,
         )
     )
     sb3: train_sb3.Args = field(
         default_factory=lambda: train_sb3.Args(
-            game=GAME, out=Path("unset"), algo="ppo", steps=300_000, eval_every=15_000, eval_episodes=1
+            game=GAME,
+            out=Path("unset"),
+            algo="ppo",
+            steps=250_000,
+            eval_every=125_000,
+            eval_episodes=1,
+            curve_every=2048,
+            progress=False,
         )
     )
     scores: score.Args = field(
         default_factory=lambda: score.Args(
-            ("random",), (GAME,), Path("unset"), 20, (1000,), temperatures=(0.0, 1.0), engine="openvino"
+            ("random",), (GAME,), Path("unset"), 10, (1000,), temperatures=(1.0,), engine="openvino"
         )
     )
     seconds: float = 3600
@@ -94,14 +100,10 @@ def learn_as_text(config: FromRewardsConfig, seed: int, work: Path) -> list[dict
 
 def text_curve(config: FromRewardsConfig, out: Path) -> list[dict[str, Any]]:
     """Return the curve of a text policy's training."""
-    frames = config.text.num_envs * config.text.num_steps * MACHADO2018.frame_skip
-    rows = read_result(out / "ppo.json")["rows"]
-    ends = np.linspace(0, len(rows), min(POINTS, len(rows)) + 1).round().astype(int)
-    curve = []
-    for part in (rows[start:end] for start, end in itertools.pairwise(ends)):
-        last, scores = part[-1], [final for row in part for final in row["scores"]]
-        curve.append(curve_row(config, last["iteration"] * frames, last["seconds"], scores))
-    return curve
+    rows, steps = read_result(out / "ppo.json")["rows"], config.text.num_envs * config.text.num_steps
+    return [
+        curve_row(config, row["iteration"] * steps, row["seconds"], row["raw_reward"], row["scores"]) for row in rows
+    ]
 
 
 def learn_by_sb3(config: FromRewardsConfig, seed: int, work: Path) -> list[dict[str, Any]]:
@@ -114,14 +116,17 @@ def learn_by_sb3(config: FromRewardsConfig, seed: int, work: Path) -> list[dict[
 def sb3_curve(config: FromRewardsConfig, out: Path) -> list[dict[str, Any]]:
     """Return the curve of an SB3 training."""
     return [
-        curve_row(config, row["steps"] * MACHADO2018.frame_skip, row["seconds"], row["training_scores"])
-        for row in read_json(out / "evaluations.json")
+        curve_row(config, row["steps"], row["seconds"], row["points"] / row["new_steps"], row["scores"])
+        for row in read_json(out / "curve.json")
     ]
 
 
-def curve_row(config: FromRewardsConfig, frames: int, seconds: float, scores: list[float]) -> dict[str, Any]:
-    """Return a point of a curve: the raw scores of the games that ended since the point before."""
-    return {"game": config.text.game, "frames": frames, "seconds": seconds, "training_scores": scores}
+def curve_row(
+    config: FromRewardsConfig, steps: int, seconds: float, points_per_step: float, scores: list[float]
+) -> dict[str, Any]:
+    """Return a row of a curve: what was earned, and the raw scores of the games that ended, since the row before."""
+    row = {"game": config.text.game, "frames": steps * MACHADO2018.frame_skip, "seconds": seconds}
+    return {**row, "points_per_step": points_per_step, "training_scores": scores}
 
 
 def play_randomly(config: FromRewardsConfig, seed: int, work: Path) -> list[dict[str, Any]]:

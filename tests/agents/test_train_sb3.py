@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.experts import train_sb3
 from agents.experts.expert_envs import ExpertEnvs
-from agents.experts.sb3_callbacks import BestModelCallback
+from agents.experts.sb3_callbacks import BestModelCallback, TrainingClock
 from agents.frame_stack import FrameStack
 from agents.sb3_agent import STACK, Sb3Agent, read_policy, shrink
 from common.command import run
@@ -25,7 +25,7 @@ SHORT = Protocol("short", 0.25, 4, 0, False, 120)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
-    callback = BestModelCallback(tmp_path, lambda _: [0.0], has_replay_buffer=False)
+    callback = BestModelCallback(tmp_path, lambda _: [0.0], has_replay_buffer=False, clock=TrainingClock())
     policy = torch.nn.Linear(2, 2)
     policy.weight.data[0, 0] = torch.nan
     callback.model = SimpleNamespace(policy=policy, num_timesteps=7)
@@ -65,8 +65,8 @@ def test_training_has_the_observations_of_play_and_clips_rewards():
         assert np.array_equal(infos[0]["terminal_observation"], expected[0])
         assert infos[0]["TimeLimit.truncated"]
         assert [info["episode"]["r"] for info in infos] == total.tolist()
-        assert envs.take_scores() == total.tolist()
-        assert envs.take_scores() == []
+        assert envs.take_progress() == (total.sum(), total.tolist())
+        assert envs.take_progress() == (0, [])
         assert (observations[:, :1] == observations).all()  # a new episode: its first frame, four times
 
 
@@ -91,6 +91,7 @@ def logged_scores(directory):
 @pytest.mark.parametrize("algo", ["qrdqn", "ppo"])
 def test_an_expert_trains_resumes_and_plays(tmp_path, quick, algo, capsys):
     arguments = ("--game", "carnival", "--algo", algo, "--num-envs", 2, "--buffer-size", 100, "--eval-every", 256)
+    arguments = (*arguments, "--curve-every", 128)
     arguments = (*arguments, "--eval-episodes", 1, "--no-progress", "--out", tmp_path)
     assert command(*arguments, "--steps", 256) == 0
     assert command(*arguments, "--steps", 512) == 0
@@ -101,15 +102,12 @@ def test_an_expert_trains_resumes_and_plays(tmp_path, quick, algo, capsys):
     assert "after 256 steps: 0 points, the best so far" in capsys.readouterr().out
     (tmp_path / "evaluations.json").write_text(json.dumps(evaluations[:1]))  # killed before the last one was written
     assert command(*arguments, "--steps", 512) == 0
-    again = json.loads((tmp_path / "evaluations.json").read_text())
-    seconds = [evaluation.pop("seconds") for evaluation in evaluations]
-    assert 0 < seconds[0] < seconds[1] <= again[1].pop("seconds")
-    assert again[0].pop("seconds") == seconds[0]
-    assert [len(evaluation.pop("training_scores")) for evaluation in evaluations] == [2 * 4, 2 * 4]  # of 30 steps
-    assert again[0].pop("training_scores")
-    assert again[1].pop("training_scores") == []  # forgotten by the kill
-    assert again == evaluations
+    assert json.loads((tmp_path / "evaluations.json").read_text()) == evaluations
     assert [evaluation["steps"] for evaluation in evaluations] == [256, 512]
+    curve = json.loads((tmp_path / "curve.json").read_text())
+    assert [row["steps"] for row in curve] == [128, 256, 384, 512]
+    assert all(row["new_steps"] == 128 and len(row["scores"]) >= 2 for row in curve)  # games of 30 steps
+    assert (np.diff([0, *(row["seconds"] for row in curve)]) > 0).all()
     agent = Sb3Agent(tmp_path / "best.zip", ("noop", "fire", "right", "left", "right fire", "left fire"))
     agent.reset([1])
     actions = agent.act(np.zeros((1, 214, 160, 3), np.uint8))
