@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from agents.vlm_agent import softmax
+from agents.sampling import softmax
 from common.errors import UserError
 from vlm.decoding.candidate_scoring import CandidateScorer
 from vlm.model import PixelVLM

@@ -105,7 +105,8 @@ def agent_settings(
 ) -> dict[str, Any]:
     """Return what a result row tells of how a VLM, here or behind an endpoint, or an SB3 archive plays; else nothing.
 
-    A temperature of None is told as the one chosen for the checkpoint, the engine auto as the one that computes.
+    A temperature of None is told as the one chosen for the checkpoint, the engine auto as the one that computes; SB3
+    archives are greedy without one, and their rows then tell none.
     """
     agent_type, path = parse_agent_id(agent_id)
     if agent_type == "api":
@@ -113,7 +114,8 @@ def agent_settings(
     if agent_type == "sb3":
         from agents.sb3_archive import archive_hash
 
-        return {"checkpoint": archive_hash(Path(str(path)))}
+        told = {} if temperature is None else {"temperature": temperature}
+        return {"checkpoint": archive_hash(Path(str(path))), **told}
     if agent_type != "vlm":
         return {}
     from agents.vlm_agent import chosen_engine, chosen_temperature
@@ -169,7 +171,7 @@ def make_agent(
     """Return the agent of an id for these environments.
 
     `decode`, `temperature` (None: the one chosen for the checkpoint), `engine` and `limits` are for a VLM, `api` is for
-    one behind an endpoint. Torch is imported only for agents that need it.
+    one behind an endpoint; an SB3 archive takes a temperature too. Torch is imported only for agents that need it.
     """
     agent_type, path = parse_agent_id(agent_id)
     if agent_type == "random":
@@ -182,7 +184,7 @@ def make_agent(
     if agent_type == "sb3":
         from agents.sb3_agent import Sb3Agent
 
-        return Sb3Agent(Path(str(path)), envs.action_names)
+        return Sb3Agent(Path(str(path)), envs.action_names, temperature or 0.0)
     if agent_type == "api":
         from agents.api_agent import ApiAgent
 

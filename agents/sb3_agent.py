@@ -17,8 +17,9 @@ from stable_baselines3.dqn.policies import CnnPolicy as DqnPolicy
 from torch import Tensor
 from torch.nn import functional
 
-from agents.agent import Actions
+from agents.agent import Actions, Rngs, reset_rngs
 from agents.frame_stack import FrameStack
+from agents.sampling import choose
 from agents.sb3_archive import read_archive
 from common.errors import UserError
 from vlm.checkpoint_files import require_finite
@@ -86,22 +87,28 @@ def action_scores(policy: BasePolicy, stacks: np.ndarray) -> np.ndarray:
 
 
 class Sb3Agent:
-    """Plays an SB3 or sb3-contrib archive greedily."""
+    """Plays an SB3 or sb3-contrib archive: greedily, or at a temperature above 0 by an actor's probabilities."""
 
     name = "sb3"
 
-    def __init__(self, path: Path, action_names: Sequence[str]):
-        self.action_names = tuple(action_names)
+    def __init__(self, path: Path, action_names: Sequence[str], temperature: float = 0.0):
+        if temperature < 0:
+            raise UserError(f"expected a temperature of at least 0, got {temperature}")
+        self.action_names, self.temperature = tuple(action_names), temperature
         self._policy = read_policy(path, len(self.action_names))
+        if temperature and not isinstance(self._policy, ActorCriticCnnPolicy):
+            raise UserError(f"{path} values actions and has no probabilities to draw from: expected temperature 0")
         self._frame_stack = FrameStack(STACK)
+        self._rngs: Rngs = []
 
     def reset(self, seeds: Sequence[int | None]) -> None:
         """See `agents.agent.Agent`."""
+        self._rngs = reset_rngs(self._rngs, seeds, 0x5B3)
         self._frame_stack.reset(np.array([seed is not None for seed in seeds]))
 
     @torch.inference_mode()
     def act(self, frames: np.ndarray) -> Actions:
-        """Return the greedy action of every environment, and the scores of all."""
+        """Return an action of every environment, and the scores of all."""
         stacks = self._frame_stack.add(shrink(frames)[..., None])[..., 0]  # [n, 4, 84, 84]
         scores = action_scores(self._policy, stacks)
-        return Actions.legal(scores.argmax(axis=1), self.action_names, scores)
+        return Actions.legal(choose(scores, self.temperature, self._rngs), self.action_names, scores)

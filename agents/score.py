@@ -69,7 +69,8 @@ class Args:
     decode: Literal["scores", "generate"] = "scores"
     """scores: the exact probabilities of the legal actions; generate: free text, parsed."""
     temperatures: tuple[float, ...] = ()
-    """Sampling temperatures of a VLM, each in a row of its own; by default the one chosen for the checkpoint."""
+    """Sampling temperatures, each in a row of its own. By default a VLM plays at the one chosen for its checkpoint, an
+    SB3 actor greedily."""
     conditions: tuple[str, ...] = (UNCHANGED.name,)
     """unchanged, palette-bgr, palette-rotated, shifted, score-hidden, sticky-0, sticky-0.5, noop-30; or all of them."""
     engine: Literal["auto", "torch", "openvino"] = "torch"
@@ -89,10 +90,10 @@ class Args:
 
 
 def list_jobs(args: Args) -> list[EvalJob]:
-    """Return the jobs of all rows; a VLM, here or behind an endpoint, has one for each temperature."""
+    """Return the jobs of all rows; a VLM, here or behind an endpoint, and SB3 have one for each temperature."""
     jobs, limits = [], taken_limits(args)
     for game, agent_id in itertools.product(map(find_game, args.games), args.agents):
-        temperatures = args.temperatures if parse_agent_id(agent_id)[0] in ("vlm", "api") else ()
+        temperatures = args.temperatures if parse_agent_id(agent_id)[0] in ("vlm", "api", "sb3") else ()
         conditions = game_conditions(args.conditions, game)
         for condition, temperature, seed in itertools.product(conditions, temperatures or (None,), args.seeds):
             settings = (temperature, condition, args.decode, args.engine, limits[agent_id], args.api)

@@ -27,7 +27,8 @@ def agent_label(row: Row) -> str:
     """Return an agent's name for people: without folders, with how it decodes."""
     agent_type, path = parse_agent_id(row["agent"])
     agent = f"{agent_type}:{Path(path).name}" if path and agent_type != "api" else row["agent"]
-    told = "" if row.get("temperature") is None else f" {row.get('decode')}, temperature {row['temperature']:g}"
+    decode = f" {row['decode']}," if row.get("decode") else ""
+    told = "" if row.get("temperature") is None else f"{decode} temperature {row['temperature']:g}"
     return agent + told + (f", {row['history']} frames, few-shot {row['few_shot']}" if "few_shot" in row else "")
 
 

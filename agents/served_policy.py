@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, UInt8
 
 from agents.frame_questions import FrameQuestions, QuestionedModel
 from agents.policy_batches import ActionQuestion, PolicyBatcher
-from agents.vlm_agent import chosen_temperature, temper
+from agents.sampling import temper
+from agents.vlm_agent import chosen_temperature
 from common.errors import UserError, nearest
 from envs.games import Game, action_names, find_game, screen_size
 from vlm import checkpoint

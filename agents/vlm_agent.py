@@ -11,6 +11,7 @@ import torch
 from agents.agent import Actions, Rngs, reset_rngs
 from agents.frame_stack import FrameStack
 from agents.model_limits import NO_LIMITS, ModelLimits
+from agents.sampling import choose, softmax
 from common.errors import UserError
 from envs.atari import GameEnvs
 from vlm import checkpoint
@@ -122,11 +123,7 @@ class VlmAgent:
         scores = softmax(self._log_probs(stacks))
         if not np.isfinite(scores).all():
             raise UserError("expected probabilities of the model, got NaN: its weights overflow or are damaged")
-        if self.temperature == 0:
-            return Actions.legal(scores.argmax(axis=1), self.action_names, scores)
-        tempered = temper(scores, self.temperature)
-        indices = np.array([rng.choice(len(p), p=p) for rng, p in zip(self._rngs, tempered, strict=True)])
-        return Actions.legal(indices, self.action_names, scores)
+        return Actions.legal(choose(scores, self.temperature, self._rngs), self.action_names, scores)
 
     def _log_probs(self, stacks: np.ndarray) -> np.ndarray:
         """Return the answers' log-probabilities; OpenVINO compiles its graph at the first stacks of a shape."""
@@ -141,14 +138,3 @@ class VlmAgent:
         parsed = [parse_action(answer, self.action_names) for answer in answers]
         indices = np.array([0 if name is None else self.action_names.index(name) for name in parsed])
         return Actions(indices, tuple(answers), None, np.array([name is None for name in parsed]))
-
-
-def temper(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """Return probabilities float64[n, A] at a temperature above 0."""
-    return softmax(np.log(scores.astype(np.float64) + 1e-30) / temperature)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities [n, A] of logits."""
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)

@@ -15,7 +15,7 @@ FIRST, LAST = "points, first twelfth", "points, last twelfth"
 def learning_tables(rows: list[Row]) -> list[Table]:
     """Return a table of each game: what each learner took, and what it scored at its end."""
     games = dict.fromkeys(row["game"] for row in rows)
-    columns = ("thousand frames", "minutes", "frames a second", FIRST, LAST, "score, greedy", "score, sampled")
+    columns = ("thousand frames", "minutes", "frames a second", FIRST, LAST, "score")
     caption = "{}: points for 1,000 decisions of training; mean scores with 95 % bootstrap intervals over games"
     return [
         Table(caption.format(find_game(name).title), columns, _lines(filter_rows(rows, game=name))) for name in games
@@ -35,8 +35,7 @@ def _lines(rows: list[Row]) -> list[tuple[str, dict[str, str]]]:
             cells[FIRST], cells[LAST] = f"{points[0]:,.0f}", f"{points[-1]:,.0f}"
         for row in (row for row in own if "scores" in row):
             mean, low, high = mean_interval([row["scores"]])
-            name = "score, sampled" if learner == "random" or row.get("temperature") else "score, greedy"
-            cells[name] = f"{mean:,.0f} [{low:,.0f}, {high:,.0f}]"
+            cells["score"] = f"{mean:,.0f} [{low:,.0f}, {high:,.0f}]"
         lines.append((learner, cells))
     return lines
 

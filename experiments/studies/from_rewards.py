@@ -6,8 +6,7 @@ Both play the same game under the same protocol with rewards clipped to their si
 text policy starts from the released one, which never saw the game, and all of its weights train; SB3's convolutional
 policy starts from random weights with the settings of `agents.experts.train_sb3`. Rows of curves hold what was earned
 since the row before, with the frames and seconds so far, evaluations apart; rows of scores are those of `agents.score`
-for what each training ended with, and for random play. The text policy draws its actions, as it did in training, and
-SB3's plays greedily, as everywhere here.
+for what each training ended with, and for random play. Both draw their actions, as they did in training.
 """
 
 import io

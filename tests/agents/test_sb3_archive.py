@@ -17,8 +17,8 @@ from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from agents.experts.sb3_callbacks import BestModelCallback
-from agents.sb3_agent import OBSERVATIONS, action_scores, read_policy
+from agents.experts.sb3_callbacks import BestModelCallback, TrainingClock
+from agents.sb3_agent import OBSERVATIONS, Sb3Agent, action_scores, read_policy
 from common.command import run
 from common.errors import UserError
 
@@ -71,6 +71,27 @@ def assert_same_actions(model, path, at_least=2):
         scores = action_scores(policy, frames)
     assert scores.shape == (64, ACTIONS)
     assert np.array_equal(scores.argmax(axis=1), expected)
+
+
+def test_an_actor_draws_its_actions_at_a_temperature_and_a_value_network_cannot(tmp_path):
+    save(PPO, tmp_path / "ppo.zip")
+    save(DQN, tmp_path / "dqn.zip")
+    names, count = ("noop", "fire", "right", "left", "right fire", "left fire"), 400
+    frames = np.broadcast_to(np.full((1, 1, 1, 3), 90, np.uint8), (count, 210, 160, 3))
+
+    def play(temperature):
+        agent = Sb3Agent(tmp_path / "ppo.zip", names, temperature)
+        agent.reset(range(count))
+        return agent.act(frames)
+
+    actions = play(1.0)
+    shares = np.bincount(actions.indices, minlength=len(names)) / count
+    assert np.abs(shares - actions.scores[0]).max() < 0.1
+    assert np.count_nonzero(shares) > 1
+    assert np.array_equal(play(1.0).indices, actions.indices)
+    assert set(play(0.0).indices) == set(play(0.01).indices) == {actions.scores[0].argmax()}
+    with pytest.raises(UserError, match=r"dqn.zip values actions and has no probabilities .* expected temperature 0"):
+        Sb3Agent(tmp_path / "dqn.zip", names, 0.5)
 
 
 def rewrite(path, **members):
@@ -266,7 +287,7 @@ def test_a_save_that_is_killed_leaves_the_archive_before_it(tmp_path):
             path.write_bytes(b"half an archive")
             raise KeyboardInterrupt
 
-    callback = BestModelCallback(tmp_path, lambda _: [0.0], has_replay_buffer=False)
+    callback = BestModelCallback(tmp_path, lambda _: [0.0], has_replay_buffer=False, clock=TrainingClock())
     callback.model = Killed()
     for name in ("last.zip", "best.zip"):
         (tmp_path / name).write_bytes(b"the one before")
