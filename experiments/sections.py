@@ -332,14 +332,16 @@ def segmentation_section(result: Result, images: Sequence[Path]) -> Section:
 
 def rewards_section(result: Result, images: Sequence[Path]) -> Section:
     """Return the study of learning from rewards alone."""
+    played = [row for row in result["rows"] if "scores" in row]
+    seeds, trainings = ({str(row[name]) for row in played} for name in ("seed", "training_seed"))
     return Section(
         "from-rewards",
         "from-rewards: PPO on text answers beside SB3's PPO",
         "A game without an expert of its own, learned from rewards clipped to their sign. The text policy starts from "
         "the released policy, which never saw the game, and SB3's convolutional policy from random weights; they "
         "trained side by side, on a core each. Minutes are of play and optimizer steps, evaluations apart. Scores are "
-        "of whole games on published seeds by what each training ended with. One training of each tells nothing of "
-        "another's luck.",
+        f"of whole games of seed {', '.join(sorted(seeds))}, actions drawn, by what each training (seed "
+        f"{', '.join(sorted(trainings))}) ended with. One training of each tells nothing of another's luck.",
         [result],
         learning_tables(result["rows"]),
         images=images,
